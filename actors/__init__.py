@@ -1,0 +1,1 @@
+"""Actors: environments, wrappers, collecting and evaluating."""

@@ -1,0 +1,72 @@
+"""What chooses actions: one call for all environments of an actor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from dreamfleet.common.seeds import derive_seed
+from dreamfleet.common.spaces import ActionSpec
+
+
+class Policy(Protocol):
+    """Chooses one action for each of an actor's K environments."""
+
+    version: int
+    """Version of the weights that choose the actions."""
+
+    def act(self, observations: Mapping[str, np.ndarray], is_first: np.ndarray) -> np.ndarray:
+        """Return stored actions (K, *stored_shape) for observations of (K, *shape) and is_first (K,)."""
+        ...
+
+    def adopt(self, version: int, weights: np.ndarray) -> None:
+        """Take over published weights: one flat array, as the learner laid it out."""
+        ...
+
+
+class RandomPolicy:
+    """Uniform random actions, each held for a random number of steps.
+
+    Held actions reach places that a fresh action at every step does not: a car that steers left and right by turns stands
+    still. A box's dimension without bounds is drawn from N(0, 1).
+
+    Args:
+        spec: the action's space.
+        environments: K.
+        seed: of its random numbers.
+        hold_min: least number of steps an action is held.
+        hold_max: greatest number, drawn uniformly between the two.
+    """
+
+    def __init__(self, spec: ActionSpec, environments: int, seed: int, hold_min: int = 1, hold_max: int = 1) -> None:
+        self.version = 0
+        self._spec = spec
+        self._hold = (hold_min, hold_max)
+        self._generator = np.random.default_rng(derive_seed(seed, "random policy"))
+        self._left = np.zeros(environments, np.int64)
+        self._action = np.zeros((environments, *spec.stored_shape), spec.stored_dtype)
+
+    def act(self, observations: Mapping[str, np.ndarray], is_first: np.ndarray) -> np.ndarray:
+        """Return actions (K, *stored_shape): the held ones, or new ones where an episode begins or the hold is over."""
+        del observations
+        for k in np.flatnonzero((self._left == 0) | is_first):
+            self._action[k] = self._draw()
+            self._left[k] = self._generator.integers(self._hold[0], self._hold[1] + 1)
+        self._left -= 1
+        return self._action.copy()
+
+    def adopt(self, version: int, weights: np.ndarray) -> None:
+        """Note the version; chance needs no weights."""
+        del weights
+        self.version = version
+
+    def _draw(self) -> np.ndarray:
+        if self._spec.kind != "box":
+            choices = self._generator.integers(self._spec.sizes)
+            return choices[0] if self._spec.kind == "discrete" else choices
+        low, high = np.array(self._spec.low), np.array(self._spec.high)
+        bounded = np.isfinite(low) & np.isfinite(high)
+        uniform = self._generator.uniform(np.where(bounded, low, 0), np.where(bounded, high, 1))
+        return np.where(bounded, uniform, np.clip(self._generator.normal(size=low.shape), low, high))

@@ -1,0 +1,226 @@
+"""All settings: their types, defaults and meanings. The text under each one is what `--help` shows."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+class EnvironmentSettings(_Section):
+    """The environment and its wrappers."""
+
+    id: str = "CarRacing-v3"
+    """A Gymnasium id, or `module:function` of your own that returns a Gymnasium environment."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments for the environment, for example `{continuous: false}`."""
+    action_repeat: int = Field(1, ge=1)
+    """Simulator steps per environment step; their rewards are summed."""
+    image_size: int = Field(64, ge=0)
+    """Side to which pictures are resized (area interpolation); 0 keeps them as they are."""
+    grey: bool = False
+    """Turn pictures grey."""
+    time_limit: int = Field(0, ge=0)
+    """End (truncate) episodes after so many environment steps; 0 leaves it to the environment."""
+    noop_max: int = Field(0, ge=0)
+    """Begin each episode with 0 to so many simulator steps of the action that does nothing."""
+
+
+class ActorSettings(_Section):
+    """The processes that collect experience."""
+
+    count: int = Field(2, ge=1)
+    """Actor processes."""
+    environments: int = Field(1, ge=1)
+    """Environments per actor, stepped as one batch."""
+    steps_per_order: int = Field(64, ge=1, le=4096)
+    """Environment steps of each environment that one order asks for."""
+    policy: Literal["random"] = "random"
+    """What chooses the actions."""
+    hold_min: int = Field(1, ge=1)
+    """A random action is held for at least so many environment steps."""
+    hold_max: int = Field(1, ge=1)
+    """A random action is held for at most so many environment steps."""
+    order_timeout_s: float = Field(300.0, gt=0)
+    """An actor that has not answered an order for so long is replaced."""
+
+    @model_validator(mode="after")
+    def _hold_in_order(self) -> ActorSettings:
+        if self.hold_min > self.hold_max:
+            raise ValueError(f"hold_min {self.hold_min} is greater than hold_max {self.hold_max}")
+        return self
+
+
+class ReplaySettings(_Section):
+    """The store of experience."""
+
+    capacity_gb: float = Field(4.0, gt=0)
+    """Most gigabytes (1e9 bytes) on disk; the oldest experience goes first."""
+    capacity_steps: int = Field(1_000_000, ge=1000)
+    """Most environment steps kept; the oldest go first."""
+    across_episodes: bool = True
+    """Whether a sequence may run from one episode into the next (`is_first` marks where); else it stays within one."""
+    recent_fraction: float = Field(0.0, ge=0, le=1)
+    """Share of sequences drawn from the newest steps alone; the rest is uniform over all."""
+    recent_steps: int = Field(10_000, ge=1)
+    """How many of the newest steps `recent_fraction` draws from."""
+    held_out_every: int = Field(10, ge=0)
+    """Of each stream's episodes, every so many is kept from training, to measure the model on; 0 keeps none back."""
+
+
+class ModelSettings(_Section):
+    """The world model: which parts, and how big."""
+
+    encoder: Literal["strided", "planet"] = "planet"
+    """Convolutions for pictures: `strided` (3×3, the seed's; any side divisible by 16) or `planet` (4×4; 64×64 only)."""
+    depth: int = Field(32, ge=1)
+    """Channels of the first convolution; each further one doubles them."""
+    batch_norm: bool = False
+    """Batch norm after the convolutions (`strided` only)."""
+    image_input: Literal["unit", "centred", "five_bit"] = "centred"
+    """How bytes become the network's numbers: x/255, x/255 - 0.5, or PlaNet's 5 bits with noise."""
+    embedding: int = Field(1024, ge=1)
+    """Width to which the encoder's output is projected (`strided` only; `planet` gives what its convolutions give)."""
+    vector_units: int = Field(256, ge=1)
+    """Width of the encoder and decoder of vector observations."""
+    vector_layers: int = Field(2, ge=1)
+    """Layers of the encoder and decoder of vector observations."""
+    deterministic: int = Field(200, ge=1)
+    """Width of the deterministic state h."""
+    stochastic: int = Field(30, ge=1)
+    """Width of the stochastic state z."""
+    hidden: int = Field(200, ge=1)
+    """Width of the hidden layers of transition and posterior."""
+    gru_layers: int = Field(1, ge=1)
+    """GRU cells, one on top of the other."""
+    prior_sees_action: bool = False
+    """Whether the prior's hidden layer reads [h, a], as the seed's does, or h alone, as PlaNet's."""
+    std: Literal["softplus", "log_variance"] = "softplus"
+    """How a Gaussian state's deviation is made: `softplus(x) + min_std`, or `exp(x / 2)`, never under min_std."""
+    min_std: float = Field(0.1, gt=0)
+    """Smallest deviation of a Gaussian state."""
+    activation: Literal["relu", "elu"] = "relu"
+    """Activation of the dense layers."""
+    reward_layers: int = Field(2, ge=1)
+    """Hidden layers of the reward model."""
+    reward_units: int = Field(200, ge=1)
+    """Width of the reward model."""
+    reward_distribution: Literal["unit_normal", "normal"] = "unit_normal"
+    """What the reward model predicts: a Normal with deviation 1, or one with a learned variance."""
+    continue_head: bool = False
+    """Whether the end of an episode is predicted too."""
+
+
+class LossSettings(_Section):
+    """The world model's loss."""
+
+    reconstruction_scale: float = Field(1.0, ge=0)
+    """Weight of the observations' log-likelihood."""
+    reward_scale: float = Field(1.0, ge=0)
+    """Weight of the rewards' log-likelihood."""
+    continue_scale: float = Field(1.0, ge=0)
+    """Weight of the continue head's log-likelihood."""
+    kl_scale: float = Field(1.0, ge=0)
+    """Weight of KL(posterior || prior)."""
+    free_nats: float = Field(3.0, ge=0)
+    """KL below this costs nothing."""
+    free_nats_per: Literal["element", "mean"] = "element"
+    """Whether free nats are granted to each step of each sequence, or to the batch's mean."""
+
+
+class LearnerSettings(_Section):
+    """The process that trains."""
+
+    batch_size: int = Field(50, ge=1)
+    """Sequences per update."""
+    sequence_length: int = Field(50, ge=2)
+    """Steps per sequence."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Adam's learning rate."""
+    adam_epsilon: float = Field(1e-8, gt=0)
+    """Adam's epsilon."""
+    clip: float = Field(1000.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; `auto` takes a GPU where there is one."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of forward and backward; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    threads: int = Field(0, ge=0)
+    """CPU threads of the learner; 0 takes all cores."""
+    prefetch: int = Field(2, ge=1, le=16)
+    """Batches fetched ahead."""
+    updates_per_order: int = Field(8, ge=1)
+    """Updates that one order asks for."""
+    publish_every: int = Field(16, ge=1)
+    """Updates between two published versions of the weights."""
+    order_timeout_s: float = Field(1800.0, gt=0)
+    """A learner that has not answered an order for so long is replaced, from the last checkpoint."""
+
+
+class TrainSettings(_Section):
+    """How long to train, and how much for each step collected."""
+
+    env_steps: int = Field(1_000_000, ge=1)
+    """Environment steps to collect in all."""
+    ratio: float = Field(32.0, gt=0)
+    """Train ratio: replayed steps (batch size × sequence length per update) per environment step after the prefill."""
+    prefill: int = Field(5000, ge=0)
+    """Environment steps collected before training begins."""
+
+
+class RecordSettings(_Section):
+    """Checkpoints, logs and pictures."""
+
+    log_every_s: float = Field(10.0, gt=0)
+    """Seconds between two rows of metrics and, off a terminal, status lines."""
+    checkpoint_every: int = Field(1000, ge=1)
+    """Updates between two checkpoints."""
+    checkpoints_kept: int = Field(3, ge=1)
+    """How many of the newest checkpoints are kept, beside the best."""
+    picture_every: int = Field(1000, ge=1)
+    """Updates between two pictures of truth, reconstruction and prediction."""
+    picture_context: int = Field(5, ge=1)
+    """Steps that a prediction sees before it goes on from the actions alone."""
+    picture_steps: int = Field(50, ge=2)
+    """Steps in a picture's sequence, those seen included."""
+
+
+class Settings(_Section):
+    """All settings of a run."""
+
+    seed: int = Field(0, ge=0)
+    """Seed from which every random number of the run is derived."""
+    env: EnvironmentSettings = EnvironmentSettings()
+    actors: ActorSettings = ActorSettings()
+    replay: ReplaySettings = ReplaySettings()
+    model: ModelSettings = ModelSettings()
+    loss: LossSettings = LossSettings()
+    learner: LearnerSettings = LearnerSettings()
+    train: TrainSettings = TrainSettings()
+    records: RecordSettings = RecordSettings()
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Settings:
+        if self.records.picture_context >= self.records.picture_steps:
+            raise ValueError(
+                f"records.picture_context {self.records.picture_context} leaves nothing to predict of "
+                f"records.picture_steps {self.records.picture_steps}"
+            )
+        needed = 2 * self.learner.batch_size * self.learner.sequence_length
+        if self.replay.capacity_steps < needed:
+            raise ValueError(
+                f"replay.capacity_steps {self.replay.capacity_steps} is less than two batches "
+                f"(2 × learner.batch_size × learner.sequence_length = {needed})"
+            )
+        if self.train.prefill > self.train.env_steps:
+            raise ValueError(
+                f"train.prefill {self.train.prefill} is more than train.env_steps {self.train.env_steps}: "
+                "training would never begin"
+            )
+        if self.model.batch_norm and self.model.encoder == "planet":
+            raise ValueError("model.batch_norm true needs model.encoder strided: planet's convolutions have none")
+        return self

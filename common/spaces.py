@@ -1,0 +1,110 @@
+"""What an environment shows and takes, as plain data: no Gymnasium here, so that replay and learner need none."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+ActionKind = Literal["discrete", "multi_discrete", "box"]
+
+
+@dataclass(frozen=True)
+class ObservationSpec:
+    """One entry of an observation: an image (H, W, C) in uint8, or a vector (D,) in float32."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def is_image(self) -> bool:
+        """Whether this entry is a picture rather than a vector."""
+        return self.dtype == "uint8" and len(self.shape) == 3
+
+    def __post_init__(self) -> None:
+        """Make the shape a tuple of ints, also when it comes from JSON."""
+        object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """What an action is.
+
+    Attributes:
+        kind: "discrete" (one choice), "multi_discrete" (several choices) or "box" (a vector of reals).
+        sizes: number of choices of each part; for a box, its number of dimensions alone.
+        low: lower bounds of a box, flat; empty otherwise.
+        high: upper bounds of a box, flat; empty otherwise.
+        box_shape: the shape the environment wants a box action in; empty otherwise.
+    """
+
+    kind: ActionKind
+    sizes: tuple[int, ...]
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    box_shape: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Make tuples of lists, also when they come from JSON."""
+        object.__setattr__(self, "sizes", tuple(int(size) for size in self.sizes))
+        object.__setattr__(self, "low", tuple(float(bound) for bound in self.low))
+        object.__setattr__(self, "high", tuple(float(bound) for bound in self.high))
+        object.__setattr__(self, "box_shape", tuple(int(size) for size in self.box_shape))
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape of one stored action: () for discrete, (parts,) for multi_discrete, (A,) for box."""
+        if self.kind == "discrete":
+            return ()
+        return (len(self.sizes),) if self.kind == "multi_discrete" else (self.sizes[0],)
+
+    @property
+    def stored_dtype(self) -> str:
+        """Type of a stored action: int32 for choices, float32 for reals."""
+        return "float32" if self.kind == "box" else "int32"
+
+    @property
+    def width(self) -> int:
+        """Width of the action as the networks take it: one-hots side by side, or the box itself."""
+        return sum(self.sizes)
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """The observations and the action of one environment."""
+
+    observations: tuple[ObservationSpec, ...]
+    action: ActionSpec
+
+    def __post_init__(self) -> None:
+        """Sort the observations by name, so that the order never depends on who built them."""
+        object.__setattr__(self, "observations", tuple(sorted(self.observations, key=lambda spec: spec.name)))
+
+    @property
+    def images(self) -> tuple[ObservationSpec, ...]:
+        """The entries that are pictures."""
+        return tuple(spec for spec in self.observations if spec.is_image)
+
+    @property
+    def vectors(self) -> tuple[ObservationSpec, ...]:
+        """The entries that are vectors."""
+        return tuple(spec for spec in self.observations if not spec.is_image)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data that `from_json` takes back."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Spaces:
+        """Rebuild the spaces from what `to_json` gave."""
+        return Spaces(
+            observations=tuple(ObservationSpec(**entry) for entry in data["observations"]),
+            action=ActionSpec(**data["action"]),
+        )
+
+
+def zero_action(spec: ActionSpec, count: int) -> np.ndarray:
+    """Return `count` stored actions of zeros, shape (count, *stored_shape)."""
+    return np.zeros((count, *spec.stored_shape), spec.stored_dtype)

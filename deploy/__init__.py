@@ -1,0 +1,1 @@
+"""Deploy: the command line, the fleet loop, run directories and records."""

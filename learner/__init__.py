@@ -1,0 +1,1 @@
+"""Learner: losses, the training step, checkpoints, publishing, pictures."""

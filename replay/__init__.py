@@ -1,0 +1,1 @@
+"""Replay: the chunk log, its index, sampling, server and client."""
