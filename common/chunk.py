@@ -143,20 +143,58 @@ def parse_header(record: bytes | memoryview) -> ChunkHeader:
     """
     header_bytes, record_bytes = record_size(record)
     header = bytes(record[PREFIX.size : PREFIX.size + header_bytes])
-    if len(header) < header_bytes or zlib.crc32(header) != PREFIX.unpack_from(record)[3]:
+    if len(header) < max(header_bytes, _HEADER.size) or zlib.crc32(header) != PREFIX.unpack_from(record)[3]:
         raise DamagedChunkError("the header's checksum is wrong")
     (identity, actor, incarnation, stream, sequence, first_step, episode, steps, first, last, terminal, oldest, newest,
      block_count) = _HEADER.unpack_from(header)  # fmt: skip
+    if header_bytes != _HEADER.size + 8 * block_count:
+        raise DamagedChunkError(f"a header of {header_bytes} bytes cannot describe {block_count} blocks")
     table = struct.unpack_from(f"<{2 * block_count}I", header, _HEADER.size)
     blocks, offset = [], PREFIX.size + header_bytes
     for length, checksum in zip(table[::2], table[1::2], strict=True):
         size = length & ~_COMPRESSED
-        blocks.append(Block(offset, size, bool(length & _COMPRESSED), checksum))
+        blocks.append(Block(offset, size, length != size, checksum))
         offset += size
+    if offset != record_bytes:
+        raise DamagedChunkError(f"the record's blocks end at byte {offset}, not at its end, {record_bytes}")
     return ChunkHeader(
         ChunkKey(actor, incarnation, stream, sequence), identity, first_step, episode, steps, first, last, terminal,
         oldest, newest, tuple(blocks), record_bytes,
     )  # fmt: skip
+
+
+def check_header(step_format: StepFormat, header: ChunkHeader) -> None:
+    """Check that a header describes a chunk of this format.
+
+    Raises:
+        DamagedChunkError: if it is of another format or contradicts itself.
+    """
+    if header.format_identity != step_format.identity:
+        raise DamagedChunkError(f"the record's format {header.format_identity} is not {step_format.identity}")
+    if not 1 <= header.steps <= CHUNK_STEPS:
+        raise DamagedChunkError(f"a chunk holds 1 to {CHUNK_STEPS} steps, not {header.steps}")
+    if (header.first_mask | header.last_mask | header.terminal_mask) >> header.steps:
+        raise DamagedChunkError(f"a chunk of {header.steps} steps has flags of steps after them")
+    expected = 1 + len(step_format.big) * -(-header.steps // BLOCK_STEPS)
+    if len(header.blocks) != expected:
+        raise DamagedChunkError(f"a chunk of {header.steps} steps has {expected} blocks, not {len(header.blocks)}")
+
+
+def check_record(step_format: StepFormat, record: bytes | memoryview) -> ChunkHeader:
+    """Check a whole record, decompressing nothing, and return its header.
+
+    Raises:
+        DamagedChunkError: if any part of the record is damaged or it is of another format.
+    """
+    header = parse_header(record)
+    check_header(step_format, header)
+    view = memoryview(record)
+    if len(view) != header.record_bytes:
+        raise DamagedChunkError(f"the record has {len(view)} bytes and says {header.record_bytes}")
+    for number, block in enumerate(header.blocks):
+        if zlib.crc32(view[block.offset : block.offset + block.stored_bytes]) != block.checksum:
+            raise DamagedChunkError(f"the checksum of block {number} is wrong")
+    return header
 
 
 def decode_block(stored: bytes | memoryview, block: Block, raw_bytes: int) -> bytes | memoryview:
@@ -231,12 +269,13 @@ def decode_chunk(step_format: StepFormat, record: bytes | memoryview) -> dict[st
         DamagedChunkError: if any part of the record is damaged or it is of another format.
     """
     header = parse_header(record)
-    if header.format_identity != step_format.identity:
-        raise DamagedChunkError(f"the record's format {header.format_identity} is not {step_format.identity}")
+    check_header(step_format, header)
     view = memoryview(record)
     if len(view) != header.record_bytes:
         raise DamagedChunkError(f"the record has {len(view)} bytes and says {header.record_bytes}")
-    blocks = {n: (block, view[block.offset : block.offset + block.stored_bytes]) for n, block in enumerate(header.blocks)}
+    blocks = {
+        n: (block, view[block.offset : block.offset + block.stored_bytes]) for n, block in enumerate(header.blocks)
+    }
     out = {field.name: np.empty((header.steps, *field.shape), field.dtype) for field in step_format.fields}
     read_steps(step_format, header.steps, 0, header.steps, blocks, out)
     return out

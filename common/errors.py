@@ -14,3 +14,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'X'?" for the known name nearest to `name`, or an empty string."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean '{found[0]}'?" if found else ""
+
+
+class RunFailedError(Exception):
+    """A run that cannot go on: the sentence says of what; shown without a traceback, which the log holds."""

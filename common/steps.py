@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from dreamfleet.common.spaces import Spaces
@@ -42,7 +43,7 @@ class Field:
     dtype: str
     shape: tuple[int, ...]
 
-    @property
+    @cached_property
     def step_bytes(self) -> int:
         """Bytes of one step."""
         import numpy as np

@@ -1,0 +1,190 @@
+"""One environment, made as the settings say: loaded, wrapped, described, tried out.
+
+The wrappers, from the inside out, Gymnasium's own wherever it has one:
+
+    the environment     gymnasium.make(id, **kwargs), or your `module:function`(**kwargs)
+    NoopStart           env.noop_max: simulator steps of the action that does nothing
+    RepeatAction        env.action_repeat: rewards are summed, and the end of an episode ends the repeat
+    TransformObservation   a Dict of images (H, W, C) uint8 and vectors (D,) float32; env.image_size, env.grey
+    TimeLimit           env.time_limit: in environment steps, that is, after the repeat
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+from gymnasium import wrappers
+
+from dreamfleet.actors.actions import describe_action
+from dreamfleet.actors.observations import entry_reader, entry_space, list_entries
+from dreamfleet.actors.wrappers import NoopStart
+from dreamfleet.common.errors import UserError, nearest
+from dreamfleet.common.settings import EnvironmentSettings
+from dreamfleet.common.spaces import ObservationSpec, Spaces
+
+Environment = gymnasium.Env[Any, Any]
+
+_REGISTERING_MODULES = {"ALE": "ale_py"}
+"""Id prefixes whose package must be imported to register its environments; most packages register themselves."""
+_PROBE_STEPS = 4
+
+
+def make_environment(settings: EnvironmentSettings, render: bool = False) -> Environment:
+    """Return the environment with all its wrappers; its observations are a Dict, its actions its own.
+
+    Args:
+        settings: which environment and how it is wrapped.
+        render: make it so that `render()` returns frames, if it can.
+
+    Raises:
+        UserError: if it cannot be made or has spaces that are not supported.
+    """
+    env = _load(settings, render)
+    try:
+        describe_action(env.action_space)
+        entries = list_entries(env.observation_space, settings.image_size, settings.grey)
+    except UserError:
+        env.close()
+        raise
+    if settings.noop_max:
+        env = NoopStart(env, settings.noop_max)
+    if settings.action_repeat > 1:
+        env = wrappers.RepeatAction(env, settings.action_repeat)
+    env = wrappers.TransformObservation(env, entry_reader(entries), entry_space(entries))
+    if settings.time_limit:
+        env = wrappers.TimeLimit(env, settings.time_limit)
+    return env
+
+
+def describe_spaces(env: Environment) -> Spaces:
+    """Return what an environment from `make_environment` shows and takes."""
+    assert isinstance(env.observation_space, gymnasium.spaces.Dict), "make_environment makes Dict observations"
+    observations = [
+        ObservationSpec(name, box.shape or (), str(box.dtype)) for name, box in env.observation_space.spaces.items()
+    ]
+    return Spaces(tuple(observations), describe_action(env.action_space))
+
+
+def probe_environment(settings: EnvironmentSettings) -> Spaces:
+    """Make one environment, try it for a few random actions, close it, and return its spaces.
+
+    Whoever starts actors does this first, so that a wrong environment is one sentence and not a crash of each actor.
+
+    Raises:
+        UserError: if it cannot be made, has spaces that are not supported, fails at once, or shows what its space denies.
+    """
+    env = make_environment(settings)
+    try:
+        _try(env)
+        return describe_spaces(env)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"env.id '{settings.id}' was made, but failed at its first steps: {_cause(error)}") from error
+    finally:
+        env.close()
+
+
+def _try(env: Environment) -> None:
+    """Reset and take a few random actions; the conversion of observations checks their shapes and types."""
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    for _ in range(_PROBE_STEPS):
+        _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+        float(reward)
+        if terminated or truncated:
+            env.reset()
+
+
+def _load(settings: EnvironmentSettings, render: bool) -> Environment:
+    """Return the bare environment of this id."""
+    module, _, function = settings.id.partition(":")
+    own = bool(function) and function.replace(".", "").isidentifier()
+    env = _call(settings, _own_function(module, function) if own else _registered_function(settings.id), render)
+    if not isinstance(env, gymnasium.Env):
+        raise UserError(f"env.id '{settings.id}' returned {type(env).__name__}: it should return a gymnasium.Env.")
+    return env
+
+
+def _registered_function(name: str) -> Callable[..., Environment]:
+    """Return what makes the Gymnasium environment of this id, once it is known to be registered."""
+    module = _REGISTERING_MODULES.get(name.partition("/")[0]) if "/" in name else None
+    try:
+        if module:
+            importlib.import_module(module)
+        spec = gymnasium.spec(name)
+    except (gymnasium.error.Error, ImportError) as error:
+        known = nearest(name, gymnasium.registry) or " `gymnasium.pprint_registry()` lists those installed."
+        raise UserError(
+            f"env.id '{name}' is not an environment that Gymnasium knows here ({error}).{known} "
+            "Its package may not be installed; a function of your own is written module:function."
+        ) from error
+
+    def make(**kwargs: Any) -> Environment:
+        return gymnasium.make(spec, disable_env_checker=True, **kwargs)
+
+    return make
+
+
+def _own_function(module: str, function: str) -> Callable[..., Any]:
+    """Return the user's function, found from the working directory too."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    where = f"env.id '{module}:{function}'"
+    try:
+        found: Any = importlib.import_module(module)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and module.split(".")[0] == error.name:
+            raise UserError(
+                f"{where}: there is no module '{module}' in '{Path.cwd()}' or where Python looks."
+                f"{nearest(module, [path.stem for path in Path.cwd().glob('*.py')])} PYTHONPATH adds places."
+            ) from error
+        raise UserError(f"{where}: importing '{module}' failed: {_cause(error)}") from error
+    for part in function.split("."):
+        if not hasattr(found, part):
+            raise UserError(f"{where}: '{module}' has no '{part}'.{nearest(part, dir(found))}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise UserError(f"{where} is {type(found).__name__}: it should be a function that returns a gymnasium.Env.")
+    return found
+
+
+def _call(settings: EnvironmentSettings, make: Callable[..., Environment], render: bool) -> Environment:
+    """Return the environment that `make` makes from the settings' arguments."""
+    kwargs = dict(settings.kwargs)
+    try:
+        inspect.signature(make).bind(**kwargs)
+        env = make(**kwargs)
+        if not render or "render_mode" in kwargs or not _can_render(env, make):
+            return env
+        env.close()
+        return make(**kwargs, render_mode="rgb_array")
+    except UserError:
+        raise
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise UserError(f"env.id '{settings.id}' needs a package that is not installed: {error}") from error
+    except Exception as error:
+        given = f"env.kwargs {kwargs}" if kwargs else "no env.kwargs"
+        raise UserError(f"env.id '{settings.id}' could not be made with {given}: {_cause(error)}") from error
+
+
+def _can_render(env: Environment, make: Callable[..., Environment]) -> bool:
+    """Return whether the environment knows frames and its maker can be asked for them."""
+    parameters = inspect.signature(make).parameters
+    takes = "render_mode" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return takes and "rgb_array" in (env.metadata.get("render_modes") or [])
+
+
+def _cause(error: BaseException) -> str:
+    """Return the error in a line, with the place in the code where it arose."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({os.path.relpath(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{place}"

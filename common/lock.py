@@ -1,0 +1,68 @@
+"""The lock on a directory: two processes must not write to one at the same time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+
+from dreamfleet.common.errors import UserError
+
+LOCK_NAME = ".lock"
+_POLL_S = 0.05
+
+
+class DirectoryLock:
+    """Holds a directory for this process until released; the end of the process, even by SIGKILL, releases it too.
+
+    Args:
+        path: the directory; it must exist.
+        wait_s: how long to wait for another process to let go.
+
+    Raises:
+        UserError: if another process (or another lock of this one) still has it after `wait_s`.
+    """
+
+    def __init__(self, path: Path, wait_s: float = 0) -> None:
+        self._path = path
+        self._descriptor = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._acquire(wait_s)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Let go; a second call does nothing."""
+        if self._descriptor >= 0:
+            # The file stays: removing it could take it from a process that is just waiting for it.
+            os.ftruncate(self._descriptor, 0)
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> DirectoryLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def _acquire(self, wait_s: float) -> None:
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    holder = os.pread(self._descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+                    raise UserError(
+                        f"{self._path} is in use by process {holder}: wait for it to end, or give another directory."
+                    ) from None
+                time.sleep(_POLL_S)
+            else:
+                return

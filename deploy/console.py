@@ -1,0 +1,78 @@
+"""What the user sees: lines that stay, and one status line that is written over on a terminal."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TextIO
+
+LOGGER_NAME = "dreamfleet"
+
+
+class Console(logging.Handler):
+    """Prints the log and a status line without mixing them.
+
+    On a terminal the status is one line at the bottom, rewritten; elsewhere a status is an ordinary line, printed when the
+    caller says it is due.
+
+    Args:
+        stream: where to print, stdout by default.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__(logging.INFO)
+        self._stream = stream or sys.stdout
+        self._shown = 0
+        self.is_terminal = self._stream.isatty()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a log record; warnings and errors say that they are."""
+        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        self.say(prefix + record.getMessage())
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self._clear()
+        self._write(text + "\n")
+
+    def status(self, text: str) -> None:
+        """Show how things stand."""
+        if not self.is_terminal:
+            self._write(text + "\n")
+            return
+        self._clear()
+        text = text[: shutil.get_terminal_size().columns - 1]
+        self._write(text)
+        self._shown = len(text)
+
+    def _clear(self) -> None:
+        if self._shown:
+            self._write("\r" + " " * self._shown + "\r")
+            self._shown = 0
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
+
+def open_log(console: Console, file: Path) -> logging.Logger:
+    """Send what the process logs to the console and, with times, to a file; return the logger."""
+    logger = logging.getLogger(LOGGER_NAME)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        if handler is not console:
+            handler.close()
+    to_file = logging.FileHandler(file)
+    formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    formatter.converter = time.gmtime
+    formatter.default_time_format = "%Y-%m-%dT%H:%M:%SZ"
+    formatter.default_msec_format = ""
+    to_file.setFormatter(formatter)
+    logger.addHandler(console)
+    logger.addHandler(to_file)
+    return logger

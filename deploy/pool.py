@@ -1,0 +1,95 @@
+"""Where actors, learner and replay live: the fleet loop gives them orders through this, with Ray or without."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+
+class WorkerLostError(Exception):
+    """A worker's process died, hangs or cannot be reached: what it was doing is lost, a new one may do better."""
+
+
+class WorkerFailedError(Exception):
+    """A worker's own code raised.
+
+    Attributes:
+        cause: the exception it raised.
+        trace: its traceback as text.
+    """
+
+    def __init__(self, cause: BaseException, trace: str) -> None:
+        super().__init__(f"{type(cause).__name__}: {cause}")
+        self.cause = cause
+        self.trace = trace
+
+
+@dataclass(frozen=True, eq=False)
+class Worker:
+    """A started worker: its name for the log, and what stands for it in its pool."""
+
+    name: str
+    target: Any
+
+
+class Counters(NamedTuple):
+    """What the replay knows for certain.
+
+    Attributes:
+        total_steps: unique environment steps ever stored.
+        valid_starts: steps from which a training sequence can be cut.
+        next_incarnation: the lowest number that no life of any actor has borne.
+    """
+
+    total_steps: int
+    valid_starts: int
+    next_incarnation: int
+
+
+class Pool(Protocol):
+    """Starts workers, gives them orders and brings back their answers. Orders of one worker are done in turn."""
+
+    def start_actor(self, actor: int, incarnation: int) -> Worker:
+        """Start the actor with this number in its next life."""
+        ...
+
+    def start_learner(self) -> Worker:
+        """Start the learner."""
+        ...
+
+    def stop(self, worker: Worker) -> None:
+        """End a worker at once, whatever it is doing."""
+        ...
+
+    def give(self, worker: Worker, method: str, *arguments: Any) -> Any:
+        """Give an order and return its future."""
+        ...
+
+    def wait(self, futures: list[Any], timeout_s: float) -> list[Any]:
+        """Return the futures that are done, after at most `timeout_s`."""
+        ...
+
+    def result(self, future: Any) -> Any:
+        """Return what a done order brought.
+
+        Raises:
+            WorkerLostError: if the worker is gone.
+            WorkerFailedError: if its code raised.
+        """
+        ...
+
+    def counters(self) -> Counters:
+        """Ask the replay for its counters."""
+        ...
+
+    def replay_stats(self) -> dict[str, float]:
+        """Ask the replay for its figures."""
+        ...
+
+    def sync_replay(self) -> None:
+        """Have the replay write all it holds through to the disk."""
+        ...
+
+    def close(self) -> None:
+        """End all workers and the replay, in order."""
+        ...

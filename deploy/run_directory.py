@@ -1,0 +1,101 @@
+"""The run directory: where everything of one run lies."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+
+from dreamfleet.common.errors import UserError, nearest
+from dreamfleet.common.settings import Settings
+from dreamfleet.common.spaces import Spaces
+from dreamfleet.deploy.resolve import resolve, write_settings
+
+
+class RunDirectory:
+    """Paths and small files of one run.
+
+    Attributes:
+        path: the directory.
+        config_file: the resolved settings.
+        spaces_file: what the environment shows and takes.
+        replay: the chunk log.
+        checkpoints: what the learner goes on from.
+        tensorboard: event files.
+        pictures: stills and videos of the model at work, and of episodes.
+        metrics_file: the same scalars as TensorBoard's, a JSON object a line.
+        log_file: what the run said.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.spaces_file = path / "spaces.json"
+        self.replay = path / "replay"
+        self.checkpoints = path / "checkpoints"
+        self.tensorboard = path / "tensorboard"
+        self.pictures = path / "pictures"
+        self.metrics_file = path / "metrics.jsonl"
+        self.log_file = path / "train.log"
+
+    @staticmethod
+    def new(label: str) -> RunDirectory:
+        """Return a directory under runs/ that is not there yet, named after the label and the time."""
+        stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(label).stem).strip("-").lower()
+        base = Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+        path, number = base, 1
+        while path.exists():
+            number += 1
+            path = base.with_name(f"{base.name}-{number}")
+        return RunDirectory(path)
+
+    def existing(self) -> RunDirectory:
+        """Return this directory if it holds a run.
+
+        Raises:
+            UserError: if it does not, with the nearest that does.
+        """
+        if self.config_file.is_file():
+            return self
+        if not self.path.exists():
+            siblings = [str(file.parent) for file in self.path.parent.glob("*/config.yaml")]
+            raise UserError(f"flag --run: {self.path} does not exist.{nearest(str(self.path), siblings)}")
+        raise UserError(f"flag --run: {self.path} is no run directory: it holds no config.yaml.")
+
+    def create(self) -> None:
+        """Make the directory and its folders.
+
+        Raises:
+            UserError: if that fails, or the path holds something that is no run.
+        """
+        if self.path.exists() and not self.config_file.is_file():
+            if not self.path.is_dir():
+                raise UserError(f"flag --run: {self.path} is a file, not a directory.")
+            if any(self.path.iterdir()):
+                raise UserError(f"flag --run: {self.path} holds files, but no run (no config.yaml); name another directory.")
+        try:
+            for folder in (self.path, self.replay, self.checkpoints, self.tensorboard, self.pictures):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"flag --run: {self.path} cannot be made: {error.strerror}.") from None
+
+    def settings(self) -> Settings:
+        """Return the settings that the run was last started with."""
+        return resolve(base=self.config_file)
+
+    def write(self, settings: Settings, spaces: Spaces) -> None:
+        """Write the settings and the spaces."""
+        write_settings(settings, self.config_file)
+        self.spaces_file.write_text(json.dumps(spaces.to_json(), indent=1))
+
+    def spaces(self) -> Spaces:
+        """Return the spaces of the run's environment.
+
+        Raises:
+            UserError: if the run never came as far as to write them.
+        """
+        try:
+            return Spaces.from_json(json.loads(self.spaces_file.read_text()))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.spaces_file} cannot be read ({error}): the run has not trained yet.") from None

@@ -1,0 +1,113 @@
+"""Tells of a run: what the fleet loop does becomes status lines, scalars, pictures and the summary's figures."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from dreamfleet.common.settings import Settings
+from dreamfleet.deploy.console import Console
+from dreamfleet.deploy.fleet import Fleet, Watcher
+from dreamfleet.deploy.progress import Progress
+from dreamfleet.deploy.records import Records
+from dreamfleet.deploy.slot import Slot
+
+TERMINAL_STATUS_S = 1.0
+"""Seconds between two status lines on a terminal, where they take no room."""
+
+log = logging.getLogger("dreamfleet")
+
+
+class RunWatcher(Watcher):
+    """Writes down what happens.
+
+    Attributes:
+        first_metrics: the learner's metrics of this start's first order; `last_metrics` of its last.
+        last_picture: file of the newest still; `last_video` of the newest video.
+
+    Args:
+        settings: the run's.
+        records: where scalars and pictures go.
+        console: where status lines go.
+    """
+
+    def __init__(self, settings: Settings, records: Records, console: Console) -> None:
+        self.first_metrics: dict[str, float] = {}
+        self.last_metrics: dict[str, float] = {}
+        self.last_picture: Path | None = None
+        self.last_video: Path | None = None
+        self.progress: Progress | None = None
+        self._settings = settings
+        self._records = records
+        self._console = console
+        self._sums: dict[str, list[float]] = defaultdict(list)
+        self._row_due = time.monotonic() + settings.records.log_every_s
+        self._status_due = 0.0
+
+    def restored(self, fleet: Fleet, facts: dict[str, Any] | None) -> None:
+        """Say what the learner goes on from."""
+        if facts:
+            log.info("resuming: update %d, %d env steps in the replay", fleet.updates, fleet.env_steps)
+
+    def trained(self, fleet: Fleet, report: Any) -> None:
+        """Keep the order's metrics for the next row."""
+        del fleet
+        self.first_metrics = self.first_metrics or dict(report.metrics)
+        self.last_metrics = dict(report.metrics)
+        seconds = sum(report.timings.values()) or 1.0
+        for name, value in report.metrics.items():
+            self._sums[name].append(value)
+        for name, value in report.timings.items():
+            self._sums[f"learner/{name}_fraction"].append(value / seconds)
+        if self.progress:
+            self.progress.batch_wait_s += report.timings.get("wait", 0.0)
+
+    def collected(self, fleet: Fleet, slot: Slot, report: Any) -> None:
+        """Keep the episodes' results for the next row."""
+        del fleet, slot
+        for episode in report.episodes:
+            self._sums["episode/return"].append(episode.total_reward)
+            self._sums["episode/length"].append(episode.length)
+
+    def illustrated(self, fleet: Fleet, pictures: Any) -> None:
+        """Write the learner's pictures."""
+        self.last_picture = self._records.picture("prediction", pictures.still, fleet.updates)
+        self.last_video = self._records.video("prediction", pictures.video, fleet.updates)
+
+    def saved(self, fleet: Fleet, facts: dict[str, Any]) -> None:
+        """Say that there is a checkpoint."""
+        held_out = facts.get("held_out_loss")
+        judged = f", held-out loss {held_out:.4g}" if held_out is not None else ""
+        log.info("checkpoint at update %d%s", facts["updates"], judged)
+        if held_out is not None:
+            self._records.scalars({"held_out/loss": held_out}, fleet.env_steps, fleet.updates)
+
+    def turned(self, fleet: Fleet) -> None:
+        """Show the status and write a row when they are due."""
+        self.progress = self.progress or Progress(fleet, self._settings.env.action_repeat)
+        now = time.monotonic()
+        if now >= self._status_due:
+            self.progress.read()
+            pause = TERMINAL_STATUS_S if self._console.is_terminal else self._settings.records.log_every_s
+            self._status_due = now + pause
+            self._console.status(self.progress.line(self.last_metrics.get("loss/total")))
+        if now >= self._row_due:
+            self._row_due = now + self._settings.records.log_every_s
+            self.write_row(fleet)
+
+    def write_last_row(self, fleet: Fleet) -> None:
+        """Write what has come in since the last row."""
+        if self.progress:
+            self.progress.read()
+            self.write_row(fleet)
+
+    def write_row(self, fleet: Fleet) -> None:
+        """Write the means since the last row, and the figures of fleet and replay."""
+        assert self.progress
+        row = {name: sum(values) / len(values) for name, values in self._sums.items()}
+        self._sums.clear()
+        row |= {f"replay/{name}": value for name, value in fleet.pool.replay_stats().items()}
+        self._records.scalars(row | self.progress.scalars(), fleet.env_steps, fleet.updates)

@@ -1,0 +1,156 @@
+"""Charts drawn with OpenCV: a few curves over one axis, with numbers, labels and a legend; no plotting library is needed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+Colour = tuple[int, int, int]
+"""Red, green, blue."""
+BLUE: Colour = (31, 119, 180)
+ORANGE: Colour = (230, 120, 20)
+GREY: Colour = (130, 130, 130)
+GREEN: Colour = (40, 150, 60)
+BLACK: Colour = (20, 20, 20)
+WHITE: Colour = (255, 255, 255)
+_PALE: Colour = (225, 225, 225)
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a chart: its label, its points and its colour."""
+
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+    colour: Colour
+
+
+def draw_text(picture: np.ndarray, text: str, x: int, y: int, colour: Colour, size: float = 0.42) -> None:
+    """Write a line of ASCII text into the picture, its baseline's left end at (x, y)."""
+    cv2.putText(picture, text, (x, y), _FONT, size, colour, 1, cv2.LINE_AA)
+
+
+def text_width(text: str, size: float = 0.42) -> int:
+    """Return how many pixels wide `draw_text` writes it."""
+    return int(cv2.getTextSize(text, _FONT, size, 1)[0][0])
+
+
+def draw_chart(
+    curves: Sequence[Curve],
+    title: str,
+    x_label: str,
+    y_label: str,
+    size: tuple[int, int] = (720, 420),
+    marker: tuple[float, str] | None = None,
+    from_zero: bool = True,
+) -> np.ndarray:
+    """Return a chart of curves as a picture (height, width, 3), uint8 RGB.
+
+    Args:
+        curves: what to draw; points that are not finite are left out.
+        title: what the chart shows.
+        x_label: what runs along, with its unit.
+        y_label: what runs upwards, with its unit.
+        size: width and height in pixels.
+        marker: x of a vertical line, and what to write beside it.
+        from_zero: whether the vertical axis begins at 0 rather than at the least value.
+    """
+    picture = np.full((size[1], size[0], 3), 255, np.uint8)
+    frame = _Frame(curves, size, from_zero)
+    _draw_axes(picture, frame, x_label, y_label)
+    draw_text(picture, title, frame.left, 20, BLACK, 0.5)
+    if marker is not None:
+        x = frame.column(marker[0])
+        cv2.line(picture, (x, frame.top), (x, frame.bottom), GREEN, 1, cv2.LINE_AA)
+        beside = x + 5 if x + 8 + text_width(marker[1]) < frame.right else x - 5 - text_width(marker[1])
+        draw_text(picture, marker[1], beside, frame.bottom - 8, GREEN)
+    for curve in curves:
+        points = [
+            (frame.column(x), frame.row(y)) for x, y in zip(curve.x, curve.y, strict=True) if math.isfinite(float(y))
+        ]
+        if points:
+            cv2.polylines(picture, [np.array(points, np.int32)], False, curve.colour, 2, cv2.LINE_AA)
+    _draw_legend(picture, frame, curves)
+    return picture
+
+
+def write_png(path: Path, picture: np.ndarray) -> None:
+    """Write a picture (H, W, 3), uint8 RGB, as PNG.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    written, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    if not written:
+        raise OSError(f"a picture of {picture.shape} cannot be made a PNG")
+    path.write_bytes(data.tobytes())
+
+
+class _Frame:
+    """Where the plotting area lies, and which pixel a value falls on."""
+
+    def __init__(self, curves: Sequence[Curve], size: tuple[int, int], from_zero: bool) -> None:
+        self.left, self.top, self.right, self.bottom = 70, 54, size[0] - 20, size[1] - 46
+        x = np.concatenate([curve.x for curve in curves]).astype(float)
+        y = np.concatenate([curve.y for curve in curves]).astype(float)
+        y = y[np.isfinite(y)] if np.isfinite(y).any() else np.zeros(1)
+        self.x_ticks = _ticks(float(x.min()), float(x.max()), 8, whole=True)
+        self.y_ticks = _ticks(0.0 if from_zero else float(y.min()), float(y.max()), 6, whole=False)
+        self.x_range = (float(x.min()), float(x.max()))
+        self.y_range = (self.y_ticks[0], self.y_ticks[-1])
+
+    def column(self, x: float) -> int:
+        """Return the pixel column of an x."""
+        low, high = self.x_range
+        return self.left + round((x - low) / max(high - low, 1e-12) * (self.right - self.left))
+
+    def row(self, y: float) -> int:
+        """Return the pixel row of a y."""
+        low, high = self.y_range
+        return self.bottom - round((float(y) - low) / max(high - low, 1e-12) * (self.bottom - self.top))
+
+
+def _ticks(low: float, high: float, most: int, whole: bool) -> list[float]:
+    """Return round numbers from at most `low` to at least `high`, and about `most` of them."""
+    span = max(high - low, 1.0 if whole else 1e-9)
+    rough = span / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    step = max(step, 1.0) if whole else step
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [number * step for number in range(first, max(last, first + 1) + 1)]
+
+
+def _draw_axes(picture: np.ndarray, frame: _Frame, x_label: str, y_label: str) -> None:
+    """Draw the grid, the numbers along both axes, and their labels."""
+    digits = max(0, -math.floor(math.log10(frame.y_ticks[1] - frame.y_ticks[0]) + 1e-9))
+    for y in frame.y_ticks:
+        cv2.line(picture, (frame.left, frame.row(y)), (frame.right, frame.row(y)), _PALE, 1)
+        text = f"{y:.{digits}f}" if digits <= 5 else f"{y:.1e}"
+        draw_text(picture, text, frame.left - 8 - text_width(text), frame.row(y) + 4, BLACK)
+    for x in frame.x_ticks:
+        if frame.x_range[0] <= x <= frame.x_range[1]:
+            cv2.line(picture, (frame.column(x), frame.bottom), (frame.column(x), frame.bottom + 4), BLACK, 1)
+            text = f"{x:g}"
+            draw_text(picture, text, frame.column(x) - text_width(text) // 2, frame.bottom + 18, BLACK)
+    cv2.rectangle(picture, (frame.left, frame.top), (frame.right, frame.bottom), GREY, 1)
+    middle = (frame.left + frame.right - text_width(x_label)) // 2
+    draw_text(picture, x_label, middle, frame.bottom + 38, BLACK)
+    draw_text(picture, y_label, frame.left, frame.top - 14, GREY)
+
+
+def _draw_legend(picture: np.ndarray, frame: _Frame, curves: Sequence[Curve]) -> None:
+    """Write the curves' names in a row at the right above the plotting area, each after a piece of its line."""
+    x = frame.right
+    for curve in reversed(curves):
+        x -= text_width(curve.label)
+        draw_text(picture, curve.label, x, frame.top - 14, BLACK)
+        cv2.line(picture, (x - 28, frame.top - 18), (x - 8, frame.top - 18), curve.colour, 2, cv2.LINE_AA)
+        x -= 44

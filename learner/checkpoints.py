@@ -1,0 +1,270 @@
+"""The checkpoints of a run: each is a file of tensors and, written after it, a file of facts that vouches for it.
+
+    checkpoint-000001000.pt      the state: tensors, numbers and names only, read with `weights_only=True`
+    checkpoint-000001000.json    the facts: size and SHA-256 of the .pt, updates, steps, held-out loss, spaces, version
+
+Both are written under another name, synced, then renamed: a checkpoint exists from the moment its .json has its name, and a
+crash at any instant leaves those before it as they were.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from dreamfleet import __version__
+from dreamfleet.common.errors import UserError
+
+FORMAT = 1
+"""Version of the layout of state and facts."""
+_NAME = re.compile(r"checkpoint-(\d{9,})\.(pt|json)")
+_LOG = logging.getLogger(__name__)
+
+
+class DamagedCheckpointError(Exception):
+    """A checkpoint that is torn, incomplete or not what its facts say."""
+
+
+class CheckpointStore:
+    """The checkpoints in one directory, of which the newest and the best are kept.
+
+    Reading changes nothing in the directory, so that a run can be read while it trains.
+
+    Args:
+        directory: where they are; made when the first one is saved.
+        kept: how many of the newest to keep, beside the one with the lowest held-out loss.
+    """
+
+    def __init__(self, directory: Path, kept: int) -> None:
+        self.directory = Path(directory)
+        self._kept = kept
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of updates of all checkpoints that have facts, oldest first; none is verified."""
+        return self._numbers("json")
+
+    def save(self, number: int, state: Mapping[str, Any], facts: Mapping[str, Any]) -> Path:
+        """Write a checkpoint, then drop those that are neither among the newest nor the best.
+
+        Args:
+            number: its number of updates; a checkpoint of the same number is replaced.
+            state: tensors, numbers, strings, and lists and dicts of these.
+            facts: plain JSON data; `held_out_loss` (lower is better) decides which is the best.
+
+        Returns:
+            The path of the file of tensors.
+
+        Raises:
+            UserError: if it cannot be written, for example because the disk is full; the others are untouched.
+        """
+        path = self._path(number, "pt")
+        temporary = _temporary(path)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            vouched = _write_synced(temporary, lambda file: torch.save(dict(state), file))
+            _rename_synced(temporary, path)
+            everything = {"format": FORMAT, "dreamfleet": __version__, **_plain(facts), "updates": number, **vouched}
+            text = json.dumps(everything, indent=1, allow_nan=False).encode()
+            _write_synced(_temporary(self._path(number, "json")), lambda file: file.write(text))
+            _rename_synced(_temporary(self._path(number, "json")), self._path(number, "json"))
+        except OSError as error:
+            raise UserError(
+                f"the checkpoint {path} could not be written: {error.strerror or error}; older checkpoints are as they were"
+            ) from error
+        finally:
+            with suppress(OSError):  # a directory that cannot be written to has no rests either
+                temporary.unlink(missing_ok=True)
+                _temporary(self._path(number, "json")).unlink(missing_ok=True)
+        self._prune(number)
+        return path
+
+    def load(self, number: int, map_location: str | torch.device = "cpu") -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the state and the facts of one checkpoint, verified.
+
+        Raises:
+            DamagedCheckpointError: if a file is missing, torn or altered.
+        """
+        facts, path = self._facts(number), self._path(number, "pt")
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise DamagedCheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        if len(data) != facts["bytes"]:
+            raise DamagedCheckpointError(f"{path} has {len(data)} bytes, and was written with {facts['bytes']}")
+        if hashlib.sha256(data).hexdigest() != facts["sha256"]:
+            raise DamagedCheckpointError(f"{path} is not what was written: its SHA-256 differs")
+        try:
+            state = torch.load(io.BytesIO(data), weights_only=True, map_location=map_location)
+        except Exception as error:  # noqa: BLE001: torch raises many kinds; each means that it cannot be read
+            raise DamagedCheckpointError(f"{path} cannot be read as tensors: {error}") from error
+        return state, facts
+
+    def load_newest(self, map_location: str | torch.device = "cpu") -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Return the newest checkpoint that is whole, as (state, facts), or None if there is none at all.
+
+        A damaged one is named in a warning and the one before it is taken.
+
+        Raises:
+            UserError: if there are checkpoints and all are damaged, or they are of a format that is not known.
+        """
+        numbers = sorted(set(self._numbers("json")) | set(self._numbers("pt")), reverse=True)
+        for number in numbers:
+            try:
+                return self.load(number, map_location)
+            except DamagedCheckpointError as error:
+                _LOG.warning("skipping the checkpoint of update %d: %s", number, error)
+        if numbers:
+            raise UserError(
+                f"none of the {len(numbers)} checkpoints in {self.directory} is whole (see the warnings above); "
+                "put back a copy of one, or remove them all to begin anew"
+            )
+        return None
+
+    def best(self) -> int | None:
+        """Return the number of the checkpoint with the lowest held-out loss, or None if none has one."""
+        losses = {}
+        for number in self.numbers():
+            with suppress(DamagedCheckpointError):  # load_newest is where damage is told of
+                loss = self._facts(number).get("held_out_loss")
+                if loss is not None:
+                    losses[number] = loss
+        return min(losses, key=lambda number: (losses[number], number)) if losses else None
+
+    def remove_unfinished(self) -> None:
+        """Remove what a crash left half written; only for the process that saves here, while it does not."""
+        for path in self.directory.glob("checkpoint-*.tmp"):
+            path.unlink()
+
+    def _facts(self, number: int) -> dict[str, Any]:
+        path = self._path(number, "json")
+        try:
+            facts = json.loads(path.read_bytes())
+        except FileNotFoundError as error:
+            raise DamagedCheckpointError(f"{path} is missing: the checkpoint was never finished") from error
+        except (OSError, ValueError) as error:
+            raise DamagedCheckpointError(f"{path} cannot be read: {error}") from error
+        if not isinstance(facts, dict) or not {"format", "sha256", "bytes", "updates"} <= facts.keys():
+            raise DamagedCheckpointError(f"{path} lacks what the facts of a checkpoint hold")
+        if facts["format"] != FORMAT:
+            raise UserError(
+                f"{path} is of format {facts['format']}, written by dreamfleet {facts.get('dreamfleet')}; "
+                f"this is dreamfleet {__version__}, which reads format {FORMAT}"
+            )
+        return facts
+
+    def _prune(self, saved: int) -> None:
+        """Drop what is neither among the newest up to the one just saved nor the best; later ones are damaged."""
+        numbers = [number for number in self.numbers() if number <= saved]
+        keep = {*numbers[-self._kept :], self.best()}
+        for ending in ("json", "pt"):  # in this order: without its facts it is no checkpoint
+            for number in self._numbers(ending):
+                if number < saved and number not in keep:
+                    self._path(number, ending).unlink(missing_ok=True)
+
+    def _numbers(self, ending: str) -> list[int]:
+        found = (_NAME.fullmatch(path.name) for path in self.directory.glob(f"checkpoint-*.{ending}"))
+        return sorted(int(match[1]) for match in found if match)
+
+    def _path(self, number: int, ending: str) -> Path:
+        return self.directory / f"checkpoint-{number:09d}.{ending}"
+
+
+class _Recorder:
+    """A file that notes the size and hash of what is written to it, and the error that stopped it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self._bytes = 0
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self._hash.update(data)
+        self._bytes += memoryview(data).nbytes
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def vouched(self) -> dict[str, Any]:
+        return {"bytes": self._bytes, "sha256": self._hash.hexdigest()}
+
+
+def _write_synced(path: Path, write: Callable[[Any], object]) -> dict[str, Any]:
+    """Let `write` fill the file, sync it, and return its size and hash."""
+    with path.open("wb") as file:
+        recorder = _Recorder(file)
+        try:
+            write(recorder)
+        except Exception:
+            if recorder.error is not None:  # torch wraps the system's error in one of its own
+                raise recorder.error from None
+            raise
+        file.flush()
+        os.fsync(file.fileno())
+    return recorder.vouched()
+
+
+def _rename_synced(source: Path, target: Path) -> None:
+    """Rename a file so that the new name outlives a crash of the machine."""
+    source.replace(target)
+    directory = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")
+
+
+def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts with None for numbers that JSON cannot say: a loss that is not finite is no measurement."""
+    return {name: None if isinstance(fact, float) and not math.isfinite(fact) else fact for name, fact in facts.items()}
+
+
+def load_parameters(model: torch.nn.Module, state: Mapping[str, torch.Tensor], origin: str) -> None:
+    """Put saved parameters into a model, or say which one does not fit.
+
+    Args:
+        model: what they are for.
+        state: parameters and buffers by name.
+        origin: where they come from, for the message.
+
+    Raises:
+        UserError: if a parameter is missing, unknown or of another shape; the model is unchanged.
+    """
+    wanted = model.state_dict()
+    _refuse_strangers(wanted.keys() - state.keys(), f"{origin} has no", "which the model of these settings needs")
+    _refuse_strangers(state.keys() - wanted.keys(), f"{origin} has", "which the model of these settings lacks")
+    for name, tensor in wanted.items():
+        if tensor.shape != state[name].shape:
+            raise UserError(
+                f"{origin} is of another model: '{name}' has shape {tuple(state[name].shape)} there and "
+                f"{tuple(tensor.shape)} by these settings; give the settings that it was trained with"
+            )
+    model.load_state_dict(dict(state))
+
+
+def _refuse_strangers(names: Iterable[str], before: str, after: str) -> None:
+    """Raise for the first of the names, if any."""
+    first = min(names, default=None)
+    if first is not None:
+        raise UserError(f"{before} parameter '{first}', {after}; give the settings that it was trained with")

@@ -1,0 +1,318 @@
+"""The index: which chunks there are, and at which of their steps a training sequence may start.
+
+A start is valid if the `T` steps from it on are stored under following sequence numbers of one stream, none of them belongs to
+an episode that is held out, and, unless sequences may run across episodes, none after the first is `is_first`. For each chunk
+the valid starts are one 64-bit mask. Masks are kept up to date when a chunk comes or goes, so that a draw is: any listed chunk,
+any of 64 bits, again if the bit is not set. Each valid start is as likely as any other, and a draw costs the same however much
+is stored.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from dreamfleet.common.chunk import ChunkHeader, ChunkKey
+from dreamfleet.common.steps import CHUNK_STEPS
+from dreamfleet.replay.chunk_table import ChunkTable, Row
+from dreamfleet.replay.draw_order import DrawOrder
+from dreamfleet.replay.segments import Location
+
+_DICT_ENTRY_BYTES = 72  # two integers outside the dict's own table
+
+
+class Piece(NamedTuple):
+    """Steps `start` to `stop` of a chunk, which fill a batch's row from its step `at` on."""
+
+    row: int
+    at: int
+    chunk: int
+    start: int
+    stop: int
+
+
+class _Stream:
+    """The chunks of one stream by sequence number, and the newest of it that was dropped (-1: none)."""
+
+    def __init__(self) -> None:
+        self.chunks: dict[int, int] = {}
+        self.dropped = -1
+
+
+class Index:
+    """Which chunks are stored, and where training sequences may start.
+
+    Attributes:
+        steps: steps stored.
+        episodes: episodes whose first step is stored.
+        chunks: chunks stored.
+        valid_starts: steps at which a training sequence may start.
+        next_incarnation: 1 + the greatest incarnation ever seen.
+
+    Args:
+        sequence_length: T.
+        across_episodes: whether a sequence may run on into the next episode.
+        held_out_every: of each stream's episodes every so many is never trained on; 0 holds none out.
+    """
+
+    def __init__(self, sequence_length: int, across_episodes: bool, held_out_every: int) -> None:
+        self._length = sequence_length
+        self._across_episodes = across_episodes
+        self._held_out_every = held_out_every
+        self._table = ChunkTable()
+        self._order = DrawOrder()
+        self._numbers: dict[tuple[int, int, int], int] = {}
+        self._streams: list[_Stream] = []
+        self._held_out: set[int] = set()
+        self.steps = self.episodes = self.chunks = self.valid_starts = self.next_incarnation = 0
+
+    def knows(self, key: ChunkKey) -> bool:
+        """Whether this chunk is stored, or was and has been dropped since."""
+        number = self._numbers.get(key[:3])
+        if number is None:
+            return False
+        stream = self._streams[number]
+        return key.sequence in stream.chunks or key.sequence <= stream.dropped
+
+    def add(self, header: ChunkHeader, location: Location) -> None:
+        """Take in a chunk that `knows` did not know."""
+        key = header.key
+        number = self._stream_number(key[:3])
+        front_bytes = header.blocks[0].offset + header.blocks[0].stored_bytes
+        row = Row(
+            number, key.sequence, header.first_step, header.episode, header.steps, header.first_mask, 0,
+            location.segment, location.offset, front_bytes, header.oldest_version, header.newest_version, False,
+        )  # fmt: skip
+        chunk = self._table.add(row)
+        self._streams[number].chunks[key.sequence] = chunk
+        self.next_incarnation = max(self.next_incarnation, key.incarnation + 1)
+        self.chunks += 1
+        self.steps += header.steps
+        self.episodes += header.first_mask.bit_count()
+        if self._held_out_bits(row):
+            self._held_out.add(chunk)
+        self._refresh(number, key.sequence)
+
+    def remove(self, chunk: int) -> None:
+        """Take out one chunk, because it turned out damaged; its steps become a gap."""
+        if chunk < self._table.base or not self._table[chunk].steps:
+            return
+        number, sequence = self._forget(chunk)
+        self._refresh(number, sequence - 1)
+
+    def evict(self, segments: Iterable[int]) -> None:
+        """Take out the chunks of the oldest segments, and remember that their keys were stored."""
+        newest = max(segments, default=-1)
+        place = self._table.column("segment")
+        stop = self._table.base + int(np.searchsorted(place, newest, side="right"))
+        edges = []
+        for chunk in range(self._table.base, stop):
+            if self._table[chunk].steps:
+                number, sequence = self._forget(chunk)
+                self._streams[number].dropped = max(self._streams[number].dropped, sequence)
+                edges.append((number, sequence - 1))
+        for number, sequence in edges:
+            self._refresh(number, sequence)
+        self._table.drop_before(stop)
+        self._order.compact(self._table)
+
+    def dropped(self) -> list[tuple[int, int, int, int]]:
+        """Return (actor, incarnation, stream, sequence) of the newest dropped chunk of every stream that lost one."""
+        newest = ((key, self._streams[number].dropped) for key, number in self._numbers.items())
+        return [(*key, sequence) for key, sequence in newest if sequence >= 0]
+
+    def remember_dropped(self, dropped: Iterable[Iterable[int]]) -> None:
+        """Take over what `dropped` returned before a restart."""
+        for actor, incarnation, stream, sequence in dropped:
+            known = self._streams[self._stream_number((actor, incarnation, stream))]
+            known.dropped = max(known.dropped, sequence)
+
+    def row(self, chunk: int) -> Row:
+        """Return what is known of a chunk."""
+        return self._table[chunk]
+
+    def versions(self) -> tuple[int, int]:
+        """Return the oldest and the newest version of the weights that chose stored actions; zeros if there are none."""
+        held = self._table.column("steps") > 0
+        if not held.any():
+            return 0, 0
+        oldest, newest = self._table.column("oldest_version")[held], self._table.column("newest_version")[held]
+        return int(oldest.min()), int(newest.max())
+
+    def memory_bytes(self) -> int:
+        """Return about how much memory the index takes."""
+        dicts = sum(sys.getsizeof(stream.chunks) for stream in self._streams)
+        return self._table.nbytes + self._order.nbytes + dicts + _DICT_ENTRY_BYTES * self.chunks
+
+    def draw(self, rng: np.random.Generator, count: int, recent_fraction: float, recent_steps: int) -> list[Piece]:
+        """Return the pieces of `count` sequences, drawn with replacement; there must be a valid start.
+
+        Args:
+            rng: the source of chance.
+            count: sequences to draw.
+            recent_fraction: probability that a sequence starts among the newest steps.
+            recent_steps: how many steps those are, to the next whole chunk.
+        """
+        recent_chunks = -(-recent_steps * self.chunks // self.steps)
+        starts = self._order.draw(rng, count, self._table, self.valid_starts, recent_fraction, recent_chunks)
+        return [
+            piece for row, (chunk, start) in enumerate(starts) for piece in self._cut(row, chunk, start, self._length)
+        ]
+
+    def draw_held_out(self, rng: np.random.Generator, count: int, length: int) -> list[Piece] | None:
+        """Return the pieces of `count` windows of `length` steps, each within one held-out episode; None if none fits.
+
+        This looks at every chunk with held-out steps: it is meant for now and then.
+        """
+        chunks, masks = [], []
+        for chunk in sorted(self._held_out):
+            mask = self._held_out_starts(chunk, length)
+            if mask:
+                chunks.append(chunk)
+                masks.append(mask)
+        if not chunks:
+            return None
+        ends = np.cumsum([mask.bit_count() for mask in masks])
+        pieces = []
+        for row, pick in enumerate(rng.integers(0, ends[-1], count)):
+            at = int(np.searchsorted(ends, pick, side="right"))
+            nth = int(pick) - (int(ends[at - 1]) if at else 0)
+            pieces += self._cut(row, chunks[at], _bits(masks[at])[nth], length)
+        return pieces
+
+    def _stream_number(self, key: tuple[int, int, int]) -> int:
+        number = self._numbers.setdefault(key, len(self._streams))
+        if number == len(self._streams):
+            self._streams.append(_Stream())
+            self.next_incarnation = max(self.next_incarnation, key[1] + 1)
+        return number
+
+    def _forget(self, chunk: int) -> tuple[int, int]:
+        """Take a chunk out of everything but the table's rows, and return its stream's number and its sequence number."""
+        row = self._table[chunk]
+        del self._streams[row.stream].chunks[row.sequence]
+        self._held_out.discard(chunk)
+        self.chunks -= 1
+        self.steps -= row.steps
+        self.episodes -= row.first_mask.bit_count()
+        self.valid_starts -= row.valid.bit_count()
+        self._table.set(chunk, "valid", 0)
+        self._table.set(chunk, "steps", 0)
+        return row.stream, row.sequence
+
+    def _refresh(self, number: int, sequence: int) -> None:
+        """Work out the valid starts of a chunk that came, or lost its follower, and of those that reach into it."""
+        stream = self._streams[number]
+        here = stream.chunks.get(sequence)
+        if here is None:
+            return
+        run = self._run_before(stream, here)
+        settled = len(run)
+        run += self._run_after(stream, here, self._length - 1)
+        starts = self._starts([row for _, row in run], self._length, held_out=False)
+        offset = 0
+        for chunk, row in run[:settled]:
+            valid = starts >> offset & _ones(row.steps)
+            offset += row.steps
+            if valid != row.valid:
+                self.valid_starts += valid.bit_count() - row.valid.bit_count()
+                self._table.set(chunk, "valid", valid)
+            if valid and not row.listed:
+                self._table.set(chunk, "listed", 1)
+                self._order.append(chunk)
+
+    def _run_before(self, stream: _Stream, chunk: int) -> list[tuple[int, Row]]:
+        """Return the chunks from which a sequence can reach this one, in order, and this one."""
+        row = self._table[chunk]
+        run, reach = [(chunk, row)], self._length - 1
+        while reach > 0:
+            before = stream.chunks.get(row.sequence - 1)
+            if before is None:
+                break
+            earlier = self._table[before]
+            if earlier.first_step + earlier.steps != row.first_step:
+                break
+            row = earlier
+            run.append((before, row))
+            reach -= row.steps
+        return run[::-1]
+
+    def _run_after(self, stream: _Stream, chunk: int, reach: int) -> list[tuple[int, Row]]:
+        """Return the chunks that follow this one without a gap, as many as hold `reach` steps."""
+        row, run = self._table[chunk], []
+        while reach > 0:
+            after = stream.chunks.get(row.sequence + 1)
+            if after is None:
+                break
+            later = self._table[after]
+            if row.first_step + row.steps != later.first_step:
+                break
+            row = later
+            run.append((after, row))
+            reach -= row.steps
+        return run
+
+    def _starts(self, rows: list[Row], length: int, held_out: bool) -> int:
+        """Return where a sequence may start in consecutive chunks, as a mask with one bit for each of their steps."""
+        steps = first = held = 0
+        for row in rows:
+            first |= row.first_mask << steps
+            held |= self._held_out_bits(row) << steps
+            steps += row.steps
+        if steps < length:
+            return 0
+        blocked = _within(held ^ _ones(steps) if held_out else held, length)
+        if held_out or not self._across_episodes:
+            blocked |= _within(first >> 1, length - 1)
+        return _ones(steps - length + 1) & ~blocked
+
+    def _held_out_starts(self, chunk: int, length: int) -> int:
+        row = self._table[chunk]
+        run = self._run_after(self._streams[row.stream], chunk, length - 1)
+        return self._starts([row, *(later for _, later in run)], length, held_out=True) & _ones(row.steps)
+
+    def _held_out_bits(self, row: Row) -> int:
+        """Return which of a chunk's steps belong to held-out episodes."""
+        if not self._held_out_every:
+            return 0
+        wanted, held, episode, start = 1 % self._held_out_every, 0, row.episode, 0
+        for stop in [*(bit for bit in _bits(row.first_mask) if bit), row.steps]:
+            if episode % self._held_out_every == wanted:
+                held |= _ones(stop) ^ _ones(start)
+            episode, start = episode + 1, stop
+        return held
+
+    def _cut(self, row: int, chunk: int, start: int, length: int) -> list[Piece]:
+        """Return the pieces of the sequence of `length` steps that starts at a chunk's step `start`."""
+        pieces, at, entry = [], 0, self._table[chunk]
+        while True:
+            stop = min(entry.steps, start + length - at)
+            pieces.append(Piece(row, at, chunk, start, stop))
+            at += stop - start
+            if at == length:
+                return pieces
+            chunk = self._streams[entry.stream].chunks[entry.sequence + 1]
+            entry, start = self._table[chunk], 0
+
+
+def _ones(count: int) -> int:
+    """Return a mask of so many set bits."""
+    return (1 << count) - 1
+
+
+def _within(bits: int, width: int) -> int:
+    """Return a mask whose bit t is set if any of the bits t to t + width - 1 is."""
+    covered = 1
+    while covered < width and bits:
+        shift = min(covered, width - covered)
+        bits |= bits >> shift
+        covered += shift
+    return bits if width > 0 else 0
+
+
+def _bits(mask: int) -> list[int]:
+    """Return the numbers of the set bits."""
+    return [bit for bit in range(CHUNK_STEPS) if mask >> bit & 1] if mask else []

@@ -1,0 +1,179 @@
+"""The segment: one append-only file of chunk records.
+
+A file begins with a header (integers little-endian), then come records as `common/chunk.py` draws them, end to end:
+
+    magic "DFSG" | JSON bytes u32 | CRC-32 of the JSON u32 | JSON
+
+The JSON is a `SegmentHeader`. Nothing in a file changes once written; a file only grows, until the next one is begun.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+MAGIC = b"DFSG"
+SUFFIX = ".dfl"
+_PREFIX = struct.Struct("<4sII")
+_MOST_HEADER_BYTES = 1 << 28
+
+
+class DamagedSegmentError(Exception):
+    """A file that does not begin with an intact segment header."""
+
+
+@dataclass(frozen=True)
+class SegmentHeader:
+    """What a segment says of the replay before it, so that nothing is forgotten when older segments are dropped.
+
+    Attributes:
+        step_format: the steps' format, as `StepFormat.to_json` gives it.
+        steps_before: unique steps stored before this segment, since the replay began.
+        next_incarnation: 1 + the greatest incarnation seen before this segment.
+        dropped: (actor, incarnation, stream, sequence) of the newest chunk dropped of each stream before this segment.
+    """
+
+    step_format: dict[str, Any]
+    steps_before: int = 0
+    next_incarnation: int = 0
+    dropped: Sequence[Sequence[int]] = field(default_factory=list)
+
+    def encode(self) -> bytes:
+        """Return the bytes that begin a file."""
+        text = json.dumps(asdict(self), separators=(",", ":")).encode()
+        return _PREFIX.pack(MAGIC, len(text), zlib.crc32(text)) + text
+
+
+class Segment:
+    """One file, open for reading and, if it is the newest, for appending.
+
+    Attributes:
+        number: its place in the order of all segments ever written.
+        path: its file.
+        size: bytes in the file.
+        steps: steps of the records in it.
+    """
+
+    def __init__(self, path: Path, writable: bool = True) -> None:
+        self.path = path
+        self.number = segment_number(path)
+        self.steps = 0
+        self._descriptor = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
+        self.size = os.fstat(self._descriptor).st_size
+        self._pins = 0
+        self._closed = False
+
+    @staticmethod
+    def create(directory: Path, number: int, header: SegmentHeader) -> Segment:
+        """Begin the file with this number; after a crash it is there with a whole header, or not at all."""
+        path = directory / f"segment-{number:08d}{SUFFIX}"
+        unfinished = path.with_suffix(".tmp")
+        with unfinished.open("wb") as file:
+            file.write(header.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(path)
+        sync_directory(directory)
+        return Segment(path)
+
+    def read_header(self) -> tuple[SegmentHeader, int]:
+        """Return the header and the offset of the first record.
+
+        Raises:
+            DamagedSegmentError: if it is torn, its checksum is wrong, or this is another kind of file.
+        """
+        prefix = self.read(0, _PREFIX.size)
+        if len(prefix) < _PREFIX.size or prefix[:4] != MAGIC:
+            raise DamagedSegmentError(f"a segment begins with {MAGIC!r}, not {prefix[:4]!r}")
+        _, length, checksum = _PREFIX.unpack(prefix)
+        text = self.read(_PREFIX.size, length) if length <= _MOST_HEADER_BYTES else b""
+        if len(text) != length or zlib.crc32(text) != checksum:
+            raise DamagedSegmentError("the segment header's checksum is wrong")
+        try:
+            return SegmentHeader(**json.loads(text)), _PREFIX.size + length
+        except (TypeError, ValueError) as error:
+            raise DamagedSegmentError(f"the segment header cannot be read: {error}") from error
+
+    def append(self, record: bytes | memoryview) -> int:
+        """Write a record at the end with one system call and return its offset.
+
+        Once this returns, the record outlives this process; it outlives the machine after `sync`.
+        """
+        offset, view = self.size, memoryview(record)
+        try:
+            written = 0
+            while written < len(view):  # a second round only if the disk fills up or a signal came in between
+                written += os.pwrite(self._descriptor, view[written:], offset + written)
+        except OSError:
+            os.ftruncate(self._descriptor, offset)
+            raise
+        self.size += len(view)
+        return offset
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return `size` bytes from `offset` on; fewer at the end of the file."""
+        return os.pread(self._descriptor, size, offset)
+
+    def read_into(self, offset: int, target: memoryview) -> int:
+        """Fill `target` from `offset` on and return how many bytes there were."""
+        return os.preadv(self._descriptor, [target], offset)
+
+    def truncate(self, size: int) -> None:
+        """Cut off everything from `size` on: a torn record that nobody was told is stored."""
+        os.ftruncate(self._descriptor, size)
+        os.fsync(self._descriptor)
+        self.size = size
+
+    def sync(self) -> None:
+        """Wait until everything appended is on the disk itself."""
+        os.fsync(self._descriptor)
+
+    def pin(self) -> None:
+        """Keep the file readable, also if it is closed or dropped meanwhile; the caller holds the replay's lock."""
+        self._pins += 1
+
+    def unpin(self) -> None:
+        """Take back one `pin`; the caller holds the replay's lock."""
+        self._pins -= 1
+        self._close_if_unused()
+
+    def close(self) -> None:
+        """Close the file once nobody has it pinned."""
+        if not self._closed:
+            self._closed = True
+            self._close_if_unused()
+
+    def drop(self) -> None:
+        """Remove the file; whoever has it pinned can still read it."""
+        self.path.unlink(missing_ok=True)
+        self.close()
+
+    def _close_if_unused(self) -> None:
+        if self._closed and self._pins == 0 and self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def segment_paths(directory: Path) -> list[Path]:
+    """Return the segment files of a directory, oldest first."""
+    return sorted(directory.glob(f"segment-*{SUFFIX}"), key=segment_number)
+
+
+def segment_number(path: Path) -> int:
+    """Return the number in a segment file's name."""
+    return int(path.stem.removeprefix("segment-"))
+
+
+def sync_directory(directory: Path) -> None:
+    """Wait until the directory's list of files is on the disk."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,49 @@
+"""Fixtures of all tests: a local Ray, and an alarm for tests that hang."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHON_PATH = os.pathsep.join([str(ROOT / ".pkg"), str(ROOT / "tests" / "support")])
+HANG_S = 180
+
+# Ray would otherwise write an authentication token to the home of whoever runs the tests.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@pytest.fixture(autouse=True)
+def _alarm(request: pytest.FixtureRequest) -> Iterator[None]:
+    """End a test that hangs: an exception from a signal handler interrupts `ray.get`, other time limits do not."""
+
+    def ring(_number: int, _frame: FrameType | None) -> None:
+        message = f"{request.node.nodeid} hung for {HANG_S} s"
+        raise SystemExit(message)
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(HANG_S)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """Start Ray on this machine for all tests that ask for it; its workers import this checkout."""
+    import ray
+
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": PYTHON_PATH, "OMP_NUM_THREADS": "1"}},
+    )
+    yield
+    ray.shutdown()

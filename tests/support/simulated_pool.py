@@ -1,0 +1,142 @@
+"""A pool whose workers are simulated on a clock of its own: the fleet loop alone, with any number of actors and any fault."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from dreamfleet.deploy.pool import Counters, Worker, WorkerFailedError, WorkerLostError
+
+
+@dataclass(eq=False)
+class SimulatedFuture:
+    """An order under way: when it is done, and what doing it means."""
+
+    done_at: float
+    finish: Callable[[], Any]
+    worker: Worker
+
+
+@dataclass
+class SimulatedPool:
+    """Actors that take a random time per step, a learner that takes a fixed time per update, and a replay that counts.
+
+    Attributes:
+        lose: asked before each collect order with (actor, order number): "lost", "failed", "hung" or "" for a good one.
+        lose_learner_at: updates at which the learner dies, in rising order.
+    """
+
+    seconds_per_step: float = 0.01
+    seconds_per_update: float = 0.05
+    sequence_length: int = 10
+    publish_every: int = 4
+    lose: Callable[[int, int], str] = lambda actor, order: ""
+    lose_learner_at: list[int] = field(default_factory=list)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.now = 0.0
+        self.total_steps = 0
+        self.updates = 0
+        self.saved = {"updates": 0}
+        self.restored_from: list[int] = []
+        self.started: list[tuple[int, int]] = []
+        self.stopped: list[str] = []
+        self.syncs = 0
+        self.most_ahead = 0.0
+        self._orders = 0
+        self._chance = random.Random(self.seed)
+        self._free_at: dict[Worker, float] = {}
+
+    def clock(self) -> float:
+        return self.now
+
+    def start_actor(self, actor: int, incarnation: int) -> Worker:
+        self.started.append((actor, incarnation))
+        return self._started(Worker(f"actor {actor}", actor))
+
+    def start_learner(self) -> Worker:
+        self.updates = -1
+        return self._started(Worker("learner", "learner"))
+
+    def stop(self, worker: Worker) -> None:
+        self.stopped.append(worker.name)
+
+    def give(self, worker: Worker, method: str, *arguments: Any) -> SimulatedFuture:
+        seconds, finish = getattr(self, f"_{method}")(worker, *arguments)
+        done_at = max(self.now, self._free_at[worker]) + seconds
+        self._free_at[worker] = done_at
+        return SimulatedFuture(done_at, finish, worker)
+
+    def wait(self, futures: list[SimulatedFuture], timeout_s: float) -> list[SimulatedFuture]:
+        self.now = max(self.now, min([self.now + timeout_s, *(future.done_at for future in futures)]))
+        return [future for future in futures if future.done_at <= self.now]
+
+    def result(self, future: SimulatedFuture) -> Any:
+        return future.finish()
+
+    def counters(self) -> Counters:
+        next_incarnation = 1 + max((incarnation for _, incarnation in self.started), default=-1)
+        return Counters(self.total_steps, max(0, self.total_steps - self.sequence_length), next_incarnation)
+
+    def replay_stats(self) -> dict[str, float]:
+        return {}
+
+    def sync_replay(self) -> None:
+        self.syncs += 1
+
+    def close(self) -> None:
+        pass
+
+    def _started(self, worker: Worker) -> Worker:
+        self._free_at[worker] = self.now + 1.0
+        return worker
+
+    def _collect(self, worker: Worker, steps: int, weights: list[Any]) -> tuple[float, Callable[[], Any]]:
+        self._orders += 1
+        fate = self.lose(worker.target, self._orders)
+        seconds = steps * self.seconds_per_step * self._chance.uniform(0.5, 2.0)
+
+        def finish() -> Any:
+            if fate == "lost":
+                self.total_steps += steps // 2  # half of its chunks had been stored, and nobody was told
+                raise WorkerLostError("the simulated actor died")
+            if fate == "failed":
+                raise WorkerFailedError(ZeroDivisionError("simulated"), "Traceback: simulated")
+            self.total_steps += steps
+            return SimpleNamespace(steps=steps, episodes=[])
+
+        return (1e9 if fate == "hung" else seconds), finish
+
+    def _restore(self, worker: Worker) -> tuple[float, Callable[[], Any]]:
+        def finish() -> Any:
+            self.updates = self.saved["updates"]
+            self.restored_from.append(self.updates)
+            return (dict(self.saved) if self.updates else None), [(self.updates, "weights")]
+
+        return 0.5, finish
+
+    def _train(self, worker: Worker, updates: int) -> tuple[float, Callable[[], Any]]:
+        def finish() -> Any:
+            if self.lose_learner_at and self.updates + updates > self.lose_learner_at[0]:
+                self.lose_learner_at.pop(0)
+                raise WorkerLostError("the simulated learner died")
+            before, self.updates = self.updates, self.updates + updates
+            due = self.updates // self.publish_every > before // self.publish_every
+            published = [(self.updates, "weights")] if due else []
+            return SimpleNamespace(updates=self.updates, metrics={}, timings={}), published
+
+        return updates * self.seconds_per_update, finish
+
+    def _save(self, worker: Worker, facts: dict[str, Any]) -> tuple[float, Callable[[], Any]]:
+        def finish() -> Any:
+            self.saved = facts | {"updates": self.updates}
+            return self.saved
+
+        return 0.2, finish
+
+    def _illustrate(self, worker: Worker) -> tuple[float, Callable[[], Any]]:
+        return 0.2, lambda: None

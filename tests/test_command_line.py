@@ -1,0 +1,96 @@
+"""The command line's own manners: help, and one sentence for what is wrong, quickly and without heavy imports."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from dreamfleet.deploy.command_line import main
+
+PACKAGE = Path(__file__).resolve().parent.parent / ".pkg"
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("dreamfleet: ")
+    assert printed.err.count("\n") == 1, "one sentence, on one line"
+    return printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["trian"], ["'trian'", "Did you mean 'train'"]),
+        (["train", "--trian.env_steps", "3"], ["--trian.env_steps", "Did you mean 'train.env_steps'"]),
+        (["train", "--env.idd", "x"], ["env.idd", "Did you mean 'env.id'"]),
+        (["train", "--presett", "seed"], ["--presett", "Did you mean 'preset'"]),
+        (["train", "--env.id"], ["--env.id", "a value is missing"]),
+        (["train", "--env.id", "--inline"], ["--env.id", "a value is missing"]),
+        (["train", "quickstart"], ["'quickstart'", "'--path value'"]),
+        (["train", "--preset", "quikstart"], ["'quikstart'", "Did you mean 'quickstart'"]),
+        (["train", "--learner.batch_size=few"], ["--learner.batch_size", "'few'", "a whole number"]),
+        (["train", "--inline", "--address", "auto"], ["--address", "--inline"]),
+        (["eval"], ["--run"]),
+        (["eval", "--run", "no/such/run"], ["no/such/run", "does not exist"]),
+        (["eval", "--run", "/", "--episodes", "0"], ["--episodes", "0 is not at least 1"]),
+        (["eval", "--run", "x", "--env.id", "y"], ["--env.id"]),
+        (["dream", "--run", "/"], ["no run directory"]),
+        (["replay", "inof", "x"], ["'inof'", "Did you mean 'info'"]),
+        (["replay", "info", "no/such/replay"], ["no/such/replay", "is no directory"]),
+    ],
+)
+def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], arguments: list[str], wanted: list[str]) -> None:
+    """It goes to stderr, names what was given and what would be right, and the exit code is 2."""
+    message = complaint(capsys, *arguments)
+    for part in wanted:
+        assert part in message
+
+
+def test_a_run_directory_with_a_typo_suggests_the_nearest(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Where a run of nearly that name lies beside it, it is named."""
+    (tmp_path / "walker-1").mkdir()
+    (tmp_path / "walker-1" / "config.yaml").write_text("seed: 0\n")
+    assert "walker-1'" in complaint(capsys, "eval", "--run", str(tmp_path / "wakler-1"))
+
+
+def test_a_folder_with_other_files_is_no_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Training refuses to write among files that are no run of its own."""
+    (tmp_path / "thesis.tex").write_text("important")
+    assert "holds files, but no run" in complaint(capsys, "train", "--run", str(tmp_path))
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_presets_are_listed_with_their_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each built-in preset has a line."""
+    assert main(["presets"]) == 0
+    listed = capsys.readouterr().out
+    for name in ("quickstart", "seed", "planet"):
+        assert f"\n{name} " in f"\n{listed}"
+
+
+def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    """`train --help` names each setting with its type and default."""
+    with pytest.raises(SystemExit) as left:
+        main(["train", "--help"])
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    assert "--learner.batch_size  [whole number; default: 50]" in text
+    assert "--model.encoder  [strided | planet; default: planet]" in text
+
+
+@pytest.mark.parametrize("arguments", [["train", "--help"], ["train", "--env.idd", "x"], ["presets"]])
+def test_help_and_errors_import_nothing_heavy(arguments: list[str]) -> None:
+    """Neither torch nor Ray nor Gymnasium is imported on the way to a help text or a complaint."""
+    code = (
+        "import sys\nfrom dreamfleet.deploy.command_line import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit: pass\n"
+        "print('heavy:', sorted({'torch', 'ray', 'gymnasium', 'cv2'} & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)  # noqa: S603
+    assert done.stdout.endswith("heavy: []\n")

@@ -1,0 +1,160 @@
+"""The fleet loop, with simulated workers: the ratio, the exact counts, and what it does when workers fail."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from dreamfleet.common.errors import RunFailedError, UserError
+from dreamfleet.deploy.fleet import Fleet, Staffing, Watcher
+from dreamfleet.deploy.pool import WorkerFailedError
+from dreamfleet.deploy.ratio import TrainRatio
+from simulated_pool import SimulatedPool
+
+STAFFING = Staffing(
+    actors=3, environments=1, steps_per_order=16, updates_per_order=4, checkpoint_every=20, picture_every=50,
+    actor_timeout_s=30.0, learner_timeout_s=60.0,
+)  # fmt: skip
+RATIO = TrainRatio(ratio=8.0, replayed_per_update=40, prefill=100, env_steps=1003)
+
+
+class RatioWatcher(Watcher):
+    """Asserts at every turn what the ratio promises."""
+
+    def __init__(self, in_flight: int) -> None:
+        self.in_flight = in_flight
+        self.turns = 0
+        self.begun = False
+
+    def restored(self, fleet: Fleet, facts: dict[str, Any] | None) -> None:
+        self.begun = True
+
+    def turned(self, fleet: Fleet) -> None:
+        self.turns += 1
+        assert fleet.updates <= fleet.ratio.updates_allowed(fleet.pool.counters().total_steps)
+        queue = 2 * fleet.staffing.updates_per_order
+        per_step = fleet.ratio.ratio / fleet.ratio.replayed_per_update
+        if self.begun and fleet.env_steps > fleet.ratio.prefill + self.in_flight:
+            assert fleet.updates_allowed - fleet.updates <= 2 * queue + self.in_flight * per_step + 1
+
+
+def run(pool: SimulatedPool, staffing: Staffing = STAFFING, ratio: TrainRatio = RATIO, **options: Any) -> Fleet:
+    watcher = RatioWatcher(in_flight=2 * staffing.actors * staffing.steps_per_order)
+    fleet = Fleet(pool, staffing, ratio, watcher, clock=pool.clock, **options)
+    fleet.run()
+    assert watcher.turns > 5
+    return fleet
+
+
+@pytest.mark.parametrize("actors", [1, 2, 7, 40])
+@pytest.mark.parametrize("seconds_per_update", [0.001, 0.05, 1.0])
+def test_steps_and_updates_are_exact(actors: int, seconds_per_update: float) -> None:
+    """With any number of actors and a fast or slow learner, the run ends with exactly the steps and updates asked for."""
+    pool = SimulatedPool(seconds_per_update=seconds_per_update)
+    fleet = run(pool, dataclasses.replace(STAFFING, actors=actors))
+    assert pool.total_steps == fleet.env_steps == RATIO.env_steps
+    assert pool.updates == fleet.updates == RATIO.updates == 180
+
+
+def test_learner_and_actors_both_stay_busy() -> None:
+    """When a learner and its actors are well matched, the run takes little longer than the slower of the two alone."""
+    pool = SimulatedPool(seconds_per_step=0.02, seconds_per_update=0.05)
+    run(pool)
+    assert pool.now < 1.5 * max(180 * 0.05, 1003 * 0.02 * 1.25 / 3) + 3
+
+
+def test_a_lost_actor_is_replaced_and_its_stored_steps_count() -> None:
+    """An actor that dies after half its chunks were stored is replaced by its next life; the totals stay exact."""
+    pool = SimulatedPool(lose=lambda actor, order: "lost" if order in (5, 11) else "")
+    fleet = run(pool)
+    assert fleet.env_steps == pool.total_steps == RATIO.env_steps
+    assert fleet.updates == RATIO.updates
+    assert fleet.restarts == 2
+    incarnations = [incarnation for _, incarnation in pool.started]
+    assert len(pool.started) == 5
+    assert incarnations == sorted(set(incarnations)), "no two lives bear the same number"
+
+
+def test_a_hung_actor_is_replaced() -> None:
+    """An actor that gives no answer within its time is stopped and replaced."""
+    pool = SimulatedPool(lose=lambda actor, order: "hung" if order == 4 else "")
+    fleet = run(pool)
+    assert pool.stopped == [f"actor {pool.started[3][0]}"]
+    assert fleet.env_steps == RATIO.env_steps
+
+
+def test_one_healthy_actor_is_enough() -> None:
+    """Actors that fail again and again are given up; the run goes on with the one that works."""
+    pool = SimulatedPool(lose=lambda actor, order: "failed" if actor != 1 else "")
+    fleet = run(pool)
+    assert [slot.given_up for slot in fleet.actors] == [True, False, True]
+    assert fleet.env_steps == RATIO.env_steps
+
+
+def test_the_run_fails_with_the_cause_when_no_actor_is_left() -> None:
+    """When every actor fails again and again, the run ends and says of what."""
+    pool = SimulatedPool(lose=lambda actor, order: "failed")
+    with pytest.raises(RunFailedError, match="ZeroDivisionError: simulated"):
+        run(pool)
+    assert len(pool.started) == 3 * STAFFING.actors
+
+
+def test_a_lost_learner_goes_on_from_its_checkpoint() -> None:
+    """After the learner dies, a new one restores the newest checkpoint, and the run still ends with the exact updates."""
+    pool = SimulatedPool(lose_learner_at=[48, 120])
+    fleet = run(pool)
+    assert len(pool.restored_from) == 3
+    assert 40 <= pool.restored_from[1] <= 48
+    assert 100 <= pool.restored_from[2] <= 120
+    assert fleet.updates == pool.updates == RATIO.updates
+
+
+def test_a_learner_that_dies_again_and_again_ends_the_run() -> None:
+    """A learner that never gets an update done is not restarted for ever."""
+    pool = SimulatedPool(lose_learner_at=[0] * 10)
+    with pytest.raises(RunFailedError, match="the learner failed again and again"):
+        run(pool)
+
+
+def test_a_users_error_in_a_worker_ends_the_run_at_once() -> None:
+    """A worker that finds the user's input at fault is not restarted: the user hears its sentence."""
+    pool = SimulatedPool()
+
+    def result(future: Any) -> Any:
+        raise WorkerFailedError(UserError("the checkpoint is of another model"), "trace")
+
+    pool.result = result  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="another model"):
+        run(pool)
+    assert len(pool.started) == STAFFING.actors
+
+
+def test_a_resumed_run_counts_on() -> None:
+    """A run stopped half way and started again makes up the same totals, and no update or step twice."""
+    pool = SimulatedPool()
+    first = run(pool, stop=lambda: pool.total_steps > 500)
+    assert pool.saved["updates"] == first.updates < RATIO.updates
+    assert first.updates <= RATIO.updates_allowed(first.env_steps)
+    second = run(pool)
+    assert second.env_steps == pool.total_steps == RATIO.env_steps
+    assert second.updates == RATIO.updates
+    assert pool.restored_from == [0, first.updates]
+
+
+def test_a_stop_waits_for_orders_in_flight_and_saves() -> None:
+    """When asked to stop, no new order is given, those in flight are taken, and a checkpoint is written."""
+    pool = SimulatedPool()
+    fleet = run(pool, stop=lambda: pool.now > 6.0)
+    assert not any(slot.orders for slot in [*fleet.actors, fleet.learner])
+    assert pool.saved["updates"] == fleet.updates > 0
+    assert pool.syncs >= 1
+
+
+def test_actors_get_newly_published_weights() -> None:
+    """Collect orders carry the newest version published before them."""
+    pool = SimulatedPool(publish_every=4)
+    fleet = run(pool)
+    assert fleet.published_version == RATIO.updates
+    assert all(slot.version > 100 for slot in fleet.actors)
+

@@ -1,0 +1,233 @@
+"""Losses and distributions against numbers worked out independently, in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from dreamfleet.common.distributions import Bernoulli, Gaussian, gaussian_kl, state_gaussian
+from dreamfleet.common.settings import LossSettings, ModelSettings
+from dreamfleet.common.spaces import ActionSpec, ObservationSpec, Spaces
+from dreamfleet.common.world_model import WorldModel
+from dreamfleet.learner.losses import free_nats, likelihood_loss, reconstruction_loss, world_model_loss
+
+SPACES = Spaces(
+    (ObservationSpec("image", (16, 16, 1), "uint8"), ObservationSpec("speed", (3,), "float32")),
+    ActionSpec("discrete", (3,)),
+)
+B, T = 2, 5
+
+
+def make_model(**changes: object) -> WorldModel:
+    """Return a small model of pictures and vectors, the same at every call."""
+    torch.manual_seed(0)
+    sizes = {
+        "encoder": "strided",
+        "depth": 2,
+        "embedding": 12,
+        "vector_units": 8,
+        "deterministic": 10,
+        "stochastic": 4,
+        "hidden": 12,
+        "reward_units": 8,
+        "continue_head": True,
+    }
+    return WorldModel(SPACES, ModelSettings.model_validate({**sizes, **changes}))
+
+
+def make_batch() -> dict[str, Tensor]:
+    """Return a batch with an episode that ends at t = 2 of the first sequence."""
+    generator = torch.Generator().manual_seed(1)
+    is_first = torch.zeros(B, T, dtype=torch.bool)
+    is_first[:, 0] = True
+    is_first[0, 3] = True
+    is_terminal = torch.zeros(B, T, dtype=torch.bool)
+    is_terminal[0, 2] = True
+    return {
+        "image": torch.randint(0, 256, (B, T, 16, 16, 1), generator=generator).to(torch.uint8),
+        "speed": torch.randn(B, T, 3, generator=generator),
+        "action": torch.randint(0, 3, (B, T), generator=generator).to(torch.int32),
+        "reward": torch.randn(B, T, generator=generator),
+        "is_first": is_first,
+        "is_terminal": is_terminal,
+    }
+
+
+def density(x: Tensor, mean: float, std: float) -> Tensor:
+    """Return a Normal's density, written out."""
+    return torch.exp(-((x - mean) ** 2) / (2 * std**2)) / math.sqrt(2 * math.pi * std**2)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [((0.0, 1.0), (0.0, 1.0)), ((0.7, 0.3), (-0.4, 1.1)), ((-1.0, 2.0), (1.5, 0.8))]
+)
+def test_kl_is_the_integral_it_stands_for(first: tuple[float, float], second: tuple[float, float]) -> None:
+    """The closed form equals ∫ p·log(p/q) by the trapezoid rule in float64."""
+    x = torch.linspace(-25, 25, 400_001, dtype=torch.float64)
+    p, q = density(x, *first), density(x, *second)
+    log_ratio = torch.where(p > 0, (p.clamp(min=1e-300) / q.clamp(min=1e-300)).log(), 0.0)
+    integral = torch.trapezoid(p * log_ratio, x).item()
+    pair = [Gaussian(torch.tensor([mean]), torch.tensor([std])) for mean, std in (first, second)]
+    assert gaussian_kl(*pair).item() == pytest.approx(integral, abs=1e-5)
+
+
+def test_kl_is_summed_over_dimensions() -> None:
+    """Independent dimensions add up, and each (b, t) keeps its own."""
+    mean, std = torch.randn(B, T, 6), torch.rand(B, T, 6) + 0.2
+    kl = gaussian_kl(Gaussian(mean, std), Gaussian(torch.zeros_like(mean), torch.ones_like(std)))
+    by_hand = (0.5 * (std.double() ** 2 + mean.double() ** 2 - 1) - std.double().log()).sum(-1)
+    assert kl.shape == (B, T)
+    assert torch.allclose(kl.double(), by_hand, atol=1e-5)
+
+
+def test_a_gaussians_log_density_is_whole() -> None:
+    """Constant included: its exponential integrates to one, and it equals the formula in float64."""
+    x = torch.linspace(-30, 30, 100_001, dtype=torch.float64)
+    log_prob = Gaussian(torch.tensor(0.5), torch.tensor(2.0)).log_prob(x)
+    assert torch.trapezoid(log_prob.double().exp(), x).item() == pytest.approx(1.0, abs=1e-5)
+    assert torch.allclose(log_prob.double(), density(x, 0.5, 2.0).log(), atol=1e-4)
+
+
+def test_samples_have_the_mean_and_deviation() -> None:
+    """Noise is scaled and shifted, and gradients reach both."""
+    mean, std = torch.tensor(3.0, requires_grad=True), torch.tensor(0.5, requires_grad=True)
+    sample = Gaussian(mean, std).sample(torch.tensor([-2.0, 0.0, 2.0]))
+    assert sample.tolist() == [2.0, 3.0, 4.0]
+    sample[2].backward()
+    assert (mean.grad, std.grad) == (1.0, 2.0)
+
+
+def test_deviations_are_made_as_the_settings_say() -> None:
+    """softplus(x) + min_std, or exp(x / 2) cut off at min_std; the means pass through."""
+    raw = torch.tensor([0.3, -0.2, 0.0, 1.5, -9.0, 2.0])
+    softplus = state_gaussian(raw, "softplus", 0.1)
+    assert softplus.mean.tolist() == raw[:3].tolist()
+    assert torch.allclose(softplus.std, torch.tensor([math.log1p(math.exp(x)) + 0.1 for x in (1.5, -9.0, 2.0)]))
+    log_variance = state_gaussian(raw, "log_variance", 0.1)
+    assert torch.allclose(log_variance.std, torch.tensor([math.exp(0.75), 0.1, math.exp(1.0)]))
+
+
+def test_the_reconstruction_is_half_the_squared_error_summed_over_a_picture() -> None:
+    """Summed over pixels and channels, averaged over B and T, without the constant: by hand 0.5 · 12 · 0.25."""
+    target = torch.zeros(B, T, 2, 2, 3)
+    assert reconstruction_loss(target, target).item() == 0.0
+    assert reconstruction_loss(target, target + 0.5).item() == pytest.approx(0.5 * 12 * 0.25)
+    one_step = target.clone()
+    one_step[0, 0] = 2.0
+    assert reconstruction_loss(target, one_step).item() == pytest.approx(0.5 * 12 * 4 / (B * T))
+
+
+def test_the_likelihoods_of_reward_and_continue() -> None:
+    """A unit Normal hit exactly costs ½·log 2π, a fair coin log 2."""
+    sure = Gaussian(torch.ones(B, T), torch.ones(B, T))
+    assert likelihood_loss(sure, torch.ones(B, T)).item() == pytest.approx(0.5 * math.log(2 * math.pi))
+    wide = Gaussian(torch.zeros(B, T), torch.full((B, T), 2.0))
+    expected = 0.5 * math.log(2 * math.pi) + math.log(2.0) + 0.5 * (3.0 / 2.0) ** 2
+    assert likelihood_loss(wide, torch.full((B, T), 3.0)).item() == pytest.approx(expected)
+    assert likelihood_loss(Bernoulli(torch.zeros(B, T)), torch.ones(B, T)).item() == pytest.approx(math.log(2.0))
+
+
+def test_free_nats_per_element_and_on_the_mean() -> None:
+    """KLs 0, 2, 4 and 6 with 3 free: per element (0 + 0 + 1 + 3)/4, on the mean 3 - 3 = 0."""
+    kl = torch.tensor([[0.0, 2.0], [4.0, 6.0]], requires_grad=True)
+    per_element = free_nats(kl, 3.0, "element")
+    assert per_element.item() == 1.0
+    per_element.backward()
+    assert kl.grad is not None
+    assert kl.grad.tolist() == [[0.0, 0.0], [0.25, 0.25]]
+    assert free_nats(kl, 3.0, "mean").item() == 0.0
+    assert free_nats(kl, 2.5, "mean").item() == 0.5
+    assert free_nats(kl, 0.0, "element").item() == free_nats(kl, 0.0, "mean").item() == 3.0
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
+    """Every weight of the settings multiplies its own part, and the parts are reported before their weights."""
+    model, batch = make_model(), make_batch()
+    settings = LossSettings(
+        reconstruction_scale=2.0, reward_scale=3.0, continue_scale=5.0, kl_scale=7.0, free_nats=0.01
+    )
+    result = world_model_loss(model, batch, settings)
+    part = {
+        name.removeprefix("loss/"): value.item() for name, value in result.metrics.items() if name.startswith("loss/")
+    }
+    expected = 2 * part["reconstruction"] + 3 * part["reward"] + 5 * part["continue"] + 7 * part["kl"]
+    assert result.total.item() == pytest.approx(expected, rel=1e-5)
+    assert part["total"] == result.total.item()
+    assert part["reconstruction"] == pytest.approx(
+        part["reconstruction/image"] + part["reconstruction/speed"], rel=1e-5
+    )
+    assert not any(value.requires_grad for value in result.metrics.values())
+
+
+def test_the_parts_are_what_the_rollout_says() -> None:
+    """Recomputed step by step in float64 from the rollout's states."""
+    model, batch = make_model(reward_distribution="normal"), make_batch()
+    settings = LossSettings(free_nats=0.05)
+    result = world_model_loss(model, batch, settings)
+    feature, kls, errors, rewards, ends = result.rollout.states.feature, [], [], [], []
+    means, reward, goes_on = model.decode(feature), model.predict_reward(feature), model.predict_continue(feature).mean
+    for b in range(B):
+        for t in range(T):
+            q, p = ([part[b, t].double() for part in d] for d in (result.rollout.posterior, result.rollout.prior))
+            kls.append((torch.log(p[1] / q[1]) + (q[1] ** 2 + (q[0] - p[0]) ** 2) / (2 * p[1] ** 2) - 0.5).sum().item())
+            target = batch["image"][b, t].double() / 255 - 0.5
+            error = (target - means["image"][b, t].double()).square().sum()
+            error += (batch["speed"][b, t].double() - means["speed"][b, t].double()).square().sum()
+            errors.append(0.5 * error.item())
+            rewards.append(
+                -density(batch["reward"][b, t].double(), reward.mean[b, t].item(), reward.std[b, t].item()).log().item()
+            )
+            alive = goes_on[b, t].item()
+            ends.append(-math.log(1 - alive if (b, t) == (0, 2) else alive))
+    metrics = {name: value.item() for name, value in result.metrics.items()}
+
+    def average(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    assert metrics["kl/nats"] == pytest.approx(average(kls), abs=1e-5)
+    assert metrics["loss/kl"] == pytest.approx(average([max(kl - 0.05, 0.0) for kl in kls]), abs=1e-5)
+    assert metrics["kl/free_fraction"] == pytest.approx(average([float(kl <= 0.05) for kl in kls]))
+    assert metrics["loss/reconstruction"] == pytest.approx(average(errors), rel=1e-5)
+    assert metrics["loss/reward"] == pytest.approx(average(rewards), rel=1e-4)
+    assert metrics["loss/continue"] == pytest.approx(average(ends), rel=1e-4)
+
+
+def test_without_a_continue_head_there_is_no_continue_loss() -> None:
+    """The part is left out, not reported as zero."""
+    result = world_model_loss(make_model(continue_head=False), make_batch(), LossSettings())
+    assert "loss/continue" not in result.metrics
+
+
+def test_an_action_changes_only_what_comes_after_it() -> None:
+    """The action stored at t first acts on the state at t + 1, and never across the beginning of an episode."""
+    model, batch = make_model(), make_batch()
+
+    def states(changed: tuple[int, int] | None) -> Tensor:
+        torch.manual_seed(3)
+        data = {**batch, "action": batch["action"].clone()}
+        if changed is not None:
+            data["action"][changed] = (data["action"][changed] + 1) % 3
+        return world_model_loss(model, data, LossSettings()).rollout.states.deterministic[..., 0, :]
+
+    before = states(None)
+    for b, t, first_to_change in ((1, 1, 2), (0, 1, 2), (0, 2, T), (1, T - 1, T)):
+        differs = (states((b, t)) != before).any(-1)
+        until = 3 if b == 0 else T
+        expected = torch.zeros(B, T, dtype=torch.bool)
+        expected[b, first_to_change:until] = True
+        assert torch.equal(differs, expected), (b, t)
+
+
+def test_the_noise_that_is_encoded_is_the_noise_to_be_reconstructed() -> None:
+    """With `five_bit` the target is the very picture that was encoded: one draw serves both."""
+    model, batch = make_model(image_input="five_bit"), make_batch()
+    seen: list[Tensor] = []
+    model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]["image"]))
+    result = world_model_loss(model, batch, LossSettings())
+    means = model.decode(result.rollout.states.feature)
+    loss = reconstruction_loss(seen[0].unflatten(0, (B, T)), means["image"])
+    assert len(seen) == 1
+    assert result.metrics["loss/reconstruction/image"].item() == pytest.approx(loss.item(), rel=1e-5)

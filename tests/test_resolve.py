@@ -1,0 +1,108 @@
+"""Settings from presets, files and flags, and the sentences about what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from dreamfleet.common.errors import UserError
+from dreamfleet.common.settings import Settings
+from dreamfleet.deploy.resolve import changes, describe_settings, preset_names, preset_summary, resolve, write_settings
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_resolves_and_says_what_it_is(name: str) -> None:
+    """Each built-in preset is valid as it stands and begins with a comment."""
+    assert isinstance(resolve([name]), Settings)
+    assert len(preset_summary(name)) > 20
+
+
+def test_later_layers_win(tmp_path: Path) -> None:
+    """A flag wins over the last preset, the last preset over the first, and what none names keeps its default."""
+    (tmp_path / "mine.yaml").write_text("learner: {batch_size: 3, sequence_length: 9}\n")
+    settings = resolve(["quickstart", str(tmp_path / "mine.yaml")], [("learner.batch_size", "4")])
+    assert (settings.learner.batch_size, settings.learner.sequence_length) == (4, 9)
+    assert settings.env.grey is True
+    assert settings.model.gru_layers == 1
+
+
+def test_a_mapping_is_laid_over_key_by_key() -> None:
+    """Setting one of the environment's arguments leaves the others."""
+    settings = resolve(["quickstart"], [("env.kwargs.lap_complete_percent", "0.9")])
+    assert settings.env.kwargs == {"continuous": False, "lap_complete_percent": 0.9}
+
+
+def test_scientific_notation_is_a_number() -> None:
+    """1e-4 and 1e5 are numbers, though YAML takes the first for text."""
+    settings = resolve([], [("learner.learning_rate", "1e-4"), ("train.env_steps", "1e5")])
+    assert settings.learner.learning_rate == 1e-4
+    assert settings.train.env_steps == 100_000
+
+
+def test_resolved_settings_can_be_given_back(tmp_path: Path) -> None:
+    """What is written to a run's directory resolves to the same settings."""
+    settings = resolve(["seed"], [("env.kwargs", "{continuous: true}")])
+    write_settings(settings, tmp_path / "config.yaml")
+    assert resolve(base=tmp_path / "config.yaml") == settings
+
+
+def test_changes_name_path_old_and_new() -> None:
+    """A difference between two settings is told by its path and both values."""
+    assert changes(Settings(), resolve([], [("seed", "7")])) == ["seed: 0 → 7"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "wanted"),
+    [
+        ("learner.batch_sizes", "3", ["--learner.batch_sizes", "Did you mean 'learner.batch_size'"]),
+        ("batch_size", "3", ["--batch_size", "Did you mean 'learner.batch_size'"]),
+        ("train.env_steps", "many", ["--train.env_steps", "'many'", "a whole number"]),
+        ("train.env_steps", "0", ["--train.env_steps", "0", "at least 1"]),
+        ("model.encoder", "plannet", ["--model.encoder", "'plannet'", "Did you mean 'planet'"]),
+        ("env.grey", "maybe", ["--env.grey", "'maybe'", "true or false"]),
+        ("learner", "3", ["--learner", "3", "a group of settings"]),
+        ("env.kwargs", "[1", ["--env.kwargs", "not a valid value"]),
+        ("train.prefill", "2e6", ["train.prefill 2000000", "train.env_steps 1000000", "--train.prefill"]),
+        ("model.batch_norm", "true", ["model.batch_norm", "strided"]),
+        ("actors.hold_min", "3", ["hold_min 3", "hold_max 1"]),
+    ],
+)
+def test_a_bad_flag_is_one_sentence(flag: str, text: str, wanted: list[str]) -> None:
+    """It names the flag, the value and what would be right, on a single line."""
+    with pytest.raises(UserError) as caught:
+        resolve([], [(flag, text)])
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in wanted:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        ("seed: 1\nseed: 2\n", ["line 2", "'seed' stands there twice"]),
+        ("seed: [1\n", ["not valid YAML"]),
+        ("- 1\n", ["list"]),
+        ("env: {idd: x}\n", ["'env.idd'", "Did you mean 'env.id'"]),
+        ("learner: {batch_size: 2.5}\n", ["learner.batch_size", "2.5", "a whole number"]),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, content: str, wanted: list[str]) -> None:
+    """The sentence names the file."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    with pytest.raises(UserError) as caught:
+        resolve([str(file)])
+    for part in [str(file), *wanted]:
+        assert part in str(caught.value)
+
+
+def test_an_unknown_preset_suggests_the_nearest() -> None:
+    """A typo in a preset's name is told with the name meant."""
+    with pytest.raises(UserError, match=r"'quikstart'.*Did you mean 'quickstart'"):
+        resolve(["quikstart"])
+
+
+def test_every_setting_has_a_meaning() -> None:
+    """`--help` has something to say of each setting."""
+    assert all(len(meaning) > 10 and meaning.endswith(".") for _, _, _, meaning in describe_settings())
