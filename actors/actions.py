@@ -35,8 +35,8 @@ def describe_action(space: spaces.Space[Any]) -> ActionSpec:
 def action_converter(space: spaces.Space[Any]) -> Callable[[np.ndarray], Any]:
     """Return the function that turns one stored action into one that the environment takes.
 
-    A choice becomes a plain int counted from the space's start; choices and boxes get the space's shape and type. A box is
-    clipped to its bounds: float32 may round a stored bound of float64 to just beyond it.
+    A choice becomes a plain int counted from the space's start; choices and boxes get the space's shape and type. A box
+    is clipped to its bounds: float32 may round a stored bound of float64 to just beyond it.
     """
     if isinstance(space, spaces.Discrete):
         start = int(space.start)
@@ -50,7 +50,7 @@ def action_converter(space: spaces.Space[Any]) -> Callable[[np.ndarray], Any]:
 
 
 def null_action(space: spaces.Space[Any]) -> Any:
-    """Return the action that does nothing: the first choice, or zeros (the bound nearest to zero where zero is outside)."""
+    """Return the action that does nothing: the first choice, or zeros (the nearest bound where zero is outside)."""
     if isinstance(space, spaces.Discrete):
         return int(space.start)
     if isinstance(space, spaces.MultiDiscrete):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,9 +13,15 @@ import numpy as np
 
 from dreamfleet.actors.environment_batch import EnvironmentBatch
 from dreamfleet.actors.stream import Stream
-from dreamfleet.common.policy import Policy
+from dreamfleet.common.policy import Policy, make_policy
+from dreamfleet.common.seeds import derive_seed
+from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import zero_action
 from dreamfleet.common.steps import StepFormat
+
+log = logging.getLogger(__name__)
+
+TIMINGS = ("environment", "policy", "encode", "push")
 
 
 class Sink(Protocol):
@@ -60,15 +67,12 @@ class CollectReport:
     weights_lost: int = 0
 
 
-TIMINGS = ("environment", "policy", "encode", "push")
-
-
 class Collector:
     """Steps K environments with one policy and sends what they show as chunks.
 
-    It works in rounds: the policy chooses K actions at once, then the environments take them in turn. An order may end
-    within a round; the next one goes on with the environments that are left, and with the actions already chosen for them.
-    So the steps do not depend on how they are divided into orders, and any number of them is met exactly.
+    It works in rounds: all environments step, the policy chooses their K actions at once, and the K steps are recorded.
+    An order may end within a round; the next one records what is left of it first. So the steps do not depend on how
+    they are divided into orders, and any number of them is met exactly.
 
     Args:
         environments: the batch of K environments.
@@ -78,6 +82,9 @@ class Collector:
         actor: number of the actor; `incarnation` is which of its lives this is.
         incarnation: see `actor`.
         flush_timeout_s: how long an order may wait at its end until all its chunks are stored.
+
+    Attributes:
+        spaces: what the environments show and take.
     """
 
     def __init__(
@@ -88,71 +95,85 @@ class Collector:
         step_format: StepFormat,
         actor: int,
         incarnation: int,
-        flush_timeout_s: float = 60.0,
+        flush_timeout_s: float = 120.0,
     ) -> None:
-        self.policy = policy
+        self.spaces = step_format.spaces
+        self._policy = policy
         self._environments, self._sink, self._format = environments, sink, step_format
         self._flush_timeout_s = flush_timeout_s
         count = len(environments)
         self._streams = [Stream(step_format, environments, k, actor, incarnation) for k in range(count)]
-        self._returns = np.zeros(count)
-        self._lengths = np.zeros(count, np.int64)
+        self._returns = [0.0] * count
+        self._lengths = [0] * count
         self._actions = zero_action(step_format.spaces.action, count)
         self._version = 0
         self._next = 0
         self._begun = False
 
+    @property
+    def version(self) -> int:
+        """Version of the weights that the policy has now."""
+        return self._policy.version
+
+    def adopt(self, version: int, weights: np.ndarray) -> None:
+        """Give the policy other weights; they act from the next round on."""
+        self._policy.adopt(version, weights)
+
+    def close(self) -> None:
+        """Close the environments."""
+        self._environments.close()
+
     def collect(self, steps: int) -> CollectReport:
         """Collect exactly so many environment steps, over all K environments, and return once all are acknowledged.
 
         Raises:
-            EnvironmentFailedError: if an environment fails. What was not sent yet is lost.
+            EnvironmentFailedError: if an environment fails. What was not sent yet is lost, and the collector with it.
         """
         report = CollectReport(steps, raw_bytes=steps * self._format.step_bytes)
-        if not self._begun:
-            with _timed(report, "environment"):
-                self._environments.reset()
-            self._begun = True
         left = steps
         while left:
             if self._next == 0:
-                with _timed(report, "policy"):
-                    self._choose()
-            start, stop = self._next, min(self._next + left, len(self._environments))
-            self._record(start, stop, report)
-            with _timed(report, "environment"):
-                self._environments.step(self._actions, start, stop)
-            self._next = stop % len(self._environments)
-            left -= stop - start
+                self._begin_round(report)
+            stop = min(self._next + left, len(self._streams))
+            for k in range(self._next, stop):
+                self._record(k, report)
+            left -= stop - self._next
+            self._next = stop % len(self._streams)
         for stream in self._streams:
             if stream.held:
                 self._send(stream, report)
         with _timed(report, "push"):
             self._sink.flush(self._flush_timeout_s)
-        report.version = self.policy.version
+        report.version = self._version
         return report
 
-    def _choose(self) -> None:
-        """Let the policy choose the actions of a round; those at an episode's last step are not used and stored as zeros."""
-        self._actions = self.policy.act(self._environments.observations, self._environments.is_first)
-        self._actions[self._environments.is_last] = 0
-        self._version = self.policy.version
+    def _begin_round(self, report: CollectReport) -> None:
+        """Bring all environments to their next step, and choose all actions there."""
+        began = perf_counter()
+        if self._begun:
+            self._environments.step(self._actions)
+        else:
+            self._environments.reset()
+            self._begun = True
+        stepped = perf_counter()
+        self._actions = self._policy.act(self._environments.observations, self._environments.is_first)
+        self._version = self._policy.version
+        report.timings["environment"] += stepped - began
+        report.timings["policy"] += perf_counter() - stepped
 
-    def _record(self, start: int, stop: int, report: CollectReport) -> None:
-        """Append the current step of these environments to their streams."""
-        environments = self._environments
-        self._returns += environments.reward
-        for k in range(start, stop):
-            stream = self._streams[k]
-            stream.append(self._actions[k], self._version)
-            if environments.is_first[k]:
-                self._returns[k], self._lengths[k] = 0.0, 0
-            else:
-                self._lengths[k] += 1
-            if environments.is_last[k]:
-                report.episodes.append(EpisodeResult(float(self._returns[k]), int(self._lengths[k])))
-            if stream.is_full:
-                self._send(stream, report)
+    def _record(self, k: int, report: CollectReport) -> None:
+        """Append the current step of environment `k` to its stream; an episode's last action is not used: zeros."""
+        stream, is_last = self._streams[k], self._environments.is_last[k]
+        stream.append(0 if is_last else self._actions[k], self._version)
+        if self._environments.is_first[k]:
+            self._returns[k], self._lengths[k] = 0.0, 0
+        else:
+            self._returns[k] += float(self._environments.reward[k])
+            self._lengths[k] += 1
+        if is_last:
+            report.episodes.append(EpisodeResult(self._returns[k], self._lengths[k]))
+        if stream.is_full:
+            self._send(stream, report)
 
     def _send(self, stream: Stream, report: CollectReport) -> None:
         with _timed(report, "encode"):
@@ -160,6 +181,28 @@ class Collector:
         report.stored_bytes += len(record)
         with _timed(report, "push"):
             self._sink.append(record)
+
+
+def environment_seeds(settings: Settings, actor: int, incarnation: int) -> list[int]:
+    """Return for each environment of an actor the seed of its first reset, in [0, 2**31)."""
+    return [
+        derive_seed(settings.seed, "environment", actor, incarnation, k) % 2**31
+        for k in range(settings.actors.environments)
+    ]
+
+
+def build_collector(settings: Settings, actor: int, incarnation: int, sink: Sink) -> Collector:
+    """Return the collector of one life of an actor, made as the settings say.
+
+    Raises:
+        UserError: if the environment cannot be made.
+    """
+    seeds = environment_seeds(settings, actor, incarnation)
+    environments = EnvironmentBatch(settings.env, seeds, actor)
+    policy_seed = derive_seed(settings.seed, "policy", actor, incarnation)
+    policy = make_policy(settings.actors, environments.spaces, len(seeds), policy_seed)
+    log.info("actor %d, incarnation %d: environments' seeds %s", actor, incarnation, seeds)
+    return Collector(environments, policy, sink, StepFormat(environments.spaces), actor, incarnation)
 
 
 @contextmanager

@@ -66,18 +66,16 @@ class EnvironmentBatch:
         for k, seed in enumerate(self._seeds):
             self._begin(k, seed)
 
-    def step(self, actions: np.ndarray, start: int, stop: int) -> None:
-        """Bring environments `start` to `stop` to their next step: one that is at its episode's last begins the next.
+    def step(self, actions: np.ndarray) -> None:
+        """Bring every environment to its next step: one at its episode's last begins the next, its action unused.
 
         Args:
-            actions: stored actions of all K environments, (K, *stored_shape).
-            start: first environment to step; `stop` is one past the last.
-            stop: see `start`.
+            actions: stored actions, (K, *stored_shape).
 
         Raises:
             EnvironmentFailedError: if one of them raises an error or gives a reward that is not finite.
         """
-        for k in range(start, stop):
+        for k in range(len(self)):
             if self.is_last[k]:
                 self._begin(k, None)
             else:

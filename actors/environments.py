@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -79,7 +78,8 @@ def probe_environment(settings: EnvironmentSettings) -> Spaces:
     Whoever starts actors does this first, so that a wrong environment is one sentence and not a crash of each actor.
 
     Raises:
-        UserError: if it cannot be made, has spaces that are not supported, fails at once, or shows what its space denies.
+        UserError: if it cannot be made, has spaces that are not supported, or fails at once, also by showing what its
+            space denies.
     """
     env = make_environment(settings)
     try:
@@ -122,10 +122,11 @@ def _registered_function(name: str) -> Callable[..., Environment]:
             importlib.import_module(module)
         spec = gymnasium.spec(name)
     except (gymnasium.error.Error, ImportError) as error:
-        known = nearest(name, gymnasium.registry) or " `gymnasium.pprint_registry()` lists those installed."
+        near = "" if isinstance(error, ImportError) else nearest(name, gymnasium.registry)
+        hint = near or f" Is the package that brings it installed? ({str(error).rstrip('.')})"
         raise UserError(
-            f"env.id '{name}' is not an environment that Gymnasium knows here ({error}).{known} "
-            "Its package may not be installed; a function of your own is written module:function."
+            f"env.id '{name}' is not an environment that Gymnasium has here; a function of your own is written "
+            f"module:function.{hint}"
         ) from error
 
     def make(**kwargs: Any) -> Environment:
@@ -142,7 +143,7 @@ def _own_function(module: str, function: str) -> Callable[..., Any]:
     try:
         found: Any = importlib.import_module(module)
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and module.split(".")[0] == error.name:
+        if isinstance(error, ModuleNotFoundError) and module.split(".", maxsplit=1)[0] == error.name:
             raise UserError(
                 f"{where}: there is no module '{module}' in '{Path.cwd()}' or where Python looks."
                 f"{nearest(module, [path.stem for path in Path.cwd().glob('*.py')])} PYTHONPATH adds places."
@@ -161,7 +162,6 @@ def _call(settings: EnvironmentSettings, make: Callable[..., Environment], rende
     """Return the environment that `make` makes from the settings' arguments."""
     kwargs = dict(settings.kwargs)
     try:
-        inspect.signature(make).bind(**kwargs)
         env = make(**kwargs)
         if not render or "render_mode" in kwargs or not _can_render(env, make):
             return env
@@ -185,6 +185,6 @@ def _can_render(env: Environment, make: Callable[..., Environment]) -> bool:
 
 def _cause(error: BaseException) -> str:
     """Return the error in a line, with the place in the code where it arose."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({os.path.relpath(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{place}"

@@ -38,10 +38,10 @@ class Entry:
 def list_entries(space: spaces.Space[Any], image_size: int, grey: bool) -> list[Entry]:
     """Return the entries of the observations of this space.
 
-    Images are a Box (H, W) or (H, W, C) in uint8, or a Box (H, W, C) of another type whose bounds are exactly 0 and 1, or 0
-    and 255, which is brought to 0-255 and rounded. Any other Box is a vector, flattened. A Discrete, MultiBinary or
-    MultiDiscrete becomes a vector as Gymnasium flattens it: one-hots and bits. An observation that is no Dict is called
-    "image" or "vector"; an entry of nested Dicts by its keys joined by "_".
+    Images are a Box (H, W) or (H, W, C) in uint8, or a Box (H, W, C) of another type whose bounds are exactly 0 and 1,
+    or 0 and 255, which is brought to 0-255 and rounded. Any other Box is a vector, flattened. A Discrete, MultiBinary
+    or MultiDiscrete becomes a vector as Gymnasium flattens it: one-hots and bits. An observation that is no Dict is
+    called "image" or "vector"; an entry of nested Dicts by its keys joined by "_".
 
     Args:
         space: the environment's observation space.
@@ -90,9 +90,13 @@ def _leaves(space: spaces.Space[Any], path: tuple[str, ...]) -> list[tuple[tuple
     if isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiBinary, spaces.MultiDiscrete)):
         return [(path, space)]
     name = "_".join(path)
+    shown = f"observation '{name}'" if name else "observation"
+    hint = (
+        " gymnasium.wrappers.FilterObservation, in a function of your own, leaves out a part of a Dict." if name else ""
+    )
     raise UserError(
-        f"The environment's observation {f'{name!r} ' if name else ''}is {space}, which is not supported: it would have to be "
-        f"one of {SUPPORTED_OBSERVATIONS}. gymnasium.wrappers.FilterObservation, in a function of your own, leaves out a part."
+        f"The environment's {shown} is {space}, which is not supported: it would have to be one of "
+        f"{SUPPORTED_OBSERVATIONS}.{hint}"
     )
 
 

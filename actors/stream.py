@@ -31,9 +31,7 @@ class Stream:
         self._actor, self._incarnation = actor, incarnation
         self._sequence = 0
         self._first_step = 0
-        self._arrays = {
-            field.name: np.zeros((CHUNK_STEPS, *field.shape), field.dtype) for field in step_format.fields
-        }
+        self._arrays = {field.name: np.zeros((CHUNK_STEPS, *field.shape), field.dtype) for field in step_format.fields}
         current = {
             "reward": environments.reward,
             "is_first": environments.is_first,
@@ -50,7 +48,7 @@ class Stream:
         """Whether it must be cut before it takes another step."""
         return self.held == CHUNK_STEPS
 
-    def append(self, action: np.ndarray, version: int) -> None:
+    def append(self, action: np.ndarray | int, version: int) -> None:
         """Take the environment's current step, with the action that was chosen there and the weights that chose it."""
         for array, source in self._sources:
             array[self.held] = source[self._number]

@@ -10,10 +10,10 @@ from dreamfleet.actors.actions import null_action
 
 
 class NoopStart(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Begins each episode with 0 to `noop_max` steps of the action that does nothing, so that episodes begin differently.
+    """Begins each episode with 0 to `noop_max` steps of the action that does nothing, so that they differ.
 
-    The number is drawn uniformly from the environment's own generator, which the first reset seeds. Rewards on the way are
-    dropped. An episode that ends meanwhile is begun again, and the remaining steps are taken in the new one.
+    The number is drawn uniformly from the environment's own generator, which the first reset seeds. Rewards on the way
+    are dropped. An episode that ends meanwhile is begun again, and the remaining steps are taken in the new one.
 
     Args:
         env: the environment.

@@ -8,7 +8,8 @@ from typing import Protocol
 import numpy as np
 
 from dreamfleet.common.seeds import derive_seed
-from dreamfleet.common.spaces import ActionSpec
+from dreamfleet.common.settings import ActorSettings
+from dreamfleet.common.spaces import ActionSpec, Spaces
 
 
 class Policy(Protocol):
@@ -18,19 +19,22 @@ class Policy(Protocol):
     """Version of the weights that choose the actions."""
 
     def act(self, observations: Mapping[str, np.ndarray], is_first: np.ndarray) -> np.ndarray:
-        """Return stored actions (K, *stored_shape) for observations of (K, *shape) and is_first (K,)."""
+        """Return stored actions (K, *stored_shape), newly made, for observations of (K, *shape) and is_first (K,).
+
+        The arrays given are overwritten at the next step: copy what you keep.
+        """
         ...
 
     def adopt(self, version: int, weights: np.ndarray) -> None:
-        """Take over published weights: one flat array, as the learner laid it out."""
+        """Take over published weights: one flat array, as the learner laid it out; read-only, so copy what you keep."""
         ...
 
 
 class RandomPolicy:
     """Uniform random actions, each held for a random number of steps.
 
-    Held actions reach places that a fresh action at every step does not: a car that steers left and right by turns stands
-    still. A box's dimension without bounds is drawn from N(0, 1).
+    Held actions reach places that a fresh action at every step does not: a car that steers left and right by turns
+    stands still. A box's dimension without bounds is drawn from N(0, 1).
 
     Args:
         spec: the action's space.
@@ -70,3 +74,9 @@ class RandomPolicy:
         bounded = np.isfinite(low) & np.isfinite(high)
         uniform = self._generator.uniform(np.where(bounded, low, 0), np.where(bounded, high, 1))
         return np.where(bounded, uniform, np.clip(self._generator.normal(size=low.shape), low, high))
+
+
+def make_policy(settings: ActorSettings, spaces: Spaces, environments: int, seed: int) -> Policy:
+    """Return the policy that the settings name, for so many environments."""
+    assert settings.policy == "random", "the settings know no other policy"
+    return RandomPolicy(spaces.action, environments, seed, settings.hold_min, settings.hold_max)

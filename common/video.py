@@ -42,7 +42,7 @@ def write_webm(path: Path, frames: np.ndarray, fps: float) -> None:
     padded = np.pad(colour, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     size = (padded.shape[2], padded.shape[1])
     with _without_tag_note():
-        writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"VP80"), float(fps), size)
+        writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"VP80"), float(fps), size)
     if not writer.isOpened():
         raise UserError(
             f"The video '{path}' cannot be written: OpenCV {cv2.__version__} could not open the file for VP8. "

@@ -119,6 +119,7 @@ class Fleet:
         self.restarts = 0
         self._stop = stop
         self._clock = clock
+        self._given = 0  # orders in all
         self._ordered_steps = 0  # given to actors and not yet answered
         self._ordered_updates = 0  # likewise, to the learner
         self._valid_starts = 0
@@ -170,7 +171,8 @@ class Fleet:
 
     def _turn(self) -> None:
         """Wait a little for answers, take them, and look after the workers."""
-        for future in self.pool.wait([order.future for _, order in self._orders()], 0.2):
+        in_order = sorted(self._orders(), key=lambda pair: pair[1].number)
+        for future in self.pool.wait([order.future for _, order in in_order], 0.2):
             slot, order = next((pair for pair in self._orders() if pair[1].future is future), (None, None))
             if slot and order:  # else its slot was emptied since
                 self._take(slot, order)
@@ -212,7 +214,8 @@ class Fleet:
     def _give(self, slot: Slot, kind: str, amount: int, *arguments: Any) -> None:
         assert slot.worker
         now = self._clock()
-        slot.gave(Order(self.pool.give(slot.worker, kind, *arguments), kind, amount, now), now)
+        self._given += 1
+        slot.gave(Order(self.pool.give(slot.worker, kind, *arguments), kind, amount, self._given, now), now)
 
     # Taking answers -------------------------------------------------------------------------------------------------
 

@@ -4,16 +4,134 @@ from __future__ import annotations
 
 import time
 import traceback
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from dreamfleet.actors.collector import Collector
-from dreamfleet.actors.actor import build_collector
+import numpy as np
+
+from dreamfleet.actors.collector import CollectReport, build_collector
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
 from dreamfleet.common.steps import StepFormat
 from dreamfleet.deploy.pool import Counters, Worker, WorkerFailedError
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.learner.learner import Learner
+from dreamfleet.learner.publishing_learner import PublishingLearner
 from dreamfleet.replay.client import DirectSink
 from dreamfleet.replay.replay import Replay
+
+
+class InlineActor:
+    """What `ActorProcess` is on Ray: a collector that adopts weights before it collects."""
+
+    def __init__(self, settings: Settings, actor: int, incarnation: int, replay: Replay) -> None:
+        self.collector = build_collector(settings, actor, incarnation, DirectSink(replay))
+
+    def collect(self, steps: int, weights: list[tuple[int, np.ndarray]]) -> CollectReport:
+        """Adopt the weights if they are newer, and collect exactly so many steps."""
+        for version, flat in weights:
+            if version > self.collector.version:
+                self.collector.adopt(version, flat)
+        return self.collector.collect(steps)
+
+
+class InlineFuture:
+    """An order that is carried out when somebody waits for it."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self._work = work
+        self._answer: Any = None
+        self._error: WorkerFailedError | None = None
+
+    def run(self) -> InlineFuture:
+        """Carry the order out."""
+        try:
+            self._answer = self._work()
+        except Exception as error:  # noqa: BLE001 (whatever a worker raises is its answer)
+            self._error = WorkerFailedError(error, traceback.format_exc())
+        return self
+
+    def result(self) -> Any:
+        """Return the answer, or raise what went wrong."""
+        if self._error:
+            raise self._error
+        return self._answer
+
+
+class InlinePool:
+    """Actors, learner and replay in this process. The same settings and seed give the same run, bit for bit, on a CPU.
+
+    Args:
+        settings: the run's.
+        spaces: what the environment shows and takes.
+        run: the run's directory.
+
+    Raises:
+        UserError: if the replay finds its directory at fault.
+    """
+
+    def __init__(self, settings: Settings, spaces: Spaces, run: RunDirectory) -> None:
+        self._settings = settings
+        self._spaces = spaces
+        self._run = run
+        self._replay = Replay(run.replay, StepFormat(spaces), settings.replay, settings.learner.sequence_length,
+                              settings.seed)  # fmt: skip
+        self._actors: dict[Worker, InlineActor] = {}
+
+    def start_actor(self, actor: int, incarnation: int) -> Worker:
+        """Make an actor when its first order is carried out, so that a failing environment fails there."""
+        return Worker(f"actor {actor}", (actor, incarnation))
+
+    def start_learner(self) -> Worker:
+        """Make the learner."""
+        learner = Learner(self._settings, self._spaces, self._replay, self._run.path, prefetch=False)
+        return Worker("learner", PublishingLearner(learner, self._settings.learner.publish_every, np.copy))
+
+    def stop(self, worker: Worker) -> None:
+        """Forget a worker."""
+        actor = self._actors.pop(worker, None)
+        if actor:
+            actor.collector.close()
+
+    def give(self, worker: Worker, method: str, *arguments: Any) -> InlineFuture:
+        """Take an order, to be carried out when it is waited for."""
+        return InlineFuture(lambda: getattr(self._target(worker), method)(*arguments))
+
+    def wait(self, futures: list[InlineFuture], timeout_s: float) -> list[InlineFuture]:
+        """Carry out the first order and return it."""
+        if not futures:
+            time.sleep(timeout_s)
+        return [futures[0].run()] if futures else []
+
+    def result(self, future: InlineFuture) -> Any:
+        """Return what a done order brought.
+
+        Raises:
+            WorkerFailedError: if it raised.
+        """
+        return future.result()
+
+    def counters(self) -> Counters:
+        """Ask the replay for its counters."""
+        return Counters(self._replay.total_steps, self._replay.valid_starts, self._replay.next_incarnation)
+
+    def replay_stats(self) -> dict[str, float]:
+        """Ask the replay for its figures."""
+        return self._replay.stats()
+
+    def sync_replay(self) -> None:
+        """Have the replay write all it holds through to the disk."""
+        self._replay.sync()
+
+    def close(self) -> None:
+        """Close environments and replay."""
+        for worker in list(self._actors):
+            self.stop(worker)
+        self._replay.close()
+
+    def _target(self, worker: Worker) -> Any:
+        if isinstance(worker.target, PublishingLearner):
+            return worker.target
+        if worker not in self._actors:
+            self._actors[worker] = InlineActor(self._settings, *worker.target, self._replay)
+        return self._actors[worker]

@@ -20,12 +20,14 @@ class Order:
         future: what its pool gave for it.
         kind: the worker's method: "collect", "restore", "train", "save" or "illustrate".
         amount: environment steps or updates.
+        number: of all orders given, which one it is.
         begun: when it came to the head of its worker's queue, by the loop's clock.
     """
 
     future: Any
     kind: str
     amount: int
+    number: int
     begun: float
 
 

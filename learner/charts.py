@@ -59,18 +59,13 @@ def draw_chart(
         x_label: what runs along, with its unit.
         y_label: what runs upwards, with its unit.
         size: width and height in pixels.
-        marker: x of a vertical line, and what to write beside it.
+        marker: x of a vertical line, and what to write at its foot.
         from_zero: whether the vertical axis begins at 0 rather than at the least value.
     """
     picture = np.full((size[1], size[0], 3), 255, np.uint8)
     frame = _Frame(curves, size, from_zero)
-    _draw_axes(picture, frame, x_label, y_label)
+    _draw_axes(picture, frame, x_label, y_label, marker)
     draw_text(picture, title, frame.left, 20, BLACK, 0.5)
-    if marker is not None:
-        x = frame.column(marker[0])
-        cv2.line(picture, (x, frame.top), (x, frame.bottom), GREEN, 1, cv2.LINE_AA)
-        beside = x + 5 if x + 8 + text_width(marker[1]) < frame.right else x - 5 - text_width(marker[1])
-        draw_text(picture, marker[1], beside, frame.bottom - 8, GREEN)
     for curve in curves:
         points = [
             (frame.column(x), frame.row(y)) for x, y in zip(curve.x, curve.y, strict=True) if math.isfinite(float(y))
@@ -128,8 +123,10 @@ def _ticks(low: float, high: float, most: int, whole: bool) -> list[float]:
     return [number * step for number in range(first, max(last, first + 1) + 1)]
 
 
-def _draw_axes(picture: np.ndarray, frame: _Frame, x_label: str, y_label: str) -> None:
-    """Draw the grid, the numbers along both axes, and their labels."""
+def _draw_axes(
+    picture: np.ndarray, frame: _Frame, x_label: str, y_label: str, marker: tuple[float, str] | None
+) -> None:
+    """Draw the grid, the numbers along both axes, their labels and the marker."""
     digits = max(0, -math.floor(math.log10(frame.y_ticks[1] - frame.y_ticks[0]) + 1e-9))
     for y in frame.y_ticks:
         cv2.line(picture, (frame.left, frame.row(y)), (frame.right, frame.row(y)), _PALE, 1)
@@ -141,9 +138,13 @@ def _draw_axes(picture: np.ndarray, frame: _Frame, x_label: str, y_label: str) -
             text = f"{x:g}"
             draw_text(picture, text, frame.column(x) - text_width(text) // 2, frame.bottom + 18, BLACK)
     cv2.rectangle(picture, (frame.left, frame.top), (frame.right, frame.bottom), GREY, 1)
-    middle = (frame.left + frame.right - text_width(x_label)) // 2
-    draw_text(picture, x_label, middle, frame.bottom + 38, BLACK)
     draw_text(picture, y_label, frame.left, frame.top - 14, GREY)
+    at, foot = frame.bottom + 38, frame.column(marker[0]) if marker else frame.right
+    on_the_left = foot > (frame.left + frame.right) // 2  # the label keeps out of the marker's way
+    draw_text(picture, x_label, frame.left if on_the_left else frame.right - text_width(x_label), at, BLACK)
+    if marker is not None:
+        cv2.line(picture, (foot, frame.top), (foot, frame.bottom), GREEN, 1, cv2.LINE_AA)
+        draw_text(picture, marker[1], min(foot, frame.right - text_width(marker[1])), at, GREEN)
 
 
 def _draw_legend(picture: np.ndarray, frame: _Frame, curves: Sequence[Curve]) -> None:

@@ -16,7 +16,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -54,7 +54,7 @@ class CheckpointStore:
         """Return the numbers of updates of all checkpoints that have facts, oldest first; none is verified."""
         return self._numbers("json")
 
-    def save(self, number: int, state: Mapping[str, Any], facts: Mapping[str, Any]) -> Path:
+    def save(self, number: int, state: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
         """Write a checkpoint, then drop those that are neither among the newest nor the best.
 
         Args:
@@ -63,7 +63,7 @@ class CheckpointStore:
             facts: plain JSON data; `held_out_loss` (lower is better) decides which is the best.
 
         Returns:
-            The path of the file of tensors.
+            The facts as they were written.
 
         Raises:
             UserError: if it cannot be written, for example because the disk is full; the others are untouched.
@@ -87,7 +87,8 @@ class CheckpointStore:
                 temporary.unlink(missing_ok=True)
                 _temporary(self._path(number, "json")).unlink(missing_ok=True)
         self._prune(number)
-        return path
+        written: dict[str, Any] = json.loads(text)
+        return written
 
     def load(self, number: int, map_location: str | torch.device = "cpu") -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the state and the facts of one checkpoint, verified.
@@ -238,33 +239,3 @@ def _temporary(path: Path) -> Path:
 def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the facts with None for numbers that JSON cannot say: a loss that is not finite is no measurement."""
     return {name: None if isinstance(fact, float) and not math.isfinite(fact) else fact for name, fact in facts.items()}
-
-
-def load_parameters(model: torch.nn.Module, state: Mapping[str, torch.Tensor], origin: str) -> None:
-    """Put saved parameters into a model, or say which one does not fit.
-
-    Args:
-        model: what they are for.
-        state: parameters and buffers by name.
-        origin: where they come from, for the message.
-
-    Raises:
-        UserError: if a parameter is missing, unknown or of another shape; the model is unchanged.
-    """
-    wanted = model.state_dict()
-    _refuse_strangers(wanted.keys() - state.keys(), f"{origin} has no", "which the model of these settings needs")
-    _refuse_strangers(state.keys() - wanted.keys(), f"{origin} has", "which the model of these settings lacks")
-    for name, tensor in wanted.items():
-        if tensor.shape != state[name].shape:
-            raise UserError(
-                f"{origin} is of another model: '{name}' has shape {tuple(state[name].shape)} there and "
-                f"{tuple(tensor.shape)} by these settings; give the settings that it was trained with"
-            )
-    model.load_state_dict(dict(state))
-
-
-def _refuse_strangers(names: Iterable[str], before: str, after: str) -> None:
-    """Raise for the first of the names, if any."""
-    first = min(names, default=None)
-    if first is not None:
-        raise UserError(f"{before} parameter '{first}', {after}; give the settings that it was trained with")

@@ -108,6 +108,7 @@ def draw_strips(
         np.uint8,
     )
     draw_text(picture, title, 6, 15, BLACK, 0.46)
+    draw_text(picture, "step", 6, 2 * _LINE - 4, BLACK)
     for number, column in enumerate(columns):
         x = _LABELS + number * width
         _draw_heading(picture, x, width, column, context)

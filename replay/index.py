@@ -1,10 +1,10 @@
 """The index: which chunks there are, and at which of their steps a training sequence may start.
 
-A start is valid if the `T` steps from it on are stored under following sequence numbers of one stream, none of them belongs to
-an episode that is held out, and, unless sequences may run across episodes, none after the first is `is_first`. For each chunk
-the valid starts are one 64-bit mask. Masks are kept up to date when a chunk comes or goes, so that a draw is: any listed chunk,
-any of 64 bits, again if the bit is not set. Each valid start is as likely as any other, and a draw costs the same however much
-is stored.
+A start is valid if the `T` steps from it on are stored under following sequence numbers of one stream, none of them
+belongs to an episode that is held out, and, unless sequences may run across episodes, none after the first is
+`is_first`. For each chunk the valid starts are one 64-bit mask. Masks are kept up to date when a chunk comes or goes,
+so that a draw is: any listed chunk, any of 64 bits, again if the bit is not set. Each valid start is as likely as any
+other, and a draw costs the same however much is stored.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 from dreamfleet.common.chunk import ChunkHeader, ChunkKey
-from dreamfleet.common.steps import CHUNK_STEPS
 from dreamfleet.replay.chunk_table import ChunkTable, Row
 from dreamfleet.replay.draw_order import DrawOrder
 from dreamfleet.replay.segments import Location
+from dreamfleet.replay.starts import StartRules, ones, set_bits
 
 _DICT_ENTRY_BYTES = 72  # two integers outside the dict's own table
 
@@ -60,8 +60,7 @@ class Index:
 
     def __init__(self, sequence_length: int, across_episodes: bool, held_out_every: int) -> None:
         self._length = sequence_length
-        self._across_episodes = across_episodes
-        self._held_out_every = held_out_every
+        self._rules = StartRules(across_episodes, held_out_every)
         self._table = ChunkTable()
         self._order = DrawOrder()
         self._numbers: dict[tuple[int, int, int], int] = {}
@@ -92,13 +91,17 @@ class Index:
         self.chunks += 1
         self.steps += header.steps
         self.episodes += header.first_mask.bit_count()
-        if self._held_out_bits(row):
+        if self._rules.held_out_steps(row):
             self._held_out.add(chunk)
         self._refresh(number, key.sequence)
 
+    def holds(self, chunk: int) -> bool:
+        """Whether the chunk with this id is still there."""
+        return chunk >= self._table.base and self._table[chunk].steps > 0
+
     def remove(self, chunk: int) -> None:
-        """Take out one chunk, because it turned out damaged; its steps become a gap."""
-        if chunk < self._table.base or not self._table[chunk].steps:
+        """Take out one chunk, if it is still there, because it turned out damaged; its steps become a gap."""
+        if not self.holds(chunk):
             return
         number, sequence = self._forget(chunk)
         self._refresh(number, sequence - 1)
@@ -135,7 +138,7 @@ class Index:
         return self._table[chunk]
 
     def versions(self) -> tuple[int, int]:
-        """Return the oldest and the newest version of the weights that chose stored actions; zeros if there are none."""
+        """Return the oldest and the newest version of weights that chose a stored action; zeros if there is none."""
         held = self._table.column("steps") > 0
         if not held.any():
             return 0, 0
@@ -180,7 +183,7 @@ class Index:
         for row, pick in enumerate(rng.integers(0, ends[-1], count)):
             at = int(np.searchsorted(ends, pick, side="right"))
             nth = int(pick) - (int(ends[at - 1]) if at else 0)
-            pieces += self._cut(row, chunks[at], _bits(masks[at])[nth], length)
+            pieces += self._cut(row, chunks[at], set_bits(masks[at])[nth], length)
         return pieces
 
     def _stream_number(self, key: tuple[int, int, int]) -> int:
@@ -191,7 +194,7 @@ class Index:
         return number
 
     def _forget(self, chunk: int) -> tuple[int, int]:
-        """Take a chunk out of everything but the table's rows, and return its stream's number and its sequence number."""
+        """Take a chunk out of all but the table, and return its stream's number and its sequence number."""
         row = self._table[chunk]
         del self._streams[row.stream].chunks[row.sequence]
         self._held_out.discard(chunk)
@@ -212,10 +215,10 @@ class Index:
         run = self._run_before(stream, here)
         settled = len(run)
         run += self._run_after(stream, here, self._length - 1)
-        starts = self._starts([row for _, row in run], self._length, held_out=False)
+        starts = self._rules.training([row for _, row in run], self._length)
         offset = 0
         for chunk, row in run[:settled]:
-            valid = starts >> offset & _ones(row.steps)
+            valid = starts >> offset & ones(row.steps)
             offset += row.steps
             if valid != row.valid:
                 self.valid_starts += valid.bit_count() - row.valid.bit_count()
@@ -255,35 +258,10 @@ class Index:
             reach -= row.steps
         return run
 
-    def _starts(self, rows: list[Row], length: int, held_out: bool) -> int:
-        """Return where a sequence may start in consecutive chunks, as a mask with one bit for each of their steps."""
-        steps = first = held = 0
-        for row in rows:
-            first |= row.first_mask << steps
-            held |= self._held_out_bits(row) << steps
-            steps += row.steps
-        if steps < length:
-            return 0
-        blocked = _within(held ^ _ones(steps) if held_out else held, length)
-        if held_out or not self._across_episodes:
-            blocked |= _within(first >> 1, length - 1)
-        return _ones(steps - length + 1) & ~blocked
-
     def _held_out_starts(self, chunk: int, length: int) -> int:
         row = self._table[chunk]
         run = self._run_after(self._streams[row.stream], chunk, length - 1)
-        return self._starts([row, *(later for _, later in run)], length, held_out=True) & _ones(row.steps)
-
-    def _held_out_bits(self, row: Row) -> int:
-        """Return which of a chunk's steps belong to held-out episodes."""
-        if not self._held_out_every:
-            return 0
-        wanted, held, episode, start = 1 % self._held_out_every, 0, row.episode, 0
-        for stop in [*(bit for bit in _bits(row.first_mask) if bit), row.steps]:
-            if episode % self._held_out_every == wanted:
-                held |= _ones(stop) ^ _ones(start)
-            episode, start = episode + 1, stop
-        return held
+        return self._rules.held_out([row, *(later for _, later in run)], length) & ones(row.steps)
 
     def _cut(self, row: int, chunk: int, start: int, length: int) -> list[Piece]:
         """Return the pieces of the sequence of `length` steps that starts at a chunk's step `start`."""
@@ -296,23 +274,3 @@ class Index:
                 return pieces
             chunk = self._streams[entry.stream].chunks[entry.sequence + 1]
             entry, start = self._table[chunk], 0
-
-
-def _ones(count: int) -> int:
-    """Return a mask of so many set bits."""
-    return (1 << count) - 1
-
-
-def _within(bits: int, width: int) -> int:
-    """Return a mask whose bit t is set if any of the bits t to t + width - 1 is."""
-    covered = 1
-    while covered < width and bits:
-        shift = min(covered, width - covered)
-        bits |= bits >> shift
-        covered += shift
-    return bits if width > 0 else 0
-
-
-def _bits(mask: int) -> list[int]:
-    """Return the numbers of the set bits."""
-    return [bit for bit in range(CHUNK_STEPS) if mask >> bit & 1] if mask else []

@@ -1,4 +1,4 @@
-"""The segment log: all records of a replay, in append-only files of which the oldest is dropped when there are too many."""
+"""The segment log: all records of a replay, in append-only files of which the oldest is dropped when space runs out."""
 
 from __future__ import annotations
 
@@ -74,8 +74,9 @@ class SegmentLog:
     def recover(self) -> Iterator[tuple[ChunkHeader, Location]]:
         """Yield the header and the place of every stored record; repair what a crash left behind.
 
-        The newest segment is read in full, and a torn record at its end is cut off; of the others only headers are read. What is
-        damaged in the middle is passed over, logged, and stays as a gap. A file whose own header is damaged keeps its records.
+        The newest segment is read in full, and a torn record at its end is cut off; of the others only headers are
+        read. What is damaged in the middle is passed over, logged, and stays as a gap. A file whose own header is
+        damaged keeps its records: each says of itself what it is.
 
         Raises:
             UserError: if the directory holds steps of another format.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamfleet.common.dynamics import Dynamics, Rollout, State
-from dreamfleet.common.layers import GRUCell
+from dreamfleet.common.layers import GRUCell, JointLinear
 from dreamfleet.common.settings import ModelSettings
 
 B, T, A, E, D, S = 3, 7, 4, 9, 10, 5
@@ -43,6 +43,13 @@ class Inputs:
         return dynamics.observe(self.embedding, self.actions, self.is_first, noise=self.noise)
 
 
+def joint(layer: JointLinear, first: Tensor, second: Tensor) -> Tensor:
+    """Return what one linear layer over both inputs side by side gives."""
+    assert layer.second is not None
+    weight = torch.cat([layer.first.weight, layer.second.weight], 1)
+    return nn.functional.linear(torch.cat([first, second], -1), weight, layer.first.bias)
+
+
 def same(one: State, other: State) -> bool:
     """Whether two states agree but for rounding."""
     return all(torch.allclose(x, y, atol=1e-6) for x, y in zip(one, other, strict=True))
@@ -61,9 +68,37 @@ def test_shapes(changes: dict[str, object]) -> None:
     assert dynamics.initial(B).feature.shape == (B, D + S)
 
 
+@pytest.mark.parametrize("changes", [*KINDS, {"gru_layers": 2, "prior_sees_action": True, "activation": "elu"}])
+def test_observing_follows_the_published_equations(changes: dict[str, object]) -> None:
+    """Transition, GRU layers, prior and posterior equal the equations written out plainly, one step after the other."""
+    dynamics, inputs = make(**changes), Inputs()
+    rollout = inputs.observe(dynamics)
+    activation = nn.functional.elu if changes.get("activation") == "elu" else torch.relu
+    layers, z = [torch.zeros(B, D)] * len(dynamics.cells), torch.zeros(B, S)
+    for t in range(T):
+        keep = 1.0 - inputs.is_first[:, t, None].float()
+        layers, z, action = [keep * h for h in layers], keep * z, keep * inputs.actions[:, t]
+        fed = activation(joint(dynamics.transition, z, action))
+        for number, cell in enumerate(dynamics.cells):
+            fed = layers[number] = cell(fed, layers[number])
+        if dynamics.prior_hidden.second is None:
+            expected = dynamics.prior_output(activation(dynamics.prior_hidden.first(fed)))
+        else:
+            expected = dynamics.prior_output(activation(joint(dynamics.prior_hidden, fed, action)))
+        believed = dynamics.posterior_output(activation(joint(dynamics.posterior_hidden, fed, inputs.embedding[:, t])))
+        for gaussian, raw in ((rollout.prior, expected), (rollout.posterior, believed)):
+            mean, spread = raw.chunk(2, -1)
+            logarithmic = changes.get("std") == "log_variance"
+            std = (spread / 2).exp().clamp(min=0.1) if logarithmic else nn.functional.softplus(spread) + 0.1
+            assert torch.allclose(gaussian.mean[:, t], mean, atol=1e-6)
+            assert torch.allclose(gaussian.std[:, t], std, atol=1e-6)
+        z = mean + std * inputs.noise[:, t]
+        assert torch.allclose(rollout.states.feature[:, t], torch.cat([fed, z], -1), atol=1e-6)
+
+
 @pytest.mark.parametrize("changes", KINDS)
 def test_an_episode_begins_afresh_whatever_came_before(changes: dict[str, object]) -> None:
-    """From is_first on, states and prior equal those of a sequence that begins there: h of all layers, z and a are reset."""
+    """From is_first on, states and prior equal those of a sequence that begins there: all h, z and a are reset."""
     dynamics, inputs = make(**changes), Inputs()
     whole = inputs.observe(dynamics)
     rest = dynamics.observe(
@@ -85,7 +120,7 @@ def test_the_first_state_is_inferred_from_its_observation() -> None:
 
 @pytest.mark.parametrize("changes", KINDS)
 def test_the_prior_knows_nothing_of_the_observation_it_expects(changes: dict[str, object]) -> None:
-    """A change of the observation at t leaves the prior up to t alone, and changes the posterior at t and the prior after."""
+    """The observation at t changes the posterior at t and the prior after it, but no prior up to t."""
     dynamics, inputs, t = make(**changes), Inputs(), 3
     before = inputs.observe(dynamics)
     inputs.embedding[:, t] += 1.0

@@ -193,10 +193,10 @@ def test_batch_norm_learns_its_statistics_and_acts_on_them() -> None:
     torch.manual_seed(0)
     of = spaces(image=(32, 32, 1))
     encoder = Encoder(of, small(encoder="strided", batch_norm=True))
-    inputs = random_inputs(of, 6)
+    inputs = random_inputs(of, 30)
     alone = {"image": inputs["image"][:2]}
     assert not torch.allclose(encoder(inputs)[:2], encoder(alone))
-    for _ in range(100):
+    for _ in range(250):
         trained = encoder(inputs)
     encoder.eval()
     assert torch.allclose(encoder(inputs)[:2], encoder(alone), atol=1e-6)

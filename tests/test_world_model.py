@@ -184,10 +184,18 @@ def test_bfloat16_stays_close_to_float32() -> None:
         torch.manual_seed(1)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             result = world_model_loss(model, batch, LossSettings(free_nats=0.0))
+            feature = result.rollout.states.feature
+            outputs = [model.decode(feature)["image"], *model.predict_reward(feature), *model.predict_continue(feature)]
         result.total.backward()
         results.append(result)
     exact, rounded = results
-    floats = (*rounded.rollout.states, *rounded.rollout.prior, *rounded.rollout.posterior, *rounded.metrics.values())
+    floats = (
+        *outputs,
+        *rounded.rollout.states,
+        *rounded.rollout.prior,
+        *rounded.rollout.posterior,
+        *rounded.metrics.values(),
+    )
     assert {tensor.dtype for tensor in floats} == {torch.float32}
     assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
     assert not torch.equal(exact.total, rounded.total)
@@ -218,6 +226,7 @@ def test_the_loss_falls_on_one_batch() -> None:
     for b in range(4):
         for t in range(6):
             batch["image"][b, t, 4 * t : 4 * t + 6, 6 * b : 6 * b + 6] = 255
+    batch["reward"] = torch.arange(6.0).expand(4, 6) - 2.5
     model = WorldModel(spaces, small(encoder="strided", depth=8))
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
     settings = LossSettings(free_nats=0.0, kl_scale=0.1)
@@ -237,11 +246,13 @@ def test_the_loss_is_one_graph() -> None:
     torch._dynamo.reset()
     model = WorldModel(GREY, small(continue_head=True, gru_layers=2, image_input="five_bit"))
     batch = random_batch(GREY, 2, 3)
-    compiled = torch.compile(
-        lambda data: world_model_loss(model, data, LossSettings()).total, backend="eager", fullgraph=True
-    )
+    settings = LossSettings()
+
+    def total(data: dict[str, Tensor]) -> Tensor:
+        return world_model_loss(model, data, settings).total
+
     totals = []
-    for function in (compiled, lambda data: world_model_loss(model, data, LossSettings()).total):
+    for function in (total, torch.compile(total, backend="eager", fullgraph=True)):
         torch.manual_seed(0)
         totals.append(function(batch))
     assert torch.allclose(totals[0], totals[1])

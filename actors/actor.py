@@ -1,0 +1,74 @@
+"""The process that collects: a Ray shell around the collector."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import cv2
+import numpy as np
+import ray
+from ray.exceptions import GetTimeoutError, ObjectLostError
+
+from dreamfleet.actors.collector import CollectReport, build_collector
+from dreamfleet.common.settings import Settings
+from dreamfleet.replay.client import RaySink
+
+__all__ = ["ActorProcess", "build_collector"]
+
+WEIGHTS_TIMEOUT_S = 30.0
+"""New weights that do not arrive within this time are left for the next order."""
+
+
+@ray.remote
+class ActorProcess:
+    """Owns K environments and one policy, and sends what they show to the replay.
+
+    Whoever creates it hides the GPUs from it; it imports no torch and computes on one thread.
+
+    Args:
+        settings: the run's.
+        actor: number of the actor.
+        incarnation: which of its lives this is.
+        replay: handle of the replay's process.
+
+    Raises:
+        UserError: if the environment cannot be made.
+    """
+
+    def __init__(self, settings: Settings, actor: int, incarnation: int, replay: Any) -> None:
+        cv2.setNumThreads(1)
+        self._collector = build_collector(settings, actor, incarnation, RaySink(replay))
+
+    def collect(self, steps: int, weights: list[tuple[int, ray.ObjectRef[np.ndarray]]]) -> CollectReport:
+        """Adopt the weights if they are newer, and collect exactly so many steps over all environments.
+
+        Args:
+            steps: environment steps.
+            weights: nothing yet, or the version and the flat array of the newest.
+
+        Raises:
+            EnvironmentFailedError: if an environment fails.
+        """
+        lost = sum(not self._adopt(version, reference) for version, reference in weights)
+        report = self._collector.collect(steps)
+        report.weights_lost = lost
+        return report
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the environments show and take, as `Spaces.from_json` takes it."""
+        return self._collector.spaces.to_json()
+
+    def ping(self) -> int:
+        """Return the process's number: it lives."""
+        return os.getpid()
+
+    def _adopt(self, version: int, reference: ray.ObjectRef[np.ndarray]) -> bool:
+        """Adopt weights if they are newer; return False if they cannot be had, as after the learner's death."""
+        if version <= self._collector.version:
+            return True
+        try:
+            self._collector.adopt(version, ray.get(reference, timeout=WEIGHTS_TIMEOUT_S))
+        except (ObjectLostError, GetTimeoutError):
+            return False
+        return True

@@ -1,0 +1,79 @@
+"""What a learner computes on: device, arithmetic and threads, and why these."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from dreamfleet.common.errors import UserError
+from dreamfleet.common.settings import LearnerSettings
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The choice that was made.
+
+    Attributes:
+        device: where to compute.
+        bfloat16: whether forward and backward are in bfloat16 where that is safe (autocast).
+        threads: CPU threads.
+        decisions: one sentence for each choice, with its reason.
+    """
+
+    device: torch.device
+    bfloat16: bool
+    threads: int
+    decisions: tuple[str, ...]
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the context in which the loss is computed."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+
+def choose_hardware(settings: LearnerSettings) -> Hardware:
+    """Choose device, precision and threads as the settings say, or as the machine suggests, and set the threads.
+
+    Raises:
+        UserError: if a GPU is asked for and there is none.
+    """
+    device, device_reason = _choose_device(settings)
+    bfloat16, precision_reason = _choose_precision(settings, device)
+    threads, threads_reason = settings.threads, "as learner.threads says"
+    if threads == 0:
+        threads, threads_reason = len(os.sched_getaffinity(0)), "all cores that this process may use"
+    torch.set_num_threads(threads)
+    return Hardware(
+        device,
+        bfloat16,
+        threads,
+        (
+            f"device: {device.type}, {device_reason}",
+            f"precision: {'bfloat16' if bfloat16 else 'float32'}, {precision_reason}",
+            f"threads: {threads}, {threads_reason}",
+        ),
+    )
+
+
+def _choose_device(settings: LearnerSettings) -> tuple[torch.device, str]:
+    found = torch.cuda.is_available()
+    if settings.device == "cuda" and not found:
+        raise UserError("learner.device is cuda, but torch finds no GPU here; use auto or cpu.")
+    if settings.device == "cpu":
+        return torch.device("cpu"), "as learner.device says"
+    if not found:
+        return torch.device("cpu"), "no GPU was found"
+    name = torch.cuda.get_device_name(0)
+    return torch.device("cuda", 0), f"{name}, {'as learner.device says' if settings.device == 'cuda' else 'was found'}"
+
+
+def _choose_precision(settings: LearnerSettings, device: torch.device) -> tuple[bool, str]:
+    if settings.precision != "auto":
+        return settings.precision == "bfloat16", "as learner.precision says"
+    if device.type == "cpu":
+        return False, "since a CPU gains nothing from less"
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        return False, "since this GPU has no bfloat16"
+    return True, "since the GPU is faster with it; parameters, losses and distributions stay float32"

@@ -1,0 +1,273 @@
+"""The learner: trains the world model on sequences from the replay, and keeps, publishes and shows what it learnt."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dreamfleet.common.seeds import derive_seed
+from dreamfleet.common.settings import Settings
+from dreamfleet.common.spaces import Spaces
+from dreamfleet.common.steps import StepFormat
+from dreamfleet.common.world_model import WorldModel
+from dreamfleet.learner.bad_batch import not_finite_loss
+from dreamfleet.learner.checkpoints import CheckpointStore
+from dreamfleet.learner.hardware import choose_hardware
+from dreamfleet.learner.illustration import draw_pictures, longest_episode
+from dreamfleet.learner.losses import world_model_loss
+from dreamfleet.learner.pictures import Pictures
+from dreamfleet.learner.prefetcher import BatchSource, DirectSource, Prefetcher
+from dreamfleet.learner.publisher import flatten
+from dreamfleet.learner.restoring import check_spaces, load_parameters
+from dreamfleet.learner.updater import Stopwatch, Updater
+from dreamfleet.replay.packed import PackedBatch, unpack
+from dreamfleet.replay.replay import NotEnoughExperienceError
+
+HELD_OUT_BATCHES = 4
+"""Batches that the held-out loss is the mean of."""
+_STAYS_BEHIND = ("episode", "version")
+"""Fields that no loss reads: they stay off the device."""
+
+
+class ReplayLike(Protocol):
+    """What a learner wants of a replay, in this process or in another."""
+
+    def sample(self, batch_number: int, batch_size: int) -> PackedBatch:
+        """Return the training batch of a number."""
+        ...
+
+    def sample_held_out(self, batch_number: int, batch_size: int, length: int) -> PackedBatch | None:
+        """Return a batch of held-out sequences, or None if there is none of that length."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What came of a train order.
+
+    Attributes:
+        updates: made so far, in all lives of the run.
+        metrics: means over the order's updates; `staleness/mean` and `staleness/max` count the updates between the
+            weights that chose an action and the update that replayed it.
+        timings: seconds of the order by what they went into: wait, transfer, forward_backward, optimiser, publish.
+    """
+
+    updates: int
+    metrics: dict[str, float]
+    timings: dict[str, float]
+
+
+class Learner:
+    """Trains a world model.
+
+    Nothing random is stored: the batch and the noise of an update follow from the run's seed and the update's number, so
+    that a run that was interrupted goes on as if it had not been.
+
+    Attributes:
+        updates: made so far, in all lives of the run.
+        model: the world model, on its device.
+        decisions: one sentence for each automatic choice.
+
+    Args:
+        settings: the run's.
+        spaces: of its environment.
+        replay: where sequences come from.
+        run_directory: checkpoints lie in its folder `checkpoints`.
+        prefetch: whether batches are fetched ahead, in threads.
+
+    Raises:
+        UserError: if a GPU is asked for and there is none, or the observations do not fit the encoder.
+    """
+
+    def __init__(
+        self, settings: Settings, spaces: Spaces, replay: ReplayLike, run_directory: Path, prefetch: bool
+    ) -> None:
+        self._settings = settings
+        self._spaces = spaces
+        self._replay = replay
+        self._run_directory = Path(run_directory)
+        self._prefetch = prefetch
+        self._format = StepFormat(spaces)
+        self._hardware = choose_hardware(settings.learner)
+        self.decisions = list(self._hardware.decisions)
+        self._device = self._hardware.device
+        torch.manual_seed(derive_seed(settings.seed, "model"))
+        self.model = WorldModel(spaces, settings.model).to(self._device)
+        self.decisions.append(f"model: {self.model.parameter_count():,} parameters")
+        self._updater = Updater(self.model, settings.loss, settings.learner, self._hardware)
+        self._checkpoints = CheckpointStore(self._run_directory / "checkpoints", settings.records.checkpoints_kept)
+        self._checkpoints.remove_unfinished()
+        self._source: BatchSource[dict[str, Tensor]] | None = None
+        self.updates = 0
+
+    # Training -------------------------------------------------------------------------------------------------------
+
+    def train(self, updates: int) -> TrainReport:
+        """Make so many updates.
+
+        Raises:
+            NotFiniteLossError: before an update from a loss or gradient that is not finite; those before it are made.
+        """
+        stopwatch = Stopwatch()
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self._device))
+        staleness: list[np.ndarray] = []
+        for _ in range(updates):
+            batch, metrics = self._make_next_update(stopwatch)
+            staleness.append(self.updates - batch["version"].numpy())
+            self.updates += 1
+            for name, value in metrics.items():
+                sums[name] += value
+        means = {}
+        if updates:
+            values = torch.stack(list(sums.values())).tolist()  # all in one transfer
+            means = {name: value / updates for name, value in zip(sums, values, strict=True)}
+            means["staleness/mean"] = float(np.mean(staleness))
+            means["staleness/max"] = float(np.max(staleness))
+        return TrainReport(self.updates, means, dict(stopwatch.seconds))
+
+    def _make_next_update(self, stopwatch: Stopwatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the batch and the metrics of the next update, made."""
+        number = self.updates + 1
+        self._source = self._source or self._open_source()
+        with stopwatch("wait"):
+            batch = self._source.next()
+        with stopwatch("transfer"):
+            on_device = self._to_device(batch)
+        self._seed("update", number)
+        update = self._updater.update(on_device, stopwatch)
+        if update.not_finite:
+            self.close()  # the batch was taken, its update not made: the source is to begin with it again
+            arrays = {name: tensor.numpy() for name, tensor in batch.items()}
+            raise not_finite_loss(number, update.not_finite, arrays, self._run_directory)
+        return batch, update.metrics
+
+    def _open_source(self) -> BatchSource[dict[str, Tensor]]:
+        """Return the batches from the next update's on."""
+        if not self._prefetch:
+            return DirectSource(self._fetch, self.updates + 1)
+        depth = self._settings.learner.prefetch
+        return Prefetcher(self._fetch, depth, self.updates + 1, not_yet=(NotEnoughExperienceError,))
+
+    def _fetch(self, number: int) -> dict[str, Tensor]:
+        """Return the batch of an update in this process's memory, pinned if it is to go to a GPU."""
+        arrays = unpack(self._replay.sample(number, self._settings.learner.batch_size), self._format)
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if self._device.type != "cuda":
+            return tensors
+        return {name: tensor.pin_memory() for name, tensor in tensors.items()}
+
+    def _to_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what the loss reads on the device; pictures travel as bytes."""
+        wanted = {name: tensor for name, tensor in batch.items() if name not in _STAYS_BEHIND}
+        return {name: tensor.to(self._device, non_blocking=True) for name, tensor in wanted.items()}
+
+    def _seed(self, purpose: str, number: int) -> None:
+        """Seed torch on all devices, so that what follows depends on the run's seed, the purpose and the number alone."""
+        torch.manual_seed(derive_seed(self._settings.seed, purpose, number))
+
+    # Publishing and keeping -----------------------------------------------------------------------------------------
+
+    def weights(self) -> tuple[int, np.ndarray]:
+        """Return what acting needs as (version, flat float32 (N,)); the version is the number of updates."""
+        return self.updates, flatten(self.model.acting_parameters())
+
+    def save(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Write a checkpoint and return its facts.
+
+        Args:
+            facts: plain data to keep beside it, such as the environment steps; `held_out_loss` is measured unless given.
+
+        Raises:
+            UserError: if it cannot be written; older ones are untouched.
+        """
+        state = {
+            "model": self.model.state_dict(),
+            "optimiser": self._updater.optimiser.state_dict(),
+            "updates": self.updates,
+        }
+        known = {"spaces": self._spaces.to_json(), "parameters": self.model.parameter_count(), **facts}
+        if "held_out_loss" not in known:
+            known["held_out_loss"] = self.held_out_loss()
+        return self._checkpoints.save(self.updates, state, known)
+
+    def restore(self) -> dict[str, Any] | None:
+        """Go on from the newest checkpoint that is whole; return its facts, or None if there is none.
+
+        Raises:
+            UserError: if it is of another model or environment, or all checkpoints are damaged.
+        """
+        found = self._checkpoints.load_newest(self._device)
+        if found is None:
+            self.decisions.append("start: from the beginning, there is no checkpoint")
+            return None
+        state, facts = found
+        origin = f"The checkpoint of update {facts['updates']} in {self._checkpoints.directory}"
+        check_spaces(facts, self._spaces, origin)
+        load_parameters(self.model, state["model"], origin)
+        self._updater.load_optimiser(state["optimiser"])
+        self.close()
+        self.updates = int(state["updates"])
+        self.decisions.append(f"start: from the checkpoint of update {self.updates}")
+        return facts
+
+    def close(self) -> None:
+        """End the threads that fetch ahead; training may go on afterwards, with new ones."""
+        if self._source is not None:
+            self._source.close()
+            self._source = None
+
+    # Measuring and showing ------------------------------------------------------------------------------------------
+
+    def held_out_loss(self) -> float | None:
+        """Return the mean loss on sequences that are never trained on, or None while there are none.
+
+        The same numbers of batches and the same noise each time, so that two measurements differ by the model (and by
+        what has been held out meanwhile) alone.
+        """
+        losses = []
+        for number in range(HELD_OUT_BATCHES):
+            settings = self._settings.learner
+            arrays = self._held_out(number, settings.batch_size, settings.sequence_length, least=2)
+            if arrays is None:
+                return None
+            self._seed("held out", number)
+            self.model.eval()
+            batch = self._to_device({name: torch.from_numpy(array) for name, array in arrays.items()})
+            with torch.no_grad(), self._hardware.autocast():
+                losses.append(world_model_loss(self.model, batch, self._settings.loss).total)
+        return float(torch.stack(losses).mean())
+
+    def illustrate(self) -> Pictures | None:
+        """Return pictures of truth, reconstruction and open-loop prediction, or None while there is no sequence for them.
+
+        The sequence is a held-out one where there is one that long, else one from training.
+        """
+        records = self._settings.records
+        arrays = self._held_out(self.updates, 1, records.picture_steps, least=records.picture_context + 2)
+        held_out = arrays is not None
+        if arrays is None:
+            try:
+                arrays = unpack(self._replay.sample(self.updates, 8), self._format)
+            except NotEnoughExperienceError:
+                return None
+            arrays = longest_episode(arrays, records.picture_steps)
+        if arrays["reward"].shape[1] <= records.picture_context:
+            return None
+        self._seed("picture", self.updates)
+        return draw_pictures(self.model, arrays, records.picture_context, self.updates, held_out)
+
+    def _held_out(self, number: int, size: int, length: int, least: int) -> dict[str, np.ndarray] | None:
+        """Return held-out sequences of a length, or of half of it and so on where episodes are shorter, or None."""
+        while length >= least:
+            packed = self._replay.sample_held_out(number, size, length)
+            if packed is not None:
+                return unpack(packed, self._format)
+            length //= 2
+        return None

@@ -1,0 +1,61 @@
+"""The learner's process on Ray."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from dreamfleet.common.settings import Settings
+from dreamfleet.common.spaces import Spaces
+from dreamfleet.learner.learner import Learner, TrainReport
+from dreamfleet.learner.pictures import Pictures
+from dreamfleet.learner.publishing_learner import PublishingLearner
+from dreamfleet.replay.client import RayReplay
+
+
+@ray.remote(concurrency_groups={"health": 1})
+class LearnerProcess:
+    """A `PublishingLearner` in a process of its own, whose weights go to Ray's object store.
+
+    Args:
+        settings: the run's.
+        spaces: of its environment, as `Spaces.to_json` gives them.
+        replay: handle of the replay's process.
+        run_directory: path of the run.
+    """
+
+    def __init__(self, settings: Settings, spaces: dict[str, Any], replay: Any, run_directory: str) -> None:
+        learner = Learner(settings, Spaces.from_json(spaces), RayReplay(replay), Path(run_directory), prefetch=True)
+        self._learner = PublishingLearner(learner, settings.learner.publish_every, ray.put)
+
+    def restore(self) -> tuple[dict[str, Any] | None, list[tuple[int, Any]]]:
+        """Go on from the newest checkpoint, if any; return its facts or None, and the weights to act by."""
+        return self._learner.restore()
+
+    def train(self, updates: int) -> tuple[TrainReport, list[tuple[int, Any]]]:
+        """Make so many updates; return the report, and the weights if a new version was due."""
+        return self._learner.train(updates)
+
+    def save(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Write a checkpoint and return its facts."""
+        return self._learner.save(facts)
+
+    def held_out_loss(self) -> float | None:
+        """Return the mean loss on sequences that are never trained on, or None while there are none."""
+        return self._learner.held_out_loss()
+
+    def illustrate(self) -> Pictures | None:
+        """Return pictures of what the model sees and predicts, or None while there is no sequence for them."""
+        return self._learner.illustrate()
+
+    def decisions(self) -> list[str]:
+        """Return one sentence for each automatic choice so far."""
+        return self._learner.decisions()
+
+    @ray.method(concurrency_group="health")
+    def ping(self) -> int:
+        """Return the process's id, also while it trains."""
+        return os.getpid()

@@ -1,0 +1,72 @@
+"""The learner as the fleet loop orders it about, with Ray or without."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from dreamfleet.learner.learner import Learner, TrainReport
+from dreamfleet.learner.pictures import Pictures
+
+
+class PublishingLearner:
+    """A learner as the fleet loop orders it about: it publishes its weights as it goes.
+
+    Published weights are a list of one pair (version, handle), or empty where there is nothing new.
+
+    Args:
+        learner: what does the work.
+        every: updates between two published versions; the first is published at the start.
+        put: where the flat weights go; it returns what stands for them, such as an object reference.
+    """
+
+    def __init__(self, learner: Learner, every: int, put: Callable[[np.ndarray], Any]) -> None:
+        self._learner = learner
+        self._every = every
+        self._put = put
+        self._published: list[tuple[int, Any]] = []  # kept here: an object lives as long as its owner holds it
+
+    def restore(self) -> tuple[dict[str, Any] | None, list[tuple[int, Any]]]:
+        """Go on from the newest checkpoint, if any; return its facts or None, and the weights to act by."""
+        facts = self._learner.restore()
+        return facts, self.publish()
+
+    def train(self, updates: int) -> tuple[TrainReport, list[tuple[int, Any]]]:
+        """Make so many updates; return the report, and the weights if a new version was due within the order."""
+        before = self._learner.updates
+        report = self._learner.train(updates)
+        due = report.updates // self._every > before // self._every or not self._published
+        begun = time.perf_counter()
+        published = self.publish() if due else []
+        timings = {**report.timings, "publish": time.perf_counter() - begun}
+        return dataclasses.replace(report, timings=timings), published
+
+    def publish(self) -> list[tuple[int, Any]]:
+        """Publish the weights as they are now."""
+        version, flat = self._learner.weights()
+        self._published = [(version, self._put(flat))]
+        return self._published
+
+    def save(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Write a checkpoint and return its facts."""
+        return self._learner.save(facts)
+
+    def held_out_loss(self) -> float | None:
+        """Return the mean loss on sequences that are never trained on, or None while there are none."""
+        return self._learner.held_out_loss()
+
+    def illustrate(self) -> Pictures | None:
+        """Return pictures of what the model sees and predicts, or None while there is no sequence for them."""
+        return self._learner.illustrate()
+
+    def decisions(self) -> list[str]:
+        """Return one sentence for each automatic choice so far."""
+        return list(self._learner.decisions)
+
+    def close(self) -> None:
+        """End the learner's threads."""
+        self._learner.close()

@@ -1,0 +1,273 @@
+"""The replay: stores chunks, and gives back sequences to train on. A plain class; `server.py` makes a process of it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from dreamfleet.common.chunk import check_record
+from dreamfleet.common.errors import UserError
+from dreamfleet.common.lock import DirectoryLock
+from dreamfleet.common.seeds import derive_seed
+from dreamfleet.common.settings import ReplaySettings
+from dreamfleet.common.steps import CHUNK_STEPS, StepFormat
+from dreamfleet.replay.index import Index, Piece
+from dreamfleet.replay.packed import DamagedPieceError, PackedBatch, Source, pack
+from dreamfleet.replay.segment import SegmentHeader
+from dreamfleet.replay.segments import SegmentLog
+
+_LOG = logging.getLogger(__name__)
+_SEGMENT_BYTES = 64 << 20
+_LEAST_SEGMENTS = 16
+_MOST_SEGMENTS = 256
+_HEADROOM_BYTES = 1 << 16
+
+
+class NotEnoughExperienceError(Exception):
+    """There is no sequence of the wanted length yet."""
+
+
+class Replay:
+    """Stores chunks on disk, the oldest of which go when there are too many, and samples sequences of T steps.
+
+    All methods may be called from several threads; sampling waits for appending only while the index changes.
+
+    Args:
+        directory: where to store; created if it is not there, reopened with all it holds if it is.
+        step_format: the steps' format.
+        settings: capacity and how to sample.
+        sequence_length: T, in steps.
+        seed: the run's.
+        lock_wait_s: how long to wait for another process that has the directory open.
+
+    Raises:
+        UserError: if the directory is in use, holds steps of another format, or the capacity is too small to work with.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        step_format: StepFormat,
+        settings: ReplaySettings,
+        sequence_length: int,
+        seed: int,
+        lock_wait_s: float = 0,
+    ) -> None:
+        self._step_format = step_format
+        self._settings = settings
+        self._length = sequence_length
+        self._seed = seed
+        self._directory = directory
+        self._capacity_bytes = int(settings.capacity_gb * 1e9)
+        segment_bytes, segment_steps = _segment_size(settings, step_format)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory_lock = DirectoryLock(directory, lock_wait_s)
+        self._writing = threading.Lock()  # taken before `_lock`; held through writes and syncs, which may be slow
+        self._lock = (
+            threading.Lock()
+        )  # guards the index and the pins of segments; never held while a disk is waited for
+        self._duplicates = self._damaged_chunks = 0
+        self._is_closed = False
+        try:
+            self._index = Index(sequence_length, settings.across_episodes, settings.held_out_every)
+            self._log = SegmentLog(directory, step_format, segment_bytes, segment_steps)
+            self._recover()
+        except BaseException:
+            self._directory_lock.release()
+            raise
+
+    @property
+    def total_steps(self) -> int:
+        """Environment steps ever stored, each once, also those dropped since."""
+        return self._log.total_steps
+
+    @property
+    def valid_starts(self) -> int:
+        """Steps at which a sequence to train on may start."""
+        return self._index.valid_starts
+
+    @property
+    def next_incarnation(self) -> int:
+        """1 + the greatest incarnation of any chunk ever stored; 0 if there was none."""
+        return self._index.next_incarnation
+
+    def append(self, record: bytes | memoryview | np.ndarray) -> bool:
+        """Store a record; True if it is new, False if its chunk was stored before.
+
+        Once this returns, the record outlives this process, by SIGKILL too.
+
+        Raises:
+            DamagedChunkError: if the bytes are damaged or of another format.
+            UserError: if the disk is full.
+        """
+        view = record.data if isinstance(record, np.ndarray) else memoryview(record)
+        header = check_record(self._step_format, view)
+        with self._writing:
+            with self._lock:
+                if self._index.knows(header.key):
+                    self._duplicates += 1
+                    return False
+            try:
+                if self._log.is_full(len(view), header.steps):
+                    self._roll()
+                location = self._log.append(view, header.steps)
+            except OSError as error:
+                self._refuse_full_disk(error)
+                raise
+            with self._lock:
+                self._index.add(header, location)
+        return True
+
+    def sample(self, batch_number: int, batch_size: int) -> PackedBatch:
+        """Return `batch_size` sequences to train on, drawn with replacement.
+
+        The draw depends on the run's seed, the number of the batch and what is stored, and on nothing else.
+
+        Raises:
+            NotEnoughExperienceError: if no sequence can be cut yet.
+        """
+        rng = np.random.default_rng(derive_seed(self._seed, "sample", batch_number))
+        while True:
+            with self._lock:
+                if not self._index.valid_starts:
+                    raise NotEnoughExperienceError(
+                        f"{self._index.steps} steps in {self._index.chunks} chunks hold no sequence of "
+                        f"{self._length} steps to train on"
+                    )
+                recent = (self._settings.recent_fraction, self._settings.recent_steps)
+                sources = self._pin(self._index.draw(rng, batch_size, *recent))
+            packed = self._pack(sources, batch_size, self._length)
+            if packed is not None:
+                return packed
+
+    def sample_held_out(self, batch_number: int, batch_size: int, length: int) -> PackedBatch | None:
+        """Return windows of `length` steps, each within one episode that is never trained on; None if there is none."""
+        rng = np.random.default_rng(derive_seed(self._seed, "sample held out", batch_number))
+        while True:
+            with self._lock:
+                pieces = self._index.draw_held_out(rng, batch_size, length)
+                if pieces is None:
+                    return None
+                sources = self._pin(pieces)
+            packed = self._pack(sources, batch_size, length)
+            if packed is not None:
+                return packed
+
+    def stats(self) -> dict[str, float]:
+        """Return what is stored, in steps, chunks and bytes, and how much memory the index takes."""
+        with self._writing, self._lock:
+            oldest, newest = self._index.versions()
+            return {
+                "steps": self._index.steps,
+                "total_steps": self._log.total_steps,
+                "dropped_steps": self._log.total_steps - self._index.steps,
+                "episodes": self._index.episodes,
+                "chunks": self._index.chunks,
+                "valid_starts": self._index.valid_starts,
+                "bytes_stored": self._log.bytes_stored,
+                "bytes_raw": self._index.steps * self._step_format.step_bytes,
+                "segments": self._log.count,
+                "duplicates": self._duplicates,
+                "damaged_chunks": self._damaged_chunks,
+                "damaged_bytes": self._log.damaged_bytes,
+                "oldest_version": oldest,
+                "newest_version": newest,
+                "index_bytes": self._index.memory_bytes(),
+            }
+
+    def sync(self) -> None:
+        """Wait until everything stored outlives the machine's end too."""
+        with self._writing:
+            self._log.sync()
+
+    def close(self) -> None:
+        """Sync, close all files and let go of the directory; a second call does nothing."""
+        with self._writing:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._log.sync()
+            with self._lock:
+                self._log.close()
+            self._directory_lock.release()
+
+    def _recover(self) -> None:
+        """Fill the index from the log, and drop what is too much for a capacity that became smaller."""
+        for header, location in self._log.recover():
+            if not self._index.knows(header.key):
+                self._index.add(header, location)
+        self._index.remember_dropped(self._log.newest_header.dropped)
+        self._index.next_incarnation = max(self._index.next_incarnation, self._log.newest_header.next_incarnation)
+        if self._log.excess(self._capacity_bytes, self._settings.capacity_steps):
+            self._roll()
+
+    def _roll(self) -> None:
+        """Begin a new segment and drop the oldest ones that then are too many."""
+        excess = self._log.excess(self._capacity_bytes, self._settings.capacity_steps)
+        with self._lock:
+            self._index.evict(excess)
+            header = SegmentHeader(
+                self._step_format.to_json(), self._log.total_steps, self._index.next_incarnation, self._index.dropped()
+            )
+        # The new header tells what is dropped before it is dropped, so that a crash in between forgets nothing.
+        self._log.roll(header)
+        with self._lock:
+            self._log.drop(excess)
+
+    def _pin(self, pieces: list[Piece]) -> list[Source]:
+        """Look up where the pieces lie and keep their files readable; the lock is held."""
+        sources = []
+        for piece in pieces:
+            row = self._index.row(piece.chunk)
+            segment = self._log.segment(row.segment)
+            segment.pin()
+            sources.append(Source(piece, segment, row.offset, row.front_bytes))
+        return sources
+
+    def _pack(self, sources: list[Source], batch_size: int, length: int) -> PackedBatch | None:
+        """Read the pieces; if one is damaged take its chunk out, so that the next draw avoids it, and return None."""
+        try:
+            return pack(self._step_format, batch_size, length, sources)
+        except DamagedPieceError as error:
+            with self._lock:
+                row = self._index.row(error.chunk) if self._index.holds(error.chunk) else None
+                self._index.remove(error.chunk)
+                self._damaged_chunks += row is not None
+            if row is not None:
+                _LOG.warning(
+                    "%s: the chunk at byte %d of segment %d is damaged and passed over, its %d steps are lost: %s",
+                    self._directory, row.offset, row.segment, row.steps, error,
+                )  # fmt: skip
+            return None
+        finally:
+            with self._lock:
+                for source in sources:
+                    source.segment.unpin()
+
+    def _refuse_full_disk(self, error: OSError) -> None:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise UserError(
+                f"{self._directory}: the disk is full at {self._log.bytes_stored / 1e9:.2f} GB of replay: free some "
+                f"space, or lower replay.capacity_gb, which is {self._settings.capacity_gb}."
+            ) from error
+
+
+def _segment_size(settings: ReplaySettings, step_format: StepFormat) -> tuple[int, int]:
+    """Return at how many bytes and steps a segment is full: a 16th of the capacity, but 64 MiB at most, and 256 files.
+
+    Raises:
+        UserError: if the capacity holds too few chunks for dropping the oldest to work.
+    """
+    capacity = int(settings.capacity_gb * 1e9)
+    whole_chunk = CHUNK_STEPS * step_format.step_bytes + _HEADROOM_BYTES
+    segment_bytes = max(min(_SEGMENT_BYTES, capacity // _LEAST_SEGMENTS), capacity // _MOST_SEGMENTS, whole_chunk)
+    if capacity < 4 * segment_bytes:
+        raise UserError(
+            f"replay.capacity_gb {settings.capacity_gb} is too small: chunks of {CHUNK_STEPS} steps of "
+            f"{step_format.step_bytes} bytes need at least {4 * whole_chunk / 1e9:.6f}."
+        )
+    return segment_bytes, max(CHUNK_STEPS, settings.capacity_steps // _LEAST_SEGMENTS)

@@ -1,0 +1,203 @@
+"""Reports on a replay directory, without Ray and without changing it; a run may be writing to it meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dreamfleet.common.chunk import ChunkHeader, DamagedChunkError, decode_chunk, read_small_fields
+from dreamfleet.common.errors import UserError
+from dreamfleet.common.steps import StepFormat
+from dreamfleet.replay.recovery import Damage, scan
+from dreamfleet.replay.segment import DamagedSegmentError, Segment, SegmentHeader, segment_paths
+from dreamfleet.replay.segments import read_format
+
+
+class _Record(NamedTuple):
+    header: ChunkHeader
+    path: Path
+    offset: int
+
+
+def describe(directory: Path) -> dict[str, Any]:
+    """Return what a replay holds, by names to print: steps, episodes and their returns, bytes, versions.
+
+    Raises:
+        UserError: if the directory holds no replay.
+    """
+    step_format, header = _newest_format(directory)
+    records = [piece for piece in _records(directory, step_format) if isinstance(piece, _Record)]
+    headers = [record.header for record in records]
+    steps = sum(header.steps for header in headers)
+    stored = sum(path.stat().st_size for path in segment_paths(directory))
+    raw = steps * step_format.step_bytes
+    returns, lengths = _episodes(records, step_format)
+    since = sum(record.header.steps for record in records if record.path == segment_paths(directory)[-1])
+    facts: dict[str, Any] = {
+        "steps": steps,
+        "total_steps": header.steps_before + since,
+        "chunks": len(records),
+        "streams": len({header.key[:3] for header in headers}),
+        "actors": len({header.key.actor for header in headers}),
+        "segments": len(segment_paths(directory)),
+        "bytes_stored": stored,
+        "bytes_raw": raw,
+        "compression": round(raw / max(stored, 1), 2),
+        "versions": _span([header.oldest_version for header in headers], [header.newest_version for header in headers]),
+        "complete_episodes": len(returns),
+    }
+    if returns:
+        facts["return_mean"] = round(float(np.mean(returns)), 3)
+        facts["return_std"] = round(float(np.std(returns)), 3)
+        facts["return_min_max"] = f"{min(returns):.3f} to {max(returns):.3f}"
+        facts["length_mean"] = round(float(np.mean(lengths)), 1)
+    for field in step_format.fields:
+        facts[f"field {field.name}"] = f"{field.dtype} {field.shape}"
+    return facts
+
+
+def verify(directory: Path) -> list[str]:
+    """Read and decompress everything, and return a sentence for each fault; no sentence means that all is well.
+
+    Raises:
+        UserError: if the directory holds no replay.
+    """
+    step_format, _ = _newest_format(directory)
+    faults = _segment_faults(directory)
+    keys: dict[tuple[int, ...], _Record] = {}
+    headers: list[_Record] = []
+    for piece in _records(directory, step_format, bodies=True):
+        if isinstance(piece, str):
+            faults.append(piece)
+            continue
+        if piece.header.key in keys:
+            faults.append(f"{_name(piece)} is stored twice, also at byte {keys[piece.header.key].offset}.")
+        keys[piece.header.key] = piece
+        headers.append(piece)
+        faults += _contents_faults(piece, step_format)
+    for earlier, later in pairwise(sorted(headers, key=lambda record: record.header.key)):
+        faults += _order_faults(earlier, later)
+    return faults
+
+
+def _newest_format(directory: Path) -> tuple[StepFormat, SegmentHeader]:
+    """Return the format of a replay's steps, and the newest segment header that is intact."""
+    for path in reversed(segment_paths(directory)):
+        with closing(Segment(path, writable=False)) as segment:
+            try:
+                header, _ = segment.read_header()
+            except DamagedSegmentError:
+                continue
+        return read_format(directory, header), header
+    raise UserError(f"{directory} holds no replay: there is no intact file 'segment-*.dfl' in it.")
+
+
+def _records(directory: Path, step_format: StepFormat, bodies: bool = False) -> Iterator[_Record | str]:
+    """Yield every record of a directory, and a sentence for everything that is none."""
+    for path in segment_paths(directory):
+        with closing(Segment(path, writable=False)) as segment:
+            try:
+                _, start = segment.read_header()
+            except DamagedSegmentError as error:
+                yield f"{path}: {error}."
+                start = 0
+            for piece in scan(segment, step_format, start, bodies):
+                if isinstance(piece, Damage):
+                    size = piece.stop - piece.offset
+                    yield f"{path}: {size} bytes at byte {piece.offset} are no record: {piece.reason}."
+                else:
+                    yield _Record(piece.header, path, piece.offset)
+
+
+def _segment_faults(directory: Path) -> list[str]:
+    """Return what is missing between the files."""
+    faults = []
+    for earlier, later in pairwise(segment_paths(directory)):
+        with closing(Segment(earlier, False)) as first, closing(Segment(later, False)) as second:
+            if second.number != first.number + 1:
+                faults.append(f"{directory}: segments {first.number + 1} to {second.number - 1} are missing.")
+    return faults
+
+
+def _contents_faults(record: _Record, step_format: StepFormat) -> list[str]:
+    """Return what is wrong inside a chunk."""
+    with closing(Segment(record.path, writable=False)) as segment:
+        stored = segment.read(record.offset, record.header.record_bytes)
+    try:
+        arrays = decode_chunk(step_format, stored)
+    except DamagedChunkError as error:
+        return [f"{_name(record)}: {error}."]
+    faults = []
+    for name, mask in (("is_first", record.header.first_mask), ("is_last", record.header.last_mask)):
+        flags = [bool(mask >> step & 1) for step in range(record.header.steps)]
+        if flags != arrays[name].tolist():
+            faults.append(f"{_name(record)}: its header and its steps differ in {name}.")
+    if not np.array_equal(arrays["is_first"][1:], arrays["is_last"][:-1]):
+        faults.append(f"{_name(record)}: an episode ends and no other begins at the next step, or the other way round.")
+    return faults
+
+
+def _order_faults(earlier: _Record, later: _Record) -> list[str]:
+    """Return what is wrong between two chunks that follow each other in the order of their keys."""
+    before, after = earlier.header, later.header
+    if before.key[:3] != after.key[:3] or before.key == after.key:
+        return []
+    if after.key.sequence != before.key.sequence + 1:
+        return [f"{_name(later)}: chunks {before.key.sequence + 1} to {after.key.sequence - 1} before it are missing."]
+    if after.first_step != before.first_step + before.steps:
+        return [f"{_name(later)} begins with step {after.first_step}, not {before.first_step + before.steps}."]
+    if (before.last_mask >> before.steps - 1) & 1 != after.first_mask & 1:
+        return [f"{_name(later)}: an episode ends before it and no other begins, or the other way round."]
+    return []
+
+
+def _episodes(records: list[_Record], step_format: StepFormat) -> tuple[list[float], list[int]]:
+    """Return the returns and lengths (in actions) of the episodes that are stored from first to last step."""
+    returns: list[float] = []
+    lengths: list[int] = []
+    ordered = sorted(records, key=lambda record: record.header.key)
+    for _, chunks in groupby(ordered, key=lambda record: record.header.key[:3]):
+        total, length, expected = 0.0, -1, -1
+        for record in chunks:
+            small = _small_fields(record, step_format)
+            if small is None or record.header.key.sequence != expected:
+                length = -1
+            expected = record.header.key.sequence + 1
+            if small is None:
+                continue
+            for first, last, reward in zip(small["is_first"], small["is_last"], small["reward"], strict=True):
+                if first:
+                    total, length = 0.0, 0
+                elif length >= 0:
+                    total, length = total + float(reward), length + 1
+                if last and length >= 0:
+                    returns.append(total)
+                    lengths.append(length)
+                    length = -1
+    return returns, lengths
+
+
+def _small_fields(record: _Record, step_format: StepFormat) -> dict[str, np.ndarray] | None:
+    """Return a chunk's small fields without reading its pictures; None if they are damaged, which `verify` tells."""
+    block = record.header.blocks[0]
+    with closing(Segment(record.path, writable=False)) as segment:
+        stored = segment.read(record.offset + block.offset, block.stored_bytes)
+    try:
+        return read_small_fields(step_format, record.header.steps, block, stored)
+    except DamagedChunkError:
+        return None
+
+
+def _span(lowest: list[int], highest: list[int]) -> str:
+    return f"{min(lowest)} to {max(highest)}" if lowest else "none"
+
+
+def _name(record: _Record) -> str:
+    actor, incarnation, stream, sequence = record.header.key
+    place = f"{record.path.name}, byte {record.offset}"
+    return f"{place}: chunk {sequence} of stream {stream} of actor {actor} in incarnation {incarnation}"

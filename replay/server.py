@@ -1,0 +1,128 @@
+"""The replay as a process: a thin Ray shell around `Replay`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from dreamfleet.common.errors import RunFailedError, UserError
+from dreamfleet.common.settings import ReplaySettings
+from dreamfleet.common.steps import StepFormat
+from dreamfleet.replay.packed import PackedBatch
+from dreamfleet.replay.replay import Replay
+
+LOCK_WAIT_S = 60.0
+"""How long a new server waits for the directory: the process that it replaces may take a moment to die."""
+START_TIMEOUT_S = 300.0
+"""A server that has not opened its directory for so long counts as failed; 5 million steps take seconds."""
+
+
+class ReplayServer:
+    """Owns a replay directory; a server that dies is started again on the same node, and finds all it acknowledged.
+
+    Appending, sampling and questions about its health run in threads of their own, so that none waits behind another.
+    The arguments are `Replay`'s; `step_format` is what `StepFormat.to_json` gives.
+    """
+
+    def __init__(
+        self, directory: str, step_format: dict[str, Any], settings: ReplaySettings, sequence_length: int, seed: int
+    ) -> None:
+        self._replay = Replay(
+            Path(directory), StepFormat.from_json(step_format), settings, sequence_length, seed, LOCK_WAIT_S
+        )
+
+    @ray.method(concurrency_group="insert")
+    def append(self, record: bytes) -> bool:
+        """See `Replay.append`."""
+        return self._replay.append(record)
+
+    @ray.method(concurrency_group="insert")
+    def sync(self) -> None:
+        """See `Replay.sync`."""
+        self._replay.sync()
+
+    @ray.method(concurrency_group="sample")
+    def sample(self, batch_number: int, batch_size: int) -> PackedBatch:
+        """See `Replay.sample`."""
+        return self._replay.sample(batch_number, batch_size)
+
+    @ray.method(concurrency_group="sample")
+    def sample_held_out(self, batch_number: int, batch_size: int, length: int) -> PackedBatch | None:
+        """See `Replay.sample_held_out`."""
+        return self._replay.sample_held_out(batch_number, batch_size, length)
+
+    @ray.method(concurrency_group="health")
+    def stats(self) -> dict[str, float]:
+        """See `Replay.stats`."""
+        return self._replay.stats()
+
+    @ray.method(concurrency_group="health")
+    def counters(self) -> tuple[int, int, int]:
+        """Return (total_steps, valid_starts, next_incarnation)."""
+        return self._replay.total_steps, self._replay.valid_starts, self._replay.next_incarnation
+
+    @ray.method(concurrency_group="health")
+    def health(self) -> int:
+        """Return the id of this process."""
+        return os.getpid()
+
+    @ray.method(concurrency_group="insert")
+    def close(self) -> None:
+        """See `Replay.close`."""
+        self._replay.close()
+
+    def __ray_shutdown__(self) -> None:
+        self._replay.close()
+
+
+def start_replay_server(
+    directory: Path,
+    step_format: StepFormat,
+    settings: ReplaySettings,
+    sequence_length: int,
+    seed: int,
+    **options: Any,
+) -> Any:
+    """Start a replay server on this node, which has the directory, and return its handle once it is open.
+
+    Args:
+        directory: as `Replay`'s, absolute.
+        step_format: as `Replay`'s, and so on.
+        settings: see `Replay`.
+        sequence_length: see `Replay`.
+        seed: see `Replay`.
+        **options: of the Ray actor, instead of the usual ones.
+
+    Raises:
+        UserError: if the directory is in use or holds something else.
+        RunFailedError: if the process does not start.
+    """
+    node = ray.get_runtime_context().get_node_id()
+    usual: dict[str, Any] = {
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "max_task_retries": -1,
+        "concurrency_groups": {"insert": 1, "sample": 2, "health": 1},
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
+        "runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}},
+    }
+    server = (
+        ray.remote(ReplayServer)
+        .options(**(usual | options))
+        .remote(str(directory), step_format.to_json(), settings, sequence_length, seed)
+    )
+    try:
+        ray.get(server.health.remote(), timeout=START_TIMEOUT_S)
+    except (RayActorError, RayTaskError, GetTimeoutError) as error:
+        ray.kill(server)
+        cause = getattr(error, "cause", None) or error.__cause__
+        cause = getattr(cause, "cause", None) or cause
+        if isinstance(cause, UserError):
+            raise cause from None
+        raise RunFailedError(f"the replay server on {directory} did not start: {error}") from error
+    return server

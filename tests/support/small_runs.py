@@ -1,0 +1,28 @@
+"""Settings of a model small enough to train within a test, on the world of `moving_square`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dreamfleet.common.settings import Settings
+
+
+def small_settings(**changes: Any) -> Settings:
+    """Return settings of a small model; `changes` are sections, whose entries replace those here."""
+    sections: dict[str, dict[str, Any]] = {
+        "model": {
+            "encoder": "strided",
+            "depth": 4,
+            "embedding": 16,
+            "deterministic": 16,
+            "stochastic": 4,
+            "hidden": 16,
+            "reward_units": 8,
+        },
+        "loss": {"free_nats": 1.0},
+        "learner": {"batch_size": 4, "sequence_length": 8, "learning_rate": 2e-3, "clip": 100.0, "device": "cpu"},
+        "records": {"picture_context": 3, "picture_steps": 20, "checkpoints_kept": 2},
+    }
+    for name, section in changes.items():
+        sections[name] = sections.get(name, {}) | section
+    return Settings(seed=3, **sections)

@@ -1,0 +1,96 @@
+"""Playing whole episodes: results, seeds and frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dreamfleet.actors.evaluator import Evaluation, play_episodes
+from dreamfleet.common.policy import Policy, RandomPolicy
+from dreamfleet.common.settings import EnvironmentSettings
+from dreamfleet.common.spaces import Spaces
+
+
+def random_policy(spaces: Spaces) -> Policy:
+    return RandomPolicy(spaces.action, 1, 0)
+
+
+def play(kwargs: dict[str, Any], episodes: int = 3, record: int = 0, max_steps: int = 0, **env: Any) -> Evaluation:
+    settings = EnvironmentSettings(id="counting_environment:make", kwargs=kwargs, **{"image_size": 0} | env)
+    return play_episodes(settings, random_policy, episodes, seed=1, record=record, max_steps=max_steps)
+
+
+def test_results_are_returns_and_lengths_in_environment_steps() -> None:
+    """Ten simulator steps repeated by two are five environment steps; rewards sum to 55."""
+    evaluation = play({"length": 10}, action_repeat=2)
+    assert [(result.total_reward, result.length) for result in evaluation.episodes] == [(55.0, 5)] * 3
+    assert evaluation.cut_short == 0
+    assert evaluation.videos == []
+
+
+def test_the_policy_sees_one_environment_and_where_episodes_begin() -> None:
+    """Observations come as (1, *shape); is_first is true at an episode's first step alone."""
+    firsts: list[bool] = []
+
+    class Watching(RandomPolicy):
+        def act(self, observations: Any, is_first: np.ndarray) -> np.ndarray:
+            assert observations["count"].shape == (1, 4)
+            assert bool(is_first[0]) == (observations["count"][0, 2] == 0)
+            firsts.append(bool(is_first[0]))
+            return super().act(observations, is_first)
+
+    settings = EnvironmentSettings(id="counting_environment:make", kwargs={"length": 3}, image_size=0)
+    play_episodes(settings, lambda spaces: Watching(spaces.action, 1, 0), 2, seed=1)
+    assert firsts == [True, False, False] * 2
+
+
+def test_each_episode_has_its_own_seed_whatever_went_before() -> None:
+    """The same seed gives the same episodes; the second begins differently from the first."""
+    settings = EnvironmentSettings(id="CartPole-v1")
+
+    def starts(seed: int) -> list[bytes]:
+        seen: list[bytes] = []
+
+        class Watching(RandomPolicy):
+            def act(self, observations: Any, is_first: np.ndarray) -> np.ndarray:
+                if is_first[0]:
+                    seen.append(observations["vector"].tobytes())
+                return super().act(observations, is_first)
+
+        play_episodes(settings, lambda spaces: Watching(spaces.action, 1, seed), 3, seed=5)
+        return seen
+
+    assert starts(0) == starts(1)
+    assert len(set(starts(0))) == 3
+
+
+def test_an_endless_episode_is_cut_short_when_asked() -> None:
+    """After `max_steps` the episode counts as it is, and is said to be cut short."""
+    evaluation = play({"length": 1000}, episodes=1, max_steps=7)
+    assert evaluation.episodes[0].length == 7
+    assert evaluation.cut_short == 1
+
+
+def test_rendered_frames_are_recorded_of_the_first_episodes() -> None:
+    """One frame for each moment from reset to end, in the environment's own picture, at its rate through the repeat."""
+    evaluation = play({"length": 10}, record=2, action_repeat=2)
+    assert [video.shape for video in evaluation.videos] == [(6, 213, 320, 3)] * 2
+    assert evaluation.videos[0][:, 0, 0, 0].tolist() == [0, 2, 4, 6, 8, 10]
+    assert evaluation.fps == 10
+
+
+@pytest.mark.parametrize(("image", "videos"), [(8, 1), (0, 0)])
+def test_without_rendering_the_observed_picture_is_recorded(
+    image: int, videos: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An environment that renders nothing shows what the policy sees, grown; one without pictures gives no video."""
+    from counting_environment import CountingEnvironment
+
+    monkeypatch.setattr(CountingEnvironment, "metadata", {"render_modes": []})
+    evaluation = play({"length": 4, "image": image}, record=1)
+    assert len(evaluation.videos) == videos
+    for video in evaluation.videos:
+        assert video.shape == (5, 320, 320, 3)
+        assert video[:, 5, 5, 1].tolist() == [0, 1, 2, 3, 4]

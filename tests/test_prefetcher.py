@@ -1,0 +1,153 @@
+"""Batches fetched ahead: in order, not too many, errors where they belong, and a prompt end."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+
+import pytest
+from dreamfleet.learner.prefetcher import DirectSource, Prefetcher
+
+
+class NotYetError(Exception):
+    """Passes by itself."""
+
+
+def wait_until(condition: object, timeout_s: float = 5.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.005)
+
+
+def test_batches_come_in_order_whatever_the_threads_do() -> None:
+    """Fetches that overtake each other are handed out by number, as without threads."""
+    chance = random.Random(0)
+    delays = [chance.uniform(0, 0.004) for _ in range(60)]
+
+    def fetch(number: int) -> int:
+        time.sleep(delays[number])
+        return number
+
+    ahead = Prefetcher(fetch, depth=4, first_number=7, workers=3)
+    direct = DirectSource(fetch, 7)
+    assert [ahead.next() for _ in range(40)] == [direct.next() for _ in range(40)] == list(range(7, 47))
+    ahead.close()
+
+
+def test_it_fetches_ahead_and_no_further_than_asked() -> None:
+    """With nobody asking, exactly `depth` batches are fetched; each one taken makes room for one more."""
+    fetched: list[int] = []
+    source = Prefetcher(lambda number: fetched.append(number) or number, depth=3, first_number=0)
+    wait_until(lambda: len(fetched) == 3)
+    time.sleep(0.05)
+    assert sorted(fetched) == [0, 1, 2]
+    assert source.next() == 0
+    wait_until(lambda: len(fetched) == 4)
+    time.sleep(0.05)
+    assert sorted(fetched) == [0, 1, 2, 3]
+    source.close()
+
+
+def test_two_fetches_are_in_flight_at_once() -> None:
+    """A fetch that waits does not keep the next one from beginning."""
+    both = threading.Barrier(2, timeout=5)
+
+    def fetch(number: int) -> int:
+        both.wait()
+        return number
+
+    source = Prefetcher(fetch, depth=2, first_number=0, workers=2)
+    assert [source.next(), source.next()] == [0, 1]
+    source.close()
+
+
+def test_an_error_surfaces_at_its_number_and_the_number_is_tried_again() -> None:
+    """Batches before the failed one are still handed out; the next call gets the failed one, not the one after it."""
+    failures = [ValueError("the second batch is bad")]
+
+    def fetch(number: int) -> int:
+        if number == 2 and failures:
+            raise failures.pop()
+        return number
+
+    source = Prefetcher(fetch, depth=3, first_number=1)
+    assert source.next() == 1
+    with pytest.raises(ValueError, match="second batch"):
+        source.next()
+    assert [source.next(), source.next()] == [2, 3]
+    source.close()
+
+
+def test_an_error_that_passes_is_waited_for() -> None:
+    """A replay that is still empty delays the first batch and is no failure."""
+    empty = [True, True, True]
+
+    def fetch(number: int) -> int:
+        if empty:
+            empty.pop()
+            raise NotYetError
+        return number
+
+    source = Prefetcher(fetch, depth=1, first_number=0, not_yet=(NotYetError,), retry_s=0.01)
+    assert source.next() == 0
+    assert not empty
+    source.close()
+
+
+def test_patience_has_an_end() -> None:
+    """A replay that stays empty is an error after all."""
+
+    def fetch(number: int) -> int:
+        raise NotYetError("still nothing")
+
+    source = Prefetcher(fetch, depth=1, first_number=0, not_yet=(NotYetError,), patience_s=0.1, retry_s=0.01)
+    with pytest.raises(NotYetError, match="still nothing"):
+        source.next()
+    source.close()
+
+
+def test_closing_is_prompt_and_ends_the_threads() -> None:
+    """Neither a thread that waits for an empty replay nor one that waits for room outlives the close."""
+    waiting = Prefetcher(_never, depth=2, first_number=0, not_yet=(NotYetError,), retry_s=30.0)
+    full = Prefetcher(lambda number: number, depth=2, first_number=0)
+    full.next()
+    begun = time.monotonic()
+    waiting.close()
+    full.close()
+    assert time.monotonic() - begun < 1.0
+    wait_until(lambda: not any(thread.is_alive() for thread in waiting._threads + full._threads))
+    with pytest.raises(RuntimeError, match="closed"):
+        full.next()
+
+
+def test_closing_does_not_wait_for_a_fetch_that_hangs() -> None:
+    """A replay that does not answer cannot keep the process from ending."""
+    released = threading.Event()
+    source = Prefetcher(lambda number: released.wait(20), depth=1, first_number=0)
+    begun = time.monotonic()
+    source.close()
+    assert time.monotonic() - begun < 3.0
+    assert all(thread.daemon for thread in source._threads)
+    released.set()
+
+
+def test_ctrl_c_interrupts_the_wait_for_a_batch() -> None:
+    """The main thread, waiting for a batch that does not come, still hears SIGINT."""
+    released = threading.Event()
+    source = Prefetcher(lambda number: released.wait(20), depth=1, first_number=0)
+    timer = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        source.next()
+    assert time.monotonic() - begun < 5.0
+    released.set()
+    source.close()
+
+
+def _never(number: int) -> int:
+    raise NotYetError
