@@ -37,9 +37,7 @@ def not_finite_loss(
         hint = f"The environment gave values that are not finite: {', '.join(poisoned)}"
     else:
         hint = "All values of the batch are finite: a smaller learner.learning_rate or learner.clip may help"
-    return NotFiniteLossError(
-        f"update {update} was not made: not finite are {', '.join(terms)}; {saved}. {hint}."
-    )
+    return NotFiniteLossError(f"update {update} was not made: not finite are {', '.join(terms)}; {saved}. {hint}.")
 
 
 def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:

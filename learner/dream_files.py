@@ -51,7 +51,9 @@ def as_json(result: DreamResult) -> dict[str, Any]:
     sequences, steps = result.truth.shape[:2]
     return {
         "observation": result.observation,
-        "unit": "mean squared error per pixel, pixels in [0, 1]" if result.is_image else "mean squared error per dimension",
+        "unit": "mean squared error per pixel, pixels in [0, 1]"
+        if result.is_image
+        else "mean squared error per dimension",
         "sequences": sequences,
         "steps": steps,
         "context": result.context,

@@ -86,7 +86,5 @@ class Updater:
     def load_optimiser(self, state: dict[str, Any]) -> None:
         """Take over Adam's moments; learning rate and epsilon stay those of the settings."""
         groups = zip(state["param_groups"], self.optimiser.param_groups, strict=True)
-        kept = [
-            saved | {name: value for name, value in now.items() if name != "params"} for saved, now in groups
-        ]
+        kept = [saved | {name: value for name, value in now.items() if name != "params"} for saved, now in groups]
         self.optimiser.load_state_dict({"state": state["state"], "param_groups": kept})

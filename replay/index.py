@@ -196,7 +196,10 @@ class Index:
     def _forget(self, chunk: int) -> tuple[int, int]:
         """Take a chunk out of all but the table, and return its stream's number and its sequence number."""
         row = self._table[chunk]
-        del self._streams[row.stream].chunks[row.sequence]
+        stream = self._streams[row.stream]
+        del stream.chunks[row.sequence]
+        if not stream.chunks:
+            stream.chunks = {}  # an emptied dict keeps its table
         self._held_out.discard(chunk)
         self.chunks -= 1
         self.steps -= row.steps

@@ -20,6 +20,7 @@ LOCK_WAIT_S = 60.0
 """How long a new server waits for the directory: the process that it replaces may take a moment to die."""
 START_TIMEOUT_S = 300.0
 """A server that has not opened its directory for so long counts as failed; 5 million steps take seconds."""
+_CONCURRENCY = {"insert": 1, "sample": 2, "health": 1}
 
 
 class ReplayServer:
@@ -107,15 +108,12 @@ def start_replay_server(
         "num_cpus": 0,
         "max_restarts": -1,
         "max_task_retries": -1,
-        "concurrency_groups": {"insert": 1, "sample": 2, "health": 1},
         "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
         "runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}},
     }
-    server = (
-        ray.remote(ReplayServer)
-        .options(**(usual | options))
-        .remote(str(directory), step_format.to_json(), settings, sequence_length, seed)
-    )
+    remote: Any = ray.remote  # its type hints know nothing of concurrency groups
+    actor = remote(concurrency_groups=_CONCURRENCY)(ReplayServer).options(**(usual | options))
+    server = actor.remote(str(directory), step_format.to_json(), settings, sequence_length, seed)
     try:
         ray.get(server.health.remote(), timeout=START_TIMEOUT_S)
     except (RayActorError, RayTaskError, GetTimeoutError) as error:

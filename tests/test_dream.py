@@ -90,7 +90,9 @@ def test_a_dream_knows_the_actions_and_nothing_else_of_what_comes(image_input: s
 
     def predicted(changed: Batch) -> np.ndarray:
         torch.manual_seed(1)
-        return unroll(model, changed, context).prediction["image"]
+        unrolled = unroll(model, changed, context)
+        pictures = unrolled.prediction["image"].reshape(*unrolled.reward.shape, -1)
+        return np.concatenate([unrolled.reward[..., None], pictures], axis=-1)  # rewards show what bytes round off
 
     plain = predicted(batch)
     other_future = {**batch, "image": batch["image"].copy(), "reward": batch["reward"] + 1}
@@ -233,7 +235,9 @@ def test_strips_show_the_last_seen_and_the_first_and_last_imagined_step(steps: i
 def test_a_chart_draws_its_curves_where_they_belong() -> None:
     """A constant curve is a level line; one that is nowhere finite draws nothing and breaks nothing."""
     x = np.arange(1, 11)
-    picture = draw_chart([Curve("half", x, np.full(10, 0.5), BLUE), Curve("one", x, np.ones(10), (200, 0, 0))], "t", "x", "y")
+    picture = draw_chart(
+        [Curve("half", x, np.full(10, 0.5), BLUE), Curve("one", x, np.ones(10), (200, 0, 0))], "t", "x", "y"
+    )
     blue = np.flatnonzero((picture[:, 300] == BLUE).all(axis=-1))
     red = np.flatnonzero((picture[:, 300] == (200, 0, 0)).all(axis=-1))
     bottom = 420 - 46

@@ -46,7 +46,7 @@ def test_it_learns_what_moves(tmp_path: Path) -> None:
     """On held-out episodes, the open loop is far better than a frame that stands still or the mean one, 5 steps ahead."""
     replay = square_replay(tmp_path / "replay", sequence_length=12)
     model = {"depth": 8, "embedding": 64, "deterministic": 64, "stochastic": 16, "hidden": 64, "reward_units": 32}
-    settings = small_settings(model=model, learner={"batch_size": 16, "sequence_length": 12})
+    settings = small_settings(model=model, learner={"batch_size": 16, "sequence_length": 12, "threads": 1})
     learner = learner_on(replay, tmp_path, settings, prefetch=True)
     first = learner.train(10).metrics
     before = learner.held_out_loss()
@@ -106,7 +106,10 @@ def test_prefetching_changes_nothing(replay: Replay, tmp_path: Path) -> None:
 
 def test_every_update_has_its_own_batch_and_noise(replay: Replay, tmp_path: Path) -> None:
     """Two learners of different seeds differ from the start, and one learner's batches differ from update to update."""
-    one, other = learner_on(replay, tmp_path), learner_on(replay, tmp_path, small_settings().model_copy(update={"seed": 4}))
+    one, other = (
+        learner_on(replay, tmp_path),
+        learner_on(replay, tmp_path, small_settings().model_copy(update={"seed": 4})),
+    )
     assert not same_weights(one, other)
     batches = [one._fetch(number)["image"] for number in (1, 2)]
     assert not torch.equal(*batches)
@@ -155,7 +158,9 @@ def test_a_loss_that_is_no_number_changes_nothing(tmp_path: Path, prefetch: bool
     learner = learner_on(poisoned, tmp_path, small_settings(model={"batch_norm": True}), prefetch)
     before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
     for _ in range(2):  # asked again, it is the same update with the same batch
-        with pytest.raises(RunFailedError, match=r"update 1 was not made: .*loss/reward.*gave values.*: reward") as caught:
+        with pytest.raises(
+            RunFailedError, match=r"update 1 was not made: .*loss/reward.*gave values.*: reward"
+        ) as caught:
             learner.train(2)
         assert "loss/kl" not in str(caught.value)
     assert learner.updates == 0

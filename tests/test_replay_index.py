@@ -70,7 +70,7 @@ def enumerated_starts(
     return starts
 
 
-@pytest.mark.parametrize("length", [1, 2, 50, 64, 65, 150])
+@pytest.mark.parametrize("length", [1, 50, 65, 150])
 @pytest.mark.parametrize("chunk_steps", [64, 16, [5, 64, 3, 1, 40]])
 @pytest.mark.parametrize("across_episodes", [True, False])
 @pytest.mark.parametrize("held_out_every", [0, 1, 3])
@@ -207,16 +207,16 @@ def test_evicted_chunks_are_gone_but_still_known() -> None:
 
 
 def test_memory_does_not_grow_with_what_was_dropped() -> None:
-    """Ten times as many chunks as are kept leave the index as small as it was."""
+    """Five times as many chunks as are kept leave the index as small as it was."""
     index = Index(50, True, 10)
     sizes = []
-    for segment in range(40):
-        filled(index, headers([64 * 500], 64, incarnation=segment), segment)
+    for segment in range(20):
+        filled(index, headers([64 * 200], 64, incarnation=segment), segment)
         if segment >= 4:
             index.evict([segment - 4])
             sizes.append(index.memory_bytes())
     assert max(sizes) <= 1.2 * sizes[0]
-    assert index.chunks == 2000
+    assert index.chunks == 800
 
 
 def test_counters_follow_what_is_stored() -> None:

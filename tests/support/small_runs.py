@@ -20,7 +20,14 @@ def small_settings(**changes: Any) -> Settings:
             "reward_units": 8,
         },
         "loss": {"free_nats": 1.0},
-        "learner": {"batch_size": 4, "sequence_length": 8, "learning_rate": 2e-3, "clip": 100.0, "device": "cpu"},
+        "learner": {
+            "batch_size": 4,
+            "sequence_length": 8,
+            "learning_rate": 2e-3,
+            "clip": 100.0,
+            "device": "cpu",
+            "threads": 1,
+        },
         "records": {"picture_context": 3, "picture_steps": 20, "checkpoints_kept": 2},
     }
     for name, section in changes.items():
