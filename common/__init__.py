@@ -1,1 +1,1 @@
-"""What all parts share: settings, spaces, the step and chunk format, networks, policies. Knows no Ray and no environment."""
+"""What all parts share: settings, spaces, the step and chunk format, networks, policies; no Ray, no environment."""

@@ -76,7 +76,7 @@ class ModelSettings(_Section):
     """The world model: which parts, and how big."""
 
     encoder: Literal["strided", "planet"] = "planet"
-    """Convolutions for pictures: `strided` (3×3, the seed's; any side divisible by 16) or `planet` (4×4; 64×64 only)."""
+    """Convolutions for pictures: `strided` (3×3, the seed's; sides divisible by 16) or `planet` (4×4; 64×64 only)."""
     depth: int = Field(32, ge=1)
     """Channels of the first convolution; each further one doubles them."""
     batch_norm: bool = False

@@ -13,8 +13,8 @@ Time alignment, drawn once and referred to everywhere else. A step at index t ho
     episode        0          0          0           0          1           number of the episode in its stream
     version        weights' version that chose `action`
 
-The network's input at t is a_{t-1}, and zero where is_first. `is_last` and the following `is_first` are two steps: the last
-observation of an episode is stored, and so is the first of the next.
+The network's input at t is a_{t-1}, and zero where is_first. `is_last` and the following `is_first` are two steps: the
+last observation of an episode is stored, and so is the first of the next.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command line: parses, checks the settings and calls the command. Heavy libraries are imported only by commands."""
+"""The command line: parses, checks the settings and calls the command; only commands import heavy libraries."""
 
 from __future__ import annotations
 
@@ -102,7 +102,9 @@ _COMMANDS = {"train": _train, "eval": _eval, "dream": _dream, "replay": _replay,
 
 def _parser() -> _Parser:
     parser = _Parser(
-        prog="dreamfleet", allow_abbrev=False, description="Learn RSSM world models from pixels with actors and a learner."
+        prog="dreamfleet",
+        allow_abbrev=False,
+        description="Learn RSSM world models from pixels with actors and a learner.",
     )
     parser.add_argument("--version", action="version", version=f"dreamfleet {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -111,10 +113,12 @@ def _parser() -> _Parser:
     train.epilog = _settings_help()
     train.formatter_class = argparse.RawDescriptionHelpFormatter
     train.add_argument("--preset", action="append", default=[], metavar="NAME",
-                       help="a built-in preset or a YAML file; more than one are stacked, the later over the earlier")  # fmt: skip
+                       help="a built-in preset or a YAML file; several are stacked, the later over the earlier")  # fmt: skip
     train.add_argument("--run", type=Path, metavar="DIR", help="the run's directory; an existing run is resumed "
                        "(default: a new one under runs/)")  # fmt: skip
-    train.add_argument("--inline", action="store_true", help="all in this process, without Ray: repeatable, for debugging")
+    train.add_argument(
+        "--inline", action="store_true", help="all in this process, without Ray: repeatable, for debugging"
+    )
     train.add_argument("--address", metavar="ADDRESS", help="a running Ray cluster, for example 'auto' "
                        "(default: start Ray on this machine)")  # fmt: skip
 
@@ -122,12 +126,16 @@ def _parser() -> _Parser:
     evaluate.add_argument("--run", type=Path, required=True, metavar="DIR", help="the run's directory")
     evaluate.add_argument("--episodes", type=_positive, default=5, help="episodes to play (default: 5)")
     evaluate.add_argument("--videos", type=_natural, default=1, help="episodes to film (default: 1)")
-    evaluate.add_argument("--seed", type=_natural, default=1_000_000, help="seed of the first episode (default: 1000000)")
+    evaluate.add_argument(
+        "--seed", type=_natural, default=1_000_000, help="seed of the first episode (default: 1000000)"
+    )
 
     dream = _command(commands, "dream", "imagine recorded sequences from their actions alone: video and error")
     dream.add_argument("--run", type=Path, required=True, metavar="DIR", help="the run's directory")
     dream.add_argument("--sequences", type=_positive, default=32, help="sequences to imagine (default: 32)")
-    dream.add_argument("--context", type=_positive, help="steps seen before imagining (default: records.picture_context)")
+    dream.add_argument(
+        "--context", type=_positive, help="steps seen before imagining (default: records.picture_context)"
+    )
     dream.add_argument("--horizon", type=_positive, help="steps imagined (default: records.picture_steps - context)")
 
     replay = _command(commands, "replay", "look into a replay directory")

@@ -15,8 +15,8 @@ LOGGER_NAME = "dreamfleet"
 class Console(logging.Handler):
     """Prints the log and a status line without mixing them.
 
-    On a terminal the status is one line at the bottom, rewritten; elsewhere a status is an ordinary line, printed when the
-    caller says it is due.
+    On a terminal the status is one line at the bottom, rewritten; elsewhere a status is an ordinary line, printed when
+    the caller says it is due.
 
     Args:
         stream: where to print, stdout by default.

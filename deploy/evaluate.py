@@ -32,7 +32,9 @@ def evaluate(run: RunDirectory, episodes: int, seed: int, videos: int) -> int:
     lengths = np.array([episode.length for episode in evaluation.episodes])
     for number, (total, length) in enumerate(zip(returns, lengths, strict=True)):
         print(f"  episode {number}: return {total:.2f}, {length} steps")
-    print(f"return {returns.mean():.2f} ± {returns.std():.2f} over {episodes} episodes, mean length {lengths.mean():.1f}")
+    print(
+        f"return {returns.mean():.2f} ± {returns.std():.2f} over {episodes} episodes, mean length {lengths.mean():.1f}"
+    )
     results = {"policy": settings.actors.policy, "seed": seed, "returns": returns.tolist(), "lengths": lengths.tolist(),
                "mean": float(returns.mean()), "std": float(returns.std())}  # fmt: skip
     (folder / "results.json").write_text(json.dumps(results, indent=1))

@@ -5,8 +5,8 @@ Two counters decide: S, the acknowledged environment steps (the replay's own cou
     the learner may train   while U and its orders stay within ratio.updates_allowed(S)
     an actor may collect    while the learner has less than two orders' worth of updates allowed and not yet made
 
-So the learner never runs ahead of the ratio, and collecting runs ahead of it by the orders in flight at most. One of the two
-may always go on: if the learner lacks work, its backlog is short, and the actors may collect.
+So the learner never runs ahead of the ratio, and collecting runs ahead of it by the orders in flight at most. One of
+the two may always go on: if the learner lacks work, its backlog is short, and the actors may collect.
 """
 
 from __future__ import annotations

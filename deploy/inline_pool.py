@@ -133,5 +133,6 @@ class InlinePool:
         if isinstance(worker.target, PublishingLearner):
             return worker.target
         if worker not in self._actors:
-            self._actors[worker] = InlineActor(self._settings, *worker.target, self._replay)
+            actor, incarnation = worker.target
+            self._actors[worker] = InlineActor(self._settings, actor, incarnation, self._replay)
         return self._actors[worker]

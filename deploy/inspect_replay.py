@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from dreamfleet.common.errors import UserError
-from dreamfleet.replay.report import describe, verify as verify_directory
+from dreamfleet.replay.report import describe
+from dreamfleet.replay.report import verify as verify_directory
 
 
 def info(directory: Path) -> int:

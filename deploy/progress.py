@@ -105,12 +105,13 @@ class Progress:
         """Return the status line."""
         fleet, figures = self._fleet, self.scalars()
         left = self.seconds_left()
+        idle = (figures["fleet/actors_wait_fraction"], figures["fleet/learner_wait_fraction"])
         parts = [
             f"steps {fleet.env_steps:,}/{fleet.ratio.env_steps:,} ({figures['fleet/env_steps_per_s']:.0f}/s)",
             f"updates {fleet.updates:,}/{fleet.ratio.updates:,} ({figures['fleet/updates_per_s']:.1f}/s)",
             f"ratio {figures['fleet/ratio']:.1f}/{fleet.ratio.ratio:g}",
             f"weights {figures['fleet/actor_weights_age_updates']:.0f} updates old",
-            f"waiting: actors {figures['fleet/actors_wait_fraction']:.0%}, learner {figures['fleet/learner_wait_fraction']:.0%}",
+            f"waiting: actors {idle[0]:.0%}, learner {idle[1]:.0%}",
         ]
         if loss is not None:
             parts.append(f"loss {loss:.4g}")

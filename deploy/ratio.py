@@ -12,8 +12,8 @@ from dreamfleet.common.settings import Settings
 class TrainRatio:
     """How many updates so many acknowledged steps allow.
 
-    With S acknowledged environment steps, the learner may have made floor(ratio · (S - prefill) / (B · T)) updates, and no
-    more. The quotient is taken exactly, so that neither rounding nor a restart can make it drift.
+    With S acknowledged environment steps, the learner may have made floor(ratio · (S - prefill) / (B · T)) updates,
+    and no more. The quotient is taken exactly, so that neither rounding nor a restart can make it drift.
 
     Args:
         ratio: replayed steps per environment step after the prefill.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from typing import Any
@@ -60,15 +61,21 @@ class RayPool:
         """Start an actor process; it sees no GPU and uses one thread."""
         quiet = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         options = {"num_cpus": 1, "num_gpus": 0, "max_restarts": 0, "runtime_env": {"env_vars": quiet}}
-        target = ActorProcess.options(**options).remote(self._settings, actor, incarnation, self._replay_server)
+        actor_class: Any = ActorProcess
+        target = actor_class.options(**options).remote(self._settings, actor, incarnation, self._replay_server)
         return Worker(f"actor {actor}", target)
 
     def start_learner(self) -> Worker:
         """Start the learner process, with a GPU if the cluster has one."""
         threads = self._settings.learner.threads or os.cpu_count() or 1
-        options: dict[str, Any] = {"num_cpus": 0 if self._has_gpu else 1, "num_gpus": int(self._has_gpu), "max_restarts": 0}
+        options: dict[str, Any] = {
+            "num_cpus": 0 if self._has_gpu else 1,
+            "num_gpus": int(self._has_gpu),
+            "max_restarts": 0,
+        }
         options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
-        target = LearnerProcess.options(**options).remote(
+        learner_class: Any = LearnerProcess
+        target = learner_class.options(**options).remote(
             self._settings, self._spaces.to_json(), self._replay_server, str(self._run.path.resolve())
         )
         return Worker("learner", target)
@@ -133,11 +140,11 @@ def _start_ray(settings: Settings, address: str | None) -> None:
     """Start Ray on this machine with a logical CPU for each process, or join the cluster at `address`."""
     try:
         if address:
-            ray.init(address=address, logging_level="WARNING")
+            ray.init(address=address, logging_level=logging.ERROR)
         else:
-            # The processes share the cores as the system's scheduler sees fit: two cores can run two actors, learner and replay.
+            # One logical CPU a process: the system's scheduler shares out the real ones, be they two.
             processes = settings.actors.count + 2
-            ray.init(address="local", num_cpus=processes, include_dashboard=False, logging_level="WARNING")
+            ray.init(address="local", num_cpus=processes, include_dashboard=False, logging_level=logging.ERROR)
     except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
         if address:
             raise UserError(f"flag --address: no Ray cluster answers at '{address}': {error}") from None

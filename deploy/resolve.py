@@ -233,7 +233,9 @@ def _type_name(kind: Any) -> str:
         return " | ".join(_names(typing.get_args(kind)))
     if typing.get_origin(kind) is dict:
         return "mapping"
-    return {"int": "whole number", "float": "number", "str": "text", "bool": "true | false"}.get(kind.__name__, str(kind))
+    return {"int": "whole number", "float": "number", "str": "text", "bool": "true | false"}.get(
+        kind.__name__, str(kind)
+    )
 
 
 def _names(kinds: Iterable[Any]) -> list[str]:

@@ -73,7 +73,9 @@ class RunDirectory:
             if not self.path.is_dir():
                 raise UserError(f"flag --run: {self.path} is a file, not a directory.")
             if any(self.path.iterdir()):
-                raise UserError(f"flag --run: {self.path} holds files, but no run (no config.yaml); name another directory.")
+                raise UserError(
+                    f"flag --run: {self.path} holds files, but no run (no config.yaml); name another directory."
+                )
         try:
             for folder in (self.path, self.replay, self.checkpoints, self.tensorboard, self.pictures):
                 folder.mkdir(parents=True, exist_ok=True)

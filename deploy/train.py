@@ -55,7 +55,11 @@ def train(run: RunDirectory, settings: Settings, inline: bool, address: str | No
             return _run_fleet(run, settings, spaces, inline, address, console, stop)
         except RunFailedError as error:
             log.error("the run failed: %s", error)  # noqa: TRY400 (the sentence is what the user needs)
-            log.info("The log is in %s; `dreamfleet train --run %s` goes on from the last checkpoint.", run.log_file, run.path)
+            log.info(
+                "The log is in %s; `dreamfleet train --run %s` goes on from the last checkpoint.",
+                run.log_file,
+                run.path,
+            )
             return 1
 
 
@@ -65,7 +69,9 @@ def _probe(run: RunDirectory, settings: Settings, old: Settings | None) -> Space
 
     spaces = probe_environment(settings.env)
     if old and run.spaces_file.exists() and spaces != run.spaces():
-        raise UserError(f"env: the environment's spaces are not those of the run {run.path}: {spaces} instead of {run.spaces()}.")
+        raise UserError(
+            f"env: the environment's spaces are not those of the run {run.path}: {spaces} instead of {run.spaces()}."
+        )
     shown = ", ".join(f"{spec.name} {'×'.join(map(str, spec.shape))} {spec.dtype}" for spec in spaces.observations)
     log.info("environment: %s, observes %s, acts by %s of %s", settings.env.id, shown, spaces.action.kind,
              "×".join(map(str, spaces.action.sizes)))  # fmt: skip

@@ -1,4 +1,4 @@
-"""Charts drawn with OpenCV: a few curves over one axis, with numbers, labels and a legend; no plotting library is needed."""
+"""Charts drawn with OpenCV, without a plotting library: curves over one axis, with numbers, labels and a legend."""
 
 from __future__ import annotations
 

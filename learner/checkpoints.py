@@ -3,8 +3,8 @@
     checkpoint-000001000.pt      the state: tensors, numbers and names only, read with `weights_only=True`
     checkpoint-000001000.json    the facts: size and SHA-256 of the .pt, updates, steps, held-out loss, spaces, version
 
-Both are written under another name, synced, then renamed: a checkpoint exists from the moment its .json has its name, and a
-crash at any instant leaves those before it as they were.
+Both are written under another name, synced, then renamed: a checkpoint exists from the moment its .json has its name,
+and a crash at any instant leaves those before it as they were.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ class CheckpointStore:
             _rename_synced(_temporary(self._path(number, "json")), self._path(number, "json"))
         except OSError as error:
             raise UserError(
-                f"the checkpoint {path} could not be written: {error.strerror or error}; older checkpoints are as they were"
+                f"the checkpoint {path} could not be written: {error.strerror or error}; "
+                "older checkpoints are as they were"
             ) from error
         finally:
             with suppress(OSError):  # a directory that cannot be written to has no rests either
@@ -107,7 +108,7 @@ class CheckpointStore:
             raise DamagedCheckpointError(f"{path} is not what was written: its SHA-256 differs")
         try:
             state = torch.load(io.BytesIO(data), weights_only=True, map_location=map_location)
-        except Exception as error:  # noqa: BLE001: torch raises many kinds; each means that it cannot be read
+        except Exception as error:
             raise DamagedCheckpointError(f"{path} cannot be read as tensors: {error}") from error
         return state, facts
 

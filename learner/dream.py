@@ -1,8 +1,8 @@
-"""Open-loop imagination beside the truth: how far ahead a model knows what will be seen, and against what that is measured.
+"""Open-loop imagination beside the truth: how far ahead a model knows what will be seen.
 
-A dream sees the first `context` steps of a sequence, then goes on from the actions alone. At each horizon its error is set
-beside those of two predictions that need no model: that nothing moves (the last seen frame again) and that everything is
-as on average (the mean frame). A model that has learnt nothing of what moves is no better than these.
+A dream sees the first `context` steps of a sequence, then goes on from the actions alone. At each horizon its error is
+set beside those of two predictions that need no model: that nothing moves (the last seen frame again) and that
+everything is as on average (the mean frame). A model that has learnt nothing of what moves is no better than these.
 
 Shapes: B sequences, T steps, H horizon (steps imagined, T - context).
 """
@@ -160,8 +160,8 @@ def horizon_errors(
         truth: (B, T, …).
         prediction: likewise; only what lies after `context` counts.
         context: steps seen.
-        mean_frame: (…); by default the mean over B and T of `truth`, those to be predicted among them, which is the best
-            that any one frame can do.
+        mean_frame: (…); by default the mean over B and T of `truth`, frames to be predicted among them, which is the
+            best that any one frame can do.
     """
     mean_frame = truth.mean(axis=(0, 1)) if mean_frame is None else mean_frame
     ahead = truth[:, context:]

@@ -21,8 +21,8 @@ WALL = 6
 def write_dream(directory: Path, result: DreamResult, fps: float = 8.0) -> list[Path]:
     """Write what a dream was and how good it was; return the files.
 
-    dream.webm (pictures only): truth over dream over error, several sequences side by side. dream.png: some sequences as
-    strips of frames, or for vectors a chart of each dimension. error.png: the three errors against the horizon.
+    dream.webm (pictures only): truth over dream over error, several sequences side by side. dream.png: some sequences
+    as strips of frames, or for vectors a chart of each dimension. error.png: the three errors against the horizon.
     error.json: the same as numbers.
 
     Args:

@@ -50,7 +50,7 @@ def draw_pictures(
 
 
 def longest_episode(batch: Mapping[str, np.ndarray], most: int) -> dict[str, np.ndarray]:
-    """Return, as a batch of one, the sequence that stays longest in its first episode, cut to that part and to `most`."""
+    """Return as a batch of one the sequence that stays longest in its first episode, cut there and to `most`."""
     firsts = batch["is_first"].astype(bool).copy()
     firsts[:, 0] = False
     lengths = np.where(firsts.any(axis=1), firsts.argmax(axis=1), firsts.shape[1])

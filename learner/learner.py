@@ -67,8 +67,8 @@ class TrainReport:
 class Learner:
     """Trains a world model.
 
-    Nothing random is stored: the batch and the noise of an update follow from the run's seed and the update's number, so
-    that a run that was interrupted goes on as if it had not been.
+    Nothing random is stored: the batch and the noise of an update follow from the run's seed and the update's number,
+    so that a run that was interrupted goes on as if it had not been.
 
     Attributes:
         updates: made so far, in all lives of the run.
@@ -169,7 +169,7 @@ class Learner:
         return {name: tensor.to(self._device, non_blocking=True) for name, tensor in wanted.items()}
 
     def _seed(self, purpose: str, number: int) -> None:
-        """Seed torch on all devices, so that what follows depends on the run's seed, the purpose and the number alone."""
+        """Seed torch on all devices: what follows depends on the run's seed, the purpose and the number alone."""
         torch.manual_seed(derive_seed(self._settings.seed, purpose, number))
 
     # Publishing and keeping -----------------------------------------------------------------------------------------
@@ -182,7 +182,8 @@ class Learner:
         """Write a checkpoint and return its facts.
 
         Args:
-            facts: plain data to keep beside it, such as the environment steps; `held_out_loss` is measured unless given.
+            facts: plain data to keep beside it, such as the environment steps; `held_out_loss` is measured unless
+                given.
 
         Raises:
             UserError: if it cannot be written; older ones are untouched.
@@ -245,7 +246,7 @@ class Learner:
         return float(torch.stack(losses).mean())
 
     def illustrate(self) -> Pictures | None:
-        """Return pictures of truth, reconstruction and open-loop prediction, or None while there is no sequence for them.
+        """Return pictures of truth, reconstruction and open-loop prediction, or None while there is no sequence.
 
         The sequence is a held-out one where there is one that long, else one from training.
         """

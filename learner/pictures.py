@@ -199,7 +199,7 @@ def compare_images(comparison: Comparison, title: str) -> tuple[np.ndarray, np.n
 
 
 def compare_vectors(comparison: Comparison, title: str, most: int = 6) -> np.ndarray:
-    """Return charts (H, W, 3), one under the other: truth and prediction of the first `most` dimensions, and the reward."""
+    """Return charts (H, W, 3) one under the other: truth and prediction of `most` dimensions and the reward."""
     steps = np.arange(len(comparison.truth))
     pairs = [
         (f"dimension {number}", comparison.truth[:, number], comparison.prediction[:, number])

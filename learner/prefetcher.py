@@ -124,7 +124,7 @@ class Prefetcher(Generic[T]):
         while (number := self._claim()) is not None:
             try:
                 batch = self._fetch_patiently(number)
-            except BaseException as error:  # noqa: BLE001: whatever it is, it is raised where the batch is wanted
+            except BaseException as error:  # noqa: BLE001 (it is raised where the batch is wanted)
                 with self._changed:
                     self._errors[number] = error
                     self._changed.notify_all()

@@ -16,7 +16,7 @@ from dreamfleet.learner.publishing_learner import PublishingLearner
 from dreamfleet.replay.client import RayReplay
 
 
-@ray.remote(concurrency_groups={"health": 1})
+@ray.remote(concurrency_groups={"health": 1})  # type: ignore[call-overload]  # missing in Ray's overloads
 class LearnerProcess:
     """A `PublishingLearner` in a process of its own, whose weights go to Ray's object store.
 

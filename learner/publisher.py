@@ -9,7 +9,7 @@ import torch
 
 
 def flatten(parameters: Mapping[str, torch.Tensor]) -> np.ndarray:
-    """Return all values of the tensors, in the mapping's order, as one float32 array (N,) that shares no memory with them.
+    """Return all values of the tensors, in the mapping's order, as one float32 array (N,) with memory of its own.
 
     They are joined on their device first, so that a GPU's parameters come over in one copy.
     """

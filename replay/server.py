@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -27,58 +28,68 @@ class ReplayServer:
     """Owns a replay directory; a server that dies is started again on the same node, and finds all it acknowledged.
 
     Appending, sampling and questions about its health run in threads of their own, so that none waits behind another.
+    The first call opens the directory: an error in a Ray actor's constructor cannot be told in one sentence.
     The arguments are `Replay`'s; `step_format` is what `StepFormat.to_json` gives.
     """
 
     def __init__(
         self, directory: str, step_format: dict[str, Any], settings: ReplaySettings, sequence_length: int, seed: int
     ) -> None:
-        self._replay = Replay(
-            Path(directory), StepFormat.from_json(step_format), settings, sequence_length, seed, LOCK_WAIT_S
-        )
+        self._arguments = (Path(directory), StepFormat.from_json(step_format), settings, sequence_length, seed)
+        self._opened: Replay | None = None
+        self._opening = threading.Lock()
+
+    def _open(self) -> Replay:
+        """Return the replay, opened by the first call."""
+        with self._opening:
+            if self._opened is None:
+                self._opened = Replay(*self._arguments, lock_wait_s=LOCK_WAIT_S)
+            return self._opened
 
     @ray.method(concurrency_group="insert")
     def append(self, record: bytes) -> bool:
         """See `Replay.append`."""
-        return self._replay.append(record)
+        return self._open().append(record)
 
     @ray.method(concurrency_group="insert")
     def sync(self) -> None:
         """See `Replay.sync`."""
-        self._replay.sync()
+        self._open().sync()
 
     @ray.method(concurrency_group="sample")
     def sample(self, batch_number: int, batch_size: int) -> PackedBatch:
         """See `Replay.sample`."""
-        return self._replay.sample(batch_number, batch_size)
+        return self._open().sample(batch_number, batch_size)
 
     @ray.method(concurrency_group="sample")
     def sample_held_out(self, batch_number: int, batch_size: int, length: int) -> PackedBatch | None:
         """See `Replay.sample_held_out`."""
-        return self._replay.sample_held_out(batch_number, batch_size, length)
+        return self._open().sample_held_out(batch_number, batch_size, length)
 
     @ray.method(concurrency_group="health")
     def stats(self) -> dict[str, float]:
         """See `Replay.stats`."""
-        return self._replay.stats()
+        return self._open().stats()
 
     @ray.method(concurrency_group="health")
     def counters(self) -> tuple[int, int, int]:
         """Return (total_steps, valid_starts, next_incarnation)."""
-        return self._replay.total_steps, self._replay.valid_starts, self._replay.next_incarnation
+        return self._open().total_steps, self._open().valid_starts, self._open().next_incarnation
 
     @ray.method(concurrency_group="health")
     def health(self) -> int:
-        """Return the id of this process."""
+        """Return the id of this process, once the directory is open."""
+        self._open()
         return os.getpid()
 
     @ray.method(concurrency_group="insert")
     def close(self) -> None:
         """See `Replay.close`."""
-        self._replay.close()
+        self._open().close()
 
     def __ray_shutdown__(self) -> None:
-        self._replay.close()
+        if self._opened is not None:
+            self._opened.close()
 
 
 def start_replay_server(
@@ -116,11 +127,12 @@ def start_replay_server(
     server = actor.remote(str(directory), step_format.to_json(), settings, sequence_length, seed)
     try:
         ray.get(server.health.remote(), timeout=START_TIMEOUT_S)
-    except (RayActorError, RayTaskError, GetTimeoutError) as error:
+    except RayTaskError as error:
         ray.kill(server)
-        cause = getattr(error, "cause", None) or error.__cause__
-        cause = getattr(cause, "cause", None) or cause
-        if isinstance(cause, UserError):
-            raise cause from None
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise RunFailedError(f"the replay server on {directory} did not start: {error}") from error
+    except (RayActorError, GetTimeoutError) as error:
+        ray.kill(server)
         raise RunFailedError(f"the replay server on {directory} did not start: {error}") from error
     return server

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from dreamfleet.common.errors import UserError
 from dreamfleet.learner import checkpoints
 from dreamfleet.learner.checkpoints import CheckpointStore, DamagedCheckpointError

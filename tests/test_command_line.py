@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from dreamfleet.deploy.command_line import main
 
 PACKAGE = Path(__file__).resolve().parent.parent / ".pkg"

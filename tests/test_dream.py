@@ -9,6 +9,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from make_chunks import make_stream
+from moving_square import play_square, square_format
+from small_runs import small_settings
+
 from dreamfleet.common.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.steps import StepFormat
 from dreamfleet.common.world_model import WorldModel
@@ -25,9 +29,6 @@ from dreamfleet.learner.dream import (
 from dreamfleet.learner.dream_files import write_dream
 from dreamfleet.learner.illustration import longest_episode
 from dreamfleet.learner.pictures import draw_panels, draw_strips, enlarge, to_rgb
-from make_chunks import make_stream
-from moving_square import play_square, square_format
-from small_runs import small_settings
 
 Batch = dict[str, np.ndarray]
 
@@ -85,7 +86,7 @@ def test_a_model_beats_both_up_to_its_first_lapse(
 
 @pytest.mark.parametrize("image_input", ["unit", "five_bit"])
 def test_a_dream_knows_the_actions_and_nothing_else_of_what_comes(image_input: str) -> None:
-    """Other pictures after the context leave the prediction as it is; other actions, from the last seen step on, do not."""
+    """Other pictures after the context leave the prediction alone; other actions from the last seen step on do not."""
     model, batch, context = square_model(image_input=image_input), square_batch(), 4
 
     def predicted(changed: Batch) -> np.ndarray:

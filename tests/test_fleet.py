@@ -6,11 +6,12 @@ import dataclasses
 from typing import Any
 
 import pytest
+from simulated_pool import SimulatedPool
+
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.deploy.fleet import Fleet, Staffing, Watcher
 from dreamfleet.deploy.pool import WorkerFailedError
 from dreamfleet.deploy.ratio import TrainRatio
-from simulated_pool import SimulatedPool
 
 STAFFING = Staffing(
     actors=3, environments=1, steps_per_order=16, updates_per_order=4, checkpoint_every=20, picture_every=50,
@@ -50,7 +51,7 @@ def run(pool: SimulatedPool, staffing: Staffing = STAFFING, ratio: TrainRatio = 
 @pytest.mark.parametrize("actors", [1, 2, 7, 40])
 @pytest.mark.parametrize("seconds_per_update", [0.001, 0.05, 1.0])
 def test_steps_and_updates_are_exact(actors: int, seconds_per_update: float) -> None:
-    """With any number of actors and a fast or slow learner, the run ends with exactly the steps and updates asked for."""
+    """With any number of actors and a fast or slow learner, the run ends with exactly the steps and updates wanted."""
     pool = SimulatedPool(seconds_per_update=seconds_per_update)
     fleet = run(pool, dataclasses.replace(STAFFING, actors=actors))
     assert pool.total_steps == fleet.env_steps == RATIO.env_steps
@@ -101,7 +102,7 @@ def test_the_run_fails_with_the_cause_when_no_actor_is_left() -> None:
 
 
 def test_a_lost_learner_goes_on_from_its_checkpoint() -> None:
-    """After the learner dies, a new one restores the newest checkpoint, and the run still ends with the exact updates."""
+    """After the learner dies, a new one restores the newest checkpoint; the run still ends with the exact updates."""
     pool = SimulatedPool(lose_learner_at=[48, 120])
     fleet = run(pool)
     assert len(pool.restored_from) == 3
@@ -157,4 +158,3 @@ def test_actors_get_newly_published_weights() -> None:
     fleet = run(pool)
     assert fleet.published_version == RATIO.updates
     assert all(slot.version > 100 for slot in fleet.actors)
-

@@ -8,6 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from make_chunks import cut, make_stream
+from moving_square import play_square, square_format, square_replay
+from small_runs import small_settings
+
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.settings import ReplaySettings, Settings
 from dreamfleet.common.spaces import ActionSpec, ObservationSpec, Spaces
@@ -18,9 +22,6 @@ from dreamfleet.learner.learner import Learner
 from dreamfleet.learner.restoring import load_world_model
 from dreamfleet.replay.packed import unpack
 from dreamfleet.replay.replay import NotEnoughExperienceError, Replay
-from make_chunks import cut, make_stream
-from moving_square import play_square, square_format, square_replay
-from small_runs import small_settings
 
 SPACES = square_format().spaces
 
@@ -43,7 +44,7 @@ def same_weights(one: Learner, other: Learner) -> bool:
 
 
 def test_it_learns_what_moves(tmp_path: Path) -> None:
-    """On held-out episodes, the open loop is far better than a frame that stands still or the mean one, 5 steps ahead."""
+    """Held out, the open loop is far better than a frame that stands still or the mean one, 5 steps ahead."""
     replay = square_replay(tmp_path / "replay", sequence_length=12)
     model = {"depth": 8, "embedding": 64, "deterministic": 64, "stochastic": 16, "hidden": 64, "reward_units": 32}
     settings = small_settings(model=model, learner={"batch_size": 16, "sequence_length": 12, "threads": 1})
@@ -270,7 +271,7 @@ def test_the_held_out_loss_is_repeatable_and_only_measures(replay: Replay, tmp_p
 
 
 def test_short_held_out_episodes_are_measured_too(tmp_path: Path) -> None:
-    """Where no held-out episode has the training length, shorter ones are taken; where there is none, there is no loss."""
+    """Where no held-out episode has the training length, shorter ones are taken; without any there is no loss."""
     for every, expected in ((2, True), (0, False)):
         settings = ReplaySettings(capacity_gb=0.1, held_out_every=every)
         short = Replay(tmp_path / f"every-{every}", square_format(), settings, 8, seed=0)
@@ -337,7 +338,7 @@ def test_choices_are_told_with_their_reasons(replay: Replay, tmp_path: Path) -> 
     assert "device: cpu, no GPU was found" in automatic.decisions
     assert any(decision.startswith("precision: float32, ") for decision in automatic.decisions)
     assert any(decision.startswith("threads: ") for decision in automatic.decisions)
-    with pytest.raises(UserError, match="learner.device is cuda"):
+    with pytest.raises(UserError, match=r"learner\.device is cuda"):
         learner_on(replay, tmp_path, small_settings(learner={"device": "cuda"}))
 
 

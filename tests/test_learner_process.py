@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from make_chunks import cut
+from moving_square import play_square, square_format
+from small_runs import small_settings
+
 from dreamfleet.common.settings import ReplaySettings
 from dreamfleet.learner.process import LearnerProcess
 from dreamfleet.replay.client import RayReplay
 from dreamfleet.replay.server import start_replay_server
-from make_chunks import cut
-from moving_square import play_square, square_format
-from small_runs import small_settings
 
 WAIT_S = 60
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import threading
 import time
 
+import numpy as np
 import pytest
+
 from dreamfleet.learner.prefetcher import DirectSource, Prefetcher
 
 
@@ -25,8 +26,7 @@ def wait_until(condition: object, timeout_s: float = 5.0) -> None:
 
 def test_batches_come_in_order_whatever_the_threads_do() -> None:
     """Fetches that overtake each other are handed out by number, as without threads."""
-    chance = random.Random(0)
-    delays = [chance.uniform(0, 0.004) for _ in range(60)]
+    delays = np.random.default_rng(0).uniform(0, 0.004, 60).tolist()
 
     def fetch(number: int) -> int:
         time.sleep(delays[number])
@@ -127,7 +127,7 @@ def test_closing_is_prompt_and_ends_the_threads() -> None:
 def test_closing_does_not_wait_for_a_fetch_that_hangs() -> None:
     """A replay that does not answer cannot keep the process from ending."""
     released = threading.Event()
-    source = Prefetcher(lambda number: released.wait(20), depth=1, first_number=0)
+    source = Prefetcher(lambda _number: released.wait(20), depth=1, first_number=0)
     begun = time.monotonic()
     source.close()
     assert time.monotonic() - begun < 3.0
@@ -138,7 +138,7 @@ def test_closing_does_not_wait_for_a_fetch_that_hangs() -> None:
 def test_ctrl_c_interrupts_the_wait_for_a_batch() -> None:
     """The main thread, waiting for a batch that does not come, still hears SIGINT."""
     released = threading.Event()
-    source = Prefetcher(lambda number: released.wait(20), depth=1, first_number=0)
+    source = Prefetcher(lambda _number: released.wait(20), depth=1, first_number=0)
     timer = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
     begun = time.monotonic()

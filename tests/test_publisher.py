@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from moving_square import square_format
+
 from dreamfleet.common.settings import ModelSettings
 from dreamfleet.common.world_model import WorldModel
 from dreamfleet.learner.learner import TrainReport
 from dreamfleet.learner.publisher import flatten, load_flat
 from dreamfleet.learner.publishing_learner import PublishingLearner
-from moving_square import square_format
 
 SMALL = ModelSettings(encoder="strided", batch_norm=True, depth=2, embedding=8, deterministic=6, stochastic=3, hidden=5)
 
@@ -62,19 +63,22 @@ def test_weights_of_another_model_are_refused(shape: tuple[int, ...]) -> None:
 
 
 class FakeLearner:
-    """Counts updates; its weights tell the count."""
+    """Counts updates; its weights tell the count. See `Learner` for the methods."""
 
     def __init__(self, updates: int = 0) -> None:
         self.updates = updates
 
     def restore(self) -> dict[str, Any] | None:
+        """Go on from a checkpoint if any update was made."""
         return {"updates": self.updates} if self.updates else None
 
     def train(self, updates: int) -> TrainReport:
+        """Count."""
         self.updates += updates
         return TrainReport(self.updates, {}, {"wait": 1.0})
 
     def weights(self) -> tuple[int, np.ndarray]:
+        """Return the count as a version and as weights."""
         return self.updates, np.full(2, self.updates, np.float32)
 
 

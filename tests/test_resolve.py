@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings import Settings
 from dreamfleet.deploy.resolve import changes, describe_settings, preset_names, preset_summary, resolve, write_settings

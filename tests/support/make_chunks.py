@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+
 from dreamfleet.common.chunk import ChunkKey, encode_chunk
 from dreamfleet.common.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.steps import CHUNK_STEPS, StepFormat

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from make_chunks import cut
+
 from dreamfleet.common.settings import ReplaySettings
 from dreamfleet.common.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.steps import StepFormat
 from dreamfleet.replay.replay import Replay
-from make_chunks import cut
 
 SIDE = 16
 SQUARE = 6

@@ -1,4 +1,4 @@
-"""A pool whose workers are simulated on a clock of its own: the fleet loop alone, with any number of actors and any fault."""
+"""A pool of simulated workers on a clock of its own: the fleet loop alone, with any number of actors and any fault."""
 
 from __future__ import annotations
 
