@@ -12,6 +12,9 @@ from torch import Tensor
 HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 """The constant of a Normal's log-density, per dimension."""
 
+LOG_VARIANCE_BOUND = 6.0
+"""Learned log-variances are softly kept within this on both sides."""
+
 
 class Gaussian(NamedTuple):
     """A Normal distribution with independent dimensions."""
@@ -48,7 +51,8 @@ def state_gaussian(raw: Tensor, kind: Literal["softplus", "log_variance"], min_s
 
     Args:
         raw: (…, 2·S), of any floating type: S means, then what the S deviations are made of.
-        kind: `softplus`: std = softplus(x) + min_std (PlaNet). `log_variance`: std = exp(x / 2), cut off below min_std.
+        kind: `softplus`: std = softplus(x) + min_std (PlaNet). `log_variance`: std = exp(x / 2) of a
+            `bounded_log_variance`, cut off below min_std.
         min_std: smallest deviation.
 
     Returns:
@@ -57,7 +61,16 @@ def state_gaussian(raw: Tensor, kind: Literal["softplus", "log_variance"], min_s
     mean, spread = raw.float().chunk(2, dim=-1)
     if kind == "softplus":
         return Gaussian(mean, F.softplus(spread) + min_std)
-    return Gaussian(mean, torch.exp(0.5 * spread).clamp(min=min_std))
+    return Gaussian(mean, torch.exp(0.5 * bounded_log_variance(spread)).clamp(min=min_std))
+
+
+def bounded_log_variance(raw: Tensor) -> Tensor:
+    """Return a network's output as a log-variance within ±6, a deviation within 0.05 and 20.
+
+    Unbounded, a first update from pictures of noise made deviations of 1e17. tanh is the identity around 0 and, unlike
+    a hard clamp, lets a gradient through everywhere.
+    """
+    return LOG_VARIANCE_BOUND * torch.tanh(raw / LOG_VARIANCE_BOUND)
 
 
 def gaussian_kl(first: Gaussian, second: Gaussian) -> Tensor:

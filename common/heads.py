@@ -5,14 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dreamfleet.common.distributions import Bernoulli, Gaussian
+from dreamfleet.common.distributions import Bernoulli, Gaussian, bounded_log_variance
 from dreamfleet.common.layers import dense_stack
 from dreamfleet.common.settings import ModelSettings
-
-LOG_VARIANCE_BOUND = 6.0
-"""A learned reward variance lies within exp(±6), a deviation within 0.05 and 20.
-
-Without a bound a reward that hardly ever changes drives the variance to zero, and the gradients to infinity."""
 
 
 class RewardHead(nn.Module):
@@ -36,9 +31,7 @@ class RewardHead(nn.Module):
         mean = raw[..., 0]
         if not self._learned_variance:
             return Gaussian(mean, torch.ones_like(mean))
-        # tanh is the identity around 0 and, unlike a hard clamp, lets a gradient through everywhere.
-        log_variance = LOG_VARIANCE_BOUND * torch.tanh(raw[..., 1] / LOG_VARIANCE_BOUND)
-        return Gaussian(mean, torch.exp(0.5 * log_variance))
+        return Gaussian(mean, torch.exp(0.5 * bounded_log_variance(raw[..., 1])))
 
 
 class ContinueHead(nn.Module):

@@ -31,6 +31,8 @@ BLOCK_STEPS = 16
 """Steps in one compressed block of a big field: what is decoded at least when a sequence is read."""
 CHUNK_STEPS = 64
 """Most steps in one chunk; the masks of a chunk's header hold one bit for each."""
+BLOCK_LAYOUT = "planes"
+"""How a block is laid out; another layout is another format."""
 BIG_FIELD_BYTES = 512
 """A field with at least as many bytes per step is stored in blocks of its own."""
 
@@ -52,6 +54,11 @@ class Field:
         for length in self.shape:
             size *= length
         return size
+
+    @property
+    def planes(self) -> int:
+        """Channels of a big picture, which is stored plane by plane if there are several; 0 if it is something else."""
+        return self.shape[2] if self.is_big and self.dtype == "uint8" and len(self.shape) == 3 else 0
 
     @property
     def is_big(self) -> bool:
@@ -79,7 +86,7 @@ class StepFormat:
         self.fields: tuple[Field, ...] = (action, Field("reward", "float32", ()), *flags, *counters, *observations)
         self.small = tuple(field for field in self.fields if not field.is_big)
         self.big = tuple(field for field in self.fields if field.is_big)
-        self.identity = zlib.crc32(json.dumps(spaces.to_json(), sort_keys=True).encode())
+        self.identity = zlib.crc32(json.dumps(self.to_json(), sort_keys=True).encode())
 
     @property
     def step_bytes(self) -> int:
@@ -88,11 +95,14 @@ class StepFormat:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that `from_json` takes back."""
-        return {"spaces": self.spaces.to_json(), "block_steps": BLOCK_STEPS, "chunk_steps": CHUNK_STEPS}
+        sizes = {"block_steps": BLOCK_STEPS, "chunk_steps": CHUNK_STEPS}
+        return {"spaces": self.spaces.to_json(), "layout": BLOCK_LAYOUT, **sizes}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> StepFormat:
-        """Rebuild the format from what `to_json` gave."""
+        """Rebuild the format from what `to_json` gave; ValueError if this version cannot read it."""
+        if data.get("layout") != BLOCK_LAYOUT:
+            raise ValueError(f"blocks are laid out by '{data.get('layout')}', which is not known")
         if (data["block_steps"], data["chunk_steps"]) != (BLOCK_STEPS, CHUNK_STEPS):
             raise ValueError(f"blocks of {data['block_steps']} and chunks of {data['chunk_steps']} steps are not known")
         return StepFormat(Spaces.from_json(data["spaces"]))

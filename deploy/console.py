@@ -6,6 +6,8 @@ import logging
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -58,21 +60,26 @@ class Console(logging.Handler):
         self._stream.flush()
 
 
-def open_log(console: Console, file: Path) -> logging.Logger:
-    """Send what the process logs to the console and, with times, to a file; return the logger."""
+@contextmanager
+def open_log(console: Console, file: Path) -> Iterator[None]:
+    """Send what the process logs to the console and, with times, to a file, while the block runs."""
     logger = logging.getLogger(LOGGER_NAME)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
-        if handler is not console:
-            handler.close()
+    before = logger.level, logger.propagate
     to_file = logging.FileHandler(file)
     formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     formatter.converter = time.gmtime
     formatter.default_time_format = "%Y-%m-%dT%H:%M:%SZ"
     formatter.default_msec_format = ""
     to_file.setFormatter(formatter)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
     logger.addHandler(console)
     logger.addHandler(to_file)
-    return logger
+    try:
+        yield
+    finally:
+        logger.removeHandler(console)
+        logger.removeHandler(to_file)
+        to_file.close()
+        logger.setLevel(before[0])
+        logger.propagate = before[1]

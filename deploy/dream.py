@@ -5,16 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from dreamfleet.common.errors import UserError
-from dreamfleet.common.settings import Settings
-from dreamfleet.common.spaces import Spaces
 from dreamfleet.common.steps import StepFormat
-from dreamfleet.common.world_model import WorldModel
 from dreamfleet.deploy.run_directory import RunDirectory
-from dreamfleet.learner.checkpoints import CheckpointStore
 from dreamfleet.learner.dream import DreamResult, dream
 from dreamfleet.learner.dream_files import write_dream
 from dreamfleet.learner.illustration import longest_episode
-from dreamfleet.learner.restoring import check_spaces, load_parameters
+from dreamfleet.learner.restoring import load_world_model
 from dreamfleet.replay.packed import unpack
 from dreamfleet.replay.replay import NotEnoughExperienceError, Replay
 
@@ -47,7 +43,7 @@ def dream_of(
     settings, spaces = run.settings(), run.spaces()
     context = context or settings.records.picture_context
     horizon = horizon or settings.records.picture_steps - context
-    model = load_model(run, settings, spaces)
+    model, _ = load_world_model(run.checkpoints, settings.model)
     step_format = StepFormat(spaces)
     replay = Replay(run.replay, step_format, settings.replay, settings.learner.sequence_length, settings.seed)
     try:
@@ -66,23 +62,6 @@ def dream_of(
                         f"episode has {batch['reward'].shape[1]}.")  # fmt: skip
     result = dream(model, batch, context, seed=settings.seed)
     return result, write_dream(run.path / "dream", result, fps=DREAM_FRAMES_PER_S)
-
-
-def load_model(run: RunDirectory, settings: Settings, spaces: Spaces) -> WorldModel:
-    """Return the run's world model from its newest checkpoint, on the CPU.
-
-    Raises:
-        UserError: if there is none.
-    """
-    found = CheckpointStore(run.checkpoints, settings.records.checkpoints_kept).load_newest()
-    if found is None:
-        raise UserError(f"{run.checkpoints} holds no checkpoint: the run has not trained yet.")
-    state, facts = found
-    origin = f"The checkpoint of update {facts['updates']} in {run.checkpoints}"
-    check_spaces(facts, spaces, origin)
-    model = WorldModel(spaces, settings.model)
-    load_parameters(model, state["model"], origin)
-    return model.eval()
 
 
 def describe_dream(result: DreamResult) -> str:

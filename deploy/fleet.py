@@ -12,6 +12,7 @@ the two may always go on: if the learner lacks work, its backlog is short, and t
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,8 +35,8 @@ log = logging.getLogger("dreamfleet")
 class Watcher:
     """What the loop tells of its doings; this one keeps it all to itself."""
 
-    def restored(self, fleet: Fleet, facts: dict[str, Any] | None) -> None:
-        """The learner is up, from the checkpoint with these facts, or from none."""
+    def restored(self, fleet: Fleet, decisions: list[str]) -> None:
+        """The learner is up; these are the choices it made by itself."""
 
     def trained(self, fleet: Fleet, report: Any) -> None:
         """A train order was done."""
@@ -128,6 +129,8 @@ class Fleet:
         self._saved_at = 0
         self._restored = False  # whether the learner has said what it goes on from
         self._stored_more = False  # whether the replay's counters are to be asked again
+        self._most_updates = 0  # made by any learner of this start
+        self._told: set[str] = set()  # tracebacks in the log, without their numbers
 
     # What the loop does ---------------------------------------------------------------------------------------------
 
@@ -144,6 +147,7 @@ class Fleet:
                 self._start_workers()
                 self._give_collect_orders()
                 self._give_train_orders()
+                self._give_last_save_order()
                 self._turn()
         except (RunFailedError, UserError):
             self._save_if_learner_lives()
@@ -152,12 +156,13 @@ class Fleet:
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are collected and all their updates made."""
-        return (
-            self.env_steps >= self.ratio.env_steps
-            and (self.updates >= self.ratio.updates or self._valid_starts == 0)
-            and not self._orders()
-        )
+        """Whether all steps are collected, all their updates made, and what was learnt is saved."""
+        return self._has_all and self._restored and self.updates <= self._saved_at and not self._orders()
+
+    @property
+    def _has_all(self) -> bool:
+        trained = self.updates >= self.ratio.updates or self._valid_starts == 0
+        return trained and self.env_steps >= self.ratio.env_steps
 
     @property
     def updates_allowed(self) -> int:
@@ -211,6 +216,10 @@ class Fleet:
             self._ordered_updates += updates
             self._give(self.learner, "train", updates, updates)
 
+    def _give_last_save_order(self) -> None:
+        if self._has_all and self._restored and self.updates > self._saved_at and not self.learner.orders:
+            self._order_save()
+
     def _give(self, slot: Slot, kind: str, amount: int, *arguments: Any) -> None:
         assert slot.worker
         now = self._clock()
@@ -227,23 +236,32 @@ class Fleet:
         except WorkerFailedError as error:
             if isinstance(error.cause, UserError | RunFailedError):
                 raise error.cause from None
-            log.warning("%s failed:\n%s", slot.name, error.trace.rstrip())
+            self._tell_trace(slot, error.trace)
             self._lost(slot, str(error))
         else:
             slot.answered(order, self._clock())
-            if order.kind in ("collect", "train"):
-                slot.succeeded()
             getattr(self, f"_take_{order.kind}")(slot, order, answer)
+
+    def _tell_trace(self, slot: Slot, trace: str) -> None:
+        """Log a traceback, once: what fails again and again fails in the same place."""
+        kind = re.sub(r"\d", "", trace)
+        if kind not in self._told:
+            self._told.add(kind)
+            log.warning("%s failed:\n%s", slot.name, trace.rstrip())
 
     def _take_collect(self, slot: Slot, order: Order, report: Any) -> None:
         self._ordered_steps -= order.amount
         self._stored_more = True
+        slot.succeeded()
         self.watcher.collected(self, slot, report)
 
     def _take_train(self, slot: Slot, order: Order, answer: Any) -> None:
         report, published = answer
         self._ordered_updates -= order.amount
         before, self.updates = self.updates, report.updates
+        if self.updates > self._most_updates:  # one that always dies at the same update would be restarted for ever
+            self._most_updates = self.updates
+            slot.succeeded()
         if published:
             self._weights = published
         if _passed(before, self.updates, self.staffing.checkpoint_every):
@@ -254,10 +272,10 @@ class Fleet:
 
     def _take_restore(self, slot: Slot, order: Order, answer: Any) -> None:
         del slot, order
-        facts, self._weights = answer
-        self.updates = self._saved_at = facts["updates"] if facts else 0
+        self._weights = answer.published
+        self.updates = self._saved_at = answer.updates
         self._restored = True
-        self.watcher.restored(self, facts)
+        self.watcher.restored(self, answer.decisions)
 
     def _take_save(self, slot: Slot, order: Order, facts: dict[str, Any]) -> None:
         del slot, order

@@ -20,6 +20,9 @@ from dreamfleet.learner.publishing_learner import PublishingLearner
 from dreamfleet.replay.client import DirectSink
 from dreamfleet.replay.replay import Replay
 
+LOCK_WAIT_S = 20.0
+"""How long to wait for the replay of a run that was killed: its replay process ends within seconds of it."""
+
 
 class InlineActor:
     """What `ActorProcess` is on Ray: a collector that adopts weights before it collects."""
@@ -75,7 +78,7 @@ class InlinePool:
         self._spaces = spaces
         self._run = run
         self._replay = Replay(run.replay, StepFormat(spaces), settings.replay, settings.learner.sequence_length,
-                              settings.seed)  # fmt: skip
+                              settings.seed, LOCK_WAIT_S)  # fmt: skip
         self._actors: dict[Worker, InlineActor] = {}
 
     def start_actor(self, actor: int, incarnation: int) -> Worker:

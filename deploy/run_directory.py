@@ -63,11 +63,11 @@ class RunDirectory:
             raise UserError(f"flag --run: {self.path} does not exist.{nearest(str(self.path), siblings)}")
         raise UserError(f"flag --run: {self.path} is no run directory: it holds no config.yaml.")
 
-    def create(self) -> None:
-        """Make the directory and its folders.
+    def check_usable(self) -> None:
+        """Refuse a path that holds something that is no run.
 
         Raises:
-            UserError: if that fails, or the path holds something that is no run.
+            UserError: if it does.
         """
         if self.path.exists() and not self.config_file.is_file():
             if not self.path.is_dir():
@@ -76,6 +76,13 @@ class RunDirectory:
                 raise UserError(
                     f"flag --run: {self.path} holds files, but no run (no config.yaml); name another directory."
                 )
+
+    def create(self) -> None:
+        """Make the directory and its folders.
+
+        Raises:
+            UserError: if that fails.
+        """
         try:
             for folder in (self.path, self.replay, self.checkpoints, self.tensorboard, self.pictures):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -87,9 +94,12 @@ class RunDirectory:
         return resolve(base=self.config_file)
 
     def write(self, settings: Settings, spaces: Spaces) -> None:
-        """Write the settings and the spaces."""
-        write_settings(settings, self.config_file)
-        self.spaces_file.write_text(json.dumps(spaces.to_json(), indent=1))
+        """Write the settings and the spaces; a run killed in the middle keeps those that it had."""
+        unfinished = self.config_file.with_suffix(".tmp")
+        write_settings(settings, unfinished)
+        unfinished.replace(self.config_file)
+        unfinished.write_text(json.dumps(spaces.to_json(), indent=1))
+        unfinished.replace(self.spaces_file)
 
     def spaces(self) -> Spaces:
         """Return the spaces of the run's environment.

@@ -10,6 +10,8 @@ from dreamfleet.deploy.pool import Worker
 
 FAILURES_IN_A_ROW = 3
 """After so many failures without an order done in between, an actor is given up."""
+START_S = 60.0
+"""Until its first answer a worker may take so much longer: its process has to start, on a machine that may be busy."""
 
 
 @dataclass
@@ -59,6 +61,7 @@ class Slot:
     idle_s: float = 0.0
     version: int = -1
     _idle_since: float | None = None
+    _has_answered: bool = False
 
     def gave(self, order: Order, now: float) -> None:
         """Note an order that was given."""
@@ -70,6 +73,7 @@ class Slot:
     def answered(self, order: Order, now: float) -> None:
         """Note that an order was answered: the next one begins."""
         self.orders.remove(order)
+        self._has_answered = True
         if self.orders:
             self.orders[0].begun = max(self.orders[0].begun, now)
         else:
@@ -85,6 +89,7 @@ class Slot:
         self.orders.clear()
         self.worker = None
         self.version = -1
+        self._has_answered = False
         self.failures += 1
         self.last_cause = cause
         self.given_up = self.failures >= FAILURES_IN_A_ROW
@@ -98,4 +103,5 @@ class Slot:
 
     def is_late(self, now: float) -> bool:
         """Whether the order at the head of the queue has taken too long."""
-        return bool(self.orders) and now - self.orders[0].begun > self.timeout_s
+        allowed_s = self.timeout_s + (0.0 if self._has_answered else START_S)
+        return bool(self.orders) and now - self.orders[0].begun > allowed_s

@@ -21,8 +21,8 @@ from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.stop import StopRequest
 from dreamfleet.deploy.watching import RunWatcher
 
-LOCK_WAIT_S = 20.0
-"""How long to wait for a directory whose last run was killed: its processes end within seconds of it."""
+LOCK_WAIT_S = 2.0
+"""How long to wait for a directory that another run holds; it lets go when its process ends, by SIGKILL too."""
 
 log = logging.getLogger("dreamfleet")
 
@@ -42,14 +42,15 @@ def train(run: RunDirectory, settings: Settings, inline: bool, address: str | No
     if inline and address:
         raise UserError("flag --address: a cluster has no part in a run with --inline; leave one of the two out.")
     old = run.settings() if run.config_file.exists() else None
+    run.check_usable()
+    spaces = _probe(run, settings, old)  # before the directory is made: an environment at fault leaves nothing behind
     run.create()
     console = Console()
-    with DirectoryLock(run.path, wait_s=LOCK_WAIT_S), StopRequest() as stop:
-        open_log(console, run.log_file)
+    with DirectoryLock(run.path, wait_s=LOCK_WAIT_S), StopRequest() as stop, open_log(console, run.log_file):
         log.info("dreamfleet %s: %s %s", __version__, "resuming" if old else "new run", run.path)
         for change in changes(old, settings) if old else []:
             log.info("changed since the last start: %s", change)
-        spaces = _probe(run, settings, old)
+        _tell_environment(settings, spaces)
         run.write(settings, spaces)
         try:
             return _run_fleet(run, settings, spaces, inline, address, console, stop)
@@ -72,10 +73,13 @@ def _probe(run: RunDirectory, settings: Settings, old: Settings | None) -> Space
         raise UserError(
             f"env: the environment's spaces are not those of the run {run.path}: {spaces} instead of {run.spaces()}."
         )
+    return spaces
+
+
+def _tell_environment(settings: Settings, spaces: Spaces) -> None:
     shown = ", ".join(f"{spec.name} {'×'.join(map(str, spec.shape))} {spec.dtype}" for spec in spaces.observations)
     log.info("environment: %s, observes %s, acts by %s of %s", settings.env.id, shown, spaces.action.kind,
              "×".join(map(str, spaces.action.sizes)))  # fmt: skip
-    return spaces
 
 
 def _run_fleet(

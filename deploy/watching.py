@@ -47,10 +47,14 @@ class RunWatcher(Watcher):
         self._row_due = time.monotonic() + settings.records.log_every_s
         self._status_due = 0.0
 
-    def restored(self, fleet: Fleet, facts: dict[str, Any] | None) -> None:
-        """Say what the learner goes on from."""
-        if facts:
-            log.info("resuming: update %d, %d env steps in the replay", fleet.updates, fleet.env_steps)
+    def restored(self, fleet: Fleet, decisions: list[str]) -> None:
+        """Say what the learner chose by itself, and what there is to go on with."""
+        for decision in decisions:
+            log.info("learner: %s", decision)
+        if fleet.env_steps:
+            log.info("replay: %s env steps collected so far", f"{fleet.env_steps:,}")
+        if fleet.finished:
+            log.info("nothing is left to do; a greater train.env_steps goes on")
 
     def trained(self, fleet: Fleet, report: Any) -> None:
         """Keep the order's metrics for the next row."""
@@ -75,7 +79,8 @@ class RunWatcher(Watcher):
     def illustrated(self, fleet: Fleet, pictures: Any) -> None:
         """Write the learner's pictures."""
         self.last_picture = self._records.picture("prediction", pictures.still, fleet.updates)
-        self.last_video = self._records.video("prediction", pictures.video, fleet.updates)
+        if pictures.video is not None:  # vectors are drawn as charts, which do not move
+            self.last_video = self._records.video("prediction", pictures.video, fleet.updates)
 
     def saved(self, fleet: Fleet, facts: dict[str, Any]) -> None:
         """Say that there is a checkpoint."""

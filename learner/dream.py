@@ -24,6 +24,8 @@ from dreamfleet.common.spaces import ObservationSpec, Spaces
 from dreamfleet.common.world_model import WorldModel
 
 Batch = Mapping[str, np.ndarray]
+_GROUP = 8
+"""Sequences that are dreamt of at once: what bounds the memory."""
 
 
 class Unrolled(NamedTuple):
@@ -32,11 +34,13 @@ class Unrolled(NamedTuple):
     Attributes:
         reconstruction: each step from the state that has seen it.
         prediction: likewise up to `context`, then one sampled open loop.
+        mean_prediction: the mean of several such, in float32; pictures in units of bytes still.
         reward: (B, T), mean rewards of the states of `prediction`.
     """
 
     reconstruction: dict[str, np.ndarray]
     prediction: dict[str, np.ndarray]
+    mean_prediction: dict[str, np.ndarray]
     reward: np.ndarray
 
 
@@ -83,7 +87,7 @@ class DreamResult:
 
 
 def dream(
-    model: WorldModel, batch: Batch, context: int, samples: int = 8, seed: int = 0, mean_frame: np.ndarray | None = None
+    model: WorldModel, batch: Batch, context: int, samples: int = 4, seed: int = 0, mean_frame: np.ndarray | None = None
 ) -> DreamResult:
     """Let a model dream on from the first steps of sequences, and compare with what happened.
 
@@ -104,28 +108,35 @@ def dream(
     spec = shown_observation(model.spaces)
     truth = batch[spec.name]
     torch.manual_seed(seed)
-    futures = [unroll(model, batch, context) for _ in range(samples)]
-    total = np.zeros(truth.shape, np.float64)
-    for future in futures:
-        total += future.prediction[spec.name]
-    errors = horizon_errors(in_units(truth, spec), in_units(total / samples, spec), context,
-                            None if mean_frame is None else in_units(mean_frame, spec))  # fmt: skip
+    groups = range(0, len(truth), _GROUP)
+    dreams = [
+        unroll(model, {name: part[g : g + _GROUP] for name, part in batch.items()}, context, samples) for g in groups
+    ]
+    mean = np.concatenate([group.mean_prediction[spec.name] for group in dreams])
+    mean_frame = None if mean_frame is None else in_units(mean_frame, spec)
+    errors = horizon_errors(in_units(truth, spec), in_units(mean, spec), context, mean_frame)
     return DreamResult(
         observation=spec.name,
         is_image=spec.is_image,
         context=context,
         truth=truth,
-        imagination=futures[0].prediction[spec.name],
+        imagination=np.concatenate([group.prediction[spec.name] for group in dreams]),
         true_reward=batch["reward"],
-        predicted_reward=futures[0].reward,
+        predicted_reward=np.concatenate([group.reward for group in dreams]),
         errors=errors,
         beats_both_until=beats_both_until(errors),
         samples=samples,
     )
 
 
-def unroll(model: WorldModel, batch: Batch, context: int) -> Unrolled:
+def unroll(model: WorldModel, batch: Batch, context: int, samples: int = 1) -> Unrolled:
     """Return what a model rebuilds of sequences and what it predicts after `context` steps; chance is torch's.
+
+    Args:
+        model: on any device; its mode is put back.
+        batch: fields of the step format (B, T, …).
+        context: steps seen.
+        samples: futures whose mean is taken, each from a state sampled anew.
 
     Raises:
         ValueError: if the context leaves nothing to predict, or a sequence runs into another episode.
@@ -139,16 +150,25 @@ def unroll(model: WorldModel, batch: Batch, context: int) -> Unrolled:
     names = [spec.name for spec in model.spaces.observations]
     tensors = {name: torch.as_tensor(batch[name], device=device) for name in (*names, "action", "is_first")}
     with torch.no_grad(), _eval_mode(model):
-        actions = previous_actions(encode_actions(model.spaces.action, tensors["action"]), tensors["is_first"])
+        is_first = tensors["is_first"]
+        actions = previous_actions(encode_actions(model.spaces.action, tensors["action"]), is_first)
         embedding = model.encode({name: tensors[name] for name in names})
-        seen = model.observe(embedding, actions, tensors["is_first"]).states
-        imagined = model.imagine(seen.map(lambda part: part[:, context - 1]), actions[:, context:])
-        ahead = State(*(torch.cat([s[:, :context], i], dim=1) for s, i in zip(seen, imagined, strict=True)))
-        return Unrolled(
-            _shown(model, model.decode(seen.feature)),
-            _shown(model, model.decode(ahead.feature)),
-            model.predict_reward(ahead.feature).mean.float().cpu().numpy(),
-        )
+        seen = model.observe(embedding, actions, is_first).states
+        ahead = _go_on(model, seen, actions, context)
+        prediction = _shown(model, model.decode(ahead.feature))
+        mean = {name: value.astype(np.float32) / samples for name, value in prediction.items()}
+        for _ in range(samples - 1):
+            again = model.observe(embedding[:, :context], actions[:, :context], is_first[:, :context]).states
+            for name, value in _shown(model, model.decode(_go_on(model, again, actions, context).feature)).items():
+                mean[name] += value.astype(np.float32) / samples
+        reward = model.predict_reward(ahead.feature).mean.float().cpu().numpy()
+        return Unrolled(_shown(model, model.decode(seen.feature)), prediction, mean, reward)
+
+
+def _go_on(model: WorldModel, seen: State, actions: Tensor, context: int) -> State:
+    """Return the states (B, T, …): those seen up to `context`, then imagined ones."""
+    imagined = model.imagine(seen.map(lambda part: part[:, context - 1]), actions[:, context:])
+    return State(*(torch.cat([s[:, :context], i], dim=1) for s, i in zip(seen, imagined, strict=True)))
 
 
 def horizon_errors(

@@ -12,7 +12,7 @@ from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
 from dreamfleet.learner.learner import Learner, TrainReport
 from dreamfleet.learner.pictures import Pictures
-from dreamfleet.learner.publishing_learner import PublishingLearner
+from dreamfleet.learner.publishing_learner import PublishingLearner, Restored
 from dreamfleet.replay.client import RayReplay
 
 
@@ -31,8 +31,8 @@ class LearnerProcess:
         learner = Learner(settings, Spaces.from_json(spaces), RayReplay(replay), Path(run_directory), prefetch=True)
         self._learner = PublishingLearner(learner, settings.learner.publish_every, ray.put)
 
-    def restore(self) -> tuple[dict[str, Any] | None, list[tuple[int, Any]]]:
-        """Go on from the newest checkpoint, if any; return its facts or None, and the weights to act by."""
+    def restore(self) -> Restored:
+        """Go on from the newest checkpoint, if any."""
         return self._learner.restore()
 
     def train(self, updates: int) -> tuple[TrainReport, list[tuple[int, Any]]]:
@@ -50,10 +50,6 @@ class LearnerProcess:
     def illustrate(self) -> Pictures | None:
         """Return pictures of what the model sees and predicts, or None while there is no sequence for them."""
         return self._learner.illustrate()
-
-    def decisions(self) -> list[str]:
-        """Return one sentence for each automatic choice so far."""
-        return self._learner.decisions()
 
     @ray.method(concurrency_group="health")
     def ping(self) -> int:

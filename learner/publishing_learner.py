@@ -5,12 +5,20 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dreamfleet.learner.learner import Learner, TrainReport
 from dreamfleet.learner.pictures import Pictures
+
+
+class Restored(NamedTuple):
+    """A learner that is ready: its updates so far, its published weights, and a sentence for each automatic choice."""
+
+    updates: int
+    published: list[tuple[int, Any]]
+    decisions: list[str]
 
 
 class PublishingLearner:
@@ -30,10 +38,10 @@ class PublishingLearner:
         self._put = put
         self._published: list[tuple[int, Any]] = []  # kept here: an object lives as long as its owner holds it
 
-    def restore(self) -> tuple[dict[str, Any] | None, list[tuple[int, Any]]]:
-        """Go on from the newest checkpoint, if any; return its facts or None, and the weights to act by."""
-        facts = self._learner.restore()
-        return facts, self.publish()
+    def restore(self) -> Restored:
+        """Go on from the newest checkpoint, if any."""
+        self._learner.restore()
+        return Restored(self._learner.updates, self.publish(), list(self._learner.decisions))
 
     def train(self, updates: int) -> tuple[TrainReport, list[tuple[int, Any]]]:
         """Make so many updates; return the report, and the weights if a new version was due within the order."""
@@ -62,10 +70,6 @@ class PublishingLearner:
     def illustrate(self) -> Pictures | None:
         """Return pictures of what the model sees and predicts, or None while there is no sequence for them."""
         return self._learner.illustrate()
-
-    def decisions(self) -> list[str]:
-        """Return one sentence for each automatic choice so far."""
-        return list(self._learner.decisions)
 
     def close(self) -> None:
         """End the learner's threads."""

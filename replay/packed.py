@@ -16,7 +16,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dreamfleet.common.chunk import Block, DamagedChunkError, block_numbers, parse_header, read_steps
+from dreamfleet.common.chunk import (
+    Block,
+    DamagedChunkError,
+    block_numbers,
+    parse_header,
+    read_big_fields,
+    read_small_fields,
+)
 from dreamfleet.common.steps import StepFormat
 from dreamfleet.replay.index import Piece
 from dreamfleet.replay.segment import Segment
@@ -84,17 +91,17 @@ def pack(step_format: StepFormat, batch_size: int, length: int, sources: Sequenc
         numbers = block_numbers(step_format, header.steps, piece.start, piece.stop)
         pieces.append((piece.row, piece.at, header.steps, piece.start, piece.stop, len(numbers)))
         for number in numbers:
-            block = header.blocks[number]
-            blocks.append((number, size, block.stored_bytes, block.compressed, block.checksum))
-            reads.append((source, source.offset + block.offset, front[block.offset :] if number == 0 else None))
-            size += block.stored_bytes
+            offset, stored_bytes, compressed, checksum = header.blocks[number]
+            blocks.append((number, size, stored_bytes, compressed, checksum))
+            reads.append((source, source.offset + offset, None if number else front[offset:]))
+            size += stored_bytes
     data = np.empty(size, np.uint8)
     _fill(data.data, blocks, reads)
     return PackedBatch(batch_size, length, np.array(pieces, np.int64), np.array(blocks, np.int64), data)
 
 
 def unpack(packed: PackedBatch, step_format: StepFormat, threads: int = 2) -> dict[str, np.ndarray]:
-    """Decompress a batch into fresh arrays, one (B, T, *shape) per field; `is_first` is True at each row's first step.
+    """Decompress a batch into fresh arrays (B, T, *shape), one a field; `is_first` is True at each row's first step.
 
     Args:
         packed: what `Replay.sample` returned.
@@ -109,6 +116,7 @@ def unpack(packed: PackedBatch, step_format: StepFormat, threads: int = 2) -> di
     shares = _shares(packed, min(threads, _THREADS_AT_MOST))
     jobs = [_pool().submit(_unpack_pieces, packed, step_format, *share, out) for share in shares[1:]]
     try:
+        _unpack_small(packed, step_format, out)
         _unpack_pieces(packed, step_format, *shares[0], out)
     finally:
         for job in jobs:
@@ -154,6 +162,24 @@ def _shares(packed: PackedBatch, count: int) -> list[tuple[int, int, int, int]]:
     return [(a, b, int(block_ends[a]), int(block_ends[b])) for a, b in ranges]
 
 
+def _unpack_small(packed: PackedBatch, step_format: StepFormat, out: dict[str, np.ndarray]) -> None:
+    """Unpack the small fields of all pieces, those of chunks of equal length at once: many small copies take longer."""
+    pieces, data = packed.pieces, packed.data.data
+    first_blocks = packed.blocks[np.cumsum(pieces[:, 5]) - pieces[:, 5]]
+    for steps in np.unique(pieces[:, 2]).tolist():
+        chosen = pieces[:, 2] == steps
+        row, at, _, start, stop, _ = pieces[chosen].T
+        blocks = [
+            (Block(0, stored_bytes, bool(compressed), checksum), data[offset : offset + stored_bytes])
+            for _, offset, stored_bytes, compressed, checksum in first_blocks[chosen].tolist()
+        ]
+        lengths = stop - start
+        piece = np.repeat(np.arange(len(row)), lengths)
+        step = np.arange(len(piece)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        for name, array in read_small_fields(step_format, steps, blocks).items():
+            out[name][row[piece], at[piece] + step] = array[piece, start[piece] + step]
+
+
 def _unpack_pieces(
     packed: PackedBatch,
     step_format: StepFormat,
@@ -163,7 +189,7 @@ def _unpack_pieces(
     stop_block: int,
     out: dict[str, np.ndarray],
 ) -> None:
-    """Unpack a range of pieces into their rows."""
+    """Unpack the big fields of a range of pieces into their rows."""
     data = packed.data.data
     blocks = packed.blocks[first_block:stop_block].tolist()
     used = 0
@@ -173,8 +199,8 @@ def _unpack_pieces(
             for number, offset, stored_bytes, compressed, checksum in blocks[used : used + count]
         }
         used += count
-        target = {name: array[row, at : at + end - start] for name, array in out.items()}
-        read_steps(step_format, steps, start, end, held, target)
+        target = {field.name: out[field.name][row, at : at + end - start] for field in step_format.big}
+        read_big_fields(step_format, steps, start, end, held, target)
 
 
 @cache

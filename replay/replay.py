@@ -159,7 +159,7 @@ class Replay:
 
     def stats(self) -> dict[str, float]:
         """Return what is stored, in steps, chunks and bytes, and how much memory the index takes."""
-        with self._writing, self._lock:
+        with self._lock:
             oldest, newest = self._index.versions()
             return {
                 "steps": self._index.steps,

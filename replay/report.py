@@ -188,9 +188,10 @@ def _small_fields(record: _Record, step_format: StepFormat) -> dict[str, np.ndar
     with closing(Segment(record.path, writable=False)) as segment:
         stored = segment.read(record.offset + block.offset, block.stored_bytes)
     try:
-        return read_small_fields(step_format, record.header.steps, block, stored)
+        fields = read_small_fields(step_format, record.header.steps, [(block, stored)])
     except DamagedChunkError:
         return None
+    return {name: array[0] for name, array in fields.items()}
 
 
 def _span(lowest: list[int], highest: list[int]) -> str:

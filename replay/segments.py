@@ -60,7 +60,7 @@ class SegmentLog:
     @property
     def bytes_stored(self) -> int:
         """Bytes of all files."""
-        return sum(segment.size for segment in self._segments.values())
+        return sum(segment.size for segment in list(self._segments.values()))
 
     @property
     def count(self) -> int:

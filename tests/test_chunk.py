@@ -27,7 +27,9 @@ FORMATS = {
     "multi_discrete": mixed_format(ActionSpec("multi_discrete", (3, 4))),
     "box": mixed_format(BOX),
     "vector": counting_format(),
-    "picture": image_format(16, 1),
+    "grey": image_format(32, 1),
+    "two channels": image_format(24, 2),
+    "stacked": image_format(16, 12),
 }
 
 
@@ -87,15 +89,30 @@ def test_part_of_a_chunk_is_read_from_its_blocks_alone(bounds: tuple[int, int]) 
         np.testing.assert_array_equal(array, arrays[name][start:stop])
 
 
+def test_steps_are_decoded_into_arrays_of_any_layout() -> None:
+    """An array that is not contiguous is filled like any other."""
+    step_format = mixed_format()
+    arrays = make_stream(step_format, [20])
+    record = memoryview(cut(step_format, arrays)[0])
+    blocks = {n: (b, record[b.offset : b.offset + b.stored_bytes]) for n, b in enumerate(parse_header(record).blocks)}
+    out = {f.name: np.empty((10, *f.shape, 2), f.dtype)[..., 0] for f in step_format.fields}
+    read_steps(step_format, 20, 5, 15, blocks, out)
+    for name, array in out.items():
+        np.testing.assert_array_equal(array, arrays[name][5:15])
+
+
 def test_small_fields_are_read_without_the_pictures() -> None:
     """The first block alone gives rewards and flags."""
     step_format = image_format(16)
     arrays = make_stream(step_format, [30])
     record = memoryview(cut(step_format, arrays)[0])
     block = parse_header(record).blocks[0]
-    small = read_small_fields(step_format, 30, block, record[block.offset : block.offset + block.stored_bytes])
+    stored = record[block.offset : block.offset + block.stored_bytes]
+    small = read_small_fields(step_format, 30, [(block, stored), (block, stored)])
     assert "image" not in small
-    np.testing.assert_array_equal(small["reward"], arrays["reward"])
+    for copy in range(2):
+        np.testing.assert_array_equal(small["reward"][copy], arrays["reward"])
+        np.testing.assert_array_equal(small["action"][copy], arrays["action"])
 
 
 def test_every_flipped_bit_is_noticed() -> None:

@@ -139,6 +139,19 @@ def test_a_dream_is_repeatable_and_leaves_the_model_as_it_was() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_a_dream_of_many_sequences_has_them_all_in_order() -> None:
+    """More sequences than are dreamt of at once come out complete; the mean of one sample is that sample."""
+    model, batch = square_model(), square_batch(11)
+    result = dream(model, batch, 4, samples=1)
+    assert result.imagination.shape == batch["image"].shape
+    assert result.predicted_reward.shape == (11, 12)
+    expected = horizon_errors(batch["image"] / 255.0, result.imagination / 255.0, 4)
+    assert result.errors.model == pytest.approx(expected.model, rel=1e-5)
+    torch.manual_seed(0)
+    unrolled = unroll(model, batch, 4, samples=3)
+    assert np.abs(unrolled.mean_prediction["image"] - unrolled.prediction["image"]).max() > 0.1
+
+
 def test_what_cannot_be_dreamt_is_refused() -> None:
     """Neither past the end of a sequence nor into another episode."""
     model, batch = square_model(), square_batch()

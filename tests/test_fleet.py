@@ -28,7 +28,7 @@ class RatioWatcher(Watcher):
         self.turns = 0
         self.begun = False
 
-    def restored(self, fleet: Fleet, facts: dict[str, Any] | None) -> None:
+    def restored(self, fleet: Fleet, decisions: list[str]) -> None:
         self.begun = True
 
     def turned(self, fleet: Fleet) -> None:

@@ -10,7 +10,8 @@ from torch import nn
 from dreamfleet.common.decoder import Decoder, PlanetImageDecoder
 from dreamfleet.common.encoder import Encoder, PlanetImageEncoder, StridedImageEncoder
 from dreamfleet.common.errors import UserError
-from dreamfleet.common.heads import LOG_VARIANCE_BOUND, ContinueHead, RewardHead
+from dreamfleet.common.distributions import LOG_VARIANCE_BOUND
+from dreamfleet.common.heads import ContinueHead, RewardHead
 from dreamfleet.common.images import ImageInput, normalise_image, to_display
 from dreamfleet.common.layers import JointLinear
 from dreamfleet.common.settings import ModelSettings

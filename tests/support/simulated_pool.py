@@ -115,7 +115,7 @@ class SimulatedPool:
         def finish() -> Any:
             self.updates = self.saved["updates"]
             self.restored_from.append(self.updates)
-            return (dict(self.saved) if self.updates else None), [(self.updates, "weights")]
+            return SimpleNamespace(updates=self.updates, published=[(self.updates, "weights")], decisions=[])
 
         return 0.5, finish
 

@@ -1,0 +1,56 @@
+"""The command line: `python -m tests.bench [--quick] [--only NAME ...] [--out DIR]`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import shlex
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.bench.machine import ROOT, describe_machine
+from tests.bench.measure import Bench, say
+from tests.bench.report import Row, render_misses, render_page, render_table, write_page
+
+PARTS = {"replay": "replay", "replay-ray": "replay_ray", "collect": "collect", "learner": "learner"}
+"""Names of the parts, and the modules that measure them."""
+
+
+def main() -> None:
+    """Measure the parts asked for, print the table and write the page."""
+    options = _parse()
+    facts = describe_machine()
+    for name, value in facts.items():
+        say(f"{name}: {value}")
+    begun = time.monotonic()
+    rows: list[Row] = []
+    methods: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="dreamfleet-bench-") as scratch:
+        bench = Bench(options.quick, Path(scratch))
+        for name in options.only:
+            module = importlib.import_module(f"tests.bench.{PARTS[name]}")
+            methods[name] = " ".join(module.METHOD.split())
+            for row in module.measure(bench):
+                say(" | ".join(cell for cell in row.cells() if cell))
+                rows.append(row)
+    print(render_table(rows), render_misses(rows), sep="\n\n")
+    command = shlex.join(["python", "-m", "tests.bench", *sys.argv[1:]])
+    page = render_page(rows, command, facts, methods, time.monotonic() - begun)
+    chosen = [] if options.only == list(PARTS) else options.only
+    say(f"written to {write_page(options.out, [*chosen, *(['quick'] if options.quick else [])], page)}")
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench", description="Measure dreamfleet beside its yardsticks."
+    )
+    parser.add_argument("--quick", action="store_true", help="measure less, to see that all runs")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="NAME", help=", ".join(PARTS))
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder of the Markdown page")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

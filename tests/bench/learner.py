@@ -1,0 +1,116 @@
+"""Training: how fast, and what the time goes into."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import ray
+
+from dreamfleet.actors.environments import probe_environment
+from dreamfleet.common.settings import Settings
+from dreamfleet.common.spaces import Spaces
+from dreamfleet.deploy.resolve import resolve
+from dreamfleet.learner.process import LearnerProcess
+from tests.bench.measure import Bench, say
+from tests.bench.ray_session import local_ray, replay_server
+from tests.bench.report import Aim, Row
+
+NAME = "learner"
+METHOD = """
+The learner's process as the service has it, `LearnerProcess` on Ray, on the GPU if there is one, fed by a replay's
+process that is full of the recorded CarRacing frames dressed as the preset's environment would show them (grey,
+enlarged, other actions). Orders are queued two at a time, long enough for two seconds or more each; figures are
+medians over the orders, after a first update that does not count. Shares are of the orders' time; `publish` is
+measured once per order and counted as often as the preset publishes. On a GPU the optimiser runs on while the next
+update is prepared: its time is then within the next forward and backward.
+"""
+PRESETS = ("quickstart", "seed", "planet")
+_TIMEOUT_S = 600
+_ORDER_S = 2.0
+_MOST_UPDATES = 200
+_QUEUED_ORDERS = 2
+_MOST_WAITING = 0.02
+_QUICK_BATCH = 8
+
+
+def measure(bench: Bench) -> Iterator[Row]:
+    """Yield the figures of training, preset by preset."""
+    with local_ray():
+        for preset in PRESETS:
+            yield from _preset(bench, preset)
+
+
+def _preset(bench: Bench, preset: str) -> Iterator[Row]:
+    """Yield how fast one preset's learner is, how its time divides, and how long it waits."""
+    flags = [("learner.publish_every", "1")]
+    if bench.quick:
+        flags.append(("learner.batch_size", str(_QUICK_BATCH)))
+    settings = resolve([preset], flags)
+    spaces = probe_environment(settings.env)
+    recording = bench.recording.dressed_as(spaces)
+    length = settings.learner.sequence_length
+    with replay_server(bench.scratch / f"replay-{preset}", recording, length, 2, settings.replay) as server:
+        say(f"{NAME}: starting the learner of {preset}")
+        learner = _start(settings, spaces, server, bench.scratch / f"run-{preset}")
+        orders = _train(learner, bench.choose(5, 2))
+        ray.kill(learner)
+    picture = spaces.images[0].shape
+    shape = f"{preset}, {settings.learner.batch_size}×{length} of {picture[0]}×{picture[1]}×{picture[2]}"
+    yield from _rows(shape, orders, resolve([preset]).learner.publish_every)
+
+
+def _start(settings: Settings, spaces: Spaces, server: Any, run_directory: Path) -> Any:
+    """Return a learner's process that has published its first weights."""
+    has_gpu = ray.cluster_resources().get("GPU", 0) >= 1
+    options = {"num_cpus": 1, "num_gpus": int(has_gpu)}
+    run_directory.mkdir()
+    learner = LearnerProcess.options(**options).remote(settings, spaces.to_json(), server, str(run_directory))  # type: ignore[attr-defined]
+    ray.get(learner.restore.remote(), timeout=_TIMEOUT_S)
+    for decision in ray.get(learner.decisions.remote(), timeout=_TIMEOUT_S):
+        say(f"{NAME}: {decision}")
+    return learner
+
+
+def _train(learner: Any, orders: int) -> list[dict[str, float]]:
+    """Return for each order the seconds per update by what they went into, and `all`; warm up first."""
+    ray.get(learner.train.remote(1), timeout=_TIMEOUT_S)
+    begun = time.perf_counter()
+    ray.get(learner.train.remote(1), timeout=_TIMEOUT_S)
+    updates = max(1, min(_MOST_UPDATES, round(_ORDER_S / (time.perf_counter() - begun))))
+    say(f"{NAME}: {orders} orders of {updates} updates")
+    under_way = [learner.train.remote(updates) for _ in range(min(_QUEUED_ORDERS, orders))]
+    found, begun = [], time.perf_counter()
+    for number in range(orders):
+        report, _ = ray.get(under_way.pop(0), timeout=_TIMEOUT_S)
+        ended = time.perf_counter()
+        if number + _QUEUED_ORDERS < orders:
+            under_way.append(learner.train.remote(updates))
+        seconds = {**report.timings, "all": ended - begun}
+        found.append(
+            {name: value / updates for name, value in seconds.items()} | {"publish": report.timings["publish"]}
+        )
+        found[-1]["all"] -= report.timings["publish"] / updates
+        begun = ended
+    return found
+
+
+def _rows(shape: str, orders: list[dict[str, float]], publish_every: int) -> Iterator[Row]:
+    """Yield the rows of one preset, from the seconds per update of its orders (`publish`: per version)."""
+    for order in orders:
+        order["publish"] /= publish_every
+        order["all"] += order["publish"]
+    shares = {name: median(order.get(name, 0.0) / order["all"] for order in orders) for name in orders[0]}
+    shares["other"] = 1 - sum(share for name, share in shares.items() if name != "all")
+    rate = 1 / median(order["all"] for order in orders)
+    divided = ", ".join(f"{name} {share:.1%}" for name, share in shares.items() if name != "all")
+    yield Row(NAME, f"updates, {shape}", f"{rate:.3g} updates/s", divided)
+    yield Row(
+        NAME,
+        f"waiting while data is there, {shape}",
+        f"{shares['wait']:.2%}",
+        aim=Aim(f"< {_MOST_WAITING:.0%}", shares["wait"] < _MOST_WAITING),
+    )

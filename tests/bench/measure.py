@@ -1,0 +1,74 @@
+"""Measuring by turns: ours, the yardstick, ours, the yardstick, so that a slow minute hits both."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+
+from tests.bench.recording import Recording, load_recording
+
+_BEGUN = time.monotonic()
+_REST_S = 0.02
+"""Pause before each turn: OpenMP's threads spin for a while after a call, which would slow whoever is next."""
+
+
+def say(text: str) -> None:
+    """Report progress."""
+    print(f"[{time.monotonic() - _BEGUN:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the parts share.
+
+    Attributes:
+        quick: measure less, to see that all runs.
+        scratch: an empty folder for what they write; removed at the end.
+    """
+
+    quick: bool
+    scratch: Path
+
+    def choose(self, full: int, quick: int) -> int:
+        """Return the one number in a full run, the other in a quick one."""
+        return quick if self.quick else full
+
+    @cached_property
+    def recording(self) -> Recording:
+        """Real CarRacing steps, recorded once and kept for later runs."""
+        return load_recording(self.choose(2048, 256), say)
+
+
+class Turns:
+    """Seconds that each contestant took in each turn."""
+
+    def __init__(self, seconds: Mapping[str, list[float]]) -> None:
+        self.seconds = seconds
+
+    def median(self, name: str) -> float:
+        """Return the median seconds of one contestant."""
+        return median(self.seconds[name])
+
+    def ratio(self, name: str, other: str) -> float:
+        """Return the median over the turns of the seconds of one to those of the other."""
+        return median(a / b for a, b in zip(self.seconds[name], self.seconds[other], strict=True))
+
+
+def take_turns(contestants: Mapping[str, Callable[[], object]], turns: int, warm_up: int = 1) -> Turns:
+    """Run all contestants in order, and that so many times; the first `warm_up` rounds do not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(warm_up + turns):
+        for name, run in contestants.items():
+            time.sleep(_REST_S)
+            begun = time.perf_counter()
+            made = run()
+            took = time.perf_counter() - begun
+            del made  # before the next begins, or the memory it frees would be freed on the next one's time
+            if turn >= warm_up:
+                seconds[name].append(took)
+    return Turns(seconds)

@@ -1,0 +1,66 @@
+"""Ray on this machine, for the parts that need it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from dreamfleet.common.settings import ReplaySettings
+from dreamfleet.replay.client import RayReplay
+from dreamfleet.replay.server import start_replay_server
+from tests.bench.machine import ROOT
+from tests.bench.recording import Recording
+
+_PROCESSES = 32
+"""Logical CPUs, so that all processes start; they share the real ones as the system's scheduler sees fit."""
+
+
+@contextmanager
+def local_ray() -> Iterator[None]:
+    """Start Ray for the block; its workers import this checkout."""
+    # Ray would otherwise write an authentication token to the home of whoever measures.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    path = os.pathsep.join([str(ROOT / ".pkg"), str(ROOT)])
+    ray.init(
+        address="local",
+        num_cpus=_PROCESSES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        runtime_env={"env_vars": {"PYTHONPATH": path}},
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def replay_server(
+    directory: Path, recording: Recording, length: int, copies: int = 0, settings: ReplaySettings | None = None
+) -> Iterator[Any]:
+    """Give the handle of a replay's process that holds the recording, each of its streams so many times.
+
+    Args:
+        directory: where it stores.
+        recording: its format, and what it is filled with.
+        length: of the sequences to be sampled.
+        copies: how many times each stream is stored.
+        settings: of the replay; a capacity of 4 GB and no episode held out, unless given.
+    """
+    settings = settings or ReplaySettings(capacity_gb=4.0, held_out_every=0)
+    server = start_replay_server(directory, recording.step_format, settings, length, seed=0)
+    replay = RayReplay(server)
+    try:
+        for record in recording.records(actor=1000, copies=copies):  # an actor's number that no other has
+            replay.append(record)
+        yield server
+    finally:
+        replay.close()

@@ -1,0 +1,147 @@
+"""The replay as a process on Ray: inserting and sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import ray
+
+from dreamfleet.common.chunk import ChunkKey
+from dreamfleet.common.steps import CHUNK_STEPS
+from dreamfleet.replay.client import RayReplay, RaySink
+from dreamfleet.replay.packed import unpack
+from tests.bench.measure import Bench, say, take_turns
+from tests.bench.ray_session import local_ray, replay_server
+from tests.bench.recording import Arrays, Recording
+from tests.bench.report import Aim, Row, at_least
+
+NAME = "replay-ray"
+METHOD = """
+The replay's process on Ray, and real CarRacing frames of 64×64×3. Inserting: 1, 4 and 16 Ray actors push chunks of 64
+steps that they have encoded before, through `RaySink`, all at once; timed from the order until the last chunk is
+acknowledged, so on disk as the service promises. Sampling: this process fetches whole batches with `RayReplay.sample`
+and decodes them with `unpack`, one after the other. The yardstick is a Ray actor that has the decoded batch as arrays
+and returns it, which puts it in Ray's object store; this process gets it and copies it to memory of its own, as a
+learner must that keeps nothing pinned; and once more without the copy, only touching each page.
+"""
+_ACTORS = (1, 4, 16)
+_SHAPES = ((16, 64), (50, 50))
+_TIMEOUT_S = 300
+_PAGE = 4096
+_LEAST_STEPS_PER_S = 20_000
+
+
+def measure(bench: Bench) -> Iterator[Row]:
+    """Yield the figures of inserting and of sampling."""
+    with local_ray():
+        yield from _inserting(bench)
+        for shape in _SHAPES:
+            yield from _sampling(bench, *shape)
+
+
+@ray.remote
+class Pusher:
+    """A simulated actor that pushes recorded chunks.
+
+    Args:
+        number: its number as an actor.
+        server: the replay's process.
+        recording: what it pushes.
+    """
+
+    def __init__(self, number: int, server: Any, recording: Recording) -> None:
+        self._number, self._sink, self._recording = number, RaySink(server), recording
+        self._sequence = 0
+        self._records: list[bytes] = []
+
+    def prepare(self, chunks: int) -> None:
+        """Encode the next chunks."""
+        numbers = range(self._sequence, self._sequence + chunks)
+        self._records = [self._recording.record(ChunkKey(self._number, 0, 0, number)) for number in numbers]
+        self._sequence += chunks
+
+    def push(self) -> None:
+        """Send what is prepared, and return once all of it is acknowledged."""
+        for record in self._records:
+            self._sink.append(record)
+        self._sink.flush(_TIMEOUT_S)
+
+
+@ray.remote
+class Giver:
+    """Has a batch, and returns it."""
+
+    def __init__(self, batch: Arrays) -> None:
+        self._batch = {name: np.array(array) for name, array in batch.items()}
+
+    def give(self) -> Arrays:
+        """Return the batch; Ray copies it to the object store."""
+        return self._batch
+
+
+def _inserting(bench: Bench) -> Iterator[Row]:
+    """Yield how many steps per second one server takes in from so many actors."""
+    recording = bench.recording
+    with replay_server(bench.scratch / "insert", recording, 50) as server:
+        say(f"{NAME}: starting {max(_ACTORS)} actors that push")
+        shared = ray.put(recording)
+        pusher = Pusher.options(num_cpus=1)  # type: ignore[attr-defined]
+        pushers = [pusher.remote(number, server, shared) for number in range(max(_ACTORS))]
+        chunks = bench.choose(480, 96)
+        for count in _ACTORS:
+            say(f"{NAME}: inserting from {count} actors")
+            seconds = _push_all(pushers[:count], chunks // count, bench.choose(5, 2))
+            rate = chunks // count * count * CHUNK_STEPS / seconds
+            aim = Aim(f"> {_LEAST_STEPS_PER_S:,} steps/s", rate > _LEAST_STEPS_PER_S)
+            yield Row(NAME, f"steps inserted, {count} actor{'s' * (count > 1)}", f"{rate:,.0f} steps/s", aim=aim)
+        for actor in pushers:
+            ray.kill(actor)
+
+
+def _push_all(pushers: list[Any], chunks: int, turns: int) -> float:
+    """Return the median seconds in which all the actors push so many chunks each."""
+
+    def prepare() -> None:
+        ray.get([pusher.prepare.remote(chunks) for pusher in pushers], timeout=_TIMEOUT_S)
+
+    def push() -> None:
+        ray.get([pusher.push.remote() for pusher in pushers], timeout=_TIMEOUT_S)
+
+    return take_turns({"prepare": prepare, "push": push}, turns).median("push")
+
+
+def _sampling(bench: Bench, size: int, length: int) -> Iterator[Row]:
+    """Yield how many batches per second arrive decoded, beside Ray's object store alone."""
+    say(f"{NAME}: sampling {size}×{length}")
+    recording = bench.recording
+    with replay_server(bench.scratch / f"sample-{length}", recording, length, bench.choose(8, 4)) as server:
+        replay, step_format, numbers = RayReplay(server), recording.step_format, iter(range(1_000_000))
+
+        def ours() -> Arrays:
+            return unpack(replay.sample(next(numbers), size), step_format)
+
+        giver = Giver.remote(ours())  # type: ignore[attr-defined]
+        contestants: dict[str, Callable[[], object]] = {
+            "ours": ours,
+            "put, get and copy": lambda: {name: array.copy() for name, array in _get(giver).items()},
+            "put, get and touch": lambda: [_touch(array) for array in _get(giver).values()],
+        }
+        turns = take_turns(contestants, bench.choose(21, 5), warm_up=2)
+        ray.kill(giver)
+    for peer in list(contestants)[1:]:
+        ratio = turns.ratio(peer, "ours")
+        rates = [f"{1 / turns.median(who):.1f} batches/s" for who in ("ours", peer)]
+        aim = at_least(ratio, 0.5) if peer == "put, get and copy" else None
+        yield Row(NAME, f"batches sampled, {size}×{length}", rates[0], f"{peer} {rates[1]}", ratio, aim)
+
+
+def _get(giver: Any) -> Arrays:
+    arrays: Arrays = ray.get(giver.give.remote(), timeout=_TIMEOUT_S)
+    return arrays
+
+
+def _touch(array: np.ndarray) -> int:
+    """Read one byte of each page."""
+    return int(array.reshape(-1).view(np.uint8)[::_PAGE].max())

@@ -1,0 +1,93 @@
+"""A learner that learns nothing: it checks every sequence it is given, and ends the run at the first fault."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import ray
+from counted_streams import faults_of_batch
+from dreamfleet.common.errors import RunFailedError
+from dreamfleet.common.settings import Settings
+from dreamfleet.common.spaces import Spaces
+from dreamfleet.common.steps import StepFormat
+from dreamfleet.replay.client import RayReplay
+from dreamfleet.replay.packed import unpack
+
+UPDATE_S = 0.005
+HELD_OUT_STEPS = 5
+
+
+class BadSequenceError(RunFailedError):
+    """A sequence was sampled that the promises of the service exclude."""
+
+
+@ray.remote(concurrency_groups={"health": 1})
+class CheckingLearner:
+    """Stands where `LearnerProcess` stands, on streams of `faulty_environment:make`; its weights are one number.
+
+    Args:
+        settings: the run's.
+        spaces: of its environment, as `Spaces.to_json` gives them.
+        replay: handle of the replay's process.
+        run_directory: path of the run; the checkpoint lies in it.
+    """
+
+    def __init__(self, settings: Settings, spaces: dict[str, Any], replay: Any, run_directory: str) -> None:
+        self._settings = settings
+        self._replay = RayReplay(replay)
+        self._format = StepFormat(Spaces.from_json(spaces))
+        self._checkpoint = Path(run_directory) / "checkpoint.json"
+        self._updates = 0
+        self._published: list[Any] = []
+
+    def restore(self) -> Any:
+        """Go on from the checkpoint, if there is one."""
+        if self._checkpoint.exists():
+            self._updates = json.loads(self._checkpoint.read_text())["updates"]
+        return SimpleNamespace(updates=self._updates, published=self._publish(), decisions=[])
+
+    def train(self, updates: int) -> tuple[Any, list[Any]]:
+        """Sample so many batches and check them."""
+        for _ in range(updates):
+            self._updates += 1
+            self._check(self._updates)
+            time.sleep(UPDATE_S)
+        return SimpleNamespace(updates=self._updates, metrics={}, timings={}), self._publish()
+
+    def save(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Write down the number of updates."""
+        written = {**facts, "updates": self._updates}
+        unfinished = self._checkpoint.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(written))
+        unfinished.rename(self._checkpoint)
+        return written
+
+    def illustrate(self) -> None:
+        """Draw nothing."""
+
+    @ray.method(concurrency_group="health")
+    def ping(self) -> int:
+        """Return the process's id."""
+        return os.getpid()
+
+    def _publish(self) -> list[Any]:
+        self._published = [(self._updates, ray.put(np.array([self._updates], np.float32)))]
+        return self._published
+
+    def _check(self, number: int) -> None:
+        learner, env = self._settings.learner, self._settings.env
+        every, length = self._settings.replay.held_out_every, env.kwargs["length"]
+        batch = unpack(self._replay.sample(number, learner.batch_size), self._format)
+        faults = [] if batch["reward"].shape == (learner.batch_size, learner.sequence_length) else ["the batch's shape"]
+        faults += faults_of_batch(batch, length, every, held_out=False)
+        kept = self._replay.sample_held_out(number, learner.batch_size, HELD_OUT_STEPS)
+        if kept is not None:
+            faults += faults_of_batch(unpack(kept, self._format), length, every, held_out=True)
+        if faults:
+            raise BadSequenceError(f"batch {number}: {'; '.join(dict.fromkeys(faults))}")
