@@ -43,7 +43,8 @@ def train(run: RunDirectory, settings: Settings, inline: bool, address: str | No
         raise UserError("flag --address: a cluster has no part in a run with --inline; leave one of the two out.")
     old = run.settings() if run.config_file.exists() else None
     run.check_usable()
-    spaces = _probe(run, settings, old)  # before the directory is made: an environment at fault leaves nothing behind
+    spaces = _probe(run, settings, old)  # before the directory is made: what is at fault leaves nothing behind
+    _check_model(settings, spaces)
     run.create()
     console = Console()
     with DirectoryLock(run.path, wait_s=LOCK_WAIT_S), StopRequest() as stop, open_log(console, run.log_file):
@@ -51,7 +52,8 @@ def train(run: RunDirectory, settings: Settings, inline: bool, address: str | No
         for change in changes(old, settings) if old else []:
             log.info("changed since the last start: %s", change)
         _tell_environment(settings, spaces)
-        run.write(settings, spaces)
+        if not old:  # an old run's settings are written over once its checkpoint is found to fit the new ones
+            run.write(settings, spaces)
         try:
             return _run_fleet(run, settings, spaces, inline, address, console, stop)
         except RunFailedError as error:
@@ -76,6 +78,20 @@ def _probe(run: RunDirectory, settings: Settings, old: Settings | None) -> Space
     return spaces
 
 
+def _check_model(settings: Settings, spaces: Spaces) -> None:
+    """Have the model say whether it fits the spaces, without memory or time spent on its parameters.
+
+    Raises:
+        UserError: if it does not.
+    """
+    import torch
+
+    from dreamfleet.common.world_model import WorldModel
+
+    with torch.device("meta"):
+        WorldModel(spaces, settings.model)
+
+
 def _tell_environment(settings: Settings, spaces: Spaces) -> None:
     shown = ", ".join(f"{spec.name} {'×'.join(map(str, spec.shape))} {spec.dtype}" for spec in spaces.observations)
     log.info("environment: %s, observes %s, acts by %s of %s", settings.env.id, shown, spaces.action.kind,
@@ -96,7 +112,7 @@ def _run_fleet(
 
     pool = _open_pool(run, settings, spaces, inline, address)
     records = Records(run)
-    watcher = RunWatcher(settings, records, console)
+    watcher = RunWatcher(settings, records, console, on_restored=lambda: run.write(settings, spaces))
     fleet = Fleet(pool, Staffing.of(settings), TrainRatio.of(settings), watcher, stop=lambda: bool(stop))
     try:
         fleet.run()
@@ -143,6 +159,7 @@ def _sum_up(run: RunDirectory, settings: Settings, fleet: Fleet, watcher: RunWat
     lines.append(f"run          {run.path}")
     if watcher.last_picture:
         lines.append(f"picture      {watcher.last_picture}")
+    if watcher.last_video:
         lines.append(f"             {watcher.last_video}")
     lines.append(f"TensorBoard  {_tensorboard_command(run.tensorboard)}")
     log.info("done:\n  %s", "\n  ".join(lines))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,12 @@ class RunWatcher(Watcher):
         settings: the run's.
         records: where scalars and pictures go.
         console: where status lines go.
+        on_restored: called when the learner is up and its checkpoint, if any, fits the settings.
     """
 
-    def __init__(self, settings: Settings, records: Records, console: Console) -> None:
+    def __init__(
+        self, settings: Settings, records: Records, console: Console, on_restored: Callable[[], None]
+    ) -> None:
         self.first_metrics: dict[str, float] = {}
         self.last_metrics: dict[str, float] = {}
         self.last_picture: Path | None = None
@@ -43,12 +47,14 @@ class RunWatcher(Watcher):
         self._settings = settings
         self._records = records
         self._console = console
+        self._on_restored = on_restored
         self._sums: dict[str, list[float]] = defaultdict(list)
         self._row_due = time.monotonic() + settings.records.log_every_s
         self._status_due = 0.0
 
     def restored(self, fleet: Fleet, decisions: list[str]) -> None:
         """Say what the learner chose by itself, and what there is to go on with."""
+        self._on_restored()
         for decision in decisions:
             log.info("learner: %s", decision)
         if fleet.env_steps:

@@ -6,17 +6,15 @@ import numpy as np
 import pytest
 from make_chunks import counting_format, cut, image_format, make_stream, mixed_format
 
+from dreamfleet.common.blocks import block_numbers, read_small_fields, read_steps
 from dreamfleet.common.chunk import (
     PREFIX,
     ChunkKey,
     DamagedChunkError,
-    block_numbers,
     check_record,
     decode_chunk,
     encode_chunk,
     parse_header,
-    read_small_fields,
-    read_steps,
 )
 from dreamfleet.common.spaces import ActionSpec
 from dreamfleet.common.steps import StepFormat
