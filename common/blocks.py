@@ -122,7 +122,7 @@ def read_big_fields(
     blocks: Mapping[int, tuple[Block, bytes | memoryview]],
     out: Mapping[str, np.ndarray],
 ) -> None:
-    """Decode the big fields of steps `start` to `stop` of a chunk into `out`; arguments and errors as of `read_steps`."""
+    """Decode the big fields of steps `start` to `stop` into `out`; arguments and errors are those of `read_steps`."""
     groups = -(-steps // BLOCK_STEPS)
     for number, field in enumerate(step_format.big):
         for group in range(start // BLOCK_STEPS, -(-stop // BLOCK_STEPS)):

@@ -5,12 +5,11 @@ A record, as it travels and as it is stored (all integers little-endian):
     prefix   magic "DFCK" | header bytes u32 | body bytes u32 | CRC-32 of the header u32
     header   format u32 | actor u32 | incarnation u32 | stream u32 | sequence u64 | first_step u64 | episode u32
              steps u32 | first mask u64 | last mask u64 | terminal mask u64 | oldest version u32 | newest version u32
-             blocks u32,
+             blocks u32
              then for each block: stored bytes u32 (top bit: compressed) | CRC-32 of the stored bytes u32
     body     the blocks: first all small fields of all steps, then for each big field its steps 0-15, 16-31, ...
 
-A block that zstd cannot shorten is stored raw. Checksums are per block, so that a reader verifies what it reads and no
-more.
+A block that zstd cannot shorten is stored raw. Checksums are per block: a reader verifies what it reads, no more.
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import zstandard
 
-from dreamfleet.common.blocks import Block, raw_blocks, read_steps
-from dreamfleet.common.blocks import DamagedChunkError as DamagedChunkError
+from dreamfleet.common.blocks import Block, DamagedChunkError, raw_blocks, read_steps
 from dreamfleet.common.steps import BLOCK_STEPS, CHUNK_STEPS, Field, StepFormat
 
 MAGIC = b"DFCK"

@@ -5,16 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from dreamfleet.common.chunk import (
-    MAGIC,
-    PREFIX,
-    ChunkHeader,
-    DamagedChunkError,
-    check_header,
-    check_record,
-    parse_header,
-    record_size,
-)
+from dreamfleet.common.blocks import DamagedChunkError
+from dreamfleet.common.chunk import MAGIC, PREFIX, ChunkHeader, check_header, check_record, parse_header, record_size
 from dreamfleet.common.steps import StepFormat
 from dreamfleet.replay.segment import Segment
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dreamfleet.common.blocks import read_small_fields
-from dreamfleet.common.chunk import ChunkHeader, DamagedChunkError, decode_chunk
+from dreamfleet.common.blocks import DamagedChunkError, read_small_fields
+from dreamfleet.common.chunk import ChunkHeader, decode_chunk
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.steps import StepFormat
 from dreamfleet.replay.recovery import Damage, scan

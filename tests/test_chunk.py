@@ -6,16 +6,8 @@ import numpy as np
 import pytest
 from make_chunks import counting_format, cut, image_format, make_stream, mixed_format
 
-from dreamfleet.common.blocks import block_numbers, read_small_fields, read_steps
-from dreamfleet.common.chunk import (
-    PREFIX,
-    ChunkKey,
-    DamagedChunkError,
-    check_record,
-    decode_chunk,
-    encode_chunk,
-    parse_header,
-)
+from dreamfleet.common.blocks import DamagedChunkError, block_numbers, read_small_fields, read_steps
+from dreamfleet.common.chunk import PREFIX, ChunkKey, check_record, decode_chunk, encode_chunk, parse_header
 from dreamfleet.common.spaces import ActionSpec
 from dreamfleet.common.steps import StepFormat
 

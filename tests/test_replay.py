@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from make_chunks import Arrays, counting_format, cut, image_format, make_stream, mixed_format
 
-from dreamfleet.common.chunk import DamagedChunkError
+from dreamfleet.common.blocks import DamagedChunkError
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings import ReplaySettings
 from dreamfleet.common.steps import StepFormat

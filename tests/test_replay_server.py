@@ -15,7 +15,7 @@ import pytest
 import ray
 from make_chunks import counting_format, cut, image_format, make_stream
 
-from dreamfleet.common.chunk import DamagedChunkError
+from dreamfleet.common.blocks import DamagedChunkError
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings import ReplaySettings
 from dreamfleet.replay.client import DirectSink, RayReplay, RaySink, ReplayLostError

@@ -34,7 +34,7 @@ _ORDER_S = 2.0
 _MOST_UPDATES = 200
 _QUEUED_ORDERS = 2
 _MOST_WAITING = 0.02
-_QUICK_BATCH = 8
+_QUICK_BATCH = "8"
 
 
 def measure(bench: Bench) -> Iterator[Row]:
@@ -46,21 +46,19 @@ def measure(bench: Bench) -> Iterator[Row]:
 
 def _preset(bench: Bench, preset: str) -> Iterator[Row]:
     """Yield how fast one preset's learner is, how its time divides, and how long it waits."""
-    flags = [("learner.publish_every", "1")]
-    if bench.quick:
-        flags.append(("learner.batch_size", str(_QUICK_BATCH)))
+    publish_every = resolve([preset]).learner.publish_every
+    flags = [("learner.publish_every", "1"), *([("learner.batch_size", _QUICK_BATCH)] if bench.quick else [])]
     settings = resolve([preset], flags)
+    size, length = settings.learner.batch_size, settings.learner.sequence_length
     spaces = probe_environment(settings.env)
     recording = bench.recording.dressed_as(spaces)
-    length = settings.learner.sequence_length
     with replay_server(bench.scratch / f"replay-{preset}", recording, length, 2, settings.replay) as server:
         say(f"{NAME}: starting the learner of {preset}")
         learner = _start(settings, spaces, server, bench.scratch / f"run-{preset}")
-        orders = _train(learner, bench.choose(5, 2))
+        orders = _train(learner, bench.choose(5, 2), publish_every)
         ray.kill(learner)
-    picture = spaces.images[0].shape
-    shape = f"{preset}, {settings.learner.batch_size}×{length} of {picture[0]}×{picture[1]}×{picture[2]}"
-    yield from _rows(shape, orders, resolve([preset]).learner.publish_every)
+    shape = f"{size}×{length} of {'×'.join(map(str, spaces.images[0].shape))}"
+    yield from _rows(preset, shape, orders)
 
 
 def _start(settings: Settings, spaces: Spaces, server: Any, run_directory: Path) -> Any:
@@ -69,14 +67,13 @@ def _start(settings: Settings, spaces: Spaces, server: Any, run_directory: Path)
     options = {"num_cpus": 1, "num_gpus": int(has_gpu)}
     run_directory.mkdir()
     learner = LearnerProcess.options(**options).remote(settings, spaces.to_json(), server, str(run_directory))  # type: ignore[attr-defined]
-    ray.get(learner.restore.remote(), timeout=_TIMEOUT_S)
-    for decision in ray.get(learner.decisions.remote(), timeout=_TIMEOUT_S):
+    for decision in ray.get(learner.restore.remote(), timeout=_TIMEOUT_S).decisions:
         say(f"{NAME}: {decision}")
     return learner
 
 
-def _train(learner: Any, orders: int) -> list[dict[str, float]]:
-    """Return for each order the seconds per update by what they went into, and `all`; warm up first."""
+def _train(learner: Any, orders: int, publish_every: int) -> list[dict[str, float]]:
+    """Return for each order the seconds per update, `all` and what they went into; warm up first."""
     ray.get(learner.train.remote(1), timeout=_TIMEOUT_S)
     begun = time.perf_counter()
     ray.get(learner.train.remote(1), timeout=_TIMEOUT_S)
@@ -89,28 +86,24 @@ def _train(learner: Any, orders: int) -> list[dict[str, float]]:
         ended = time.perf_counter()
         if number + _QUEUED_ORDERS < orders:
             under_way.append(learner.train.remote(updates))
-        seconds = {**report.timings, "all": ended - begun}
-        found.append(
-            {name: value / updates for name, value in seconds.items()} | {"publish": report.timings["publish"]}
-        )
-        found[-1]["all"] -= report.timings["publish"] / updates
+        found.append(_per_update(report.timings, ended - begun, updates, publish_every))
         begun = ended
     return found
 
 
-def _rows(shape: str, orders: list[dict[str, float]], publish_every: int) -> Iterator[Row]:
-    """Yield the rows of one preset, from the seconds per update of its orders (`publish`: per version)."""
-    for order in orders:
-        order["publish"] /= publish_every
-        order["all"] += order["publish"]
-    shares = {name: median(order.get(name, 0.0) / order["all"] for order in orders) for name in orders[0]}
-    shares["other"] = 1 - sum(share for name, share in shares.items() if name != "all")
+def _per_update(timings: dict[str, float], took_s: float, updates: int, publish_every: int) -> dict[str, float]:
+    """Return an order's seconds per update; its one publication counts as often as the preset would publish."""
+    publish = timings["publish"]
+    seconds = {name: value / updates for name, value in timings.items()} | {"publish": publish / publish_every}
+    return seconds | {"all": (took_s - publish) / updates + seconds["publish"]}
+
+
+def _rows(preset: str, shape: str, orders: list[dict[str, float]]) -> Iterator[Row]:
+    """Yield the rows of one preset, from the seconds per update of its orders."""
     rate = 1 / median(order["all"] for order in orders)
-    divided = ", ".join(f"{name} {share:.1%}" for name, share in shares.items() if name != "all")
-    yield Row(NAME, f"updates, {shape}", f"{rate:.3g} updates/s", divided)
-    yield Row(
-        NAME,
-        f"waiting while data is there, {shape}",
-        f"{shares['wait']:.2%}",
-        aim=Aim(f"< {_MOST_WAITING:.0%}", shares["wait"] < _MOST_WAITING),
-    )
+    shares = {name: median(order[name] / order["all"] for order in orders) for name in orders[0] if name != "all"}
+    divided = ", ".join(f"{name} {share:.1%}" for name, share in (shares | {"other": 1 - sum(shares.values())}).items())
+    aim = Aim(f"< {_MOST_WAITING:.0%}", shares["wait"] < _MOST_WAITING)
+    yield Row(NAME, f"updates, {preset}, {shape}", f"{rate:.3g} updates/s")
+    yield Row(NAME, f"where its time goes, {preset}", divided)
+    yield Row(NAME, f"waiting while data is there, {preset}", f"{shares['wait']:.2%}", aim=aim)

@@ -30,6 +30,7 @@ _ACTORS = (1, 4, 16)
 _SHAPES = ((16, 64), (50, 50))
 _TIMEOUT_S = 300
 _PAGE = 4096
+_STARTED_AT_ONCE = 4
 _LEAST_STEPS_PER_S = 20_000
 
 
@@ -86,9 +87,7 @@ def _inserting(bench: Bench) -> Iterator[Row]:
     recording = bench.recording
     with replay_server(bench.scratch / "insert", recording, 50) as server:
         say(f"{NAME}: starting {max(_ACTORS)} actors that push")
-        shared = ray.put(recording)
-        pusher = Pusher.options(num_cpus=1)  # type: ignore[attr-defined]
-        pushers = [pusher.remote(number, server, shared) for number in range(max(_ACTORS))]
+        pushers = _start_pushers(server, recording, max(_ACTORS))
         chunks = bench.choose(480, 96)
         for count in _ACTORS:
             say(f"{NAME}: inserting from {count} actors")
@@ -98,6 +97,16 @@ def _inserting(bench: Bench) -> Iterator[Row]:
             yield Row(NAME, f"steps inserted, {count} actor{'s' * (count > 1)}", f"{rate:,.0f} steps/s", aim=aim)
         for actor in pushers:
             ray.kill(actor)
+
+
+def _start_pushers(server: Any, recording: Recording, count: int) -> list[Any]:
+    """Return so many actors that push, started a few at a time: Ray warns of more."""
+    shared, pushers = ray.put(recording), []
+    for number in range(count):
+        pushers.append(Pusher.options(num_cpus=1).remote(number, server, shared))  # type: ignore[attr-defined]
+        if number % _STARTED_AT_ONCE == 0:
+            ray.get(pushers[-1].prepare.remote(0), timeout=_TIMEOUT_S)
+    return pushers
 
 
 def _push_all(pushers: list[Any], chunks: int, turns: int) -> float:

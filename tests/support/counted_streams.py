@@ -29,7 +29,8 @@ def faults_of(steps: Arrays, length: int, terminate_every: int = 2) -> list[str]
     after_first = ~first[1:]
     rules = {
         "it is of two lives": seed == seed[0],
-        "is_first is not where an episode begins": first == (number == 0),
+        "is_first is not where an episode begins": first[1:] == (number[1:] == 0),
+        "the state is not reset at the first step": first[:1],
         "is_last is not where an episode ends": last == (number == length),
         "is_terminal is not where an episode truly ends": steps["is_terminal"] == (last & (episode % terminate_every == 0)),
         "the number of the episode is wrong": steps["episode"] == episode,

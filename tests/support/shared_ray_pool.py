@@ -1,0 +1,125 @@
+"""The product's Ray pool on the test session's Ray, and an attendant that checks a run, keeps accounts and injects faults."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from checking_learner import CheckingLearner
+from dreamfleet.common.settings import Settings
+from dreamfleet.deploy import ray_pool
+from dreamfleet.deploy.fleet import Fleet, Watcher
+from dreamfleet.deploy.pool import Worker
+from dreamfleet.deploy.run_directory import RunDirectory
+from dreamfleet.deploy.slot import Slot
+from dreamfleet.actors.environments import probe_environment
+
+ASK_TIMEOUT_S = 60
+
+
+class Unscheduled:
+    """A remote class whose actors take no logical CPU, of which the session's Ray has two."""
+
+    def __init__(self, remote_class: Any) -> None:
+        self._remote_class = remote_class
+
+    def options(self, **options: Any) -> Any:
+        return self._remote_class.options(**(options | {"num_cpus": 0}))
+
+
+class SharedRayPool(ray_pool.RayPool):
+    """The pool as it is, but for what `share_ray` changes; it notes which worker is which life of which actor."""
+
+    def __init__(self, settings: Settings, path: Path) -> None:
+        run = RunDirectory(path)
+        run.create()
+        super().__init__(settings, probe_environment(settings.env), run)
+        self.lives: dict[Worker, tuple[int, int]] = {}
+        self._workers: list[Worker] = []
+
+    def start_actor(self, actor: int, incarnation: int) -> Worker:
+        worker = super().start_actor(actor, incarnation)
+        self.lives[worker] = (actor, incarnation)
+        self._workers.append(worker)
+        return worker
+
+    def start_learner(self) -> Worker:
+        worker = super().start_learner()
+        self._workers.append(worker)
+        return worker
+
+    def close(self) -> None:
+        super().close()
+        for worker in self._workers:
+            self.stop(worker)
+
+    def kill_process(self, worker: Worker) -> None:
+        """SIGKILL a worker's process."""
+        os.kill(ray.get(worker.target.ping.remote(), timeout=ASK_TIMEOUT_S), signal.SIGKILL)
+
+    def kill_replay(self) -> None:
+        """SIGKILL the replay server's process."""
+        os.kill(ray.get(self._replay_server.health.remote(), timeout=ASK_TIMEOUT_S), signal.SIGKILL)
+
+
+def share_ray(monkeypatch: Any) -> None:
+    """Let pools use the Ray that is running, leave it running, take none of its CPUs, and train nothing but check."""
+    monkeypatch.setattr(ray_pool, "_start_ray", lambda settings, address: None)
+    monkeypatch.setattr(ray_pool.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray_pool, "ActorProcess", Unscheduled(ray_pool.ActorProcess))
+    monkeypatch.setattr(ray_pool, "LearnerProcess", Unscheduled(CheckingLearner))
+
+
+class Attendant(Watcher):
+    """Asserts at every order what the service promises of its counters, and lets a plot unfold, a bit at every turn.
+
+    Attributes:
+        acknowledged: steps that collect orders reported, by (actor, incarnation).
+        restored_from: updates at which each learner began; `saved_at`, at which checkpoints were written.
+        plot_done: whether the plot came to its end.
+
+    Args:
+        pool: the fleet's.
+        plot: given the fleet and the attendant, yields until its next moment has come, and injects its faults.
+    """
+
+    def __init__(self, pool: SharedRayPool, plot: Callable[[Fleet, Attendant], Iterator[None]] | None = None) -> None:
+        self.acknowledged: Counter[tuple[int, int]] = Counter()
+        self.restored_from: list[int] = []
+        self.saved_at: list[int] = []
+        self.plot_done = plot is None
+        self._pool, self._plot = pool, plot
+        self._unfolding: Iterator[None] | None = None
+        self._most_steps = 0
+
+    def restored(self, fleet: Fleet, decisions: list[str]) -> None:
+        self.restored_from.append(fleet.updates)
+
+    def collected(self, fleet: Fleet, slot: Slot, report: Any) -> None:
+        assert slot.worker
+        self.acknowledged[self._pool.lives[slot.worker]] += report.steps
+
+    def trained(self, fleet: Fleet, report: Any) -> None:
+        assert fleet.updates <= fleet.ratio.updates_allowed(self._pool.counters().total_steps), "the ratio is exceeded"
+
+    def saved(self, fleet: Fleet, facts: dict[str, Any]) -> None:
+        self.saved_at.append(facts["updates"])
+
+    def turned(self, fleet: Fleet) -> None:
+        assert fleet.env_steps >= self._most_steps, "acknowledged steps are gone"
+        self._most_steps = fleet.env_steps
+        if self._plot and not self.plot_done:
+            self._unfolding = self._unfolding or self._plot(fleet, self)
+            try:
+                next(self._unfolding)
+            except StopIteration:
+                self.plot_done = True
+
+    def lives_of(self, actor: int) -> list[int]:
+        """Return the incarnations of an actor that have had steps acknowledged, oldest first."""
+        return sorted(incarnation for number, incarnation in self.acknowledged if number == actor)

@@ -1,0 +1,179 @@
+"""The service on Ray, with real actors and a real replay: what it promises of its steps, undisturbed and under faults.
+
+A learner that checks every sequence stands where the real one stands.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from counted_streams import faults_of, read_streams
+from dreamfleet.actors.environments import probe_environment
+from dreamfleet.common.settings import Settings
+from dreamfleet.common.steps import StepFormat
+from dreamfleet.deploy.fleet import Fleet, Staffing
+from dreamfleet.deploy.ratio import TrainRatio
+from dreamfleet.replay.report import verify
+from shared_ray_pool import Attendant, SharedRayPool, share_ray
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+LENGTH = 23
+"""Actions per episode: chunks, orders and sequences end everywhere in it."""
+HELD_OUT_EVERY = 4
+Plot = Callable[[Fleet, Attendant], Iterator[None]]
+RunFleet = Callable[..., tuple[Fleet, Attendant]]
+
+
+def settings_of(env_steps: int, ratio: float = 4.0, order_timeout_s: float = 300.0, **kwargs: Any) -> Settings:
+    """Return settings of 2 actors with 2 environments each; `kwargs` are the environment's."""
+    return Settings.model_validate({
+        "seed": 5,
+        "env": {"id": "faulty_environment:make", "kwargs": {"length": LENGTH, **kwargs}},
+        "actors": {"count": 2, "environments": 2, "steps_per_order": 9, "order_timeout_s": order_timeout_s},
+        "replay": {"capacity_gb": 0.1, "held_out_every": HELD_OUT_EVERY},
+        "learner": {"batch_size": 4, "sequence_length": 12, "updates_per_order": 3, "device": "cpu"},
+        "train": {"env_steps": env_steps, "prefill": 200, "ratio": ratio},
+        "records": {"checkpoint_every": 15, "picture_every": 1000},
+    })  # fmt: skip
+
+
+@pytest.fixture
+def run_fleet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[RunFleet]:
+    """Run a whole fleet with an attendant and a plot, and return both after all that must hold of any run was checked."""
+    share_ray(monkeypatch)
+    pools = []
+
+    def run(settings: Settings, plot: Plot | None = None) -> tuple[Fleet, Attendant]:
+        pool = SharedRayPool(settings, tmp_path)
+        pools.append(pool)
+        attendant = Attendant(pool, plot)
+        fleet = Fleet(pool, Staffing.of(settings), TrainRatio.of(settings), attendant)
+        fleet.run()
+        pools.pop().close()
+        assert attendant.plot_done, "the run ended before all faults were injected and overcome"
+        assert_exact(tmp_path, settings, fleet, attendant)
+        return fleet, attendant
+
+    yield run
+    for pool in pools:
+        pool.close()
+
+
+@pytest.fixture
+def told() -> Iterator[list[str]]:
+    """Return what the fleet loop logs, a message each."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("dreamfleet")
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)
+
+
+def assert_exact(path: Path, settings: Settings, fleet: Fleet, attendant: Attendant) -> None:
+    """Assert that steps and updates are exact, and that every step is stored once, in the order in which it was played."""
+    ratio = TrainRatio.of(settings)
+    assert fleet.env_steps == settings.train.env_steps
+    assert fleet.updates == ratio.updates == attendant.saved_at[-1]
+    assert verify(path / "replay") == []
+    streams = read_streams(path / "replay", StepFormat(probe_environment(settings.env)))
+    assert sum(len(steps["reward"]) for steps in streams.values()) == settings.train.env_steps
+    for key, steps in streams.items():
+        assert faults_of(steps, LENGTH) == [], key
+        assert steps["count"][0, 1:].tolist() == [0, 0, 0], f"{key} does not begin at the beginning of its life"
+    seeds = [steps["count"][0, 0] for steps in streams.values()]
+    assert len(set(seeds)) == len(seeds), "one life is stored under two names"
+    for (actor, incarnation), acknowledged in attendant.acknowledged.items():
+        stored = sum(len(streams[actor, incarnation, k]["reward"]) for k in range(2))
+        assert stored >= acknowledged, f"actor {actor} in incarnation {incarnation}: acknowledged steps are lost"
+
+
+def test_counting(run_fleet: RunFleet, tmp_path: Path) -> None:
+    """Undisturbed, every step is stored once, every sampled sequence is what was played, and the ratio holds at all times."""
+    settings = settings_of(env_steps=1201, delay_s=0.001)
+    staffing, ratio = Staffing.of(settings), TrainRatio.of(settings)
+    in_flight = 2 * staffing.actors * staffing.steps_per_order
+    queue = 2 * staffing.updates_per_order
+    ahead = []
+
+    def measure(fleet: Fleet, attendant: Attendant) -> Iterator[None]:
+        while not attendant.restored_from or fleet.env_steps < ratio.prefill + in_flight:
+            yield
+        while fleet.env_steps < ratio.env_steps:
+            ahead.append(fleet.updates_allowed - fleet.updates)
+            yield
+
+    fleet, attendant = run_fleet(settings, measure)
+    assert len(ahead) > 10
+    assert max(ahead) <= 2 * queue + in_flight * ratio.ratio / ratio.replayed_per_update + 1
+    assert sum(attendant.acknowledged.values()) == 1201, "what was acknowledged is what is stored"
+    assert sorted(attendant.acknowledged) == [(0, 0), (1, 1)]
+    assert fleet.restarts == 0
+    assert attendant.restored_from == [0]
+    streams = read_streams(tmp_path / "replay", StepFormat(probe_environment(settings.env)))
+    versions = np.concatenate([steps["version"] for steps in streams.values()])
+    assert 0 < versions.max() < fleet.updates
+    assert len(set(versions.tolist())) > 3
+
+
+def test_sigkill_of_each_process_loses_and_doubles_nothing(run_fleet: RunFleet, told: list[str]) -> None:
+    """An actor, the replay and the learner are killed one after the other; each comes back and the totals are exact."""
+    updates_at_kill = []
+
+    def kill_each(fleet: Fleet, attendant: Attendant) -> Iterator[None]:
+        pool: Any = fleet.pool
+        while fleet.updates < 20:
+            yield
+        assert fleet.actors[0].worker
+        pool.kill_process(fleet.actors[0].worker)
+        while len(attendant.lives_of(0)) < 2:
+            yield
+        before = fleet.updates
+        pool.kill_replay()
+        while fleet.updates < before + 20:
+            yield
+        assert fleet.learner.worker
+        pool.kill_process(fleet.learner.worker)
+        updates_at_kill.append(fleet.updates)
+        while len(attendant.restored_from) < 2 or fleet.updates < updates_at_kill[0]:
+            yield
+
+    settings = settings_of(env_steps=5003, ratio=3.0, delay_s=0.004)
+    fleet, attendant = run_fleet(settings, kill_each)
+    assert fleet.restarts == 2, "an actor and the learner; Ray restarts the replay"
+    assert attendant.lives_of(0) == [0, 2]
+    assert attendant.lives_of(1) == [1]
+    assert updates_at_kill[0] - 15 - 6 <= attendant.restored_from[1] <= updates_at_kill[0] + 6
+    assert attendant.restored_from[1] in attendant.saved_at
+    assert any("actor 0 is replaced: its process was lost" in message for message in told)
+    assert any("learner is replaced: its process was lost" in message for message in told)
+
+
+def test_environments_that_fail_or_hang_are_replaced(run_fleet: RunFleet, told: list[str], tmp_path: Path) -> None:
+    """One environment raises and another hangs: each actor is named in the log, with the traceback, and replaced."""
+    (tmp_path / "claims").mkdir()
+
+    def see_both_replaced(fleet: Fleet, attendant: Attendant) -> Iterator[None]:
+        while len(attendant.acknowledged) < 4:
+            yield
+
+    settings = settings_of(
+        env_steps=4001, ratio=1.0, delay_s=0.002, order_timeout_s=4.0,
+        faults={"raise": 60, "hang": 61}, claims=str(tmp_path / "claims"),
+    )  # fmt: skip
+    fleet, _ = run_fleet(settings, see_both_replaced)
+    assert fleet.restarts == 2
+    failed = [message for message in told if "Traceback" in message]
+    assert len(failed) == 1
+    assert failed[0].startswith("actor ")
+    assert "RuntimeError: the wheel came off" in failed[0]
+    assert "faulty_environment.py" in failed[0]
+    replaced = [message for message in told if "is replaced" in message]
+    assert any("failed in episode 2 at step 14: RuntimeError: the wheel came off" in message for message in replaced)
+    assert any("it gave no answer for 4 s" in message for message in replaced)
