@@ -17,7 +17,7 @@ class EnvironmentSettings(_Section):
     id: str = "CarRacing-v3"
     """A Gymnasium id, or `module:function` of your own that returns a Gymnasium environment."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Arguments for the environment, for example `{continuous: false}`."""
+    """Arguments for the environment, for example `{continuous: false}`; naming another env.id forgets them."""
     action_repeat: int = Field(1, ge=1)
     """Simulator steps per environment step; their rewards are summed."""
     image_size: int = Field(64, ge=0)

@@ -130,7 +130,7 @@ class Fleet:
         self._restored = False  # whether the learner has said what it goes on from
         self._stored_more = False  # whether the replay's counters are to be asked again
         self._most_updates = 0  # made by any learner of this start
-        self._told: set[str] = set()  # tracebacks in the log, without their numbers
+        self._told: set[tuple[str, ...]] = set()  # failures whose traceback is in the log
 
     # What the loop does ---------------------------------------------------------------------------------------------
 
@@ -236,18 +236,18 @@ class Fleet:
         except WorkerFailedError as error:
             if isinstance(error.cause, UserError | RunFailedError):
                 raise error.cause from None
-            self._tell_trace(slot, error.trace)
+            self._tell_trace(slot, error)
             self._lost(slot, str(error))
         else:
             slot.answered(order, self._clock())
             getattr(self, f"_take_{order.kind}")(slot, order, answer)
 
-    def _tell_trace(self, slot: Slot, trace: str) -> None:
-        """Log a traceback, once: what fails again and again fails in the same place."""
-        kind = re.sub(r"\d", "", trace)
-        if kind not in self._told:
-            self._told.add(kind)
-            log.warning("%s failed:\n%s", slot.name, trace.rstrip())
+    def _tell_trace(self, slot: Slot, error: WorkerFailedError) -> None:
+        """Log the traceback of a failure; once, if workers fail of the same in the same place again and again."""
+        place = (type(error.cause).__name__, *re.findall(r'File "[^"]+", line \d+', error.trace))
+        if place not in self._told:
+            self._told.add(place)
+            log.warning("%s failed:\n%s", slot.name, error.trace.rstrip())
 
     def _take_collect(self, slot: Slot, order: Order, report: Any) -> None:
         self._ordered_steps -= order.amount

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from typing import Any
 
@@ -117,11 +118,11 @@ class RayPool:
         try:
             return ray.get(future, timeout=FETCH_TIMEOUT_S)
         except RayTaskError as error:
-            raise WorkerFailedError(_cause(error), str(error)) from None
+            raise WorkerFailedError(_cause(error), _plain(error)) from None
         except (RayActorError, ActorUnschedulableError, ObjectLostError, GetTimeoutError) as error:
             cause = _construction_cause(error)
             if cause is not None:
-                raise WorkerFailedError(cause, str(error)) from None
+                raise WorkerFailedError(cause, _plain(error)) from None
             raise WorkerLostError(str(error).strip().splitlines()[0]) from None
 
     def counters(self) -> Counters:
@@ -157,6 +158,11 @@ def _start_ray(settings: Settings, address: str | None) -> None:
         if address:
             raise UserError(f"flag --address: no Ray cluster answers at '{address}': {error}") from None
         raise RunFailedError(f"Ray did not start: {error}") from error
+
+
+def _plain(error: BaseException) -> str:
+    """Return a Ray error's traceback without the codes that colour it."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", str(error))
 
 
 def _cause(error: RayTaskError) -> BaseException:

@@ -62,13 +62,17 @@ def resolve(presets: Sequence[str] = (), flags: Sequence[tuple[str, str]] = (), 
     """
     merged: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    layers = [(base, f"file {base}")] if base else []
-    layers += [_find_preset(preset) for preset in presets]
-    for path, source in layers:
-        _merge(merged, read_yaml(path, source), source, sources)
-    for path_text, text in flags:
+    files = [(base, f"file {base}")] if base else []
+    files += [_find_preset(preset) for preset in presets]
+    for path, source in files:
+        layer = read_yaml(path, source)
+        _forget_other_environment(merged, layer)
+        _merge(merged, layer, source, sources)
+    for path_text, text in sorted(flags, key=lambda flag: flag[0] != "env.id"):  # the environment before its arguments
         source = f"flag --{path_text}"
-        _merge(merged, _nested(path_text, _parse_value(text, source)), source, sources)
+        layer = _nested(path_text, _parse_value(text, source))
+        _forget_other_environment(merged, layer)
+        _merge(merged, layer, source, sources)
     try:
         return Settings.model_validate(merged)
     except ValidationError as error:
@@ -120,6 +124,13 @@ def describe_settings(model: type[BaseModel] = Settings, prefix: str = "") -> It
 def known_paths() -> list[str]:
     """Return the dotted paths of all settings."""
     return [path for path, *_ in describe_settings()]
+
+
+def _forget_other_environment(merged: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    """Where a layer names another environment, drop the arguments meant for the one before it."""
+    before, now = merged.get("env"), layer.get("env")
+    if isinstance(before, dict) and isinstance(now, Mapping) and now.get("id", before.get("id")) != before.get("id"):
+        before.pop("kwargs", None)
 
 
 def _find_preset(preset: str) -> tuple[Path, str]:

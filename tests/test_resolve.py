@@ -33,6 +33,14 @@ def test_a_mapping_is_laid_over_key_by_key() -> None:
     assert settings.env.kwargs == {"continuous": False, "lap_complete_percent": 0.9}
 
 
+def test_another_environment_does_not_inherit_arguments() -> None:
+    """Arguments of a preset's environment are forgotten with it, and those given for the new one count in any order."""
+    assert resolve(["quickstart"], [("env.id", "CartPole-v1")]).env.kwargs == {}
+    for flags in ([("env.kwargs.a", "1"), ("env.id", "x:y")], [("env.id", "x:y"), ("env.kwargs.a", "1")]):
+        assert resolve(["quickstart"], flags).env.kwargs == {"a": 1}
+    assert resolve(["quickstart"], [("env.id", "CarRacing-v3")]).env.kwargs == {"continuous": False}
+
+
 def test_scientific_notation_is_a_number() -> None:
     """1e-4 and 1e5 are numbers, though YAML takes the first for text."""
     settings = resolve([], [("learner.learning_rate", "1e-4"), ("train.env_steps", "1e5")])
