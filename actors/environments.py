@@ -50,9 +50,9 @@ def make_environment(settings: EnvironmentSettings, render: bool = False) -> Env
     try:
         describe_action(env.action_space)
         entries = list_entries(env.observation_space, settings.image_size, settings.grey)
-    except UserError:
+    except UserError as error:
         env.close()
-        raise
+        raise UserError(f"env.id '{settings.id}': {error}") from error
     if settings.noop_max:
         env = NoopStart(env, settings.noop_max)
     if settings.action_repeat > 1:

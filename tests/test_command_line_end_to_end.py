@@ -109,11 +109,9 @@ def test_a_run_from_beginning_to_end(
     assert main(["replay", "verify", "run"]) == 0
     assert capsys.readouterr().out == "no fault found\n"
 
-    assert main(["train", "--run", "run", "--inline", "--train.env_steps", "1103"]) == 0
-    said = capsys.readouterr().out
+    said = complete_inline(monkeypatch, capsys, tmp_path, 1103)
     for part in ("resuming run", "from the checkpoint of update 50\n", "replay: 1,003 env steps", "env steps    1,103"):
         assert part in said
-    assert_complete(path, 1103)
 
 
 def assert_filmed(path: Path, patterns: list[str]) -> None:
@@ -135,7 +133,9 @@ def tensorboard_tags(path: Path) -> set[str]:
 
 
 @pytest.mark.ray
-def test_ctrl_c_ends_cleanly_and_the_run_is_resumed(start: Start, tmp_path: Path) -> None:
+def test_ctrl_c_ends_cleanly_and_the_run_is_resumed(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A second run on the directory is refused; Ctrl-C saves, ends with 130 and leaves nothing; resuming is exact."""
     path = tmp_path / "run"
     command = start(*TRAIN, *ENDLESS)
@@ -154,50 +154,67 @@ def test_ctrl_c_ends_cleanly_and_the_run_is_resumed(start: Start, tmp_path: Path
     steps, updates = int(stopped[1]), int(stopped[2])
     assert newest_facts(path)["updates"] == updates
     assert describe(path / "replay")["total_steps"] == steps
-    resumed = start("train", "--run", "run", "--train.env_steps", str(steps + 201))
-    assert resumed.end() == 0, resumed.err
-    for part in (f"checkpoint of update {updates}\n", f"train.env_steps: 1000000 → {steps + 201}"):
-        assert part in resumed.out
-    assert_complete(path, steps + 201)
+    said = complete_inline(monkeypatch, capsys, tmp_path, steps + 201)
+    assert f"from the checkpoint of update {updates}\n" in said
+    assert f"replay: {steps:,} env steps" in said
+    assert f"train.env_steps: 1000000 → {steps + 201}" in said
 
 
 @pytest.mark.ray
-def test_a_second_ctrl_c_ends_at_once(start: Start, tmp_path: Path) -> None:
-    """While the first waits for long orders, the second ends everything within seconds."""
-    command = start(*TRAIN, *ENDLESS, "--actors.steps_per_order", "4096")
+def test_sigkill_and_a_second_ctrl_c_lose_nothing_acknowledged(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run whose driver is killed, then resumed, then ended at once by a second Ctrl-C, is completed exactly."""
+    path = tmp_path / "run"
+    first = start(*TRAIN, *ENDLESS)
+    first.wait_for("checkpoint at update", times=2)
+    first_family = first.family()
+    first.process.send_signal(signal.SIGKILL)
+    first.end()
+    acknowledged = rows(path)[-1]["env_steps"]
+
+    second = start("train", "--run", "run", "--actors.steps_per_order", "4096")
+    second.wait_for("env steps collected so far")
+    begun = re.search(r"from the checkpoint of update (\d+)\n.*replay: ([\d,]+) env steps", second.out, re.DOTALL)
+    assert begun
+    assert begun[1] in re.findall(r"checkpoint at update (\d+)", first.out)[-2:]
+    assert int(begun[2].replace(",", "")) >= acknowledged > 0
+    agents = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # Ray's own, which hold nothing; they end after a minute
+    assert [process for process in still_running(first_family, within_s=0) if process.name() not in agents] == []
+
+    wait_until_more_is_stored(path)
+    family = second.family()
+    assert len(family) > 5
+    second.interrupt()
+    time.sleep(1)
+    assert second.process.poll() is None, "the first Ctrl-C waits for the orders in flight"
+    second.interrupt()
+    assert second.end(within_s=3) == 130
+    assert "stopped at once" in second.err
+    assert still_running(family, within_s=3) == []
+    acknowledged = describe(path / "replay")["total_steps"]
+    said = complete_inline(monkeypatch, capsys, tmp_path, acknowledged + 301, "--actors.steps_per_order", "16")
+    assert f"replay: {acknowledged:,} env steps" in said
+
+
+def wait_until_more_is_stored(path: Path) -> None:
+    """Wait until some chunks were stored from now on."""
+    before = describe(path / "replay")["steps"]
     deadline = time.monotonic() + 60
-    while not any(file.stat().st_size > 5000 for file in tmp_path.glob("run/replay/segment-*")):
+    while describe(path / "replay")["steps"] < before + 200:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    family = command.family()
-    assert len(family) > 5
-    command.interrupt()
-    time.sleep(1)
-    assert command.process.poll() is None, "the first waits for the orders in flight"
-    command.interrupt()
-    assert command.end(within_s=3) == 130
-    assert "stopped at once" in command.err
-    assert still_running(family, within_s=3) == []
 
 
-@pytest.mark.ray
-def test_sigkill_of_the_driver_loses_nothing_acknowledged(start: Start, tmp_path: Path) -> None:
-    """The resumed run goes on from the last checkpoint with all that was acknowledged, and ends with exact totals."""
-    path = tmp_path / "run"
-    command = start(*TRAIN, *ENDLESS)
-    command.wait_for("checkpoint at update", times=2)
-    family = command.family()
-    command.process.send_signal(signal.SIGKILL)
-    acknowledged = rows(path)[-1]["env_steps"]
-    env_steps = acknowledged + 1501
-    resumed = start("train", "--run", "run", "--train.env_steps", str(env_steps))
-    assert resumed.end() == 0, resumed.err
-    assert still_running(family, within_s=0) == []
-    begun = re.search(r"from the checkpoint of update (\d+)\n.*replay: ([\d,]+) env steps", resumed.out, re.DOTALL)
-    assert begun
-    assert int(begun[1]) in [int(number) for number in re.findall(r"checkpoint at update (\d+)", command.out)][-2:]
-    assert int(begun[2].replace(",", "")) >= acknowledged > 0
-    assert_complete(path, env_steps)
+def complete_inline(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, env_steps: int, *flags: str
+) -> str:
+    """Resume the run in this process to so many steps, assert that it is complete, and return what it said."""
+    monkeypatch.chdir(folder)
+    capsys.readouterr()
+    assert main(["train", "--run", "run", "--inline", "--train.env_steps", str(env_steps), *flags]) == 0
+    assert_complete(folder / "run", env_steps)
+    return capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

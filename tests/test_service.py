@@ -6,6 +6,8 @@ A learner that checks every sequence stands where the real one stands.
 from __future__ import annotations
 
 import logging
+import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,16 @@ import numpy as np
 import pytest
 from counted_streams import faults_of, read_streams
 from dreamfleet.actors.environments import probe_environment
+from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.steps import StepFormat
 from dreamfleet.deploy.fleet import Fleet, Staffing
+from dreamfleet.deploy.pool import Worker, WorkerLostError
 from dreamfleet.deploy.ratio import TrainRatio
 from dreamfleet.replay.report import verify
 from shared_ray_pool import Attendant, SharedRayPool, share_ray
+from simulated_pool import SimulatedPool
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 LENGTH = 23
 """Actions per episode: chunks, orders and sequences end everywhere in it."""
 HELD_OUT_EVERY = 4
@@ -43,7 +47,7 @@ def settings_of(env_steps: int, ratio: float = 4.0, order_timeout_s: float = 300
 
 
 @pytest.fixture
-def run_fleet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[RunFleet]:
+def run_fleet(local_ray: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[RunFleet]:
     """Run a whole fleet with an attendant and a plot, and return both after all that must hold of any run was checked."""
     share_ray(monkeypatch)
     pools = []
@@ -94,6 +98,7 @@ def assert_exact(path: Path, settings: Settings, fleet: Fleet, attendant: Attend
         assert stored >= acknowledged, f"actor {actor} in incarnation {incarnation}: acknowledged steps are lost"
 
 
+@pytest.mark.ray
 def test_counting(run_fleet: RunFleet, tmp_path: Path) -> None:
     """Undisturbed, every step is stored once, every sampled sequence is what was played, and the ratio holds at all times."""
     settings = settings_of(env_steps=1201, delay_s=0.001)
@@ -122,6 +127,7 @@ def test_counting(run_fleet: RunFleet, tmp_path: Path) -> None:
     assert len(set(versions.tolist())) > 3
 
 
+@pytest.mark.ray
 def test_sigkill_of_each_process_loses_and_doubles_nothing(run_fleet: RunFleet, told: list[str]) -> None:
     """An actor, the replay and the learner are killed one after the other; each comes back and the totals are exact."""
     updates_at_kill = []
@@ -155,6 +161,7 @@ def test_sigkill_of_each_process_loses_and_doubles_nothing(run_fleet: RunFleet, 
     assert any("learner is replaced: its process was lost" in message for message in told)
 
 
+@pytest.mark.ray
 def test_environments_that_fail_or_hang_are_replaced(run_fleet: RunFleet, told: list[str], tmp_path: Path) -> None:
     """One environment raises and another hangs: each actor is named in the log, with the traceback, and replaced."""
     (tmp_path / "claims").mkdir()
@@ -169,11 +176,79 @@ def test_environments_that_fail_or_hang_are_replaced(run_fleet: RunFleet, told: 
     )  # fmt: skip
     fleet, _ = run_fleet(settings, see_both_replaced)
     assert fleet.restarts == 2
-    failed = [message for message in told if "Traceback" in message]
+    failed = [message for message in told if re.match(r"actor [01] failed:\n", message)]
     assert len(failed) == 1
-    assert failed[0].startswith("actor ")
-    assert "RuntimeError: the wheel came off" in failed[0]
-    assert "faulty_environment.py" in failed[0]
+    assert re.search(r'faulty_environment.py", line \d+, in step(.|\n)*RuntimeError: the wheel came off', failed[0])
+    assert "\x1b" not in failed[0], "no colours in a log"
     replaced = [message for message in told if "is replaced" in message]
     assert any("failed in episode 2 at step 14: RuntimeError: the wheel came off" in message for message in replaced)
     assert any("it gave no answer for 4 s" in message for message in replaced)
+
+
+@pytest.mark.ray
+def test_an_environment_that_only_the_actors_lack_ends_the_run_with_one_sentence(run_fleet: RunFleet) -> None:
+    """Where the driver has the environment and the actors' machine has not, the user hears why, and not of Ray."""
+    settings = settings_of(env_steps=500, works_in=os.getpid())
+    with pytest.raises(UserError) as caught:
+        run_fleet(settings)
+    assert re.fullmatch(r"env.id 'faulty_environment:make' could not be made with .*FileNotFoundError: the simulator is "
+                        r"not installed on this node .*", str(caught.value))  # fmt: skip
+
+
+SIMULATED = Staffing(
+    actors=2, environments=1, steps_per_order=16, updates_per_order=4, checkpoint_every=20, picture_every=1000,
+    actor_timeout_s=3.0, learner_timeout_s=60.0,
+)  # fmt: skip
+RATIO = TrainRatio(ratio=8.0, replayed_per_update=40, prefill=100, env_steps=503)
+
+
+class LosesItsLastSave(SimulatedPool):
+    """A pool whose learner dies while it writes the checkpoint after the last update."""
+
+    last_saves = 0
+
+    def _save(self, worker: Worker, facts: dict[str, Any]) -> tuple[float, Callable[[], Any]]:
+        seconds, finish = super()._save(worker, facts)
+
+        def die_or_finish() -> Any:
+            self.last_saves += self.updates == RATIO.updates
+            if self.last_saves == 1:
+                raise WorkerLostError("the simulated learner died")
+            return finish()
+
+        return seconds, die_or_finish
+
+
+def test_a_learner_that_dies_in_its_last_checkpoint_makes_it_again() -> None:
+    """A run does not count as finished before its last update is saved."""
+    pool = LosesItsLastSave()
+    fleet = Fleet(pool, SIMULATED, RATIO, clock=pool.clock)
+    fleet.run()
+    assert fleet.restarts == 1
+    assert pool.saved["updates"] == RATIO.updates == 80
+
+
+def test_a_learner_that_always_dies_at_the_same_update_ends_the_run() -> None:
+    """Updates made again after a restart are no progress: the run fails instead of going round for ever."""
+    pool = SimulatedPool(lose_learner_at=[14] * 1000)
+    fleet = Fleet(pool, SIMULATED, RATIO, clock=pool.clock, stop=lambda: pool.now > 10_000)
+    with pytest.raises(RunFailedError, match="the learner failed again and again"):
+        fleet.run()
+
+
+def test_a_slow_start_is_not_taken_for_a_hang() -> None:
+    """An actor's time limit counts from when its process is up, however long that takes on a busy machine."""
+    pool = SimulatedPool(start_s=40.0)
+    fleet = Fleet(pool, SIMULATED, RATIO, clock=pool.clock)
+    fleet.run()
+    assert fleet.restarts == 0
+
+
+def test_a_traceback_is_logged_once(told: list[str]) -> None:
+    """When an environment fails again and again in the same place, the log shows the traceback once."""
+    pool = SimulatedPool(lose=lambda actor, order: "failed" if order % 5 == 0 else "")
+    fleet = Fleet(pool, SIMULATED, RATIO, clock=pool.clock)
+    fleet.run()
+    assert fleet.restarts > 2
+    assert len([message for message in told if "Traceback" in message]) == 1
+    assert len([message for message in told if "is replaced" in message]) == fleet.restarts

@@ -29,12 +29,20 @@ class FaultyEnvironment(CountingEnvironment):
             "interrupt" sends SIGINT to the process, as Ctrl-C does.
         claims: a directory; of all lives of all actors only the first to come to a fault suffers it, and notes that here.
         picture: show only the image.
+        works_in: id of the only process in which it can be made; 0 for all.
         **kwargs: the counting environment's.
     """
 
     def __init__(
-        self, faults: dict[str, int] | None = None, claims: str = "", picture: bool = False, **kwargs: Any
+        self,
+        faults: dict[str, int] | None = None,
+        claims: str = "",
+        picture: bool = False,
+        works_in: int = 0,
+        **kwargs: Any,
     ) -> None:
+        if works_in not in {0, os.getpid()}:
+            raise FileNotFoundError("the simulator is not installed on this node")
         super().__init__(**kwargs)
         self._faults, self._claims, self._picture = dict(faults or {}), claims, picture
         self._received = -1
