@@ -149,10 +149,10 @@ class Fleet:
                 self._give_train_orders()
                 self._give_last_save_order()
                 self._turn()
+            self._end()
         except (RunFailedError, UserError):
             self._save_if_learner_lives()
             raise
-        self._end()
 
     @property
     def finished(self) -> bool:
@@ -339,26 +339,33 @@ class Fleet:
     # The end --------------------------------------------------------------------------------------------------------
 
     def _end(self) -> None:
-        """Take what is still in flight, then write a checkpoint."""
-        self._drain()
+        """Let the learner end its orders and write a checkpoint, then take what the actors still bring."""
+        self._drain([self.learner])
+        self._save()
+        self._drain(self.actors)
+
+    def _save(self) -> None:
         if self._restored and self.updates > self._saved_at:
             self._order_save()
-            self._drain()
+            self._drain([self.learner])
 
-    def _drain(self) -> None:
+    def _drain(self, slots: list[Slot]) -> None:
+        """Wait until these workers have no orders left, but not for ever."""
         deadline = self._clock() + STOP_TIMEOUT_S
-        while self._orders() and self._clock() < deadline:
+        while any(slot.orders for slot in slots) and self._clock() < deadline:
             self._turn()
-        for slot, order in self._orders():
-            log.warning("%s did not end its order '%s' within %g s", slot.name, order.kind, STOP_TIMEOUT_S)
+        for slot in slots:
+            for order in slot.orders:
+                log.warning("%s did not end its order '%s' within %g s", slot.name, order.kind, STOP_TIMEOUT_S)
 
     def _save_if_learner_lives(self) -> None:
         """After a failure, keep what was learnt; the failure itself is what the user must hear of."""
-        if self._restored and self.updates > self._saved_at:
-            try:
-                self._end()
-            except (RunFailedError, UserError) as error:
-                log.warning("no last checkpoint could be written: %s", error)
+        for slot in [*self.actors, self.learner]:
+            slot.orders.clear()  # the one that failed among them, and whatever the others bring comes too late
+        try:
+            self._save()
+        except (RunFailedError, UserError) as error:
+            log.warning("no last checkpoint could be written: %s", error)
 
 
 def _passed(before: int, after: int, every: int) -> bool:

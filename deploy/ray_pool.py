@@ -172,6 +172,12 @@ def _cause(error: RayTaskError) -> BaseException:
 
 
 def _construction_cause(error: BaseException) -> BaseException | None:
-    """Return what a worker's constructor raised, if that is why it died."""
-    creation = getattr(error, "cause", None) or error.__cause__
-    return _cause(creation) if isinstance(creation, RayTaskError) else None
+    """Return what a worker's constructor raised, if that is why it died; of that, Ray hands on the traceback's text."""
+    if not getattr(error, "actor_init_failed", False):
+        return None
+    last_line = _plain(error).strip().splitlines()[-1]
+    name, _, sentence = last_line.partition(": ")
+    for kind in (UserError, RunFailedError):
+        if name == f"{kind.__module__}.{kind.__qualname__}":
+            return kind(sentence)
+    return RuntimeError(last_line)

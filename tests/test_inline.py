@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from counted_streams import faults_of, read_streams
+from small_runs import small_settings
+
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.steps import StepFormat
@@ -21,8 +24,6 @@ from dreamfleet.deploy.train import train
 from dreamfleet.learner.checkpoints import CheckpointStore
 from dreamfleet.replay.report import verify
 from dreamfleet.replay.segment import segment_paths
-from counted_streams import faults_of, read_streams
-from small_runs import small_settings
 
 STEPS = 403
 LENGTH = 20
@@ -75,7 +76,7 @@ def files_of(path: Path) -> dict[str, bytes]:
 
 
 def assert_complete(path: Path, settings: Settings) -> None:
-    """Assert that a run made exactly the steps and updates that its settings ask for, and that all of them are stored."""
+    """Assert that a run made exactly the steps and updates that its settings ask for, and that all are stored."""
     ratio = TrainRatio.of(settings)
     state, facts = newest_checkpoint(path)
     assert state["updates"] == facts["updates"] == ratio.updates
@@ -103,9 +104,9 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def copy(finished_run: Path, tmp_path: Path) -> Iterator[Path]:
+def copy(finished_run: Path, tmp_path: Path) -> Path:
     """Return a copy of the finished run."""
-    yield Path(shutil.copytree(finished_run, tmp_path / "run"))
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
 def test_the_same_seed_gives_the_same_run(finished_run: Path, tmp_path: Path) -> None:
@@ -158,7 +159,7 @@ def test_resuming_a_finished_run_changes_nothing(copy: Path) -> None:
 
 
 def test_a_finished_run_goes_on_when_more_steps_are_wanted(copy: Path) -> None:
-    """Raising `train.env_steps` continues the run, also after its newest checkpoint was damaged, which the log tells."""
+    """Raising `train.env_steps` continues a run, from the checkpoint before if the newest is damaged; the log tells."""
     updates = newest_checkpoint(copy)[1]["updates"]
     file = copy / "checkpoints" / f"checkpoint-{updates:09d}.pt"
     file.write_bytes(file.read_bytes()[:-100])
@@ -202,17 +203,17 @@ def stored_steps_of_torn(path: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("fault", "sentence"), [({"nan_at": 6}, "its reward is nan"), ({"nan_count_at": 6}, "'count' at step .* is not finite")]
+    ("fault", "sentence"),
+    [({"nan_at": 6}, "its reward is nan"), ({"nan_count_at": 6}, "'count' at step .* is not finite")],
 )
-def test_numbers_that_are_none_end_the_run_with_their_cause(tmp_path: Path, fault: dict[str, int], sentence: str) -> None:
-    """An environment that gives NaN in reward or observation again and again fails the run, which names it and the step."""
-    settings = tiny_settings(**fault).model_copy(update={"actors": tiny_settings().actors.model_copy(update={"count": 1})})
-    assert run(tmp_path / "run", settings) == 1
+def test_numbers_that_are_none_end_the_run_with_their_cause(
+    tmp_path: Path, fault: dict[str, int], sentence: str
+) -> None:
+    """An environment that gives NaN again and again fails the run; the error names it, the episode and the step."""
+    assert run(tmp_path / "run", tiny_settings(**fault)) == 1
     log = (tmp_path / "run" / "train.log").read_text()
     failure = next(line for line in log.splitlines() if "the run failed" in line)
     for part in ("no actor is left", "'faulty_environment:make'", "actor 0, environment 0"):
         assert part in failure
-    import re
-
     assert re.search(sentence, failure)
     assert "Traceback" in log

@@ -5,26 +5,33 @@ A learner that checks every sequence stands where the real one stands.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from counted_streams import faults_of, read_streams
+from shared_ray_pool import Attendant, SharedRayPool, share_ray
+from simulated_pool import SimulatedPool
+
+from dreamfleet.actors.collector import build_collector
+from dreamfleet.actors.environment_batch import EnvironmentFailedError
 from dreamfleet.actors.environments import probe_environment
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.steps import StepFormat
-from dreamfleet.deploy.fleet import Fleet, Staffing
-from dreamfleet.deploy.pool import Worker, WorkerLostError
+from dreamfleet.deploy.fleet import Fleet, Staffing, Watcher
+from dreamfleet.deploy.pool import Worker, WorkerFailedError, WorkerLostError
 from dreamfleet.deploy.ratio import TrainRatio
+from dreamfleet.replay.client import DirectSink
+from dreamfleet.replay.replay import Replay
 from dreamfleet.replay.report import verify
-from shared_ray_pool import Attendant, SharedRayPool, share_ray
-from simulated_pool import SimulatedPool
 
 LENGTH = 23
 """Actions per episode: chunks, orders and sequences end everywhere in it."""
@@ -48,7 +55,7 @@ def settings_of(env_steps: int, ratio: float = 4.0, order_timeout_s: float = 300
 
 @pytest.fixture
 def run_fleet(local_ray: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[RunFleet]:
-    """Run a whole fleet with an attendant and a plot, and return both after all that must hold of any run was checked."""
+    """Run a whole fleet with an attendant and a plot, check what must hold of any run, and return both."""
     share_ray(monkeypatch)
     pools = []
 
@@ -81,7 +88,7 @@ def told() -> Iterator[list[str]]:
 
 
 def assert_exact(path: Path, settings: Settings, fleet: Fleet, attendant: Attendant) -> None:
-    """Assert that steps and updates are exact, and that every step is stored once, in the order in which it was played."""
+    """Assert that steps and updates are exact, and that every step is stored once, in the order of play."""
     ratio = TrainRatio.of(settings)
     assert fleet.env_steps == settings.train.env_steps
     assert fleet.updates == ratio.updates == attendant.saved_at[-1]
@@ -100,7 +107,7 @@ def assert_exact(path: Path, settings: Settings, fleet: Fleet, attendant: Attend
 
 @pytest.mark.ray
 def test_counting(run_fleet: RunFleet, tmp_path: Path) -> None:
-    """Undisturbed, every step is stored once, every sampled sequence is what was played, and the ratio holds at all times."""
+    """Undisturbed, every step is stored once, all that is sampled was played so, and the ratio holds at all times."""
     settings = settings_of(env_steps=1201, delay_s=0.001)
     staffing, ratio = Staffing.of(settings), TrainRatio.of(settings)
     in_flight = 2 * staffing.actors * staffing.steps_per_order
@@ -191,8 +198,9 @@ def test_an_environment_that_only_the_actors_lack_ends_the_run_with_one_sentence
     settings = settings_of(env_steps=500, works_in=os.getpid())
     with pytest.raises(UserError) as caught:
         run_fleet(settings)
-    assert re.fullmatch(r"env.id 'faulty_environment:make' could not be made with .*FileNotFoundError: the simulator is "
-                        r"not installed on this node .*", str(caught.value))  # fmt: skip
+    assert re.fullmatch(
+        r"env.id 'faulty_environment:make' could not be made .*: the simulator is not .*", str(caught.value)
+    )
 
 
 SIMULATED = Staffing(
@@ -219,6 +227,15 @@ class LosesItsLastSave(SimulatedPool):
         return seconds, die_or_finish
 
 
+class StartsSlowly(SimulatedPool):
+    """A pool whose processes take ten times the actors' time limit to start."""
+
+    def _started(self, worker: Worker) -> Worker:
+        started = super()._started(worker)
+        self._free_at[worker] += 30.0
+        return started
+
+
 def test_a_learner_that_dies_in_its_last_checkpoint_makes_it_again() -> None:
     """A run does not count as finished before its last update is saved."""
     pool = LosesItsLastSave()
@@ -238,7 +255,7 @@ def test_a_learner_that_always_dies_at_the_same_update_ends_the_run() -> None:
 
 def test_a_slow_start_is_not_taken_for_a_hang() -> None:
     """An actor's time limit counts from when its process is up, however long that takes on a busy machine."""
-    pool = SimulatedPool(start_s=40.0)
+    pool = StartsSlowly()
     fleet = Fleet(pool, SIMULATED, RATIO, clock=pool.clock)
     fleet.run()
     assert fleet.restarts == 0
@@ -252,3 +269,65 @@ def test_a_traceback_is_logged_once(told: list[str]) -> None:
     assert fleet.restarts > 2
     assert len([message for message in told if "Traceback" in message]) == 1
     assert len([message for message in told if "is replaced" in message]) == fleet.restarts
+
+
+def test_a_worker_that_finds_the_input_at_fault_leaves_a_checkpoint() -> None:
+    """When the run ends with a user's error or a failure of its own, what was learnt until then is saved."""
+
+    class RefusesLate(SimulatedPool):
+        def _collect(self, worker: Worker, steps: int, weights: list[Any]) -> tuple[float, Callable[[], Any]]:
+            seconds, finish = super()._collect(worker, steps, weights)
+            return seconds, finish if self.updates < 30 else refuse
+
+    def refuse() -> Any:
+        raise WorkerFailedError(UserError("the disk is full"), "trace")
+
+    pool = RefusesLate()
+    fleet = Fleet(pool, SIMULATED, RATIO, clock=pool.clock)
+    with pytest.raises(UserError, match="the disk is full"):
+        fleet.run()
+    assert pool.saved["updates"] == pool.updates >= 30
+    assert pool.saved["updates"] % SIMULATED.checkpoint_every, "a checkpoint that was not due by itself"
+
+
+def test_a_stop_saves_before_it_waits_for_slow_actors(told: list[str]) -> None:
+    """An actor that hangs while the run stops does not keep the learner from saving, and is waited for a minute at most."""
+    saved_at: list[float] = []
+
+    class Notes(Watcher):
+        def saved(self, fleet: Fleet, facts: dict[str, Any]) -> None:
+            saved_at.append(pool.now)
+
+    pool = SimulatedPool(lose=lambda actor, order: "hung" if order == 24 else "")
+    patient = dataclasses.replace(SIMULATED, actor_timeout_s=300.0)
+    stopped_at = 12.0
+    fleet = Fleet(pool, patient, RATIO, Notes(), stop=lambda: pool.now > stopped_at, clock=pool.clock)
+    fleet.run()
+    assert pool.saved["updates"] == fleet.updates > 0
+    assert stopped_at < saved_at[-1] < stopped_at + 5
+    assert pool.now < stopped_at + 70
+    assert any("did not end its order 'collect' within 60 s" in message for message in told)
+
+
+def test_an_order_queued_behind_one_that_failed_stores_no_gap(tmp_path: Path) -> None:
+    """An actor has two orders at a time: the second must not go on, after the first failed, without the steps it lost."""
+    settings = settings_of(env_steps=500)
+    step_format = StepFormat(probe_environment(settings.env))
+    replay = Replay(tmp_path, step_format, settings.replay, settings.learner.sequence_length, settings.seed)
+    collector = build_collector(settings, 0, 0, DirectSink(replay))
+    collector.collect(41)
+    second = collector._environments.environments[1]
+    step = second.step
+
+    def fail_once(action: Any) -> Any:
+        second.step = step  # type: ignore[method-assign]
+        raise RuntimeError("the wheel came off")
+
+    second.step = fail_once  # type: ignore[method-assign]
+    with pytest.raises(EnvironmentFailedError, match="the wheel came off"):
+        collector.collect(40)
+    with suppress(EnvironmentFailedError):
+        collector.collect(40)
+    replay.close()
+    for key, steps in read_streams(tmp_path, step_format).items():
+        assert faults_of(steps, LENGTH) == [], key

@@ -10,20 +10,22 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.bench.machine import ROOT, describe_machine
+from tests.bench.machine import ROOT, busy_share, describe_machine
 from tests.bench.measure import Bench, say
 from tests.bench.report import Row, render_misses, render_page, render_table, write_page
 
 PARTS = {"replay": "replay", "replay-ray": "replay_ray", "collect": "collect", "learner": "learner"}
 """Names of the parts, and the modules that measure them."""
+_BUSY = 0.1
 
 
 def main() -> None:
     """Measure the parts asked for, print the table and write the page."""
     options = _parse()
     facts = describe_machine()
-    for name, value in facts.items():
-        say(f"{name}: {value}")
+    busy_before = busy_share()
+    for line in [f"{name}: {value}" for name, value in facts.items()] + _warnings(busy_before):
+        say(line)
     begun = time.monotonic()
     rows: list[Row] = []
     methods: dict[str, str] = {}
@@ -35,11 +37,19 @@ def main() -> None:
             for row in module.measure(bench):
                 say(" | ".join(cell for cell in row.cells() if cell))
                 rows.append(row)
+    facts["busy with other work"] = f"{busy_before:.0%} of the cores before the run, {busy_share():.0%} after it"
     print(render_table(rows), render_misses(rows), sep="\n\n")
     command = shlex.join(["python", "-m", "tests.bench", *sys.argv[1:]])
     page = render_page(rows, command, facts, methods, time.monotonic() - begun)
     chosen = [] if options.only == list(PARTS) else options.only
     say(f"written to {write_page(options.out, [*chosen, *(['quick'] if options.quick else [])], page)}")
+
+
+def _warnings(busy: float) -> list[str]:
+    """Return what is to be said of a machine that does other work."""
+    if busy <= _BUSY:
+        return []
+    return [f"WARNING: {busy:.0%} of the cores are busy already; figures will be low, and ratios unreliable"]
 
 
 def _parse() -> argparse.Namespace:

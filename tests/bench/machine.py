@@ -23,15 +23,18 @@ def describe_machine() -> dict[str, str]:
     import torch  # not where it stands for every process that this package starts
 
     cores, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory().total / 2**30
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     return {
         "machine": f"{_processor()}, {cores} cores, {memory:.0f} GiB",
         "GPU": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
         "system": f"{platform.platform()}, Python {platform.python_version()}",
-        "load before the run (1, 5, 15 minutes)": load,
         "versions": ", ".join([f"dreamfleet {__version__}", *(f"{name} {_version(name)}" for name in _PACKAGES)]),
         "commit": _commit(),
     }
+
+
+def busy_share() -> float:
+    """Return how much of all cores is busy, 0 to 1, over the next two seconds."""
+    return psutil.cpu_percent(interval=2) / 100
 
 
 def _processor() -> str:

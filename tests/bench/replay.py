@@ -22,7 +22,7 @@ A `Replay` in this process, `sample` and `unpack` together, so decoding is inclu
 actors collect it (recorded steps, repeated as further streams until the store is larger than the processor's caches),
 and noise of the same shape. Yardsticks hold the same steps: `np.copyto` of as many bytes of frames into memory that
 is there already; numpy slices of arrays in memory, stacked to a batch; TorchRL's `SliceSampler` over
-`LazyMemmapStorage` and `LazyTensorStorage`, raw frames, streams as trajectories. Ours, numpy's and TorchRL's batches
+`LazyMemmapStorage` and `LazyTensorStorage`, raw frames, streams as trajectories; processor time adds up the threads of each. Ours, numpy's and TorchRL's batches
 are fresh memory each time. Memory is the resident set of a process of its own that fills its replay, goes on until it
 has turned over three times, and samples meanwhile.
 """
@@ -72,11 +72,17 @@ def _sampling(bench: Bench, name: str, recording: Recording, copies: int, size: 
     turns = take_turns(contestants, bench.choose(31, 5), warm_up=2)
     replay.close()
     yield _speed_row(f"decoded bytes, {size}×{length}, {name}", turns, batch_bytes)
+    batch = f"a batch, {size}×{length}, {name}"
     for peer in list(contestants)[2:]:
-        ratio = turns.ratio("ours", peer)
-        times = (f"{1e3 * turns.median(who):.1f} ms" for who in ("ours", peer))
-        aim = at_most(ratio, 1 / 3) if peer.startswith("TorchRL") else None
-        yield Row(NAME, f"time of a batch, {size}×{length}, {name}", next(times), f"{peer} {next(times)}", ratio, aim)
+        yield _time_row(f"time of {batch}", turns, peer, 1 / 3 if peer.startswith("TorchRL") else None)
+        if peer.startswith("TorchRL"):
+            yield _time_row(f"processor time of {batch}", turns.processor_time(), peer, None)
+
+
+def _time_row(what: str, turns: Turns, peer: str, limit: float | None) -> Row:
+    ratio = turns.ratio("ours", peer)
+    ours, theirs = (f"{1e3 * turns.median(who):.1f} ms" for who in ("ours", peer))
+    return Row(NAME, what, ours, f"{peer} {theirs}", ratio, at_most(ratio, limit) if limit else None)
 
 
 def _speed_row(what: str, turns: Turns, batch_bytes: int) -> Row:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import ray
 from counted_streams import faults_of_batch
+
 from dreamfleet.common.errors import RunFailedError
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces

@@ -1,4 +1,4 @@
-"""`python -m dreamfleet` as its users start it: in a process and a session of its own, to be watched and sent signals."""
+"""`python -m dreamfleet` in a process and a session of its own, as its users start it, to watch and to signal."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Command:
 
 
 def still_running(family: list[psutil.Process], within_s: float) -> list[psutil.Process]:
-    """Return those of the processes that have not ended within so many seconds; one that only waits to be reaped has."""
+    """Return those of the processes that have not ended within so many seconds; one that waits to be reaped has."""
     deadline = time.monotonic() + within_s
     while (alive := [process for process in family if _runs(process)]) and time.monotonic() < deadline:
         time.sleep(0.05)

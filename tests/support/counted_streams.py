@@ -1,4 +1,4 @@
-"""Checks of streams of `faulty_environment:make`, as sampled and as stored: whatever is missing, doubled or mixed up shows."""
+"""Checks of streams of `faulty_environment:make`, sampled or stored: what is missing, doubled or mixed up shows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+
 from dreamfleet.common.chunk import decode_chunk
 from dreamfleet.common.steps import StepFormat
 from dreamfleet.replay.recovery import Damage, scan
@@ -27,21 +28,21 @@ def faults_of(steps: Arrays, length: int, terminate_every: int = 2) -> list[str]
     seed, episode, number, life = steps["count"].T
     first, last = steps["is_first"], steps["is_last"]
     after_first = ~first[1:]
+    truly_ended = last & (episode % terminate_every == 0)
+    as_received = steps["action"][:-1] + FIRST_ACTION == steps["received"][1:, 0]
     rules = {
         "it is of two lives": seed == seed[0],
         "is_first is not where an episode begins": first[1:] == (number[1:] == 0),
         "the state is not reset at the first step": first[:1],
         "is_last is not where an episode ends": last == (number == length),
-        "is_terminal is not where an episode truly ends": steps["is_terminal"] == (last & (episode % terminate_every == 0)),
+        "is_terminal is not where an episode truly ends": steps["is_terminal"] == truly_ended,
         "the number of the episode is wrong": steps["episode"] == episode,
         "the reward is not the one of its observation": steps["reward"] == number,
         "a step is missing or doubled within an episode": np.diff(number)[after_first] == 1,
         "an episode ends without its last step, or another begins": last[:-1] == first[1:],
         "an episode is missing or doubled": np.diff(episode) == first[1:],
         "a step of the life is missing or doubled": np.diff(life) == after_first,
-        "the action stored is not the one received": (steps["action"][:-1] + FIRST_ACTION == steps["received"][1:, 0])[
-            after_first
-        ],
+        "the action stored is not the one received": as_received[after_first],
         "older weights acted after newer ones": np.diff(steps["version"]) >= 0,
     }
     return [f"{what}, at step {int(np.argmin(holds))}" for what, holds in rules.items() if not np.all(holds)]
@@ -65,7 +66,7 @@ def read_streams(directory: Path, step_format: StepFormat) -> dict[tuple[int, in
     """Return all that a replay stores, by (actor, incarnation, stream), in the order in which it was played.
 
     Raises:
-        AssertionError: if a stream does not begin with its first step, a chunk is missing or doubled, or a byte is damaged.
+        AssertionError: if a stream does not begin with its first step, lacks a chunk or has one twice, or is damaged.
     """
     chunks: dict[tuple[int, int, int], dict[int, tuple[int, Arrays]]] = {}
     for path in segment_paths(directory):

@@ -18,6 +18,10 @@ from gymnasium import spaces
 HANG_S = 3600.0
 
 
+_SUFFERED: list[str] = []
+"""The fault that an environment of this process suffered."""
+
+
 class FaultyEnvironment(CountingEnvironment):
     """Counts, shows the action that led to each observation, and suffers faults.
 
@@ -27,7 +31,8 @@ class FaultyEnvironment(CountingEnvironment):
     Args:
         faults: kind of fault → step of a life at which it strikes: "raise" raises an error, "hang" sleeps for an hour,
             "interrupt" sends SIGINT to the process, as Ctrl-C does.
-        claims: a directory; of all lives of all actors only the first to come to a fault suffers it, and notes that here.
+        claims: a directory; of all lives of all actors only the first to come to a fault suffers it, and notes it here;
+            a process suffers one fault at most.
         picture: show only the image.
         works_in: id of the only process in which it can be made; 0 for all.
         **kwargs: the counting environment's.
@@ -66,11 +71,14 @@ class FaultyEnvironment(CountingEnvironment):
         return super().step(action)
 
     def _claim(self, kind: str) -> bool:
-        """Return whether nobody has suffered this fault yet."""
+        """Return whether nobody has suffered this fault yet, and this process none."""
+        if _SUFFERED:
+            return False
         try:
             os.close(os.open(Path(self._claims) / kind, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             return False
+        _SUFFERED.append(kind)
         return True
 
     def _suffer(self, kind: str) -> None:

@@ -1,4 +1,4 @@
-"""The product's Ray pool on the test session's Ray, and an attendant that checks a run, keeps accounts and injects faults."""
+"""The Ray pool on the tests' own Ray, and an attendant that checks a run, keeps accounts and injects faults."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any
 
 import ray
 from checking_learner import CheckingLearner
+
+from dreamfleet.actors.environments import probe_environment
 from dreamfleet.common.settings import Settings
 from dreamfleet.deploy import ray_pool
 from dreamfleet.deploy.fleet import Fleet, Watcher
 from dreamfleet.deploy.pool import Worker
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.slot import Slot
-from dreamfleet.actors.environments import probe_environment
 
 ASK_TIMEOUT_S = 60
 
