@@ -11,10 +11,9 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from dreamfleet.actors.collector import CollectReport, build_collector
+from dreamfleet.common.notes import NoteTaker
 from dreamfleet.common.settings import Settings
 from dreamfleet.replay.client import RaySink
-
-__all__ = ["ActorProcess", "build_collector"]
 
 WEIGHTS_TIMEOUT_S = 30.0
 """New weights that do not arrive within this time are left for the next order."""
@@ -38,6 +37,7 @@ class ActorProcess:
 
     def __init__(self, settings: Settings, actor: int, incarnation: int, replay: Any) -> None:
         cv2.setNumThreads(1)
+        self._notes = NoteTaker.install()
         self._collector = build_collector(settings, actor, incarnation, RaySink(replay))
 
     def collect(self, steps: int, weights: list[tuple[int, ray.ObjectRef[np.ndarray]]]) -> CollectReport:
@@ -53,6 +53,7 @@ class ActorProcess:
         lost = sum(not self._adopt(version, reference) for version, reference in weights)
         report = self._collector.collect(steps)
         report.weights_lost = lost
+        report.notes = self._notes.take()
         return report
 
     def describe(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from dreamfleet.actors.environment_batch import EnvironmentBatch
 from dreamfleet.actors.stream import Stream
+from dreamfleet.common.notes import Note
 from dreamfleet.common.policy import Policy, make_policy
 from dreamfleet.common.seeds import derive_seed
 from dreamfleet.common.settings import Settings
@@ -55,6 +56,7 @@ class CollectReport:
         version: version of the weights that acted last.
         raw_bytes: bytes of the steps before compression; `stored_bytes` after it.
         stored_bytes: see `raw_bytes`.
+        notes: what the actor's process logged since the last order.
         weights_lost: times that newer weights could not be fetched, so that the old ones went on acting.
     """
 
@@ -65,6 +67,7 @@ class CollectReport:
     raw_bytes: int = 0
     stored_bytes: int = 0
     weights_lost: int = 0
+    notes: list[Note] = field(default_factory=list)
 
 
 class Collector:

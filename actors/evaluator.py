@@ -46,6 +46,7 @@ def play_episodes(
     seed: int,
     record: int = 0,
     max_steps: int = 0,
+    announce: Callable[[EpisodeResult, bool], None] | None = None,
 ) -> Evaluation:
     """Play episodes one after the other; episode number i always begins from the same seed, whatever went before it.
 
@@ -57,6 +58,7 @@ def play_episodes(
         record: of how many episodes, from the first on, the frames are kept: those the environment renders, or else its
             pictures as the policy sees them. An environment that has neither gives no video.
         max_steps: environment steps after which an episode is ended; 0 leaves it to the environment.
+        announce: called as each episode ends, with its result and whether `max_steps` ended it.
 
     Raises:
         UserError: if the environment cannot be made.
@@ -68,18 +70,22 @@ def play_episodes(
         for number in range(episodes):
             frames: list[np.ndarray] | None = [] if number < record else None
             reset_seed = derive_seed(seed, "evaluation", number) % 2**31
-            _play(env, policy, reset_seed, frames, max_steps, evaluation)
+            result, cut = _play(env, policy, reset_seed, frames, max_steps)
+            evaluation.episodes.append(result)
+            evaluation.cut_short += cut
             if frames:
                 evaluation.videos.append(np.stack(frames))
+            if announce:
+                announce(result, cut)
         return evaluation
     finally:
         env.close()
 
 
 def _play(
-    env: Environment, policy: Policy, seed: int, frames: list[np.ndarray] | None, max_steps: int, evaluation: Evaluation
-) -> None:
-    """Play one episode, add its result to the evaluation and its frames to `frames`."""
+    env: Environment, policy: Policy, seed: int, frames: list[np.ndarray] | None, max_steps: int
+) -> tuple[EpisodeResult, bool]:
+    """Play one episode, add its frames to `frames`, and return its result and whether `max_steps` ended it."""
     to_environment = action_converter(env.action_space)
     observation, _ = env.reset(seed=seed)
     total, length, ended = 0.0, 0, False
@@ -92,8 +98,7 @@ def _play(
         action = policy.act(batch, np.array([length == 0]))[0]
         observation, reward, terminated, truncated, _ = env.step(to_environment(action))
         total, length, ended = total + float(reward), length + 1, terminated or truncated
-    evaluation.episodes.append(EpisodeResult(total, length))
-    evaluation.cut_short += not ended
+    return EpisodeResult(total, length), not ended
 
 
 def _frame(env: Environment, observation: dict[str, np.ndarray]) -> list[np.ndarray]:

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticKnownError
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false for numbers: pydantic would take them for 1 and 0."""
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and kind in (int, float):
+            raise PydanticKnownError("int_type" if kind is int else "float_type")
+        return value
 
 
 class EnvironmentSettings(_Section):
@@ -69,7 +81,16 @@ class ReplaySettings(_Section):
     recent_steps: int = Field(10_000, ge=1)
     """How many of the newest steps `recent_fraction` draws from."""
     held_out_every: int = Field(10, ge=0)
-    """Of each stream's episodes, every so many is kept from training, to measure the model on; 0 keeps none back."""
+    """Of each stream's episodes, every so many (2 or more) is kept from training, to measure on; 0 keeps none back."""
+
+    @field_validator("held_out_every")
+    @classmethod
+    def _something_left_to_train_on(cls, every: int) -> int:
+        if every == 1:
+            raise ValueError(
+                "replay.held_out_every 1 would keep every episode from training: 0 keeps none back, 2 or more some"
+            )
+        return every
 
 
 class ModelSettings(_Section):
@@ -150,7 +171,7 @@ class LearnerSettings(_Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of forward and backward; `auto` is bfloat16 on a GPU and float32 on a CPU."""
     threads: int = Field(0, ge=0)
-    """CPU threads of the learner; 0 takes all cores."""
+    """CPU threads of the learner; 0 takes the cores that the actors leave free, at least 1; beside a GPU all cores."""
     prefetch: int = Field(2, ge=1, le=16)
     """Batches fetched ahead."""
     updates_per_order: int = Field(8, ge=1)
@@ -223,4 +244,26 @@ class Settings(_Section):
             )
         if self.model.batch_norm and self.model.encoder == "planet":
             raise ValueError("model.batch_norm true needs model.encoder strided: planet's convolutions have none")
+        return self
+
+    @model_validator(mode="after")
+    def _pictures_fit_the_encoder(self) -> Settings:
+        size = self.env.image_size  # 0: as the environment's pictures are, which is seen once there is one
+        if self.model.encoder == "planet" and size not in (0, 64):
+            raise ValueError(
+                f"model.encoder planet needs pictures of 64×64, but env.image_size is {size}: "
+                "take 64, or model.encoder strided"
+            )
+        if self.model.encoder == "strided" and size % 16:
+            raise ValueError(f"model.encoder strided needs sides divisible by 16, but env.image_size is {size}")
+        return self
+
+    @model_validator(mode="after")
+    def _sequences_fit_into_episodes(self) -> Settings:
+        limit, length = self.env.time_limit, self.learner.sequence_length
+        if not self.replay.across_episodes and 0 < limit < length - 1:
+            raise ValueError(
+                f"replay.across_episodes false with env.time_limit {limit} leaves no room for a sequence: "
+                f"an episode has at most {limit + 1} steps, learner.sequence_length is {length}"
+            )
         return self

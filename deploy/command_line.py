@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
 import shutil
 import sys
@@ -13,6 +14,7 @@ from typing import NoReturn
 
 from dreamfleet import __version__
 from dreamfleet.common.errors import UserError, nearest
+from dreamfleet.common.settings import Settings
 from dreamfleet.deploy.resolve import describe_settings, known_paths, preset_names, preset_summary, resolve
 
 
@@ -60,7 +62,7 @@ def _eval(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     run = RunDirectory(given.run).existing()
     from dreamfleet.deploy.evaluate import evaluate
 
-    return evaluate(run, episodes=given.episodes, seed=given.seed, videos=given.videos)
+    return evaluate(run, episodes=given.episodes, seed=given.seed, videos=given.videos, max_steps=given.max_steps)
 
 
 def _dream(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
@@ -130,6 +132,9 @@ def _parser() -> _Parser:
         "--seed", type=_natural, default=1_000_000, help="seed of the first episode (default: 1000000)"
     )
 
+    evaluate.add_argument("--max-steps", type=_natural, default=10_000, metavar="STEPS",
+                          help="environment steps after which an episode is cut; 0: never (default: 10000)")  # fmt: skip
+
     dream = _command(commands, "dream", "imagine recorded sequences from their actions alone: video and error")
     dream.add_argument("--run", type=Path, required=True, metavar="DIR", help="the run's directory")
     dream.add_argument("--sequences", type=_positive, default=32, help="sequences to imagine (default: 32)")
@@ -192,7 +197,8 @@ def _settings_help() -> str:
     for path, kind, default, meaning in describe_settings():
         head = path.split(".", 1)[0] if "." in path else ""
         if head != section:
-            lines.append("")
+            heading = inspect.getdoc(Settings.model_fields[head].annotation)
+            lines += ["", f"{head}: {heading}", ""]
             section = head
         lines.append(f"  --{path}  [{kind}; default: {default}]")
         lines += textwrap.wrap(meaning, width, initial_indent=" " * 6, subsequent_indent=" " * 6)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-LOGGER_NAME = "dreamfleet"
+from dreamfleet.common.notes import LOGGER_NAME
 
 
 class Console(logging.Handler):
@@ -32,6 +32,8 @@ class Console(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a log record; warnings and errors say that they are."""
+        if getattr(record, "only_to_file", False):
+            return
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         self.say(prefix + record.getMessage())
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 
 import numpy as np
 
+from dreamfleet.actors.collector import EpisodeResult
 from dreamfleet.actors.evaluator import play_episodes
 from dreamfleet.common.policy import make_policy
 from dreamfleet.common.video import write_webm
@@ -15,9 +17,23 @@ from dreamfleet.deploy.run_directory import RunDirectory
 log = logging.getLogger("dreamfleet")
 
 
-def evaluate(run: RunDirectory, episodes: int, seed: int, videos: int) -> int:
-    """Play episodes, print mean ± deviation of their returns, and write results and videos; return the exit code."""
+def evaluate(run: RunDirectory, episodes: int, seed: int, videos: int, max_steps: int) -> int:
+    """Play episodes, print each as it ends, write results and videos, and return the exit code.
+
+    Args:
+        run: whose environment and policy are used.
+        episodes: how many to play.
+        seed: of the first episode.
+        videos: how many episodes, from the first on, are filmed.
+        max_steps: environment steps after which an episode is cut; 0 never cuts one.
+    """
     settings = run.settings()
+    numbers = itertools.count()
+
+    def announce(result: EpisodeResult, cut: bool) -> None:
+        note = ", cut there by --max-steps" if cut else ""
+        print(f"  episode {next(numbers)}: return {result.total_reward:.2f}, {result.length} steps{note}", flush=True)
+
     print(f"playing {episodes} episodes of {settings.env.id} with the policy '{settings.actors.policy}'", flush=True)
     evaluation = play_episodes(
         settings.env,
@@ -25,18 +41,18 @@ def evaluate(run: RunDirectory, episodes: int, seed: int, videos: int) -> int:
         episodes,
         seed,
         record=min(videos, episodes),
+        max_steps=max_steps,
+        announce=announce,
     )
     folder = run.path / "eval"
     folder.mkdir(exist_ok=True)
     returns = np.array([episode.total_reward for episode in evaluation.episodes])
     lengths = np.array([episode.length for episode in evaluation.episodes])
-    for number, (total, length) in enumerate(zip(returns, lengths, strict=True)):
-        print(f"  episode {number}: return {total:.2f}, {length} steps")
     print(
         f"return {returns.mean():.2f} ± {returns.std():.2f} over {episodes} episodes, mean length {lengths.mean():.1f}"
     )
     results = {"policy": settings.actors.policy, "seed": seed, "returns": returns.tolist(), "lengths": lengths.tolist(),
-               "mean": float(returns.mean()), "std": float(returns.std())}  # fmt: skip
+               "cut_short": evaluation.cut_short, "mean": float(returns.mean()), "std": float(returns.std())}  # fmt: skip
     (folder / "results.json").write_text(json.dumps(results, indent=1))
     for number, frames in enumerate(evaluation.videos):
         write_webm(folder / f"episode-{number}.webm", frames, evaluation.fps)

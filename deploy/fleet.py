@@ -26,8 +26,10 @@ from dreamfleet.deploy.slot import Order, Slot
 
 ORDERS_QUEUED = 2
 """Orders each worker has at most: one that it does, and one so that it need not wait for the next."""
-STOP_TIMEOUT_S = 60.0
-"""A run that was asked to stop waits so long for the orders in flight."""
+STOP_TIMEOUT_S = 120.0
+"""A run that was asked to stop waits so long at most for the orders in flight and its last checkpoint."""
+ACTOR_PATIENCE_S = 60.0
+"""An actor may take so long for an order even if all orders before it were quick."""
 
 log = logging.getLogger("dreamfleet")
 
@@ -113,7 +115,7 @@ class Fleet:
         self.staffing = staffing
         self.ratio = ratio
         self.watcher = watcher or Watcher()
-        self.actors = [Slot(f"actor {n}", staffing.actor_timeout_s) for n in range(staffing.actors)]
+        self.actors = [Slot(f"actor {n}", staffing.actor_timeout_s, ACTOR_PATIENCE_S) for n in range(staffing.actors)]
         self.learner = Slot("learner", staffing.learner_timeout_s)
         self.env_steps = 0
         self.updates = 0
@@ -150,6 +152,7 @@ class Fleet:
                 self._give_last_save_order()
                 self._turn()
             self._end()
+            self._check_trained()
         except (RunFailedError, UserError):
             self._save_if_learner_lives()
             raise
@@ -234,7 +237,8 @@ class Fleet:
         except WorkerLostError as error:
             self._lost(slot, f"its process was lost: {error}")
         except WorkerFailedError as error:
-            if isinstance(error.cause, UserError | RunFailedError):
+            fatal = UserError if slot is not self.learner else (UserError, RunFailedError)
+            if isinstance(error.cause, fatal):  # an actor that cannot reach the replay is lost; the others may reach it
                 raise error.cause from None
             self._tell_trace(slot, error)
             self._lost(slot, str(error))
@@ -291,6 +295,14 @@ class Fleet:
         self.pool.sync_replay()
         self._give(self.learner, "save", 0, {"env_steps": self.env_steps})
 
+    def _check_trained(self) -> None:
+        """A run that collected everything and could train on nothing did not do what it was for."""
+        if self._has_all and not self._valid_starts and self.ratio.updates:
+            raise RunFailedError(
+                f"no training sequence could be cut from the {self.env_steps} steps collected: episodes or actors' "
+                "lives are shorter than learner.sequence_length, or too much is held out"
+            )
+
     # Looking after the workers --------------------------------------------------------------------------------------
 
     def _start_workers(self) -> None:
@@ -313,7 +325,7 @@ class Fleet:
         now = self._clock()
         for slot in [*self.actors, self.learner]:
             if slot.worker and slot.is_late(now):
-                self._lost(slot, f"it gave no answer for {slot.timeout_s:g} s")
+                self._lost(slot, f"it gave no answer for {slot.allowed_s:.0f} s")
 
     def _lost(self, slot: Slot, cause: str) -> None:
         """Empty a worker's slot; it is filled again by the next turn, or in a while if it failed before."""
@@ -339,31 +351,35 @@ class Fleet:
     # The end --------------------------------------------------------------------------------------------------------
 
     def _end(self) -> None:
-        """Let the learner end its orders and write a checkpoint, then take what the actors still bring."""
-        self._drain([self.learner])
-        self._save()
-        self._drain(self.actors)
-
-    def _save(self) -> None:
+        """Let the learner end its update and write a checkpoint, then take what the actors still bring."""
+        deadline = self._clock() + STOP_TIMEOUT_S
+        if self.learner.worker and self.learner.orders:
+            self.pool.hurry(self.learner.worker)
+        self._drain([self.learner], deadline)
         if self._restored and self.updates > self._saved_at:
             self._order_save()
-            self._drain([self.learner])
+            self._drain([self.learner], deadline)
+        self._drain(self.actors, deadline)
 
-    def _drain(self, slots: list[Slot]) -> None:
+    def _drain(self, slots: list[Slot], deadline: float) -> None:
         """Wait until these workers have no orders left, but not for ever."""
-        deadline = self._clock() + STOP_TIMEOUT_S
         while any(slot.orders for slot in slots) and self._clock() < deadline:
             self._turn()
         for slot in slots:
             for order in slot.orders:
-                log.warning("%s did not end its order '%s' within %g s", slot.name, order.kind, STOP_TIMEOUT_S)
+                log.warning("%s did not end its order '%s' in time", slot.name, order.kind)
 
     def _save_if_learner_lives(self) -> None:
         """After a failure, keep what was learnt; the failure itself is what the user must hear of."""
         for slot in [*self.actors, self.learner]:
             slot.orders.clear()  # the one that failed among them, and whatever the others bring comes too late
+        if not (self._restored and self.learner.worker):
+            return
         try:
-            self._save()
+            self.pool.hurry(self.learner.worker)
+            # The replay may be what failed: neither it nor a loss measured on it is asked for.
+            self._give(self.learner, "save", 0, {"env_steps": self.env_steps, "held_out_loss": None})
+            self._drain([self.learner], self._clock() + STOP_TIMEOUT_S)
         except (RunFailedError, UserError) as error:
             log.warning("no last checkpoint could be written: %s", error)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dreamfleet.actors.collector import CollectReport, build_collector
+from dreamfleet.common.notes import Note
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
 from dreamfleet.common.steps import StepFormat
@@ -96,6 +97,10 @@ class InlinePool:
         if actor:
             actor.collector.close()
 
+    def hurry(self, worker: Worker) -> None:
+        """Have the learner end its train orders after the update it is at."""
+        worker.target.hurry()
+
     def give(self, worker: Worker, method: str, *arguments: Any) -> InlineFuture:
         """Take an order, to be carried out when it is waited for."""
         return InlineFuture(lambda: getattr(self._target(worker), method)(*arguments))
@@ -121,6 +126,10 @@ class InlinePool:
     def replay_stats(self) -> dict[str, float]:
         """Ask the replay for its figures."""
         return self._replay.stats()
+
+    def replay_notes(self) -> list[Note]:
+        """Return nothing: the replay logs to this process's log."""
+        return []
 
     def sync_replay(self) -> None:
         """Have the replay write all it holds through to the disk."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from dreamfleet.common.notes import Note
+
 
 class WorkerLostError(Exception):
     """A worker's process died, hangs or cannot be reached: what it was doing is lost, a new one may do better."""
@@ -61,6 +63,10 @@ class Pool(Protocol):
         """End a worker at once, whatever it is doing."""
         ...
 
+    def hurry(self, worker: Worker) -> None:
+        """Have the learner end its train orders after the update it is at."""
+        ...
+
     def give(self, worker: Worker, method: str, *arguments: Any) -> Any:
         """Give an order and return its future."""
         ...
@@ -84,6 +90,10 @@ class Pool(Protocol):
 
     def replay_stats(self) -> dict[str, float]:
         """Ask the replay for its figures."""
+        ...
+
+    def replay_notes(self) -> list[Note]:
+        """Return what the replay logged since the last call, if it runs in another process."""
         ...
 
     def sync_replay(self) -> None:

@@ -17,9 +17,11 @@ from ray.exceptions import (
     RayError,
     RayTaskError,
 )
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dreamfleet.actors.actor import ActorProcess
 from dreamfleet.common.errors import RunFailedError, UserError
+from dreamfleet.common.notes import Note
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
 from dreamfleet.common.steps import StepFormat
@@ -37,7 +39,9 @@ KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": "1000000000",
     "MALLOC_TOP_PAD_": "268435456",
 }
-"""Has glibc keep freed memory: a CPU learner asks for the same again at every update, and page faults cost it a sixth."""
+"""Has glibc keep freed memory: a CPU learner asks for it again at every update, and page faults cost it a sixth."""
+
+log = logging.getLogger("dreamfleet")
 
 
 class RayPool:
@@ -59,9 +63,26 @@ class RayPool:
         self._spaces = spaces
         self._run = run
         _start_ray(settings, address)
+        try:
+            self._begin()
+        except BaseException:
+            ray.shutdown()
+            raise
+
+    def _begin(self) -> None:
+        """Look at what the cluster has, and start the replay."""
+        settings, run = self._settings, self._run
+        cpus = int(ray.cluster_resources().get("CPU", 0))
+        if cpus < settings.actors.count + 1:
+            raise UserError(f"actors.count {settings.actors.count} needs {settings.actors.count + 1} CPUs with the "
+                            f"learner, but the cluster has {cpus}.")  # fmt: skip
         self._has_gpu = settings.learner.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
         self._replay_server = start_replay_server(
-            run.replay.resolve(), StepFormat(spaces), settings.replay, settings.learner.sequence_length, settings.seed
+            run.replay.resolve(),
+            StepFormat(self._spaces),
+            settings.replay,
+            settings.learner.sequence_length,
+            settings.seed,
         )
         self._replay = RayReplay(self._replay_server)
 
@@ -76,7 +97,10 @@ class RayPool:
     def start_learner(self) -> Worker:
         """Start the learner process, with a GPU if the cluster has one."""
         threads = self._settings.learner.threads or os.cpu_count() or 1
+        # Beside the replay, on the node that has the run's directory: checkpoints go there.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options: dict[str, Any] = {
+            "scheduling_strategy": here,
             "num_cpus": 0 if self._has_gpu else 1,
             "num_gpus": int(self._has_gpu),
             "max_restarts": 0,
@@ -92,6 +116,10 @@ class RayPool:
     def stop(self, worker: Worker) -> None:
         """Kill a worker's process."""
         ray.kill(worker.target)
+
+    def hurry(self, worker: Worker) -> None:
+        """Have the learner end its train orders after the update it is at."""
+        worker.target.hurry.remote()
 
     def give(self, worker: Worker, method: str, *arguments: Any) -> Any:
         """Give an order and return its reference."""
@@ -133,6 +161,10 @@ class RayPool:
         """Ask the replay for its figures."""
         return dict(self._replay.stats())
 
+    def replay_notes(self) -> list[Note]:
+        """Return what the replay logged since the last call."""
+        return self._replay.notes()
+
     def sync_replay(self) -> None:
         """Have the replay write all it holds through to the disk."""
         self._replay.sync()
@@ -141,6 +173,8 @@ class RayPool:
         """Close the replay and leave Ray, which ends all that this process started."""
         try:
             self._replay.close()
+        except RunFailedError as error:
+            log.warning("the replay was not closed in order, what it acknowledged is on disk: %s", error)
         finally:
             ray.shutdown()
 

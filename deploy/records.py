@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,11 +24,17 @@ class Records:
     """
 
     def __init__(self, run: RunDirectory) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self._run = run
         self._metrics = run.metrics_file.open("a", buffering=1)
-        self._board = SummaryWriter(str(run.tensorboard))
+        self._board: Any = None
+
+    def begin(self, updates: int) -> None:
+        """Begin to record after so many updates; TensorBoard drops what a lost learner had recorded beyond them."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        if self._board:
+            self._board.close()
+        self._board = SummaryWriter(str(self._run.tensorboard), purge_step=updates + 1 if updates else None)
 
     def scalars(self, values: Mapping[str, float], env_steps: int, updates: int) -> None:
         """Write one row of scalars; TensorBoard's axis is the number of updates."""
@@ -58,12 +65,8 @@ class Records:
         writer.add_summary(Summary(value=[Summary.Value(tag=f"{name}/video", image=image)]), updates)
         return file
 
-    def flush(self) -> None:
-        """Hand what was written to the operating system."""
-        self._metrics.flush()
-        self._board.flush()
-
     def close(self) -> None:
         """Write what is left and close the files."""
         self._metrics.close()
-        self._board.close()
+        if self._board:
+            self._board.close()

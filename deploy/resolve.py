@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import types
 import typing
@@ -58,14 +59,14 @@ def resolve(presets: Sequence[str] = (), flags: Sequence[tuple[str, str]] = (), 
         base: a file of resolved settings to start from: a run's `config.yaml`.
 
     Raises:
-        UserError: for an unknown preset or setting, a wrong type or value, or settings that do not fit together.
+        UserError: for an unknown preset or setting, presets that stand on each other, a wrong type or value, or
+            settings that do not fit together.
     """
     merged: dict[str, Any] = {}
     sources: dict[str, str] = {}
     files = [(base, f"file {base}")] if base else []
-    files += [_find_preset(preset) for preset in presets]
-    for path, source in files:
-        layer = read_yaml(path, source)
+    files += [_find_preset(preset, "flag --preset") for preset in presets]
+    for layer, source in itertools.chain.from_iterable(_layers(path, source) for path, source in files):
         _forget_other_environment(merged, layer)
         _merge(merged, layer, source, sources)
     for path_text, text in sorted(flags, key=lambda flag: flag[0] != "env.id"):  # the environment before its arguments
@@ -133,15 +134,35 @@ def _forget_other_environment(merged: dict[str, Any], layer: Mapping[str, Any]) 
         before.pop("kwargs", None)
 
 
-def _find_preset(preset: str) -> tuple[Path, str]:
-    """Return a preset's file and how to name it in an error."""
+def _layers(path: Path, source: str, above: tuple[Path, ...] = ()) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield a file's layers with their names, the lowest first: the presets that its key `presets` names, then its own.
+
+    Args:
+        path: of the file.
+        source: how to name it in an error.
+        above: the files that stand on this one.
+    """
+    if path.resolve() in above:
+        raise UserError(f"{source}: stands on itself: its 'presets' lead back to it.")
+    layer = read_yaml(path, source)
+    names = layer.pop("presets", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{source}: presets is {names!r}, but must be a list of names such as [small].")
+    for name in names:
+        below = _find_preset(name, f"{source}: presets", path.parent)
+        yield from _layers(*below, (*above, path.resolve()))
+    yield layer, source
+
+
+def _find_preset(preset: str, where: str, folder: Path = Path()) -> tuple[Path, str]:
+    """Return a preset's file and how to name it in an error; a file's path begins in `folder`."""
     if preset in preset_names():
         return PRESET_FOLDER / f"{preset}.yaml", f"preset '{preset}'"
-    path = Path(preset)
+    path = folder / preset
     if path.suffix in {".yaml", ".yml"} and path.is_file():
-        return path, f"file {preset}"
+        return path, f"file {path}"
     hint = nearest(preset, preset_names()) or f" Built in are: {', '.join(preset_names())}."
-    raise UserError(f"flag --preset: '{preset}' is neither a built-in preset nor a YAML file that exists.{hint}")
+    raise UserError(f"{where}: '{preset}' is neither a built-in preset nor a YAML file that exists.{hint}")
 
 
 def _parse_value(text: str, source: str) -> Any:
@@ -188,6 +209,8 @@ def _sentence(error: ValidationError, sources: Mapping[str, str]) -> str:
     if found["type"] == "literal_error" and isinstance(value, str):
         hint = nearest(value, re.findall(r"'([^']+)'", found["ctx"]["expected"]))
     shown = "a group of settings" if isinstance(value, dict) else f"{value!r}"
+    if isinstance(value, bool):
+        shown = str(value).lower()  # as YAML spells it
     return f"{source}: {path} is {shown}, but must be {wanted}.{hint}"
 
 
@@ -197,6 +220,7 @@ _WANTED = {
     "int_from_float": "a whole number",
     "float_parsing": "a number",
     "float_type": "a number",
+    "finite_number": "a finite number",
     "bool_parsing": "true or false",
     "bool_type": "true or false",
     "string_type": "text",

@@ -1,4 +1,4 @@
-"""One actor's place in the fleet: who fills it, its orders, and how often it failed."""
+"""A worker's place in the fleet: who fills it, its orders, and how often it failed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ class Slot:
 
     Attributes:
         name: for the log.
-        timeout_s: an order may take so long.
+        timeout_s: an order may take so long at most.
+        patience_s: once orders have been answered, the next may take ten times as long as the slowest, and at least
+            this long; so a hung environment is found soon, and a slow one is not taken for hung. 0: always `timeout_s`.
         worker: who fills it; None while it waits to be filled again.
         orders: given and not answered, oldest first.
         failures: in a row.
@@ -52,6 +54,7 @@ class Slot:
 
     name: str
     timeout_s: float
+    patience_s: float = 0.0
     worker: Worker | None = None
     orders: deque[Order] = field(default_factory=deque)
     failures: int = 0
@@ -62,6 +65,7 @@ class Slot:
     version: int = -1
     _idle_since: float | None = None
     _has_answered: bool = False
+    _slowest_s: float = 0.0
 
     def gave(self, order: Order, now: float) -> None:
         """Note an order that was given."""
@@ -74,6 +78,7 @@ class Slot:
         """Note that an order was answered: the next one begins."""
         self.orders.remove(order)
         self._has_answered = True
+        self._slowest_s = max(self._slowest_s, now - order.begun)
         if self.orders:
             self.orders[0].begun = max(self.orders[0].begun, now)
         else:
@@ -86,6 +91,7 @@ class Slot:
     def lost(self, now: float, cause: str) -> int:
         """Empty the slot after its worker failed; return the amount of its unanswered orders."""
         unanswered = sum(order.amount for order in self.orders if order.kind == "collect")
+        self.idle_s = self.idle_until(now)
         self.orders.clear()
         self.worker = None
         self.version = -1
@@ -103,5 +109,11 @@ class Slot:
 
     def is_late(self, now: float) -> bool:
         """Whether the order at the head of the queue has taken too long."""
-        allowed_s = self.timeout_s + (0.0 if self._has_answered else START_S)
-        return bool(self.orders) and now - self.orders[0].begun > allowed_s
+        return bool(self.orders) and now - self.orders[0].begun > self.allowed_s
+
+    @property
+    def allowed_s(self) -> float:
+        """How long the order at the head of the queue may take."""
+        if not self._has_answered:
+            return self.timeout_s + START_S
+        return min(self.timeout_s, max(self.patience_s, 10.0 * self._slowest_s)) if self.patience_s else self.timeout_s

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import closing
 from pathlib import Path
 
 from dreamfleet import __version__
@@ -56,6 +57,9 @@ def train(run: RunDirectory, settings: Settings, inline: bool, address: str | No
             run.write(settings, spaces)
         try:
             return _run_fleet(run, settings, spaces, inline, address, console, stop)
+        except UserError as error:
+            log.error("%s", error, extra={"only_to_file": True})  # noqa: TRY400 (the command line prints it)
+            raise
         except RunFailedError as error:
             log.error("the run failed: %s", error)  # noqa: TRY400 (the sentence is what the user needs)
             log.info(
@@ -110,16 +114,11 @@ def _run_fleet(
     """Run the fleet to its end, then say how it went."""
     from dreamfleet.deploy.records import Records
 
-    pool = _open_pool(run, settings, spaces, inline, address)
-    records = Records(run)
-    watcher = RunWatcher(settings, records, console, on_restored=lambda: run.write(settings, spaces))
-    fleet = Fleet(pool, Staffing.of(settings), TrainRatio.of(settings), watcher, stop=lambda: bool(stop))
-    try:
+    with closing(_open_pool(run, settings, spaces, inline, address)) as pool, closing(Records(run)) as records:
+        watcher = RunWatcher(settings, records, console, on_restored=lambda: run.write(settings, spaces))
+        fleet = Fleet(pool, Staffing.of(settings), TrainRatio.of(settings), watcher, stop=lambda: bool(stop))
         fleet.run()
         watcher.write_last_row(fleet)
-    finally:
-        records.close()
-        pool.close()
     if stop:
         log.info("stopped at %d env steps and %d updates; `dreamfleet train --run %s` goes on.", fleet.env_steps,
                  fleet.updates, run.path)  # fmt: skip

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dreamfleet.common.notes import Note
 from dreamfleet.common.settings import Settings
 from dreamfleet.deploy.console import Console
 from dreamfleet.deploy.fleet import Fleet, Watcher
@@ -36,9 +37,7 @@ class RunWatcher(Watcher):
         on_restored: called when the learner is up and its checkpoint, if any, fits the settings.
     """
 
-    def __init__(
-        self, settings: Settings, records: Records, console: Console, on_restored: Callable[[], None]
-    ) -> None:
+    def __init__(self, settings: Settings, records: Records, console: Console, on_restored: Callable[[], None]) -> None:
         self.first_metrics: dict[str, float] = {}
         self.last_metrics: dict[str, float] = {}
         self.last_picture: Path | None = None
@@ -48,6 +47,7 @@ class RunWatcher(Watcher):
         self._records = records
         self._console = console
         self._on_restored = on_restored
+        self._is_begun = False
         self._sums: dict[str, list[float]] = defaultdict(list)
         self._row_due = time.monotonic() + settings.records.log_every_s
         self._status_due = 0.0
@@ -55,6 +55,8 @@ class RunWatcher(Watcher):
     def restored(self, fleet: Fleet, decisions: list[str]) -> None:
         """Say what the learner chose by itself, and what there is to go on with."""
         self._on_restored()
+        self._records.begin(fleet.updates)
+        self._is_begun = True
         for decision in decisions:
             log.info("learner: %s", decision)
         if fleet.env_steps:
@@ -66,7 +68,7 @@ class RunWatcher(Watcher):
         """Keep the order's metrics for the next row."""
         del fleet
         self.first_metrics = self.first_metrics or dict(report.metrics)
-        self.last_metrics = dict(report.metrics)
+        self.last_metrics = dict(report.metrics) or self.last_metrics
         seconds = sum(report.timings.values()) or 1.0
         for name, value in report.metrics.items():
             self._sums[name].append(value)
@@ -76,8 +78,13 @@ class RunWatcher(Watcher):
             self.progress.batch_wait_s += report.timings.get("wait", 0.0)
 
     def collected(self, fleet: Fleet, slot: Slot, report: Any) -> None:
-        """Keep the episodes' results for the next row."""
+        """Log what the actor had to say; keep the episodes' results and how its time divides for the next row."""
         del fleet, slot
+        _log_notes(report.notes)
+        seconds = sum(report.timings.values()) or 1.0
+        for name, value in report.timings.items():
+            self._sums[f"actor/{name}_fraction"].append(value / seconds)
+        self._sums["actor/weights_lost"].append(report.weights_lost)
         for episode in report.episodes:
             self._sums["episode/return"].append(episode.total_reward)
             self._sums["episode/length"].append(episode.length)
@@ -105,20 +112,27 @@ class RunWatcher(Watcher):
             pause = TERMINAL_STATUS_S if self._console.is_terminal else self._settings.records.log_every_s
             self._status_due = now + pause
             self._console.status(self.progress.line(self.last_metrics.get("loss/total")))
-        if now >= self._row_due:
+        if self._is_begun and now >= self._row_due:
             self._row_due = now + self._settings.records.log_every_s
             self.write_row(fleet)
 
     def write_last_row(self, fleet: Fleet) -> None:
         """Write what has come in since the last row."""
-        if self.progress:
+        if self.progress and self._is_begun:
             self.progress.read()
             self.write_row(fleet)
 
     def write_row(self, fleet: Fleet) -> None:
         """Write the means since the last row, and the figures of fleet and replay."""
         assert self.progress
+        _log_notes(fleet.pool.replay_notes())
         row = {name: sum(values) / len(values) for name, values in self._sums.items()}
         self._sums.clear()
         row |= {f"replay/{name}": value for name, value in fleet.pool.replay_stats().items()}
         self._records.scalars(row | self.progress.scalars(), fleet.env_steps, fleet.updates)
+
+
+def _log_notes(notes: list[Note]) -> None:
+    """Write what a worker's process logged to the run's log."""
+    for level, text in notes:
+        log.log(level, "%s", text)

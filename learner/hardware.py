@@ -33,17 +33,19 @@ class Hardware:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
 
 
-def choose_hardware(settings: LearnerSettings) -> Hardware:
+def choose_hardware(settings: LearnerSettings, busy_cores: int) -> Hardware:
     """Choose device, precision and threads as the settings say, or as the machine suggests, and set the threads.
+
+    Args:
+        settings: the learner's.
+        busy_cores: cores that other processes of the run keep busy: a learner on the CPU leaves these to them.
 
     Raises:
         UserError: if a GPU is asked for and there is none.
     """
     device, device_reason = _choose_device(settings)
     bfloat16, precision_reason = _choose_precision(settings, device)
-    threads, threads_reason = settings.threads, "as learner.threads says"
-    if threads == 0:
-        threads, threads_reason = len(os.sched_getaffinity(0)), "all cores that this process may use"
+    threads, threads_reason = _choose_threads(settings, device, busy_cores)
     torch.set_num_threads(threads)
     return Hardware(
         device,
@@ -77,3 +79,20 @@ def _choose_precision(settings: LearnerSettings, device: torch.device) -> tuple[
     if not torch.cuda.is_bf16_supported(including_emulation=False):
         return False, "since this GPU has no bfloat16"
     return True, "since the GPU is faster with it; parameters, losses and distributions stay float32"
+
+
+def _choose_threads(settings: LearnerSettings, device: torch.device, busy_cores: int) -> tuple[int, str]:
+    if settings.threads:
+        return settings.threads, "as learner.threads says"
+    cores = _usable_cores()
+    if device.type != "cpu" or not busy_cores:
+        return cores, "all cores that this process may use"
+    if cores > busy_cores:
+        return cores - busy_cores, f"of {cores} cores that this process may use, less {busy_cores} for the actors"
+    return 1, f"the least: the actors, {busy_cores}, keep busy all {cores} cores that this process may use"
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS binds no process to cores

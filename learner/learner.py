@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ class Learner:
         self._run_directory = Path(run_directory)
         self._prefetch = prefetch
         self._format = StepFormat(spaces)
-        self._hardware = choose_hardware(settings.learner)
+        self._hardware = choose_hardware(settings.learner, settings.actors.count if prefetch else 0)
         self.decisions = list(self._hardware.decisions)
         self._device = self._hardware.device
         torch.manual_seed(derive_seed(settings.seed, "model"))
@@ -105,12 +106,13 @@ class Learner:
         self._checkpoints = CheckpointStore(self._run_directory / "checkpoints", settings.records.checkpoints_kept)
         self._checkpoints.remove_unfinished()
         self._source: BatchSource[dict[str, Tensor]] | None = None
+        self._hurried = threading.Event()
         self.updates = 0
 
     # Training -------------------------------------------------------------------------------------------------------
 
     def train(self, updates: int) -> TrainReport:
-        """Make so many updates.
+        """Make so many updates, or fewer once `hurry` was called.
 
         Raises:
             NotFiniteLossError: before an update from a loss or gradient that is not finite; those before it are made.
@@ -119,18 +121,24 @@ class Learner:
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self._device))
         staleness: list[np.ndarray] = []
         for _ in range(updates):
+            if self._hurried.is_set():
+                break
             batch, metrics = self._make_next_update(stopwatch)
             staleness.append(self.updates - batch["version"].numpy())
             self.updates += 1
             for name, value in metrics.items():
                 sums[name] += value
         means = {}
-        if updates:
+        if staleness:
             values = torch.stack(list(sums.values())).tolist()  # all in one transfer
-            means = {name: value / updates for name, value in zip(sums, values, strict=True)}
+            means = {name: value / len(staleness) for name, value in zip(sums, values, strict=True)}
             means["staleness/mean"] = float(np.mean(staleness))
             means["staleness/max"] = float(np.max(staleness))
         return TrainReport(self.updates, means, dict(stopwatch.seconds))
+
+    def hurry(self) -> None:
+        """Make no further update after the one being made; may be called from another thread."""
+        self._hurried.set()
 
     def _make_next_update(self, stopwatch: Stopwatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the batch and the metrics of the next update, made."""

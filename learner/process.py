@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from dreamfleet.common.notes import NoteTaker
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
 from dreamfleet.learner.learner import Learner, TrainReport
@@ -28,12 +29,14 @@ class LearnerProcess:
     """
 
     def __init__(self, settings: Settings, spaces: dict[str, Any], replay: Any, run_directory: str) -> None:
+        self._notes = NoteTaker.install()
         learner = Learner(settings, Spaces.from_json(spaces), RayReplay(replay), Path(run_directory), prefetch=True)
         self._learner = PublishingLearner(learner, settings.learner.publish_every, ray.put)
 
     def restore(self) -> Restored:
         """Go on from the newest checkpoint, if any."""
-        return self._learner.restore()
+        restored = self._learner.restore()
+        return restored._replace(decisions=[*restored.decisions, *(text for _, text in self._notes.take())])
 
     def train(self, updates: int) -> tuple[TrainReport, list[tuple[int, Any]]]:
         """Make so many updates; return the report, and the weights if a new version was due."""
@@ -50,6 +53,11 @@ class LearnerProcess:
     def illustrate(self) -> Pictures | None:
         """Return pictures of what the model sees and predicts, or None while there is no sequence for them."""
         return self._learner.illustrate()
+
+    @ray.method(concurrency_group="health")
+    def hurry(self) -> None:
+        """End train orders after the update being made."""
+        self._learner.hurry()
 
     @ray.method(concurrency_group="health")
     def ping(self) -> int:

@@ -53,6 +53,10 @@ class PublishingLearner:
         timings = {**report.timings, "publish": time.perf_counter() - begun}
         return dataclasses.replace(report, timings=timings), published
 
+    def hurry(self) -> None:
+        """End train orders after the update being made: those under way and all that follow."""
+        self._learner.hurry()
+
     def publish(self) -> list[tuple[int, Any]]:
         """Publish the weights as they are now."""
         version, flat = self._learner.weights()

@@ -8,8 +8,8 @@ import numpy as np
 
 _ROW = np.dtype(
     [
-        ("stream", np.int32), ("sequence", np.int64), ("first_step", np.int64), ("episode", np.int32),
-        ("steps", np.int16), ("first_mask", np.uint64), ("valid", np.uint64), ("segment", np.int32),
+        ("stream", np.int32), ("sequence", np.int64), ("first_step", np.int64), ("steps", np.int16),
+        ("first_mask", np.uint64), ("held_out", np.uint64), ("valid", np.uint64), ("segment", np.int32),
         ("offset", np.int64), ("front_bytes", np.int32), ("oldest_version", np.int32), ("newest_version", np.int32),
         ("listed", np.bool_),
     ]
@@ -23,9 +23,9 @@ class Row(NamedTuple):
         stream: number of its stream in the index.
         sequence: its place in the stream.
         first_step: number of its first step in the stream.
-        episode: number of the episode its first step belongs to.
         steps: how many it holds; 0 once the chunk is gone.
         first_mask: bit t is `is_first` of step t.
+        held_out: bit t tells whether step t belongs to an episode that is held out.
         valid: bit t tells whether a training sequence may start at step t.
         segment: number of the segment it lies in.
         offset: where its record begins there.
@@ -38,9 +38,9 @@ class Row(NamedTuple):
     stream: int
     sequence: int
     first_step: int
-    episode: int
     steps: int
     first_mask: int
+    held_out: int
     valid: int
     segment: int
     offset: int

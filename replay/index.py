@@ -55,7 +55,7 @@ class Index:
     Args:
         sequence_length: T.
         across_episodes: whether a sequence may run on into the next episode.
-        held_out_every: of each stream's episodes every so many is never trained on; 0 holds none out.
+        held_out_every: of each stream's episodes every so many is never trained on; see `StartRules`.
     """
 
     def __init__(self, sequence_length: int, across_episodes: bool, held_out_every: int) -> None:
@@ -81,9 +81,10 @@ class Index:
         key = header.key
         number = self._stream_number(key[:3])
         front_bytes = header.blocks[0].offset + header.blocks[0].stored_bytes
+        held_out = self._rules.held_out_steps(header)
         row = Row(
-            number, key.sequence, header.first_step, header.episode, header.steps, header.first_mask, 0,
-            location.segment, location.offset, front_bytes, header.oldest_version, header.newest_version, False,
+            number, key.sequence, header.first_step, header.steps, header.first_mask, held_out, 0, location.segment,
+            location.offset, front_bytes, header.oldest_version, header.newest_version, False,
         )  # fmt: skip
         chunk = self._table.add(row)
         self._streams[number].chunks[key.sequence] = chunk
@@ -91,7 +92,7 @@ class Index:
         self.chunks += 1
         self.steps += header.steps
         self.episodes += header.first_mask.bit_count()
-        if self._rules.held_out_steps(row):
+        if held_out:
             self._held_out.add(chunk)
         self._refresh(number, key.sequence)
 

@@ -43,6 +43,8 @@ class Replay:
         sequence_length: T, in steps.
         seed: the run's.
         lock_wait_s: how long to wait for another process that has the directory open.
+        read_only: change nothing in the directory and take no lock, so that another process may be writing to it: seen
+            is what was stored when it was opened. Nothing may be appended.
 
     Raises:
         UserError: if the directory is in use, holds steps of another format, or the capacity is too small to work with.
@@ -56,16 +58,16 @@ class Replay:
         sequence_length: int,
         seed: int,
         lock_wait_s: float = 0,
+        read_only: bool = False,
     ) -> None:
         self._step_format = step_format
         self._settings = settings
         self._length = sequence_length
         self._seed = seed
         self._directory = directory
-        self._capacity_bytes = int(settings.capacity_gb * 1e9)
+        self._capacity = (int(settings.capacity_gb * 1e9), settings.capacity_steps)
         segment_bytes, segment_steps = _segment_size(settings, step_format)
-        directory.mkdir(parents=True, exist_ok=True)
-        self._directory_lock = DirectoryLock(directory, lock_wait_s)
+        self._directory_lock = None if read_only else _lock_directory(directory, lock_wait_s)
         self._writing = threading.Lock()  # taken before `_lock`; held through writes and syncs, which may be slow
         self._lock = (
             threading.Lock()
@@ -74,10 +76,10 @@ class Replay:
         self._is_closed = False
         try:
             self._index = Index(sequence_length, settings.across_episodes, settings.held_out_every)
-            self._log = SegmentLog(directory, step_format, segment_bytes, segment_steps)
+            self._log = SegmentLog(directory, step_format, segment_bytes, segment_steps, read_only)
             self._recover()
         except BaseException:
-            self._directory_lock.release()
+            self._let_go()
             raise
 
     @property
@@ -104,6 +106,7 @@ class Replay:
             DamagedChunkError: if the bytes are damaged or of another format.
             UserError: if the disk is full.
         """
+        assert self._directory_lock, "a replay opened read-only takes no record"
         view = record.data if isinstance(record, np.ndarray) else memoryview(record)
         header = check_record(self._step_format, view)
         with self._writing:
@@ -112,7 +115,7 @@ class Replay:
                     self._duplicates += 1
                     return False
             try:
-                if self._log.is_full(len(view), header.steps):
+                if self._needs_roll(len(view), header.steps):
                     self._roll()
                 location = self._log.append(view, header.steps)
             except OSError as error:
@@ -181,6 +184,7 @@ class Replay:
 
     def sync(self) -> None:
         """Wait until everything stored outlives the machine's end too."""
+        assert self._directory_lock, "a replay opened read-only has nothing to sync"
         with self._writing:
             self._log.sync()
 
@@ -190,10 +194,9 @@ class Replay:
             if self._is_closed:
                 return
             self._is_closed = True
-            self._log.sync()
             with self._lock:
                 self._log.close()
-            self._directory_lock.release()
+            self._let_go()
 
     def _recover(self) -> None:
         """Fill the index from the log, and drop what is too much for a capacity that became smaller."""
@@ -202,12 +205,16 @@ class Replay:
                 self._index.add(header, location)
         self._index.remember_dropped(self._log.newest_header.dropped)
         self._index.next_incarnation = max(self._index.next_incarnation, self._log.newest_header.next_incarnation)
-        if self._log.excess(self._capacity_bytes, self._settings.capacity_steps):
+        if self._directory_lock and self._log.excess(*self._capacity):
             self._roll()
 
+    def _needs_roll(self, record_bytes: int, steps: int) -> bool:
+        """Whether the newest segment is full, or what is stored with this record would be more than the capacity."""
+        return self._log.is_full(record_bytes, steps) or bool(self._log.excess(*self._capacity, (record_bytes, steps)))
+
     def _roll(self) -> None:
-        """Begin a new segment and drop the oldest ones that then are too many."""
-        excess = self._log.excess(self._capacity_bytes, self._settings.capacity_steps)
+        """Begin a new segment and drop the oldest ones, so that what is kept and the new one when full fit."""
+        excess = self._log.excess(*self._capacity, self._log.full_segment)
         with self._lock:
             self._index.evict(excess)
             header = SegmentHeader(
@@ -248,12 +255,21 @@ class Replay:
                 for source in sources:
                     source.segment.unpin()
 
+    def _let_go(self) -> None:
+        if self._directory_lock:
+            self._directory_lock.release()
+
     def _refuse_full_disk(self, error: OSError) -> None:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise UserError(
                 f"{self._directory}: the disk is full at {self._log.bytes_stored / 1e9:.2f} GB of replay: free some "
                 f"space, or lower replay.capacity_gb, which is {self._settings.capacity_gb}."
             ) from error
+
+
+def _lock_directory(directory: Path, wait_s: float) -> DirectoryLock:
+    directory.mkdir(parents=True, exist_ok=True)
+    return DirectoryLock(directory, wait_s)
 
 
 def _segment_size(settings: ReplaySettings, step_format: StepFormat) -> tuple[int, int]:

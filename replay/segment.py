@@ -165,6 +165,20 @@ def segment_paths(directory: Path) -> list[Path]:
     return sorted(directory.glob(f"segment-*{SUFFIX}"), key=segment_number)
 
 
+def open_segments(directory: Path, writable: bool) -> list[Segment]:
+    """Open the segments of a directory, oldest first; those that another process drops meanwhile are left out.
+
+    The newest is opened first: the oldest are dropped first, so that none is missing between those that were there.
+    """
+    segments: list[Segment] = []
+    for path in reversed(segment_paths(directory)):
+        try:
+            segments.append(Segment(path, writable))
+        except FileNotFoundError:
+            break
+    return segments[::-1]
+
+
 def segment_number(path: Path) -> int:
     """Return the number in a segment file's name."""
     return int(path.stem.removeprefix("segment-"))

@@ -11,7 +11,7 @@ from dreamfleet.common.chunk import ChunkHeader
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.steps import StepFormat
 from dreamfleet.replay.recovery import Damage, scan
-from dreamfleet.replay.segment import DamagedSegmentError, Segment, SegmentHeader, segment_paths, sync_directory
+from dreamfleet.replay.segment import DamagedSegmentError, Segment, SegmentHeader, open_segments, sync_directory
 
 _LOG = logging.getLogger(__name__)
 
@@ -34,25 +34,32 @@ class SegmentLog:
         damaged_bytes: bytes found damaged, and passed over, when the log was opened.
 
     Args:
-        directory: where the files are; it must exist.
+        directory: where the files are; unless `read_only`, it must exist.
         step_format: the format of all records.
         segment_bytes: a segment of so many bytes is full.
         segment_steps: a segment of so many steps is full.
+        read_only: change no file: a torn record at the end is not seen, and stays, since another process may be just
+            writing it. Nothing may be appended then.
 
     Raises:
         UserError: if the directory holds steps of another format.
     """
 
-    def __init__(self, directory: Path, step_format: StepFormat, segment_bytes: int, segment_steps: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        step_format: StepFormat,
+        segment_bytes: int,
+        segment_steps: int,
+        read_only: bool = False,
+    ) -> None:
         self._directory = directory
         self._step_format = step_format
         self._full = (segment_bytes, segment_steps)
-        self._segments: dict[int, Segment] = {}
-        for leftover in directory.glob("segment-*.tmp"):
+        self._read_only = read_only
+        for leftover in [] if read_only else directory.glob("segment-*.tmp"):
             leftover.unlink()
-        for path in segment_paths(directory):
-            segment = Segment(path)
-            self._segments[segment.number] = segment
+        self._segments = {segment.number: segment for segment in open_segments(directory, writable=not read_only)}
         self.newest_header = SegmentHeader(step_format.to_json())
         self.total_steps = 0
         self.damaged_bytes = 0
@@ -74,8 +81,8 @@ class SegmentLog:
     def recover(self) -> Iterator[tuple[ChunkHeader, Location]]:
         """Yield the header and the place of every stored record; repair what a crash left behind.
 
-        The newest segment is read in full, and a torn record at its end is cut off; of the others only headers are
-        read. What is damaged in the middle is passed over, logged, and stays as a gap. A file whose own header is
+        The newest segment is read in full, and a torn record at its end is cut off (unless read only, which repairs
+        nothing); of the others only headers are read. What is damaged in the middle is passed over, logged, and stays as a gap. A file whose own header is
         damaged keeps its records: each says of itself what it is.
 
         Raises:
@@ -92,7 +99,7 @@ class SegmentLog:
                     segment.steps += piece.header.steps
                     self.total_steps += piece.header.steps
                     yield piece.header, Location(number, piece.offset)
-        if not self._segments:
+        if not self._segments and not self._read_only:
             self.roll(self.newest_header)
 
     def is_full(self, record_bytes: int, steps: int) -> bool:
@@ -108,9 +115,20 @@ class SegmentLog:
         self.total_steps += steps
         return Location(newest.number, offset)
 
-    def excess(self, capacity_bytes: int, capacity_steps: int) -> list[int]:
-        """Return which of the oldest segments must go so that the rest and a full new one fit, always leaving one."""
-        stored_bytes, steps = self.bytes_stored + self._full[0], self._stored_steps() + self._full[1]
+    @property
+    def full_segment(self) -> tuple[int, int]:
+        """At how many bytes and steps a segment is full."""
+        return self._full
+
+    def excess(self, capacity_bytes: int, capacity_steps: int, room: tuple[int, int] = (0, 0)) -> list[int]:
+        """Return which of the oldest segments must go so that the rest and `room` more fit, always leaving one.
+
+        Args:
+            capacity_bytes: most bytes that may be stored.
+            capacity_steps: most steps that may be stored.
+            room: bytes and steps that are to fit beside what is stored.
+        """
+        stored_bytes, steps = self.bytes_stored + room[0], self._stored_steps() + room[1]
         too_many = []
         for number in list(self._segments)[:-1]:
             if stored_bytes <= capacity_bytes and steps <= capacity_steps:
@@ -141,7 +159,7 @@ class SegmentLog:
 
     def close(self) -> None:
         """Sync and close all files."""
-        if self._segments:
+        if self._segments and not self._read_only:
             self._newest().sync()
         for segment in self._segments.values():
             segment.close()
@@ -167,6 +185,8 @@ class SegmentLog:
     def _handle_damage(self, segment: Segment, damage: Damage, is_newest: bool) -> None:
         size = damage.stop - damage.offset
         if is_newest and damage.stop == segment.size:
+            if self._read_only:
+                return
             segment.truncate(damage.offset)
             _LOG.warning("%s: %d bytes of a torn record at its end were cut off: %s", segment.path, size, damage.reason)
             return

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dreamfleet.common.chunk import ChunkHeader
 from dreamfleet.replay.chunk_table import Row
 
 
 class StartRules:
     """Tells training and held-out steps apart, and finds the starts of sequences that use one kind alone.
 
+    Episodes are numbered from 0 in each stream. Episode e of stream s of actor a is held out if
+
+        (e + a + s) % held_out_every == 1
+
+    so that streams hold out at different times, and what is held out is of all ages of the run. With two actors or more
+    one is held out at once: stream 0 of actor 0 keeps back its episode 1, stream 0 of actor 1 its episode 0.
+
     Args:
         across_episodes: whether a training sequence may run on into the next episode.
-        held_out_every: of each stream's episodes every so many is never trained on; 0 holds none out.
+        held_out_every: of each stream's episodes every so many is never trained on; 0 holds none out, 1 all.
     """
 
     def __init__(self, across_episodes: bool, held_out_every: int) -> None:
@@ -33,19 +41,17 @@ class StartRules:
         blocked = within(held ^ ones(steps), length) | within(first >> 1, length - 1)
         return ones(steps - length + 1) & ~blocked
 
-    def held_out_steps(self, row: Row) -> int:
-        """Return which of a chunk's steps belong to held-out episodes.
-
-        Episodes are numbered from 0 in each stream; those with `number % held_out_every == 1` are held out, so that the
-        first is not; with `held_out_every` 1 all are.
-        """
-        if not self._held_out_every:
+    def held_out_steps(self, header: ChunkHeader) -> int:
+        """Return which of a chunk's steps belong to held-out episodes."""
+        every = self._held_out_every
+        if not every:
             return 0
-        wanted, held, episode, start = 1 % self._held_out_every, 0, row.episode, 0
-        for stop in [*set_bits(row.first_mask & ~1), row.steps]:
-            if episode % self._held_out_every == wanted:
+        held, start = 0, 0
+        turn = header.episode + header.key.actor + header.key.stream
+        for stop in [*set_bits(header.first_mask & ~1), header.steps]:
+            if turn % every == 1 % every:
                 held |= ones(stop) ^ ones(start)
-            episode, start = episode + 1, stop
+            turn, start = turn + 1, stop
         return held
 
     def _join(self, rows: Sequence[Row]) -> tuple[int, int, int]:
@@ -53,7 +59,7 @@ class StartRules:
         steps = first = held = 0
         for row in rows:
             first |= row.first_mask << steps
-            held |= self.held_out_steps(row) << steps
+            held |= row.held_out << steps
             steps += row.steps
         return steps, first, held
 

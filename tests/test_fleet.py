@@ -12,6 +12,7 @@ from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.deploy.fleet import Fleet, Staffing, Watcher
 from dreamfleet.deploy.pool import WorkerFailedError
 from dreamfleet.deploy.ratio import TrainRatio
+from dreamfleet.deploy.slot import Order, Slot
 
 STAFFING = Staffing(
     actors=3, environments=1, steps_per_order=16, updates_per_order=4, checkpoint_every=20, picture_every=50,
@@ -129,6 +130,38 @@ def test_a_users_error_in_a_worker_ends_the_run_at_once() -> None:
     with pytest.raises(UserError, match="another model"):
         run(pool)
     assert len(pool.started) == STAFFING.actors
+
+
+def test_what_was_learnt_before_a_fatal_failure_is_saved() -> None:
+    """A learner that refuses to go on ends the run with its sentence, and a checkpoint of the updates before it."""
+    pool = SimulatedPool(fail_learner_at=37)
+    with pytest.raises(RunFailedError, match="not finite"):
+        run(pool)
+    assert 30 < pool.saved["updates"] == pool.updates <= 37
+
+
+def test_an_actor_that_cannot_reach_the_replay_is_one_lost_actor() -> None:
+    """A cut-off actor is given up; the run goes on with those that reach the replay."""
+    fleet = run(SimulatedPool(lose=lambda actor, order: "cut off" if actor == 2 else ""))
+    assert [slot.given_up for slot in fleet.actors] == [False, False, True]
+    assert fleet.updates == RATIO.updates
+
+
+def test_a_run_that_could_train_on_nothing_says_so() -> None:
+    """When all steps are collected and no sequence can be cut from them, the run fails with the likely causes."""
+    with pytest.raises(RunFailedError, match="no training sequence could be cut from the 1003 steps"):
+        run(SimulatedPool(has_sequences=False))
+
+
+def test_an_actor_that_was_quick_is_found_hanging_soon() -> None:
+    """An order's limit follows the orders before it: a minute after quick ones, ten times the slowest otherwise."""
+    slot = Slot("actor 0", timeout_s=300.0, patience_s=60.0)
+    assert slot.allowed_s >= 300.0
+    for seconds, allowed in ((1.0, 60.0), (12.0, 120.0), (2.0, 120.0), (100.0, 300.0)):
+        order = Order(None, "collect", 1, 0, 0.0)
+        slot.gave(order, 0.0)
+        slot.answered(order, seconds)
+        assert slot.allowed_s == allowed
 
 
 def test_a_resumed_run_counts_on() -> None:

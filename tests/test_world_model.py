@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from importlib import resources
 
 import pytest
 import torch
-import yaml
 from torch import Tensor
 
 from dreamfleet.common.settings import LossSettings, ModelSettings, Settings
 from dreamfleet.common.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.world_model import WorldModel
+from dreamfleet.deploy.resolve import resolve
 from dreamfleet.learner.losses import world_model_loss
 
 GREY = Spaces((ObservationSpec("image", (64, 64, 1), "uint8"),), ActionSpec("discrete", (5,)))
@@ -53,9 +52,7 @@ def random_batch(spaces: Spaces, batch: int, length: int, seed: int = 0) -> dict
 
 def preset(name: str) -> tuple[Spaces, Settings]:
     """Return a preset's settings, and the spaces its environment has."""
-    settings = Settings.model_validate(
-        yaml.safe_load((resources.files("dreamfleet.common") / "presets" / f"{name}.yaml").read_text())
-    )
+    settings = resolve([name])
     side, channels = settings.env.image_size, 1 if settings.env.grey else 3
     box = ActionSpec("box", (3,), (-1, 0, 0), (1, 1, 1), (3,))
     action = box if settings.env.kwargs["continuous"] else ActionSpec("discrete", (5,))

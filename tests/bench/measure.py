@@ -13,7 +13,7 @@ from statistics import median
 from tests.bench.recording import Recording, load_recording
 
 _BEGUN = time.monotonic()
-_REST_S = 0.02
+_REST_S = 0.005
 """Pause before each turn: OpenMP's threads spin for a while after a call, which would slow whoever is next."""
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+from dreamfleet.common.errors import RunFailedError
 from dreamfleet.deploy.pool import Counters, Worker, WorkerFailedError, WorkerLostError
 
 
@@ -25,8 +26,11 @@ class SimulatedPool:
     """Actors that take a random time per step, a learner that takes a fixed time per update, and a replay that counts.
 
     Attributes:
-        lose: asked before each collect order with (actor, order number): "lost", "failed", "hung" or "" for a good one.
+        lose: asked before each collect order with (actor, order number); answers "lost", "failed", "hung", "cut off",
+            or "" for a good one.
         lose_learner_at: updates at which the learner dies, in rising order.
+        fail_learner_at: updates after which the learner refuses to go on; 0 is never.
+        has_sequences: whether what is collected can be trained on.
     """
 
     seconds_per_step: float = 0.01
@@ -35,6 +39,8 @@ class SimulatedPool:
     publish_every: int = 4
     lose: Callable[[int, int], str] = lambda actor, order: ""
     lose_learner_at: list[int] = field(default_factory=list)
+    fail_learner_at: int = 0
+    has_sequences: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -46,7 +52,7 @@ class SimulatedPool:
         self.started: list[tuple[int, int]] = []
         self.stopped: list[str] = []
         self.syncs = 0
-        self.most_ahead = 0.0
+        self.hurried = False
         self._orders = 0
         self._chance = random.Random(self.seed)
         self._free_at: dict[Worker, float] = {}
@@ -60,10 +66,14 @@ class SimulatedPool:
 
     def start_learner(self) -> Worker:
         self.updates = -1
+        self.hurried = False
         return self._started(Worker("learner", "learner"))
 
     def stop(self, worker: Worker) -> None:
         self.stopped.append(worker.name)
+
+    def hurry(self, worker: Worker) -> None:
+        self.hurried = True
 
     def give(self, worker: Worker, method: str, *arguments: Any) -> SimulatedFuture:
         seconds, finish = getattr(self, f"_{method}")(worker, *arguments)
@@ -80,10 +90,17 @@ class SimulatedPool:
 
     def counters(self) -> Counters:
         next_incarnation = 1 + max((incarnation for _, incarnation in self.started), default=-1)
-        return Counters(self.total_steps, max(0, self.total_steps - self.sequence_length), next_incarnation)
+        return Counters(
+            self.total_steps,
+            max(0, self.total_steps - self.sequence_length) if self.has_sequences else 0,
+            next_incarnation,
+        )
 
     def replay_stats(self) -> dict[str, float]:
         return {}
+
+    def replay_notes(self) -> list[tuple[int, str]]:
+        return []
 
     def sync_replay(self) -> None:
         self.syncs += 1
@@ -104,6 +121,8 @@ class SimulatedPool:
             if fate == "lost":
                 self.total_steps += steps // 2  # half of its chunks had been stored, and nobody was told
                 raise WorkerLostError("the simulated actor died")
+            if fate == "cut off":
+                raise WorkerFailedError(RunFailedError("the replay server did not answer"), "Traceback: simulated")
             if fate == "failed":
                 raise WorkerFailedError(ZeroDivisionError("simulated"), "Traceback: simulated")
             self.total_steps += steps
@@ -121,10 +140,12 @@ class SimulatedPool:
 
     def _train(self, worker: Worker, updates: int) -> tuple[float, Callable[[], Any]]:
         def finish() -> Any:
+            if self.fail_learner_at and self.updates + updates > self.fail_learner_at:
+                raise WorkerFailedError(RunFailedError("the loss is not finite"), "Traceback: simulated")
             if self.lose_learner_at and self.updates + updates > self.lose_learner_at[0]:
                 self.lose_learner_at.pop(0)
                 raise WorkerLostError("the simulated learner died")
-            before, self.updates = self.updates, self.updates + updates
+            before, self.updates = self.updates, self.updates + (0 if self.hurried else updates)
             due = self.updates // self.publish_every > before // self.publish_every
             published = [(self.updates, "weights")] if due else []
             return SimpleNamespace(updates=self.updates, metrics={}, timings={}), published
