@@ -4,7 +4,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# The constraints hold for what builds packages too: pip reads the first name up to version 25.2, the second after it.
+PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip --disable-pip-version-check
+# Of all that pip says, a line for each big file; its errors come as they are.
+SHELL := bash
+INSTALL = set -o pipefail; $(PIP) install --progress-bar off --constraint constraints.txt --editable $(1) | \
+	while read -r line; do case "$$line" in \
+		Downloading*MB*|"Using cached"*MB*|"Building wheel"*) echo "  $$line" ;; \
+		"Installing collected"*) echo "  Installing all of it" ;; \
+	esac; done
 
 .PHONY: help train test check bench clean
 
@@ -31,18 +40,21 @@ bench: $(VENV)/bench.installed
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name it: make PYTHON=python3.12 ..." >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -f $@; echo "'$(PYTHON) -m venv' failed, see above. On Debian and Ubuntu it needs: sudo apt install python3-venv" >&2; exit 1; }
 
 $(VENV)/main.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) install --quiet --constraint constraints.txt --editable .
+	@echo "installing torch, ray, gymnasium and what they need into $(VENV): some minutes the first time"
+	@$(call INSTALL,.)
 	@touch $@
 
 $(VENV)/dev.installed: $(VENV)/main.installed
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@echo "installing pytest, ruff and mypy into $(VENV)"
+	@$(call INSTALL,'.[dev]')
 	@touch $@
 
 $(VENV)/bench.installed: $(VENV)/dev.installed
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[bench]'
+	@echo "installing torchrl into $(VENV), to compare with"
+	@$(call INSTALL,'.[bench]')
 	@touch $@
 
 clean:

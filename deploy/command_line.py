@@ -115,7 +115,7 @@ def _parser() -> _Parser:
     train.epilog = _settings_help()
     train.formatter_class = argparse.RawDescriptionHelpFormatter
     train.add_argument("--preset", action="append", default=[], metavar="NAME",
-                       help="a built-in preset or a YAML file; several are stacked, the later over the earlier")  # fmt: skip
+                       help="a built-in preset or a YAML file; several: the later over the earlier")  # fmt: skip
     train.add_argument("--run", type=Path, metavar="DIR", help="the run's directory; an existing run is resumed "
                        "(default: a new one under runs/)")  # fmt: skip
     train.add_argument(
@@ -132,8 +132,8 @@ def _parser() -> _Parser:
         "--seed", type=_natural, default=1_000_000, help="seed of the first episode (default: 1000000)"
     )
 
-    evaluate.add_argument("--max-steps", type=_natural, default=10_000, metavar="STEPS",
-                          help="environment steps after which an episode is cut; 0: never (default: 10000)")  # fmt: skip
+    evaluate.add_argument("--max-steps", type=_natural, default=10_000, metavar="STEPS", help="environment steps after "
+                          "which an episode is cut; 0: never (default: 10000)")  # fmt: skip
 
     dream = _command(commands, "dream", "imagine recorded sequences from their actions alone: video and error")
     dream.add_argument("--run", type=Path, required=True, metavar="DIR", help="the run's directory")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
 
 import numpy as np
 
@@ -13,8 +12,6 @@ from dreamfleet.actors.evaluator import play_episodes
 from dreamfleet.common.policy import make_policy
 from dreamfleet.common.video import write_webm
 from dreamfleet.deploy.run_directory import RunDirectory
-
-log = logging.getLogger("dreamfleet")
 
 
 def evaluate(run: RunDirectory, episodes: int, seed: int, videos: int, max_steps: int) -> int:
@@ -52,7 +49,8 @@ def evaluate(run: RunDirectory, episodes: int, seed: int, videos: int, max_steps
         f"return {returns.mean():.2f} ± {returns.std():.2f} over {episodes} episodes, mean length {lengths.mean():.1f}"
     )
     results = {"policy": settings.actors.policy, "seed": seed, "returns": returns.tolist(), "lengths": lengths.tolist(),
-               "cut_short": evaluation.cut_short, "mean": float(returns.mean()), "std": float(returns.std())}  # fmt: skip
+               "cut_short": evaluation.cut_short,
+               "mean": float(returns.mean()), "std": float(returns.std())}  # fmt: skip
     (folder / "results.json").write_text(json.dumps(results, indent=1))
     for number, frames in enumerate(evaluation.videos):
         write_webm(folder / f"episode-{number}.webm", frames, evaluation.fps)

@@ -16,6 +16,7 @@ from ray.exceptions import (
 )
 
 from dreamfleet.common.errors import RunFailedError
+from dreamfleet.common.notes import Note
 from dreamfleet.replay.packed import PackedBatch
 from dreamfleet.replay.replay import Replay
 
@@ -66,6 +67,10 @@ class RayReplay:
     def stats(self) -> dict[str, float]:
         """See `Replay.stats`."""
         return dict(self._call("stats"))
+
+    def notes(self) -> list[Note]:
+        """Return what the server's process logged since the last call."""
+        return list(self._call("notes"))
 
     def sync(self) -> None:
         """See `Replay.sync`."""

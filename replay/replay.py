@@ -194,6 +194,8 @@ class Replay:
             if self._is_closed:
                 return
             self._is_closed = True
+            if self._directory_lock:
+                self._log.sync()  # before `_lock` is taken, since it may be slow
             with self._lock:
                 self._log.close()
             self._let_go()

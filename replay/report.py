@@ -1,10 +1,15 @@
-"""Reports on a replay directory, without Ray and without changing it; a run may be writing to it meanwhile."""
+"""Reports on a replay directory, without Ray and without changing it; a run may be writing to it meanwhile.
+
+A report is of what was there when it began: all files are opened first, so that none can vanish under it.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Iterator
-from contextlib import closing
-from itertools import groupby, pairwise
+from contextlib import contextmanager
+from itertools import accumulate, groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,15 +18,16 @@ import numpy as np
 from dreamfleet.common.blocks import DamagedChunkError, read_small_fields
 from dreamfleet.common.chunk import ChunkHeader, decode_chunk
 from dreamfleet.common.errors import UserError
+from dreamfleet.common.lock import LOCK_NAME
 from dreamfleet.common.steps import StepFormat
 from dreamfleet.replay.recovery import Damage, scan
-from dreamfleet.replay.segment import DamagedSegmentError, Segment, SegmentHeader, segment_paths
+from dreamfleet.replay.segment import DamagedSegmentError, Segment, SegmentHeader, open_segments
 from dreamfleet.replay.segments import read_format
 
 
 class _Record(NamedTuple):
     header: ChunkHeader
-    path: Path
+    segment: Segment
     offset: int
 
 
@@ -31,21 +37,22 @@ def describe(directory: Path) -> dict[str, Any]:
     Raises:
         UserError: if the directory holds no replay.
     """
-    step_format, header = _newest_format(directory)
-    records = [piece for piece in _records(directory, step_format) if isinstance(piece, _Record)]
+    with _opened(directory) as segments:
+        step_format, newest = _newest_format(directory, segments)
+        records = [piece for piece in _records(segments, step_format) if isinstance(piece, _Record)]
+        returns, lengths = _episodes(records, step_format)
     headers = [record.header for record in records]
     steps = sum(header.steps for header in headers)
-    stored = sum(path.stat().st_size for path in segment_paths(directory))
+    stored = sum(segment.size for segment in segments)
     raw = steps * step_format.step_bytes
-    returns, lengths = _episodes(records, step_format)
-    since = sum(record.header.steps for record in records if record.path == segment_paths(directory)[-1])
+    since = sum(record.header.steps for record in records if record.segment is segments[-1])
     facts: dict[str, Any] = {
         "steps": steps,
-        "total_steps": header.steps_before + since,
+        "total_steps": newest.steps_before + since,
         "chunks": len(records),
         "streams": len({header.key[:3] for header in headers}),
         "actors": len({header.key.actor for header in headers}),
-        "segments": len(segment_paths(directory)),
+        "segments": len(segments),
         "bytes_stored": stored,
         "bytes_raw": raw,
         "compression": round(raw / max(stored, 1), 2),
@@ -65,79 +72,119 @@ def describe(directory: Path) -> dict[str, Any]:
 def verify(directory: Path) -> list[str]:
     """Read and decompress everything, and return a sentence for each fault; no sentence means that all is well.
 
+    While another process has the directory locked, a torn record at the end of the newest file is no fault: it is just
+    being written.
+
     Raises:
         UserError: if the directory holds no replay.
     """
-    step_format, _ = _newest_format(directory)
-    faults = _segment_faults(directory)
-    keys: dict[tuple[int, ...], _Record] = {}
-    headers: list[_Record] = []
-    for piece in _records(directory, step_format, bodies=True):
-        if isinstance(piece, str):
-            faults.append(piece)
-            continue
-        if piece.header.key in keys:
-            faults.append(f"{_name(piece)} is stored twice, also at byte {keys[piece.header.key].offset}.")
-        keys[piece.header.key] = piece
-        headers.append(piece)
-        faults += _contents_faults(piece, step_format)
-    for earlier, later in pairwise(sorted(headers, key=lambda record: record.header.key)):
+    is_written = _is_locked(directory)  # asked first: a run that ends meanwhile leaves no tail that looks like a fault
+    with _opened(directory) as segments:
+        step_format, _ = _newest_format(directory, segments)
+        faults = _segment_faults(directory, segments)
+        keys: dict[tuple[int, ...], _Record] = {}
+        records: list[_Record] = []
+        for piece in _records(segments, step_format, bodies=True, unfinished=is_written):
+            if isinstance(piece, str):
+                faults.append(piece)
+                continue
+            if piece.header.key in keys:
+                other = keys[piece.header.key]
+                faults.append(
+                    f"{_name(piece)} is stored twice, also in {other.segment.path.name}, byte {other.offset}."
+                )
+            keys[piece.header.key] = piece
+            records.append(piece)
+            faults += _contents_faults(piece, step_format)
+    for earlier, later in pairwise(sorted(records, key=lambda record: record.header.key)):
         faults += _order_faults(earlier, later)
     return faults
 
 
-def _newest_format(directory: Path) -> tuple[StepFormat, SegmentHeader]:
+@contextmanager
+def _opened(directory: Path) -> Iterator[list[Segment]]:
+    """Give the segments of a directory, oldest first."""
+    segments = open_segments(directory, writable=False)
+    try:
+        yield segments
+    finally:
+        for segment in segments:
+            segment.close()
+
+
+def _is_locked(directory: Path) -> bool:
+    """Whether a process holds the directory's `DirectoryLock`."""
+    try:
+        descriptor = os.open(directory / LOCK_NAME, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _newest_format(directory: Path, segments: list[Segment]) -> tuple[StepFormat, SegmentHeader]:
     """Return the format of a replay's steps, and the newest segment header that is intact."""
-    for path in reversed(segment_paths(directory)):
-        with closing(Segment(path, writable=False)) as segment:
-            try:
-                header, _ = segment.read_header()
-            except DamagedSegmentError:
-                continue
+    for segment in reversed(segments):
+        try:
+            header, _ = segment.read_header()
+        except DamagedSegmentError:
+            continue
         return read_format(directory, header), header
     raise UserError(f"{directory} holds no replay: there is no intact file 'segment-*.dfl' in it.")
 
 
-def _records(directory: Path, step_format: StepFormat, bodies: bool = False) -> Iterator[_Record | str]:
-    """Yield every record of a directory, and a sentence for everything that is none."""
-    for path in segment_paths(directory):
-        with closing(Segment(path, writable=False)) as segment:
-            try:
-                _, start = segment.read_header()
-            except DamagedSegmentError as error:
-                yield f"{path}: {error}."
-                start = 0
-            for piece in scan(segment, step_format, start, bodies):
-                if isinstance(piece, Damage):
-                    size = piece.stop - piece.offset
-                    yield f"{path}: {size} bytes at byte {piece.offset} are no record: {piece.reason}."
-                else:
-                    yield _Record(piece.header, path, piece.offset)
+def _records(
+    segments: list[Segment], step_format: StepFormat, bodies: bool = False, unfinished: bool = False
+) -> Iterator[_Record | str]:
+    """Yield every record, and a sentence for everything that is none, except for an unfinished one at the very end."""
+    for segment in segments:
+        try:
+            _, start = segment.read_header()
+        except DamagedSegmentError as error:
+            yield f"{segment.path}: {error}."
+            start = 0
+        for piece in scan(segment, step_format, start, bodies):
+            if not isinstance(piece, Damage):
+                yield _Record(piece.header, segment, piece.offset)
+            elif not (unfinished and segment is segments[-1] and piece.stop == segment.size):
+                size = piece.stop - piece.offset
+                yield f"{segment.path}: {size} bytes at byte {piece.offset} are no record: {piece.reason}."
 
 
-def _segment_faults(directory: Path) -> list[str]:
+def _segment_faults(directory: Path, segments: list[Segment]) -> list[str]:
     """Return what is missing between the files."""
-    faults = []
-    for earlier, later in pairwise(segment_paths(directory)):
-        with closing(Segment(earlier, False)) as first, closing(Segment(later, False)) as second:
-            if second.number != first.number + 1:
-                faults.append(f"{directory}: segments {first.number + 1} to {second.number - 1} are missing.")
-    return faults
+    return [
+        f"{directory}: segments {first.number + 1} to {second.number - 1} are missing."
+        for first, second in pairwise(segments)
+        if second.number != first.number + 1
+    ]
 
 
 def _contents_faults(record: _Record, step_format: StepFormat) -> list[str]:
     """Return what is wrong inside a chunk."""
-    with closing(Segment(record.path, writable=False)) as segment:
-        stored = segment.read(record.offset, record.header.record_bytes)
+    header = record.header
+    stored = record.segment.read(record.offset, header.record_bytes)
     try:
         arrays = decode_chunk(step_format, stored)
     except DamagedChunkError as error:
         return [f"{_name(record)}: {error}."]
-    faults = []
-    for name, mask in (("is_first", record.header.first_mask), ("is_last", record.header.last_mask)):
-        flags = [bool(mask >> step & 1) for step in range(record.header.steps)]
-        if flags != arrays[name].tolist():
-            faults.append(f"{_name(record)}: its header and its steps differ in {name}.")
+    masks = {"is_first": header.first_mask, "is_last": header.last_mask, "is_terminal": header.terminal_mask}
+    told: dict[str, list[int]] = {name: [mask >> t & 1 for t in range(header.steps)] for name, mask in masks.items()}
+    told["episode"] = list(accumulate(told["is_first"][1:], initial=header.episode))
+    faults = [
+        f"{_name(record)}: its header and its steps differ in {name}."
+        for name, values in told.items()
+        if values != arrays[name].tolist()
+    ]
+    versions = (int(arrays["version"].min()), int(arrays["version"].max()))
+    if versions != (header.oldest_version, header.newest_version):
+        faults.append(f"{_name(record)}: its header and its steps differ in version.")
     if not np.array_equal(arrays["is_first"][1:], arrays["is_last"][:-1]):
         faults.append(f"{_name(record)}: an episode ends and no other begins at the next step, or the other way round.")
     return faults
@@ -154,6 +201,9 @@ def _order_faults(earlier: _Record, later: _Record) -> list[str]:
         return [f"{_name(later)} begins with step {after.first_step}, not {before.first_step + before.steps}."]
     if (before.last_mask >> before.steps - 1) & 1 != after.first_mask & 1:
         return [f"{_name(later)}: an episode ends before it and no other begins, or the other way round."]
+    episode = before.episode + (before.first_mask & ~1).bit_count() + (after.first_mask & 1)
+    if after.episode != episode:
+        return [f"{_name(later)} begins in episode {after.episode}, not {episode}."]
     return []
 
 
@@ -186,8 +236,7 @@ def _episodes(records: list[_Record], step_format: StepFormat) -> tuple[list[flo
 def _small_fields(record: _Record, step_format: StepFormat) -> dict[str, np.ndarray] | None:
     """Return a chunk's small fields without reading its pictures; None if they are damaged, which `verify` tells."""
     block = record.header.blocks[0]
-    with closing(Segment(record.path, writable=False)) as segment:
-        stored = segment.read(record.offset + block.offset, block.stored_bytes)
+    stored = record.segment.read(record.offset + block.offset, block.stored_bytes)
     try:
         fields = read_small_fields(step_format, record.header.steps, [(block, stored)])
     except DamagedChunkError:
@@ -201,5 +250,5 @@ def _span(lowest: list[int], highest: list[int]) -> str:
 
 def _name(record: _Record) -> str:
     actor, incarnation, stream, sequence = record.header.key
-    place = f"{record.path.name}, byte {record.offset}"
+    place = f"{record.segment.path.name}, byte {record.offset}"
     return f"{place}: chunk {sequence} of stream {stream} of actor {actor} in incarnation {incarnation}"

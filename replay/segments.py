@@ -81,9 +81,9 @@ class SegmentLog:
     def recover(self) -> Iterator[tuple[ChunkHeader, Location]]:
         """Yield the header and the place of every stored record; repair what a crash left behind.
 
-        The newest segment is read in full, and a torn record at its end is cut off (unless read only, which repairs
-        nothing); of the others only headers are read. What is damaged in the middle is passed over, logged, and stays as a gap. A file whose own header is
-        damaged keeps its records: each says of itself what it is.
+        The newest segment is read in full, and a torn record at its end is cut off, or only passed over if nothing may
+        be changed; of the others only headers are read. What is damaged in the middle is passed over, logged, and stays
+        as a gap. A file whose own header is damaged keeps its records: each says of itself what it is.
 
         Raises:
             UserError: if the directory holds steps of another format.

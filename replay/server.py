@@ -12,6 +12,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dreamfleet.common.errors import RunFailedError, UserError
+from dreamfleet.common.notes import Note, NoteTaker
 from dreamfleet.common.settings import ReplaySettings
 from dreamfleet.common.steps import StepFormat
 from dreamfleet.replay.packed import PackedBatch
@@ -36,6 +37,7 @@ class ReplayServer:
         self, directory: str, step_format: dict[str, Any], settings: ReplaySettings, sequence_length: int, seed: int
     ) -> None:
         self._arguments = (Path(directory), StepFormat.from_json(step_format), settings, sequence_length, seed)
+        self._notes = NoteTaker.install()
         self._opened: Replay | None = None
         self._opening = threading.Lock()
 
@@ -75,6 +77,11 @@ class ReplayServer:
     def counters(self) -> tuple[int, int, int]:
         """Return (total_steps, valid_starts, next_incarnation)."""
         return self._open().total_steps, self._open().valid_starts, self._open().next_incarnation
+
+    @ray.method(concurrency_group="health")
+    def notes(self) -> list[Note]:
+        """Return what this process logged since the last call, such as what was damaged; 200 notes at most."""
+        return self._notes.take()
 
     @ray.method(concurrency_group="health")
     def health(self) -> int:

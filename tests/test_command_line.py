@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -39,6 +40,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["eval"], ["--run"]),
         (["eval", "--run", "no/such/run"], ["no/such/run", "does not exist"]),
         (["eval", "--run", "/", "--episodes", "0"], ["--episodes", "0 is not at least 1"]),
+        (["eval", "--run", "/", "--max-steps", "-1"], ["--max-steps", "-1 is less than 0"]),
         (["eval", "--run", "x", "--env.id", "y"], ["--env.id"]),
         (["dream", "--run", "/"], ["no run directory"]),
         (["replay", "inof", "x"], ["'inof'", "Did you mean 'info'"]),
@@ -70,7 +72,7 @@ def test_presets_are_listed_with_their_meaning(capsys: pytest.CaptureFixture[str
     """Each built-in preset has a line."""
     assert main(["presets"]) == 0
     listed = capsys.readouterr().out
-    for name in ("quickstart", "seed", "planet"):
+    for name in ("quickstart", "small", "seed", "planet"):
         assert f"\n{name} " in f"\n{listed}"
 
 
@@ -82,9 +84,28 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "--learner.batch_size  [whole number; default: 50]" in text
     assert "--model.encoder  [strided | planet; default: planet]" in text
+    assert text.index("learner: The process that trains.") < text.index("--learner.batch_size")
+    assert (
+        text.index("--learner.order_timeout_s") < text.index("train: How long to train") < text.index("--train.ratio")
+    )
 
 
-@pytest.mark.parametrize("arguments", [["train", "--help"], ["train", "--env.idd", "x"], ["presets"]])
+def test_an_episode_that_does_not_end_is_cut_and_said_to_be(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """`eval --max-steps` ends it, each episode has a line that says so, and the results count the cuts."""
+    (tmp_path / "config.yaml").write_text(
+        "env: {id: 'counting_environment:make', kwargs: {length: 1000000}, image_size: 0}\n"
+    )
+    (tmp_path / "spaces.json").write_text("{}")
+    assert main(["eval", "--run", str(tmp_path), "--episodes", "2", "--max-steps", "4", "--videos", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert "  episode 0: return 10.00, 4 steps, cut there by --max-steps\n  episode 1: " in printed
+    results = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert (results["lengths"], results["cut_short"]) == ([4, 4], 2)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["train", "--help"], ["train", "--env.idd", "x"], ["train", "--env.image_size", "96"], ["presets"]]
+)
 def test_help_and_errors_import_nothing_heavy(arguments: list[str]) -> None:
     """Neither torch nor Ray nor Gymnasium is imported on the way to a help text or a complaint."""
     code = (

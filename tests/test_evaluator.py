@@ -73,6 +73,27 @@ def test_an_endless_episode_is_cut_short_when_asked() -> None:
     assert evaluation.cut_short == 1
 
 
+def test_each_episode_is_announced_as_it_ends() -> None:
+    """Before the next one begins, with its result and whether it was cut."""
+    told: list[tuple[int, bool]] = []
+    starts: list[int] = []
+
+    class Watching(RandomPolicy):
+        def act(self, observations: Any, is_first: np.ndarray) -> np.ndarray:
+            if is_first[0]:
+                starts.append(len(told))
+            return super().act(observations, is_first)
+
+    settings = EnvironmentSettings(id="counting_environment:make", kwargs={"length": 6}, image_size=0)
+    for limit in (0, 4):
+        play_episodes(
+            settings, lambda spaces: Watching(spaces.action, 1, 0), 2, seed=1, max_steps=limit,
+            announce=lambda result, cut: told.append((result.length, cut)),
+        )  # fmt: skip
+    assert told == [(6, False), (6, False), (4, True), (4, True)]
+    assert starts == [0, 1, 2, 3]
+
+
 def test_rendered_frames_are_recorded_of_the_first_episodes() -> None:
     """One frame for each moment from reset to end, in the environment's own picture, at its rate through the repeat."""
     evaluation = play({"length": 10}, record=2, action_repeat=2)

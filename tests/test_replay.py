@@ -8,16 +8,20 @@ import signal
 import subprocess
 import sys
 import threading
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from make_chunks import Arrays, counting_format, cut, image_format, make_stream, mixed_format
 
 from dreamfleet.common.blocks import DamagedChunkError
+from dreamfleet.common.chunk import PREFIX, parse_header
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings import ReplaySettings
 from dreamfleet.common.steps import StepFormat
+from dreamfleet.replay import segment
 from dreamfleet.replay.packed import PackedBatch, unpack
 from dreamfleet.replay.replay import NotEnoughExperienceError, Replay
 from dreamfleet.replay.report import describe, verify
@@ -236,6 +240,77 @@ def test_a_smaller_capacity_drops_the_oldest_when_opened(tmp_path: Path) -> None
         replay.close()
 
 
+def test_opening_a_full_replay_drops_nothing(tmp_path: Path) -> None:
+    """At any fill, closing and opening keeps every step and makes no file; appending keeps to the capacity."""
+    settings = ReplaySettings(held_out_every=0, capacity_steps=2000)
+    replay = open_replay(tmp_path, settings)
+    most = 0.0
+    for record in cut(FORMAT, make_stream(FORMAT, [64 * 60])):
+        assert replay.append(record)
+        before = replay.stats()
+        most = max(most, before["steps"])
+        replay.close()
+        replay = open_replay(tmp_path, settings)
+        assert replay.stats() == before | {"index_bytes": replay.stats()["index_bytes"]}
+    assert 1900 < most <= 2000
+    replay.close()
+
+
+def test_a_capacity_made_a_little_smaller_is_kept(tmp_path: Path) -> None:
+    """A newest segment with room left does not fill up beyond a capacity that is just not exceeded when opened."""
+    replay = open_replay(tmp_path, ReplaySettings(held_out_every=0, capacity_steps=16000))
+    records = cut(FORMAT, make_stream(FORMAT, [64 * 80]))
+    for record in records[:46]:
+        replay.append(record)
+    replay.close()
+    replay = open_replay(tmp_path, ReplaySettings(held_out_every=0, capacity_steps=2950))
+    assert replay.stats()["steps"] == 2944
+    for record in records[46:]:
+        replay.append(record)
+        assert replay.stats()["steps"] <= 2950
+    replay.close()
+
+
+def test_reading_beside_a_writer(tmp_path: Path) -> None:
+    """A replay opened to read needs no lock, sees what was stored whole, and reads on while all of it is dropped."""
+    settings = ReplaySettings(held_out_every=3, capacity_steps=2000)
+    records = cut(FORMAT, make_stream(FORMAT, [50] * 130))
+    writer = open_replay(tmp_path, settings)
+    for record in records[:20]:
+        writer.append(record)
+    newest = segment_paths(tmp_path)[-1]
+    with newest.open("ab") as file:  # as far as a record has come that is just being written
+        file.write(records[20][:-7])
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    reader = Replay(tmp_path, FORMAT, settings, 20, 5, read_only=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+    assert reader.total_steps == 64 * 20
+    assert reader.valid_starts == writer.valid_starts
+    batch = reader.sample(0, 8)
+    for record in records[20:]:
+        assert writer.append(record)
+    assert newest not in segment_paths(tmp_path)
+    assert same(reader.sample(0, 8), batch)
+    assert reader.sample_held_out(0, 4, 30) is not None
+    with pytest.raises(AssertionError, match="read-only"):
+        reader.append(records[0])
+    reader.close()
+    reader.close()
+    stored = writer.stats()["steps"]
+    writer.close()
+    assert describe(tmp_path)["steps"] == stored
+
+
+def test_reading_what_is_not_there_makes_nothing(tmp_path: Path) -> None:
+    """No directory is an empty replay, and stays none."""
+    reader = Replay(tmp_path / "replay", FORMAT, ALL, 20, 5, read_only=True)
+    with pytest.raises(NotEnoughExperienceError, match="0 steps in 0 chunks"):
+        reader.sample(0, 1)
+    assert reader.sample_held_out(0, 1, 2) is None
+    reader.close()
+    assert not (tmp_path / "replay").exists()
+
+
 def test_a_capacity_that_cannot_work_is_refused(tmp_path: Path) -> None:
     """The sentence names the setting and what it must be at least."""
     with pytest.raises(UserError, match=r"replay.capacity_gb 0.001 is too small.*at least 0.003"):
@@ -428,6 +503,81 @@ def test_report_tells_steps_returns_and_versions(tmp_path: Path) -> None:
     assert facts["length_mean"] == (29 + 49) / 2
     assert facts["versions"] == "0 to 1"
     assert facts["bytes_raw"] == 128 * FORMAT.step_bytes
+
+
+def test_a_record_being_written_is_no_fault(tmp_path: Path) -> None:
+    """While a process has the replay open, verify and info pass over its unfinished end; damage elsewhere is told."""
+    records = cut(FORMAT, make_stream(FORMAT, [64 * 4]))
+    replay = open_replay(tmp_path)
+    for record in records[:3]:
+        replay.append(record)
+    path = segment_paths(tmp_path)[0]
+    whole = path.read_bytes()
+    for kept in (1, 30, len(records[3]) - 1):
+        path.write_bytes(whole + records[3][:kept])
+        assert verify(tmp_path) == []
+        assert describe(tmp_path)["steps"] == 192
+    middle = whole.index(records[1]) + 100
+    path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    assert [fault for fault in verify(tmp_path) if "no record" in fault]
+    path.write_bytes(whole + records[3][:30])
+    replay.close()
+    assert [fault for fault in verify(tmp_path) if "30 bytes" in fault]
+
+
+def test_reports_live_with_segments_that_vanish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files dropped before they are opened, or while they are read, are no fault."""
+    settings = ReplaySettings(held_out_every=0, capacity_steps=8000)
+    for number, report in enumerate((describe, verify)):
+        directory = tmp_path / str(number)
+        replay = open_replay(directory, settings)
+        for record in cut(FORMAT, make_stream(FORMAT, [64 * 40])):
+            replay.append(record)
+        replay.close()
+        first, second, *rest = segment_paths(directory)
+        assert rest
+        first.unlink()
+        monkeypatch.setattr(segment, "segment_paths", lambda _, paths=(first, second, *rest): list(paths))
+        seen = segment.Segment.read_header
+
+        def read_header(self: segment.Segment, seen: Any = seen, second: Path = second) -> Any:
+            second.unlink(missing_ok=True)
+            return seen(self)
+
+        monkeypatch.setattr(segment.Segment, "read_header", read_header)
+        told = report(directory)
+        assert told == [] if report is verify else told["segments"] == 1 + len(rest)
+        assert not second.exists()
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    ("name", "at"), [("is_first", 0), ("is_last", 8), ("is_terminal", 16), ("episode", -1), ("version", -2)]
+)
+def test_verify_compares_header_and_steps(tmp_path: Path, name: str, at: int) -> None:
+    """A header that tells other flags, episodes or versions than its steps, with a right checksum, is a fault."""
+    record = bytearray(cut(FORMAT, make_stream(FORMAT, [20, 30]))[0])
+    header_bytes = parse_header(record).blocks[0].offset - PREFIX.size
+    episode = PREFIX.size + 4 * 4 + 2 * 8
+    place = {-1: episode, -2: episode + 8 + 3 * 8}.get(at, episode + 8 + at)
+    record[place] ^= 8
+    header = record[PREFIX.size : PREFIX.size + header_bytes]
+    record[PREFIX.size - 4 : PREFIX.size] = zlib.crc32(header).to_bytes(4, "little")
+    replay = open_replay(tmp_path)
+    assert replay.append(bytes(record))
+    replay.close()
+    faults = verify(tmp_path)
+    assert any(f"differ in {name}." in fault for fault in faults), faults
+
+
+def test_verify_finds_an_episode_number_that_does_not_follow(tmp_path: Path) -> None:
+    """The episodes of following chunks are numbered on."""
+    one, two = (cut(FORMAT, make_stream(FORMAT, [30, 98], first_episode=first)) for first in (0, 3))
+    replay = open_replay(tmp_path)
+    replay.append(one[0])
+    replay.append(two[1])
+    replay.close()
+    assert [fault for fault in verify(tmp_path) if "begins in episode 4, not 1." in fault]
 
 
 def test_verify_names_what_is_missing(tmp_path: Path) -> None:

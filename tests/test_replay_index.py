@@ -63,7 +63,8 @@ def enumerated_starts(
         window = [steps.get((*start[:3], start[3] + ahead)) for ahead in range(length)]
         held = [step for step in window if step is not None]
         follows = len(held) == length and all(b[2] - a[2] in {0, 1} for a, b in pairwise(held))
-        apart = held_out_every and any(step[1] % held_out_every == 1 % held_out_every for step in held)
+        turns = [start[0] + start[2] + step[1] for step in held]
+        apart = held_out_every and any(turn % held_out_every == 1 % held_out_every for turn in turns)
         joins = not across_episodes and any(step[0] for step in held[1:])
         if follows and not apart and not joins:
             starts.add(start)
@@ -79,7 +80,9 @@ def test_valid_starts_are_those_of_a_plain_enumeration(
 ) -> None:
     """Masks agree with looking at every step, in order and in any other order, with gaps, and after removals."""
     rng = np.random.default_rng(length)
-    chunks = headers([70, 1, 130, 200, 30, 2, 90], chunk_steps) + headers([260], chunk_steps, incarnation=1)
+    episodes = [70, 1, 130, 200, 30, 2, 90]
+    chunks = headers(episodes, chunk_steps) + headers([260], chunk_steps, incarnation=1)
+    chunks += headers(episodes, chunk_steps, actor=2, stream=5)
     order = [chunks[k] for k in rng.permutation(len(chunks))][: max(3, len(chunks) - 2)]
     for given in (chunks, order):
         index = Index(length, across_episodes, held_out_every)
@@ -187,6 +190,20 @@ def test_held_out_windows_lie_within_one_held_out_episode() -> None:
     drawn = {held[p.chunk].first_step + p.start for p in pieces if p.at == 0}
     assert drawn == set(range(30, 51)) | set(range(137, 143))
     assert index.draw_held_out(np.random.default_rng(0), 1, 41) is None
+
+
+@pytest.mark.parametrize(
+    ("actor", "stream", "held_out"),
+    [(0, 0, {1, 5}), (1, 0, {0, 4}), (0, 1, {0, 4}), (2, 0, {3, 7}), (1, 2, {2, 6}), (3, 1, {1, 5})],
+)
+def test_streams_hold_out_at_different_times(actor: int, stream: int, held_out: set[int]) -> None:
+    """Of four, the stream's and the actor's number decide which episode it is; two actors have one at once."""
+    index = Index(10, True, 4)
+    held = filled(index, headers([20] * 8, 64, actor=actor, stream=stream))
+    pieces = index.draw_held_out(np.random.default_rng(0), 500, 20)
+    assert pieces is not None
+    assert {(held[p.chunk].first_step + p.start) // 20 for p in pieces if p.at == 0} == held_out
+    assert {start[3] // 20 for start in listed_starts(index, held)} == set(range(8)) - held_out
 
 
 def test_evicted_chunks_are_gone_but_still_known() -> None:

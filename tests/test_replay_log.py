@@ -13,7 +13,7 @@ from dreamfleet.common.chunk import ChunkKey, parse_header
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.steps import StepFormat
-from dreamfleet.replay.segment import SegmentHeader, segment_paths
+from dreamfleet.replay.segment import Segment, SegmentHeader, open_segments, segment_paths
 from dreamfleet.replay.segments import SegmentLog
 
 FORMAT = counting_format()
@@ -152,14 +152,52 @@ def test_a_segment_is_full_at_its_bytes_or_its_steps(tmp_path: Path) -> None:
 
 
 def test_the_excess_is_the_oldest_and_never_everything(tmp_path: Path) -> None:
-    """As many of the oldest segments go as make room for a full one; the newest stays whatever its size."""
+    """As many of the oldest segments go as make the wanted room; the newest stays whatever its size."""
     fill(tmp_path, 12, per_segment=3)
-    log, _ = open_log(tmp_path, segment_steps=12)
-    assert log.excess(10**9, 60) == []
-    assert log.excess(10**9, 48) == [1]
-    assert log.excess(10**9, 30) == [1, 2, 3]
+    log, _ = open_log(tmp_path)
+    assert log.excess(10**9, 48) == []
+    assert log.excess(10**9, 47) == [1]
+    assert log.excess(10**9, 60, room=(0, 12)) == []
+    assert log.excess(10**9, 48, room=(0, 12)) == [1]
+    assert log.excess(10**9, 30, room=(0, 12)) == [1, 2, 3]
+    assert log.excess(log.bytes_stored, 48) == []
+    assert log.excess(log.bytes_stored, 48, room=(1, 0)) == [1]
     assert log.excess(1, 1) == [1, 2, 3]
     log.close()
+
+
+def test_reading_only_changes_no_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A torn tail is not seen and stays, an unfinished new file stays too, and no word is said about it."""
+    fill(tmp_path, 6, per_segment=3)
+    path = segment_paths(tmp_path)[-1]
+    path.write_bytes(path.read_bytes()[:-5])
+    (tmp_path / "segment-00000003.tmp").write_bytes(b"DFSG")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    log = SegmentLog(tmp_path, FORMAT, 1 << 20, 10**6, read_only=True)
+    assert [header.key.sequence for header, _ in log.recover()] == [0, 1, 2, 3, 4]
+    log.close()
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    assert caplog.text == ""
+
+
+def test_segments_dropped_between_listing_and_opening_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is opened is a run of segments without a gap, up to the newest."""
+    fill(tmp_path, 12, per_segment=3)
+    opened = Segment.__init__
+
+    def drop_meanwhile(self: Segment, path: Path, writable: bool = True) -> None:
+        if path.name == "segment-00000003.dfl":
+            (tmp_path / "segment-00000001.dfl").unlink()
+            (tmp_path / "segment-00000002.dfl").unlink()
+        opened(self, path, writable)
+
+    monkeypatch.setattr(Segment, "__init__", drop_meanwhile)
+    segments = open_segments(tmp_path, writable=False)
+    assert [segment.number for segment in segments] == [3, 4]
+    for segment in segments:
+        segment.close()
 
 
 def test_a_dropped_segment_is_readable_while_pinned(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -22,6 +23,7 @@ from dreamfleet.replay.client import DirectSink, RayReplay, RaySink, ReplayLostE
 from dreamfleet.replay.packed import unpack
 from dreamfleet.replay.replay import NotEnoughExperienceError, Replay
 from dreamfleet.replay.report import verify
+from dreamfleet.replay.segment import segment_paths
 from dreamfleet.replay.server import start_replay_server
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -165,6 +167,21 @@ def test_a_server_that_hangs_is_reported_after_the_time_limit(start: Start) -> N
         os.kill(process, signal.SIGCONT)
     sink.flush(30)
     assert RayReplay(server).counters()[0] == 128
+
+
+def test_the_server_s_log_is_handed_out_once(tmp_path: Path, start: Start) -> None:
+    """What its process has to say of a torn file comes with the next question, from the opening on, and only then."""
+    replay = Replay(tmp_path, FORMAT, SETTINGS, 20, 0)
+    replay.append(cut(FORMAT, make_stream(FORMAT, [64]))[0])
+    replay.close()
+    with segment_paths(tmp_path)[0].open("ab") as file:
+        file.write(b"DFCK")
+    client = RayReplay(start())
+    assert client.counters()[0] == 64
+    (level, text), *others = client.notes()
+    assert (level, others) == (logging.WARNING, [])
+    assert "4 bytes of a torn record at its end were cut off" in text
+    assert client.notes() == []
 
 
 def test_the_server_takes_no_gpu(start: Start) -> None:

@@ -40,7 +40,7 @@ Plot = Callable[[Fleet, Attendant], Iterator[None]]
 RunFleet = Callable[..., tuple[Fleet, Attendant]]
 
 
-def settings_of(env_steps: int, ratio: float = 4.0, order_timeout_s: float = 300.0, **kwargs: Any) -> Settings:
+def settings_of(env_steps: int = 1_000_000, ratio: float = 4.0, order_timeout_s: float = 300.0, **kwargs: Any) -> Settings:
     """Return settings of 2 actors with 2 environments each; `kwargs` are the environment's."""
     return Settings.model_validate({
         "seed": 5,
@@ -66,7 +66,6 @@ def run_fleet(local_ray: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         fleet = Fleet(pool, Staffing.of(settings), TrainRatio.of(settings), attendant)
         fleet.run()
         pools.pop().close()
-        assert attendant.plot_done, "the run ended before all faults were injected and overcome"
         assert_exact(tmp_path, settings, fleet, attendant)
         return fleet, attendant
 
@@ -89,12 +88,11 @@ def told() -> Iterator[list[str]]:
 
 def assert_exact(path: Path, settings: Settings, fleet: Fleet, attendant: Attendant) -> None:
     """Assert that steps and updates are exact, and that every step is stored once, in the order of play."""
-    ratio = TrainRatio.of(settings)
-    assert fleet.env_steps == settings.train.env_steps
-    assert fleet.updates == ratio.updates == attendant.saved_at[-1]
+    assert fleet.env_steps == fleet.ratio.env_steps
+    assert fleet.updates == fleet.ratio.updates == attendant.saved_at[-1]
     assert verify(path / "replay") == []
     streams = read_streams(path / "replay", StepFormat(probe_environment(settings.env)))
-    assert sum(len(steps["reward"]) for steps in streams.values()) == settings.train.env_steps
+    assert sum(len(steps["reward"]) for steps in streams.values()) == fleet.env_steps
     for key, steps in streams.items():
         assert faults_of(steps, LENGTH) == [], key
         assert steps["count"][0, 1:].tolist() == [0, 0, 0], f"{key} does not begin at the beginning of its life"
@@ -109,25 +107,18 @@ def assert_exact(path: Path, settings: Settings, fleet: Fleet, attendant: Attend
 def test_counting(run_fleet: RunFleet, tmp_path: Path) -> None:
     """Undisturbed, every step is stored once, all that is sampled was played so, and the ratio holds at all times."""
     settings = settings_of(env_steps=1201, delay_s=0.001)
+    fleet, attendant = run_fleet(settings)
     staffing, ratio = Staffing.of(settings), TrainRatio.of(settings)
     in_flight = 2 * staffing.actors * staffing.steps_per_order
-    queue = 2 * staffing.updates_per_order
-    ahead = []
-
-    def measure(fleet: Fleet, attendant: Attendant) -> Iterator[None]:
-        while not attendant.restored_from or fleet.env_steps < ratio.prefill + in_flight:
-            yield
-        while fleet.env_steps < ratio.env_steps:
-            ahead.append(fleet.updates_allowed - fleet.updates)
-            yield
-
-    fleet, attendant = run_fleet(settings, measure)
+    ahead = [updates for steps, updates in attendant.ahead if ratio.prefill + in_flight < steps < ratio.env_steps]
     assert len(ahead) > 10
+    queue = 2 * staffing.updates_per_order
     assert max(ahead) <= 2 * queue + in_flight * ratio.ratio / ratio.replayed_per_update + 1
     assert sum(attendant.acknowledged.values()) == 1201, "what was acknowledged is what is stored"
     assert sorted(attendant.acknowledged) == [(0, 0), (1, 1)]
     assert fleet.restarts == 0
     assert attendant.restored_from == [0]
+    assert 5 < attendant.last_facts["held_out"] < attendant.last_facts["trained_on"]
     streams = read_streams(tmp_path / "replay", StepFormat(probe_environment(settings.env)))
     versions = np.concatenate([steps["version"] for steps in streams.values()])
     assert 0 < versions.max() < fleet.updates
@@ -157,7 +148,7 @@ def test_sigkill_of_each_process_loses_and_doubles_nothing(run_fleet: RunFleet, 
         while len(attendant.restored_from) < 2 or fleet.updates < updates_at_kill[0]:
             yield
 
-    settings = settings_of(env_steps=5003, ratio=3.0, delay_s=0.004)
+    settings = settings_of(ratio=3.0, delay_s=0.004)
     fleet, attendant = run_fleet(settings, kill_each)
     assert fleet.restarts == 2, "an actor and the learner; Ray restarts the replay"
     assert attendant.lives_of(0) == [0, 2]
@@ -178,7 +169,7 @@ def test_environments_that_fail_or_hang_are_replaced(run_fleet: RunFleet, told: 
             yield
 
     settings = settings_of(
-        env_steps=4001, ratio=1.0, delay_s=0.002, order_timeout_s=4.0,
+        ratio=1.0, delay_s=0.002, order_timeout_s=4.0,
         faults={"raise": 60, "hang": 61}, claims=str(tmp_path / "claims"),
     )  # fmt: skip
     fleet, _ = run_fleet(settings, see_both_replaced)
@@ -195,7 +186,7 @@ def test_environments_that_fail_or_hang_are_replaced(run_fleet: RunFleet, told: 
 @pytest.mark.ray
 def test_an_environment_that_only_the_actors_lack_ends_the_run_with_one_sentence(run_fleet: RunFleet) -> None:
     """Where the driver has the environment and the actors' machine has not, the user hears why, and not of Ray."""
-    settings = settings_of(env_steps=500, works_in=os.getpid())
+    settings = settings_of(works_in=os.getpid())
     with pytest.raises(UserError) as caught:
         run_fleet(settings)
     assert re.fullmatch(
@@ -290,7 +281,7 @@ def test_a_worker_that_finds_the_input_at_fault_leaves_a_checkpoint() -> None:
     assert pool.saved["updates"] % SIMULATED.checkpoint_every, "a checkpoint that was not due by itself"
 
 
-def test_a_stop_saves_before_it_waits_for_slow_actors(told: list[str]) -> None:
+def test_a_stop_saves_before_it_waits_for_slow_actors() -> None:
     """An actor that hangs while the run stops does not keep the learner from saving, and is waited for a minute at most."""
     saved_at: list[float] = []
 
@@ -306,13 +297,12 @@ def test_a_stop_saves_before_it_waits_for_slow_actors(told: list[str]) -> None:
     assert pool.saved["updates"] == fleet.updates > 0
     assert stopped_at < saved_at[-1] < stopped_at + 5
     assert pool.now < stopped_at + 70
-    assert any("did not end its order 'collect' within 60 s" in message for message in told)
 
 
 @pytest.mark.xfail(strict=True, reason="actors/collector.py: a collector goes on after its environment failed")
 def test_an_order_queued_behind_one_that_failed_stores_no_gap(tmp_path: Path) -> None:
     """An actor has two orders at a time: the second must not go on, after the first failed, without the steps it lost."""
-    settings = settings_of(env_steps=500)
+    settings = settings_of()
     step_format = StepFormat(probe_environment(settings.env))
     replay = Replay(tmp_path, step_format, settings.replay, settings.learner.sequence_length, settings.seed)
     collector = build_collector(settings, 0, 0, DirectSink(replay))

@@ -14,7 +14,8 @@ from tests.bench.recording import Recording, load_recording
 
 _BEGUN = time.monotonic()
 _REST_S = 0.005
-"""Pause before each turn: OpenMP's threads spin for a while after a call, which would slow whoever is next."""
+"""Pause before each turn, since OpenMP's threads spin for a while after a call and would slow whoever is next. No longer:
+after some 20 ms of sleep Linux begins by running all threads of a process on one core, and spreads them out late."""
 
 
 def say(text: str) -> None:

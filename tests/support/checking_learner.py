@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from counted_streams import faults_of_batch
+from counted_streams import episodes_of, faults_of_batch
 
 from dreamfleet.common.errors import RunFailedError
 from dreamfleet.common.settings import Settings
@@ -46,6 +46,8 @@ class CheckingLearner:
         self._checkpoint = Path(run_directory) / "checkpoint.json"
         self._updates = 0
         self._published: list[Any] = []
+        self._trained_on: set[tuple[float, float]] = set()
+        self._held_out: set[tuple[float, float]] = set()
 
     def restore(self) -> Any:
         """Go on from the checkpoint, if there is one."""
@@ -62,8 +64,9 @@ class CheckingLearner:
         return SimpleNamespace(updates=self._updates, metrics={}, timings={}), self._publish()
 
     def save(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """Write down the number of updates."""
-        written = {**facts, "updates": self._updates}
+        """Write down the number of updates, and of the episodes seen of each kind."""
+        episodes = {"trained_on": len(self._trained_on), "held_out": len(self._held_out)}
+        written = {**facts, **episodes, "updates": self._updates}
         unfinished = self._checkpoint.with_suffix(".tmp")
         unfinished.write_text(json.dumps(written))
         unfinished.rename(self._checkpoint)
@@ -71,6 +74,10 @@ class CheckingLearner:
 
     def illustrate(self) -> None:
         """Draw nothing."""
+
+    @ray.method(concurrency_group="health")
+    def hurry(self) -> None:
+        """Updates take milliseconds: there is nothing to hurry."""
 
     @ray.method(concurrency_group="health")
     def ping(self) -> int:
@@ -82,13 +89,19 @@ class CheckingLearner:
         return self._published
 
     def _check(self, number: int) -> None:
-        learner, env = self._settings.learner, self._settings.env
-        every, length = self._settings.replay.held_out_every, env.kwargs["length"]
+        learner, length = self._settings.learner, self._settings.env.kwargs["length"]
         batch = unpack(self._replay.sample(number, learner.batch_size), self._format)
         faults = [] if batch["reward"].shape == (learner.batch_size, learner.sequence_length) else ["the batch's shape"]
-        faults += faults_of_batch(batch, length, every, held_out=False)
-        kept = self._replay.sample_held_out(number, learner.batch_size, HELD_OUT_STEPS)
-        if kept is not None:
-            faults += faults_of_batch(unpack(kept, self._format), length, every, held_out=True)
+        faults += faults_of_batch(batch, length)
+        self._trained_on |= episodes_of(batch)
+        packed = self._replay.sample_held_out(number, learner.batch_size, HELD_OUT_STEPS)
+        if packed is not None:
+            kept = unpack(packed, self._format)
+            faults += faults_of_batch(kept, length)
+            self._held_out |= episodes_of(kept)
+            if kept["is_first"][:, 1:].any():
+                faults.append("a held-out sequence runs over the end of its episode")
+        if self._trained_on & self._held_out:
+            faults.append(f"episodes both held out and trained on: {self._trained_on & self._held_out}")
         if faults:
             raise BadSequenceError(f"batch {number}: {'; '.join(dict.fromkeys(faults))}")

@@ -48,18 +48,15 @@ def faults_of(steps: Arrays, length: int, terminate_every: int = 2) -> list[str]
     return [f"{what}, at step {int(np.argmin(holds))}" for what, holds in rules.items() if not np.all(holds)]
 
 
-def faults_of_batch(batch: Arrays, length: int, held_out_every: int, held_out: bool) -> list[str]:
-    """Return what is wrong with sampled sequences: fields of (B, T, *shape), of episodes held out or of the others."""
-    faults = []
-    for row in range(len(batch["reward"])):
-        steps = {name: array[row] for name, array in batch.items()}
-        faults += faults_of(steps, length)
-        of_held_out = steps["episode"] % held_out_every == 1
-        if (of_held_out != held_out).any():
-            faults.append(f"held-out and other episodes are mixed: {steps['episode'].tolist()}")
-        if held_out and steps["is_first"][1:].any():
-            faults.append("a held-out sequence runs over the end of its episode")
-    return faults
+def faults_of_batch(batch: Arrays, length: int) -> list[str]:
+    """Return what is wrong with sampled sequences, fields of (B, T, *shape)."""
+    rows = [{name: array[row] for name, array in batch.items()} for row in range(len(batch["reward"]))]
+    return [fault for steps in rows for fault in faults_of(steps, length)]
+
+
+def episodes_of(batch: Arrays) -> set[tuple[float, float]]:
+    """Return the episodes that sampled sequences touch, by the seed of their life and their number."""
+    return {(seed, number) for seed, number in batch["count"][..., :2].reshape(-1, 2).tolist()}
 
 
 def read_streams(directory: Path, step_format: StepFormat) -> dict[tuple[int, int, int], Arrays]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 from collections import Counter
@@ -21,6 +22,7 @@ from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.slot import Slot
 
 ASK_TIMEOUT_S = 60
+STEPS_AFTER_PLOT = 301
 
 
 class Unscheduled:
@@ -72,6 +74,7 @@ def share_ray(monkeypatch: Any) -> None:
     """Let pools use the Ray that is running, leave it running, take none of its CPUs, and train nothing but check."""
     monkeypatch.setattr(ray_pool, "_start_ray", lambda settings, address: None)
     monkeypatch.setattr(ray_pool.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray_pool.ray, "cluster_resources", lambda: {"CPU": 3.0})
     monkeypatch.setattr(ray_pool, "ActorProcess", Unscheduled(ray_pool.ActorProcess))
     monkeypatch.setattr(ray_pool, "LearnerProcess", Unscheduled(CheckingLearner))
 
@@ -79,10 +82,13 @@ def share_ray(monkeypatch: Any) -> None:
 class Attendant(Watcher):
     """Asserts at every order what the service promises of its counters, and lets a plot unfold, a bit at every turn.
 
+    The run goes on until the plot has come to its end, however slow the machine, and then collects some steps more.
+
     Attributes:
+        ahead: for every turn with a learner, the environment steps and the updates allowed and not made yet.
         acknowledged: steps that collect orders reported, by (actor, incarnation).
         restored_from: updates at which each learner began; `saved_at`, at which checkpoints were written.
-        plot_done: whether the plot came to its end.
+        last_facts: of the newest checkpoint.
 
     Args:
         pool: the fleet's.
@@ -93,7 +99,8 @@ class Attendant(Watcher):
         self.acknowledged: Counter[tuple[int, int]] = Counter()
         self.restored_from: list[int] = []
         self.saved_at: list[int] = []
-        self.plot_done = plot is None
+        self.last_facts: dict[str, Any] = {}
+        self.ahead: list[tuple[int, int]] = []
         self._pool, self._plot = pool, plot
         self._unfolding: Iterator[None] | None = None
         self._most_steps = 0
@@ -110,16 +117,20 @@ class Attendant(Watcher):
 
     def saved(self, fleet: Fleet, facts: dict[str, Any]) -> None:
         self.saved_at.append(facts["updates"])
+        self.last_facts = facts
 
     def turned(self, fleet: Fleet) -> None:
         assert fleet.env_steps >= self._most_steps, "acknowledged steps are gone"
         self._most_steps = fleet.env_steps
-        if self._plot and not self.plot_done:
+        if self.restored_from:
+            self.ahead.append((fleet.env_steps, fleet.updates_allowed - fleet.updates))
+        if self._plot:
             self._unfolding = self._unfolding or self._plot(fleet, self)
             try:
                 next(self._unfolding)
             except StopIteration:
-                self.plot_done = True
+                self._plot = None
+                fleet.ratio = dataclasses.replace(fleet.ratio, env_steps=fleet.env_steps + STEPS_AFTER_PLOT)
 
     def lives_of(self, actor: int) -> list[int]:
         """Return the incarnations of an actor that have had steps acknowledged, oldest first."""
