@@ -113,7 +113,7 @@ def _draw(replay: Replay, step_format: StepFormat, sequences: int, context: int,
 def _held_out(
     replay: Replay, step_format: StepFormat, sequences: int, context: int, horizon: int, horizons: list[int]
 ) -> Sequences | None:
-    """Return sequences never trained on, with the first of `horizons` that there are, for the one asked for, or None."""
+    """Return sequences never trained on with the first of `horizons` (for `horizon`) that there are, or None."""
     for imagined in horizons:
         packed = replay.sample_held_out(0, sequences, context + imagined)
         if packed is not None:

@@ -89,7 +89,8 @@ def test_observing_follows_the_published_equations(changes: dict[str, object]) -
         for gaussian, raw in ((rollout.prior, expected), (rollout.posterior, believed)):
             mean, spread = raw.chunk(2, -1)
             logarithmic = changes.get("std") == "log_variance"
-            std = (3 * (spread / 6).tanh()).exp().clamp(min=0.1) if logarithmic else nn.functional.softplus(spread) + 0.1
+            bounded = (3 * (spread / 6).tanh()).exp().clamp(min=0.1)
+            std = bounded if logarithmic else nn.functional.softplus(spread) + 0.1
             assert torch.allclose(gaussian.mean[:, t], mean, atol=1e-6)
             assert torch.allclose(gaussian.std[:, t], std, atol=1e-6)
         z = mean + std * inputs.noise[:, t]

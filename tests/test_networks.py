@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from dreamfleet.common.decoder import Decoder, PlanetImageDecoder
+from dreamfleet.common.distributions import LOG_VARIANCE_BOUND
 from dreamfleet.common.encoder import Encoder, PlanetImageEncoder, StridedImageEncoder
 from dreamfleet.common.errors import UserError
-from dreamfleet.common.distributions import LOG_VARIANCE_BOUND
 from dreamfleet.common.heads import ContinueHead, RewardHead
 from dreamfleet.common.images import ImageInput, normalise_image, to_display
 from dreamfleet.common.layers import JointLinear

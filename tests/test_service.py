@@ -128,7 +128,7 @@ def test_counting(run_fleet: RunFleet, tmp_path: Path) -> None:
 @pytest.mark.ray
 def test_sigkill_of_each_process_loses_and_doubles_nothing(run_fleet: RunFleet, told: list[str]) -> None:
     """An actor, the replay and the learner are killed one after the other; each comes back and the totals are exact."""
-    updates_at_kill = []
+    at_kill: dict[str, int] = {}
 
     def kill_each(fleet: Fleet, attendant: Attendant) -> Iterator[None]:
         pool: Any = fleet.pool
@@ -144,8 +144,8 @@ def test_sigkill_of_each_process_loses_and_doubles_nothing(run_fleet: RunFleet, 
             yield
         assert fleet.learner.worker
         pool.kill_process(fleet.learner.worker)
-        updates_at_kill.append(fleet.updates)
-        while len(attendant.restored_from) < 2 or fleet.updates < updates_at_kill[0]:
+        at_kill.update(updates=fleet.updates, saved=attendant.saved_at[-1])
+        while len(attendant.restored_from) < 2 or fleet.updates < at_kill["updates"]:
             yield
 
     settings = settings_of(ratio=3.0, delay_s=0.004)
@@ -153,8 +153,7 @@ def test_sigkill_of_each_process_loses_and_doubles_nothing(run_fleet: RunFleet, 
     assert fleet.restarts == 2, "an actor and the learner; Ray restarts the replay"
     assert attendant.lives_of(0) == [0, 2]
     assert attendant.lives_of(1) == [1]
-    assert updates_at_kill[0] - 15 - 6 <= attendant.restored_from[1] <= updates_at_kill[0] + 6
-    assert attendant.restored_from[1] in attendant.saved_at
+    assert 0 < at_kill["saved"] <= attendant.restored_from[1] <= at_kill["updates"] + 6, "from the last checkpoint"
     assert any("actor 0 is replaced: its process was lost" in message for message in told)
     assert any("learner is replaced: its process was lost" in message for message in told)
 
