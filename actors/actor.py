@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from typing import Any
 
 import cv2
@@ -10,7 +11,7 @@ import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError
 
-from dreamfleet.actors.collector import CollectReport, build_collector
+from dreamfleet.actors.collector import Collector, CollectReport, build_collector
 from dreamfleet.common.notes import NoteTaker
 from dreamfleet.common.settings import Settings
 from dreamfleet.replay.client import RaySink
@@ -38,7 +39,12 @@ class ActorProcess:
     def __init__(self, settings: Settings, actor: int, incarnation: int, replay: Any) -> None:
         cv2.setNumThreads(1)
         self._notes = NoteTaker.install()
-        self._collector = build_collector(settings, actor, incarnation, RaySink(replay))
+        self._life = (settings, actor, incarnation, RaySink(replay))
+
+    @cached_property
+    def _collector(self) -> Collector:
+        """Built at the first order: an error in an actor's constructor would come with pages of Ray's own."""
+        return build_collector(*self._life)
 
     def collect(self, steps: int, weights: list[tuple[int, ray.ObjectRef[np.ndarray]]]) -> CollectReport:
         """Adopt the weights if they are newer, and collect exactly so many steps over all environments.

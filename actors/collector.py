@@ -70,6 +70,10 @@ class CollectReport:
     notes: list[Note] = field(default_factory=list)
 
 
+class CollectorBrokenError(RuntimeError):
+    """A collector was asked for more after an order of its failed."""
+
+
 class Collector:
     """Steps K environments with one policy and sends what they show as chunks.
 
@@ -112,6 +116,7 @@ class Collector:
         self._version = 0
         self._next = 0
         self._begun = False
+        self._broken = False  # within an order, and for ever after one that failed
 
     @property
     def version(self) -> int:
@@ -131,7 +136,11 @@ class Collector:
 
         Raises:
             EnvironmentFailedError: if an environment fails. What was not sent yet is lost, and the collector with it.
+            CollectorBrokenError: if an earlier order failed: going on would leave out the steps that were lost.
         """
+        if self._broken:
+            raise CollectorBrokenError("an earlier order of this collector failed; its streams cannot go on")
+        self._broken = True
         report = CollectReport(steps, raw_bytes=steps * self._format.step_bytes)
         left = steps
         while left:
@@ -148,6 +157,7 @@ class Collector:
         with _timed(report, "push"):
             self._sink.flush(self._flush_timeout_s)
         report.version = self._version
+        self._broken = False
         return report
 
     def _begin_round(self, report: CollectReport) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
+from dreamfleet.common.errors import UserError
 from dreamfleet.common.seeds import derive_seed
 from dreamfleet.common.settings import ActorSettings
 from dreamfleet.common.spaces import ActionSpec, Spaces
@@ -42,10 +43,28 @@ class RandomPolicy:
         seed: of its random numbers.
         hold_min: least number of steps an action is held.
         hold_max: greatest number, drawn uniformly between the two.
+        weights: relative frequencies of a discrete action's choices; all alike if empty.
+
+    Raises:
+        UserError: if the weights do not fit the action.
     """
 
-    def __init__(self, spec: ActionSpec, environments: int, seed: int, hold_min: int = 1, hold_max: int = 1) -> None:
+    def __init__(
+        self,
+        spec: ActionSpec,
+        environments: int,
+        seed: int,
+        hold_min: int = 1,
+        hold_max: int = 1,
+        weights: Sequence[float] = (),
+    ) -> None:
+        if weights and (spec.kind != "discrete" or len(weights) != spec.sizes[0]):
+            raise UserError(
+                f"actors.action_weights has {len(weights)} frequencies, but the environment's action is {spec.kind} of "
+                f"{'×'.join(map(str, spec.sizes))}: give one for each choice of a discrete action, or none."
+            )
         self.version = 0
+        self._frequencies = np.array(weights) / sum(weights) if weights else None
         self._spec = spec
         self._hold = (hold_min, hold_max)
         self._generator = np.random.default_rng(derive_seed(seed, "random policy"))
@@ -66,7 +85,9 @@ class RandomPolicy:
         del weights
         self.version = version
 
-    def _draw(self) -> np.ndarray:
+    def _draw(self) -> np.ndarray | int:
+        if self._frequencies is not None:
+            return int(self._generator.choice(len(self._frequencies), p=self._frequencies))
         if self._spec.kind != "box":
             choices = self._generator.integers(self._spec.sizes)
             return choices[0] if self._spec.kind == "discrete" else choices
@@ -79,4 +100,6 @@ class RandomPolicy:
 def make_policy(settings: ActorSettings, spaces: Spaces, environments: int, seed: int) -> Policy:
     """Return the policy that the settings name, for so many environments."""
     assert settings.policy == "random", "the settings know no other policy"
-    return RandomPolicy(spaces.action, environments, seed, settings.hold_min, settings.hold_max)
+    return RandomPolicy(
+        spaces.action, environments, seed, settings.hold_min, settings.hold_max, settings.action_weights
+    )

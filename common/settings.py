@@ -57,6 +57,8 @@ class ActorSettings(_Section):
     """A random action is held for at least so many environment steps."""
     hold_max: int = Field(1, ge=1)
     """A random action is held for at most so many environment steps."""
+    action_weights: tuple[float, ...] = ()
+    """Relative frequencies of a discrete action's random choices; `[]`: all alike."""
     order_timeout_s: float = Field(300.0, gt=0)
     """An actor that has not answered an order for so long is replaced."""
 
@@ -64,6 +66,9 @@ class ActorSettings(_Section):
     def _hold_in_order(self) -> ActorSettings:
         if self.hold_min > self.hold_max:
             raise ValueError(f"hold_min {self.hold_min} is greater than hold_max {self.hold_max}")
+        if self.action_weights and (min(self.action_weights) < 0 or not sum(self.action_weights)):
+            weights = list(self.action_weights)
+            raise ValueError(f"actors.action_weights {weights} has a negative frequency, or nothing but 0")
         return self
 
 

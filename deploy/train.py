@@ -10,6 +10,7 @@ from pathlib import Path
 from dreamfleet import __version__
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.lock import DirectoryLock
+from dreamfleet.common.policy import make_policy
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
 from dreamfleet.deploy.console import Console, open_log
@@ -45,6 +46,7 @@ def train(run: RunDirectory, settings: Settings, inline: bool, address: str | No
     old = run.settings() if run.config_file.exists() else None
     run.check_usable()
     spaces = _probe(run, settings, old)  # before the directory is made: what is at fault leaves nothing behind
+    make_policy(settings.actors, spaces, settings.actors.environments, seed=0)  # says so if it does not fit the action
     _check_model(settings, spaces)
     run.create()
     console = Console()

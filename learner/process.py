@@ -30,8 +30,16 @@ class LearnerProcess:
 
     def __init__(self, settings: Settings, spaces: dict[str, Any], replay: Any, run_directory: str) -> None:
         self._notes = NoteTaker.install()
-        learner = Learner(settings, Spaces.from_json(spaces), RayReplay(replay), Path(run_directory), prefetch=True)
-        self._learner = PublishingLearner(learner, settings.learner.publish_every, ray.put)
+        self._life = (settings, Spaces.from_json(spaces), RayReplay(replay), Path(run_directory))
+        self._built: PublishingLearner | None = None
+
+    @property
+    def _learner(self) -> PublishingLearner:
+        """Built at the first order: an error in an actor's constructor would come with pages of Ray's own."""
+        if self._built is None:
+            learner = Learner(*self._life, prefetch=True)
+            self._built = PublishingLearner(learner, self._life[0].learner.publish_every, ray.put)
+        return self._built
 
     def restore(self) -> Restored:
         """Go on from the newest checkpoint, if any."""
@@ -57,7 +65,8 @@ class LearnerProcess:
     @ray.method(concurrency_group="health")
     def hurry(self) -> None:
         """End train orders after the update being made."""
-        self._learner.hurry()
+        if self._built:
+            self._built.hurry()
 
     @ray.method(concurrency_group="health")
     def ping(self) -> int:

@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import faulty_environment
 import pytest
 import torch
 from counted_streams import faults_of, read_streams
@@ -126,11 +127,15 @@ def test_the_same_seed_gives_the_same_run(finished_run: Path, tmp_path: Path) ->
     assert_complete(finished_run, tiny_settings(**pictures()))
 
 
-def test_a_run_stopped_half_way_goes_on_where_it_was(tmp_path: Path) -> None:
-    """After Ctrl-C there is a checkpoint of that moment; the resumed run ends with exact steps and updates."""
-    settings = tiny_settings(faults={"interrupt": 60}, claims=str(tmp_path))
+@pytest.mark.parametrize(("signal_kind", "exit_code"), [("interrupt", 130), ("terminate", 143)])
+def test_a_run_stopped_half_way_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal_kind: str, exit_code: int
+) -> None:
+    """Ctrl-C or SIGTERM leaves a checkpoint of that moment; the resumed run ends with exact steps and updates."""
+    monkeypatch.setattr(faulty_environment, "_SUFFERED", [])
+    settings = tiny_settings(faults={signal_kind: 60}, claims=str(tmp_path))
     path = tmp_path / "run"
-    assert run(path, settings) == 130
+    assert run(path, settings) == exit_code
     _, stopped = newest_checkpoint(path)
     assert 0 < stopped["updates"] < TrainRatio.of(settings).updates
     assert stopped["updates"] <= TrainRatio.of(settings).updates_allowed(stopped["env_steps"])
@@ -148,6 +153,23 @@ def test_signals_are_given_back_after_a_run(copy: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     assert run(copy, tiny_settings(**pictures())) == 0
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_run_killed_while_it_writes_its_settings_keeps_those_it_had(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is replaced as a whole: half of one would resume the run with default settings, or not at all."""
+
+    def die_half_way(settings: Settings, path: Path) -> None:
+        path.write_text("seed: 7\n")
+        raise SystemExit
+
+    directory = RunDirectory(copy)
+    before = directory.settings()
+    monkeypatch.setattr("dreamfleet.deploy.run_directory.write_settings", die_half_way)
+    with pytest.raises(SystemExit):
+        directory.write(before, directory.spaces())
+    assert directory.settings() == before
 
 
 def test_resuming_a_finished_run_changes_nothing(copy: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dreamfleet.common.errors import UserError
 from dreamfleet.common.policy import RandomPolicy, make_policy
 from dreamfleet.common.settings import ActorSettings
 from dreamfleet.common.spaces import ActionSpec, ObservationSpec, Spaces
@@ -71,3 +72,18 @@ def test_the_settings_make_the_policy() -> None:
     assert np.array_equal(actions, draw(BOX, 6, 7, 2, (3, 3)))
     policy.adopt(5, np.zeros(1, np.float32))
     assert policy.version == 5
+
+
+def test_weighted_choices_come_as_often_as_their_weights_say() -> None:
+    """A choice of weight 0 never comes, and one of twice the weight twice as often."""
+    policy = RandomPolicy(ActionSpec("discrete", (3,)), 1, seed=0, weights=(2.0, 0.0, 1.0))
+    counts = np.bincount([int(policy.act({}, np.zeros(1, bool))[0]) for _ in range(3000)], minlength=3)
+    assert counts[1] == 0
+    assert 1.8 < counts[0] / counts[2] < 2.2
+
+
+@pytest.mark.parametrize("spec", [ActionSpec("discrete", (4,)), ActionSpec("multi_discrete", (3, 2)), BOX])
+def test_weights_that_do_not_fit_the_action_are_refused(spec: ActionSpec) -> None:
+    """The sentence names how many were given and what the action is."""
+    with pytest.raises(UserError, match=f"has 3 frequencies, but the environment's action is {spec.kind}"):
+        RandomPolicy(spec, 1, seed=0, weights=(1.0, 1.0, 1.0))

@@ -22,7 +22,7 @@ def test_quickstart_is_small_on_car_racing() -> None:
     """What quickstart takes from `small` and its own file comes to these values, and to defaults for all others."""
     expected = {
         "env": {"kwargs": {"continuous": False}, "action_repeat": 4, "grey": True, "time_limit": 100},
-        "actors": {"steps_per_order": 32, "hold_max": 8},
+        "actors": {"steps_per_order": 32, "hold_max": 8, "action_weights": [1, 2, 2, 4, 0.5]},
         "replay": {"capacity_gb": 1.0, "capacity_steps": 100_000, "held_out_every": 8},
         "model": {"depth": 16},
         "loss": {"reconstruction_scale": 20.0, "free_nats": 1.0},

@@ -40,7 +40,9 @@ Plot = Callable[[Fleet, Attendant], Iterator[None]]
 RunFleet = Callable[..., tuple[Fleet, Attendant]]
 
 
-def settings_of(env_steps: int = 1_000_000, ratio: float = 4.0, order_timeout_s: float = 300.0, **kwargs: Any) -> Settings:
+def settings_of(
+    env_steps: int = 1_000_000, ratio: float = 4.0, order_timeout_s: float = 300.0, **kwargs: Any
+) -> Settings:
     """Return settings of 2 actors with 2 environments each; `kwargs` are the environment's."""
     return Settings.model_validate({
         "seed": 5,
@@ -281,7 +283,7 @@ def test_a_worker_that_finds_the_input_at_fault_leaves_a_checkpoint() -> None:
 
 
 def test_a_stop_saves_before_it_waits_for_slow_actors() -> None:
-    """An actor that hangs while the run stops does not keep the learner from saving, and is waited for a minute at most."""
+    """An actor that hangs while the run stops keeps no learner from saving, and is waited for a minute at most."""
     saved_at: list[float] = []
 
     class Notes(Watcher):
@@ -298,9 +300,8 @@ def test_a_stop_saves_before_it_waits_for_slow_actors() -> None:
     assert pool.now < stopped_at + 70
 
 
-@pytest.mark.xfail(strict=True, reason="actors/collector.py: a collector goes on after its environment failed")
 def test_an_order_queued_behind_one_that_failed_stores_no_gap(tmp_path: Path) -> None:
-    """An actor has two orders at a time: the second must not go on, after the first failed, without the steps it lost."""
+    """An actor has two orders at a time: after the first failed, the second must not go on without the lost steps."""
     settings = settings_of()
     step_format = StepFormat(probe_environment(settings.env))
     replay = Replay(tmp_path, step_format, settings.replay, settings.learner.sequence_length, settings.seed)

@@ -17,6 +17,7 @@ from tests.bench.report import Row, render_misses, render_page, render_table, wr
 PARTS = {"replay": "replay", "replay-ray": "replay_ray", "collect": "collect", "learner": "learner"}
 """Names of the parts, and the modules that measure them."""
 _BUSY = 0.1
+"""A machine that is busier than this with other work gives no figures to rely on."""
 
 
 def main() -> None:
@@ -24,8 +25,10 @@ def main() -> None:
     options = _parse()
     facts = describe_machine()
     busy_before = busy_share()
-    for line in [f"{name}: {value}" for name, value in facts.items()] + _warnings(busy_before):
-        say(line)
+    for name, value in facts.items():
+        say(f"{name}: {value}")
+    if busy_before > _BUSY:
+        say(f"WARNING: {busy_before:.0%} of the cores are busy already: figures will be low, and ratios unreliable")
     begun = time.monotonic()
     rows: list[Row] = []
     methods: dict[str, str] = {}
@@ -37,7 +40,7 @@ def main() -> None:
             for row in module.measure(bench):
                 say(" | ".join(cell for cell in row.cells() if cell))
                 rows.append(row)
-    facts["busy with other work"] = f"{busy_before:.0%} of the cores before the run, {busy_share():.0%} after it"
+    facts["busy with other work"] = _describe_load(busy_before, busy_share())
     print(render_table(rows), render_misses(rows), sep="\n\n")
     command = shlex.join(["python", "-m", "tests.bench", *sys.argv[1:]])
     page = render_page(rows, command, facts, methods, time.monotonic() - begun)
@@ -45,11 +48,10 @@ def main() -> None:
     say(f"written to {write_page(options.out, [*chosen, *(['quick'] if options.quick else [])], page)}")
 
 
-def _warnings(busy: float) -> list[str]:
-    """Return what is to be said of a machine that does other work."""
-    if busy <= _BUSY:
-        return []
-    return [f"WARNING: {busy:.0%} of the cores are busy already; figures will be low, and ratios unreliable"]
+def _describe_load(before: float, after: float) -> str:
+    """Return how busy the machine was with other work, and what that means for the figures."""
+    meaning = "; figures are low and ratios unreliable" if max(before, after) > _BUSY else ""
+    return f"{before:.0%} of the cores before the run, {after:.0%} after it{meaning}"
 
 
 def _parse() -> argparse.Namespace:

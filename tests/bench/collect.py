@@ -35,7 +35,7 @@ def measure(bench: Bench) -> Iterator[Row]:
     settings = resolve(["quickstart"])
     format_only = Recording(probe_environment(settings.env), [])
     with local_ray(), replay_server(bench.scratch / "collect", format_only, 50) as server:
-        steps = bench.choose(320, 64)
+        steps = bench.choose(320, 32)
         turns = _race(settings, server, steps, bench.choose(5, 2))
     for count, peer, name in (
         (1, "bare 1", "plain loop"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import ray
 from dreamfleet.actors.environments import probe_environment
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
+from dreamfleet.deploy.ray_pool import KEEP_MEMORY
 from dreamfleet.deploy.resolve import resolve
 from dreamfleet.learner.process import LearnerProcess
 from tests.bench.measure import Bench, say
@@ -23,10 +25,10 @@ NAME = "learner"
 METHOD = """
 The learner's process as the service has it, `LearnerProcess` on Ray, on the GPU if there is one, fed by a replay's
 process that is full of the recorded CarRacing frames dressed as the preset's environment would show them (grey,
-enlarged, other actions). Orders are queued two at a time, long enough for two seconds or more each; figures are
-medians over the orders, after a first update that does not count. Shares are of the orders' time; `publish` is
-measured once per order and counted as often as the preset publishes. On a GPU the optimiser runs on while the next
-update is prepared: its time is then within the next forward and backward.
+enlarged, other actions). No actors run beside it, and it has all cores. Orders are queued two at a time, long enough
+for two seconds or more each; figures are medians over the orders, after a first update that does not count. Shares
+are of the orders' time; `publish` is measured once per order and counted as often as the preset publishes. On a GPU
+the optimiser runs on while the next update is prepared: its time is then within the next forward and backward.
 """
 PRESETS = ("quickstart", "seed", "planet")
 _TIMEOUT_S = 600
@@ -47,7 +49,8 @@ def measure(bench: Bench) -> Iterator[Row]:
 def _preset(bench: Bench, preset: str) -> Iterator[Row]:
     """Yield how fast one preset's learner is, how its time divides, and how long it waits."""
     publish_every = resolve([preset]).learner.publish_every
-    flags = [("learner.publish_every", "1"), *([("learner.batch_size", _QUICK_BATCH)] if bench.quick else [])]
+    flags = [("learner.publish_every", "1"), ("learner.threads", str(len(os.sched_getaffinity(0))))]
+    flags += [("learner.batch_size", _QUICK_BATCH)] if bench.quick else []
     settings = resolve([preset], flags)
     size, length = settings.learner.batch_size, settings.learner.sequence_length
     spaces = probe_environment(settings.env)
@@ -62,11 +65,13 @@ def _preset(bench: Bench, preset: str) -> Iterator[Row]:
 
 
 def _start(settings: Settings, spaces: Spaces, server: Any, run_directory: Path) -> Any:
-    """Return a learner's process that has published its first weights."""
+    """Return a learner's process, started as `RayPool` does, that has published its first weights."""
     has_gpu = ray.cluster_resources().get("GPU", 0) >= 1
-    options = {"num_cpus": 1, "num_gpus": int(has_gpu)}
+    variables = {"OMP_NUM_THREADS": str(settings.learner.threads)} | ({} if has_gpu else KEEP_MEMORY)
+    learner_class: Any = LearnerProcess
+    options = {"num_cpus": 1, "num_gpus": int(has_gpu), "runtime_env": {"env_vars": variables}}
     run_directory.mkdir()
-    learner = LearnerProcess.options(**options).remote(settings, spaces.to_json(), server, str(run_directory))  # type: ignore[attr-defined]
+    learner = learner_class.options(**options).remote(settings, spaces.to_json(), server, str(run_directory))
     for decision in ray.get(learner.restore.remote(), timeout=_TIMEOUT_S).decisions:
         say(f"{NAME}: {decision}")
     return learner

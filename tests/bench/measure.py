@@ -14,8 +14,8 @@ from tests.bench.recording import Recording, load_recording
 
 _BEGUN = time.monotonic()
 _REST_S = 0.005
-"""Pause before each turn, since OpenMP's threads spin for a while after a call and would slow whoever is next. No longer:
-after some 20 ms of sleep Linux begins by running all threads of a process on one core, and spreads them out late."""
+"""Pause before each turn, as OpenMP's threads spin for a while after a call and would slow whoever is next. Not longer:
+after some 20 ms of sleep Linux may run all threads of a process on one core at first, and spread them out late."""
 
 
 def say(text: str) -> None:
@@ -50,7 +50,7 @@ class Turns:
 
     Args:
         seconds: on the clock.
-        processor: of this process's threads, added up; a figure that others on the machine hardly change.
+        processor: of this process's threads, added up; other work on the machine changes it less.
     """
 
     def __init__(self, seconds: Mapping[str, list[float]], processor: Mapping[str, list[float]]) -> None:

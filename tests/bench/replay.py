@@ -22,9 +22,9 @@ A `Replay` in this process, `sample` and `unpack` together, so decoding is inclu
 actors collect it (recorded steps, repeated as further streams until the store is larger than the processor's caches),
 and noise of the same shape. Yardsticks hold the same steps: `np.copyto` of as many bytes of frames into memory that
 is there already; numpy slices of arrays in memory, stacked to a batch; TorchRL's `SliceSampler` over
-`LazyMemmapStorage` and `LazyTensorStorage`, raw frames, streams as trajectories; processor time adds up the threads of each. Ours, numpy's and TorchRL's batches
-are fresh memory each time. Memory is the resident set of a process of its own that fills its replay, goes on until it
-has turned over three times, and samples meanwhile.
+`LazyMemmapStorage` and `LazyTensorStorage`, raw frames, streams as trajectories; processor time adds up the threads
+of each. Ours, numpy's and TorchRL's batches are fresh memory each time. Memory is the resident set of a process of
+its own that fills its replay, goes on until it has turned over three times, and samples meanwhile.
 """
 SHAPES = ((16, 64), (50, 50))
 """Batch size and sequence length of the batches that are sampled."""

@@ -50,9 +50,13 @@ class Row:
 
     def cells(self) -> tuple[str, ...]:
         """Return the row as the table shows it."""
-        ratio = "" if self.ratio is None else f"{self.ratio:.3g}"
+        ratio = "" if self.ratio is None else _round(self.ratio)
         aim, met = (self.aim.text, "yes" if self.aim.met else "**no**") if self.aim else ("", "")
         return self.part, self.what, self.ours, self.beside, ratio, aim, met
+
+
+def _round(ratio: float) -> str:
+    return f"{ratio:.3g}" if ratio < 1 else f"{ratio:.2f}"
 
 
 def render_table(rows: Sequence[Row]) -> str:
@@ -72,7 +76,7 @@ def render_misses(rows: Sequence[Row]) -> str:
 
 def _describe_miss(row: Row, aim: Aim) -> str:
     beside = f" beside {row.beside}" if row.beside else ""
-    ratio = f"the ratio is {row.ratio:.3g}, " if row.ratio is not None else ""
+    ratio = f"the ratio is {_round(row.ratio)}, " if row.ratio is not None else ""
     return f"* {row.part}, {row.what}: {row.ours}{beside}; {ratio}the aim is {aim.text}."
 
 

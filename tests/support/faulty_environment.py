@@ -30,7 +30,7 @@ class FaultyEnvironment(CountingEnvironment):
 
     Args:
         faults: kind of fault → step of a life at which it strikes: "raise" raises an error, "hang" sleeps for an hour,
-            "interrupt" sends SIGINT to the process, as Ctrl-C does.
+            "interrupt" and "terminate" send SIGINT and SIGTERM to the process.
         claims: a directory; of all lives of all actors only the first to come to a fault suffers it, and notes it here;
             a process suffers one fault at most.
         picture: show only the image.
@@ -86,8 +86,8 @@ class FaultyEnvironment(CountingEnvironment):
             raise RuntimeError("the wheel came off")
         if kind == "hang":
             time.sleep(HANG_S)
-        if kind == "interrupt":
-            os.kill(os.getpid(), signal.SIGINT)
+        if kind in {"interrupt", "terminate"}:
+            os.kill(os.getpid(), signal.SIGINT if kind == "interrupt" else signal.SIGTERM)
 
     def _observe(self) -> Any:
         shown = super()._observe()
