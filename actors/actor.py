@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import cached_property
 from typing import Any
 
 import cv2
@@ -41,10 +40,14 @@ class ActorProcess:
         self._notes = NoteTaker.install()
         self._life = (settings, actor, incarnation, RaySink(replay))
 
-    @cached_property
+        self._built: Collector | None = None
+
+    @property
     def _collector(self) -> Collector:
         """Built at the first order: an error in an actor's constructor would come with pages of Ray's own."""
-        return build_collector(*self._life)
+        if self._built is None:
+            self._built = build_collector(*self._life)
+        return self._built
 
     def collect(self, steps: int, weights: list[tuple[int, ray.ObjectRef[np.ndarray]]]) -> CollectReport:
         """Adopt the weights if they are newer, and collect exactly so many steps over all environments.

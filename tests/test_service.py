@@ -10,7 +10,6 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from counted_streams import faults_of, read_streams
 from shared_ray_pool import Attendant, SharedRayPool, share_ray
 from simulated_pool import SimulatedPool
 
-from dreamfleet.actors.collector import build_collector
+from dreamfleet.actors.collector import CollectorBrokenError, build_collector
 from dreamfleet.actors.environment_batch import EnvironmentFailedError
 from dreamfleet.actors.environments import probe_environment
 from dreamfleet.common.errors import RunFailedError, UserError
@@ -317,7 +316,7 @@ def test_an_order_queued_behind_one_that_failed_stores_no_gap(tmp_path: Path) ->
     second.step = fail_once  # type: ignore[method-assign]
     with pytest.raises(EnvironmentFailedError, match="the wheel came off"):
         collector.collect(40)
-    with suppress(EnvironmentFailedError):
+    with pytest.raises(CollectorBrokenError):
         collector.collect(40)
     replay.close()
     for key, steps in read_streams(tmp_path, step_format).items():
