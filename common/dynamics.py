@@ -168,6 +168,28 @@ class Dynamics(nn.Module):
             steps.append((layers, z))
         return _stack_states([step[0] for step in steps], [step[1] for step in steps])
 
+    def imagine_with(
+        self, state: State, policy: Callable[[Tensor], Tensor], horizon: int, noise: Tensor | None = None
+    ) -> tuple[State, Tensor]:
+        """Return the states (B, H, …) that a policy leads to and its actions (B, H, A), none of it observed.
+
+        Args:
+            state: (B, …), where it starts; not part of the result.
+            policy: gives actions (B, A) for features (B, D + S); the first is asked for in `state`.
+            horizon: H, at least 1.
+            noise: (B, H, S) with which the prior is sampled; drawn if None.
+        """
+        noise = self._draw_noise(state.stochastic, len(state.stochastic), horizon) if noise is None else noise
+        layers, z = state.deterministic.unbind(-2), state.stochastic
+        steps: list[tuple[Layers, Tensor, Tensor]] = []
+        for step_noise in noise.unbind(1):
+            action = policy(torch.cat([layers[-1], z], dim=-1))
+            layers = self._advance(layers, z, self._part(self.transition, action))
+            z = self.prior(layers[-1], action).sample(step_noise)
+            steps.append((layers, z, action))
+        states = _stack_states([step[0] for step in steps], [step[1] for step in steps])
+        return states, torch.stack([step[2] for step in steps], 1)
+
     def prior(self, deterministic: Tensor, previous_actions: Tensor) -> Gaussian:
         """Return p(z | h) (…, S) for the top layer's h (…, D) and the actions (…, A) that led there."""
         hidden = self.activation(self.prior_hidden(deterministic, previous_actions))

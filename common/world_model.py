@@ -5,7 +5,7 @@ Shapes: B batch, T time, H horizon, A action, E embedding, L GRU layers, D deter
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
@@ -88,6 +88,10 @@ class WorldModel(nn.Module):
     def imagine(self, state: State, actions: Tensor, sample: bool = True) -> State:
         """Return the states (B, H, …) that actions (B, H, A) lead to from `state`; see `Dynamics.imagine`."""
         return self.dynamics.imagine(state, actions, sample)
+
+    def imagine_with(self, state: State, policy: Callable[[Tensor], Tensor], horizon: int) -> tuple[State, Tensor]:
+        """Return the states (B, H, …) and the actions (B, H, A) of a policy from `state` on; see `Dynamics`."""
+        return self.dynamics.imagine_with(state, policy, horizon)
 
     def decode(self, feature: Tensor) -> dict[str, Tensor]:
         """Return the means of all entries of the observation for features (…, D + S), in the network's units."""

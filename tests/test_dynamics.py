@@ -267,3 +267,21 @@ def test_a_deviation_never_falls_below_its_minimum(kind: str) -> None:
     dynamics = make(std=kind, min_std=0.3)
     nn.init.constant_(dynamics.posterior_output.bias, -50.0)
     assert Inputs().observe(dynamics).posterior.std.min() >= 0.3
+
+
+@pytest.mark.parametrize("changes", KINDS)
+def test_imagining_with_a_policy_equals_imagining_its_actions(changes: dict[str, object]) -> None:
+    """A policy sees the feature of the state it acts in, and its actions lead where the same actions given lead."""
+    dynamics, inputs = make(**changes), Inputs()
+    start = inputs.observe(dynamics).states.map(lambda part: part[:, -1])
+    seen: list[Tensor] = []
+
+    def policy(feature: Tensor) -> Tensor:
+        seen.append(feature)
+        return torch.tanh(feature[:, :A])
+
+    states, actions = dynamics.imagine_with(start, policy, T, inputs.noise)
+    assert actions.shape == (B, T, A)
+    assert same(states, dynamics.imagine(start, actions, noise=inputs.noise))
+    assert torch.equal(seen[0], start.feature)
+    assert torch.equal(torch.stack(seen[1:], 1), states.feature[:, :-1])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import faulty_environment
+import numpy as np
 import pytest
 import torch
 from counted_streams import faults_of, read_streams
@@ -239,3 +240,22 @@ def test_numbers_that_are_none_end_the_run_with_their_cause(
         assert part in failure
     assert re.search(sentence, failure)
     assert "Traceback" in log
+
+
+def test_a_whole_run_learns_what_moves(tmp_path: Path) -> None:
+    """Collecting while training, the dream of episodes never trained on is far better than both baselines."""
+    model = {"depth": 8, "embedding": 64, "deterministic": 64, "stochastic": 16, "hidden": 64, "reward_units": 32}
+    settings = small_settings(
+        env={"id": "moving_square_environment:make", "image_size": 0},
+        model=model,
+        actors={"count": 2, "steps_per_order": 32, "hold_max": 3},
+        replay={"capacity_gb": 0.1, "held_out_every": 10},
+        learner={"batch_size": 16, "sequence_length": 12, "threads": 1, "updates_per_order": 8},
+        train={"env_steps": 2400, "prefill": 400, "ratio": 60.0},
+        records={"checkpoint_every": 200, "picture_every": 1000, "picture_context": 4, "picture_steps": 20},
+    )
+    assert run(tmp_path / "run", settings) == 0
+    report = json.loads((tmp_path / "run" / "dream" / "error.json").read_text())
+    errors = {name: np.array(values[:5]) for name, values in report["error"].items()}
+    assert (errors["model"] < 0.6 * errors["last_seen_frame"]).all()
+    assert (errors["model"] < 0.6 * errors["mean_frame"]).all()
