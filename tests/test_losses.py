@@ -101,13 +101,15 @@ def test_samples_have_the_mean_and_deviation() -> None:
 
 
 def test_deviations_are_made_as_the_settings_say() -> None:
-    """softplus(x) + min_std, or exp(x / 2) cut off at min_std; the means pass through."""
+    """softplus(x) + min_std, or exp(3·tanh(x / 6)), which is exp(x / 2) for small x, cut off at min_std."""
     raw = torch.tensor([0.3, -0.2, 0.0, 1.5, -9.0, 2.0])
     softplus = state_gaussian(raw, "softplus", 0.1)
     assert softplus.mean.tolist() == raw[:3].tolist()
     assert torch.allclose(softplus.std, torch.tensor([math.log1p(math.exp(x)) + 0.1 for x in (1.5, -9.0, 2.0)]))
     log_variance = state_gaussian(raw, "log_variance", 0.1)
-    assert torch.allclose(log_variance.std, torch.tensor([math.exp(0.75), 0.1, math.exp(1.0)]))
+    assert torch.allclose(
+        log_variance.std, torch.tensor([math.exp(3 * math.tanh(1.5 / 6)), 0.1, math.exp(3 * math.tanh(2.0 / 6))])
+    )
 
 
 def test_the_reconstruction_is_half_the_squared_error_summed_over_a_picture() -> None:

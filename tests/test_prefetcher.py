@@ -137,13 +137,17 @@ def test_closing_does_not_wait_for_a_fetch_that_hangs() -> None:
 
 def test_ctrl_c_interrupts_the_wait_for_a_batch() -> None:
     """The main thread, waiting for a batch that does not come, still hears SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores SIGINT
     released = threading.Event()
     source = Prefetcher(lambda _number: released.wait(20), depth=1, first_number=0)
     timer = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
     begun = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        source.next()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            source.next()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - begun < 5.0
     released.set()
     source.close()
