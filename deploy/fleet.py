@@ -15,14 +15,14 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from dreamfleet.common.errors import RunFailedError, UserError
-from dreamfleet.common.settings import Settings
 from dreamfleet.deploy.pool import Counters, Pool, WorkerFailedError, WorkerLostError
 from dreamfleet.deploy.ratio import TrainRatio
 from dreamfleet.deploy.slot import Order, Slot
+from dreamfleet.deploy.staffing import Staffing
+from dreamfleet.deploy.watcher import Watcher
 
 ORDERS_QUEUED = 2
 """Orders each worker has at most: one that it does, and one so that it need not wait for the next."""
@@ -32,56 +32,6 @@ ACTOR_PATIENCE_S = 60.0
 """An actor may take so long for an order even if all orders before it were quick."""
 
 log = logging.getLogger("dreamfleet")
-
-
-class Watcher:
-    """What the loop tells of its doings; this one keeps it all to itself."""
-
-    def restored(self, fleet: Fleet, decisions: list[str]) -> None:
-        """The learner is up; these are the choices it made by itself."""
-
-    def trained(self, fleet: Fleet, report: Any) -> None:
-        """A train order was done."""
-
-    def collected(self, fleet: Fleet, slot: Slot, report: Any) -> None:
-        """A collect order was done."""
-
-    def illustrated(self, fleet: Fleet, pictures: Any) -> None:
-        """The learner drew its pictures."""
-
-    def saved(self, fleet: Fleet, facts: dict[str, Any]) -> None:
-        """A checkpoint was written."""
-
-    def turned(self, fleet: Fleet) -> None:
-        """The loop went round once."""
-
-
-@dataclass(frozen=True)
-class Staffing:
-    """How many actors, how many environments each, and how long orders may take; taken from the settings."""
-
-    actors: int
-    environments: int
-    steps_per_order: int
-    updates_per_order: int
-    checkpoint_every: int
-    picture_every: int
-    actor_timeout_s: float
-    learner_timeout_s: float
-
-    @staticmethod
-    def of(settings: Settings) -> Staffing:
-        """Return what the settings say."""
-        return Staffing(
-            actors=settings.actors.count,
-            environments=settings.actors.environments,
-            steps_per_order=settings.actors.steps_per_order * settings.actors.environments,
-            updates_per_order=settings.learner.updates_per_order,
-            checkpoint_every=settings.records.checkpoint_every,
-            picture_every=settings.records.picture_every,
-            actor_timeout_s=settings.actors.order_timeout_s,
-            learner_timeout_s=settings.learner.order_timeout_s,
-        )
 
 
 class Fleet:

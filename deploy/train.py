@@ -14,12 +14,13 @@ from dreamfleet.common.policy import make_policy
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
 from dreamfleet.deploy.console import Console, open_log
-from dreamfleet.deploy.fleet import Fleet, Staffing
+from dreamfleet.deploy.fleet import Fleet
 from dreamfleet.deploy.pool import Pool
 from dreamfleet.deploy.progress import duration
 from dreamfleet.deploy.ratio import TrainRatio
 from dreamfleet.deploy.resolve import changes
 from dreamfleet.deploy.run_directory import RunDirectory
+from dreamfleet.deploy.staffing import Staffing
 from dreamfleet.deploy.stop import StopRequest
 from dreamfleet.deploy.watching import RunWatcher
 

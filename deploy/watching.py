@@ -12,10 +12,11 @@ from typing import Any
 from dreamfleet.common.notes import Note
 from dreamfleet.common.settings import Settings
 from dreamfleet.deploy.console import Console
-from dreamfleet.deploy.fleet import Fleet, Watcher
+from dreamfleet.deploy.fleet import Fleet
 from dreamfleet.deploy.progress import Progress
 from dreamfleet.deploy.records import Records
 from dreamfleet.deploy.slot import Slot
+from dreamfleet.deploy.watcher import Watcher
 
 TERMINAL_STATUS_S = 1.0
 """Seconds between two status lines on a terminal, where they take no room."""

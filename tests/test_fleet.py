@@ -9,10 +9,12 @@ import pytest
 from simulated_pool import SimulatedPool
 
 from dreamfleet.common.errors import RunFailedError, UserError
-from dreamfleet.deploy.fleet import Fleet, Staffing, Watcher
+from dreamfleet.deploy.fleet import Fleet
 from dreamfleet.deploy.pool import WorkerFailedError
 from dreamfleet.deploy.ratio import TrainRatio
 from dreamfleet.deploy.slot import Order, Slot
+from dreamfleet.deploy.staffing import Staffing
+from dreamfleet.deploy.watcher import Watcher
 
 STAFFING = Staffing(
     actors=3, environments=1, steps_per_order=16, updates_per_order=4, checkpoint_every=20, picture_every=50,

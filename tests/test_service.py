@@ -25,9 +25,11 @@ from dreamfleet.actors.environments import probe_environment
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.steps import StepFormat
-from dreamfleet.deploy.fleet import Fleet, Staffing, Watcher
+from dreamfleet.deploy.fleet import Fleet
 from dreamfleet.deploy.pool import Worker, WorkerFailedError, WorkerLostError
 from dreamfleet.deploy.ratio import TrainRatio
+from dreamfleet.deploy.staffing import Staffing
+from dreamfleet.deploy.watcher import Watcher
 from dreamfleet.replay.client import DirectSink
 from dreamfleet.replay.replay import Replay
 from dreamfleet.replay.report import verify

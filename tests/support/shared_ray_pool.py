@@ -16,10 +16,11 @@ from checking_learner import CheckingLearner
 from dreamfleet.actors.environments import probe_environment
 from dreamfleet.common.settings import Settings
 from dreamfleet.deploy import ray_pool
-from dreamfleet.deploy.fleet import Fleet, Watcher
+from dreamfleet.deploy.fleet import Fleet
 from dreamfleet.deploy.pool import Worker
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.slot import Slot
+from dreamfleet.deploy.watcher import Watcher
 
 ASK_TIMEOUT_S = 60
 STEPS_AFTER_PLOT = 301

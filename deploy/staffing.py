@@ -1,0 +1,35 @@
+"""How many workers a fleet has, and how they are ordered about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dreamfleet.common.settings import Settings
+
+
+@dataclass(frozen=True)
+class Staffing:
+    """How many actors, how many environments each, and how long orders may take; taken from the settings."""
+
+    actors: int
+    environments: int
+    steps_per_order: int
+    updates_per_order: int
+    checkpoint_every: int
+    picture_every: int
+    actor_timeout_s: float
+    learner_timeout_s: float
+
+    @staticmethod
+    def of(settings: Settings) -> Staffing:
+        """Return what the settings say."""
+        return Staffing(
+            actors=settings.actors.count,
+            environments=settings.actors.environments,
+            steps_per_order=settings.actors.steps_per_order * settings.actors.environments,
+            updates_per_order=settings.learner.updates_per_order,
+            checkpoint_every=settings.records.checkpoint_every,
+            picture_every=settings.records.picture_every,
+            actor_timeout_s=settings.actors.order_timeout_s,
+            learner_timeout_s=settings.learner.order_timeout_s,
+        )
