@@ -78,10 +78,10 @@ def _probe(run: RunDirectory, settings: Settings, old: Settings | None) -> Space
     from dreamfleet.actors.environments import probe_environment
 
     spaces = probe_environment(settings.env)
-    if old and run.spaces_file.exists() and spaces != run.spaces():
-        raise UserError(
-            f"env: the environment's spaces are not those of the run {run.path}: {spaces} instead of {run.spaces()}."
-        )
+    if old and run.spaces_file.exists():
+        from dreamfleet.learner.restoring import check_spaces
+
+        check_spaces({"spaces": run.spaces().to_json()}, spaces, f"The run {run.path}")
     return spaces
 
 

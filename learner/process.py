@@ -54,10 +54,6 @@ class LearnerProcess:
         """Write a checkpoint and return its facts."""
         return self._learner.save(facts)
 
-    def held_out_loss(self) -> float | None:
-        """Return the mean loss on sequences that are never trained on, or None while there are none."""
-        return self._learner.held_out_loss()
-
     def illustrate(self) -> Pictures | None:
         """Return pictures of what the model sees and predicts, or None while there is no sequence for them."""
         return self._learner.illustrate()
