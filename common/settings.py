@@ -45,8 +45,10 @@ class EnvironmentSettings(_Section):
 class ActorSettings(_Section):
     """The processes that collect experience."""
 
-    count: int = Field(2, ge=1)
-    """Actor processes."""
+    count: int | Literal["auto"] = 2
+    """Actor processes; `auto` means as many as the cluster holds, now and as it grows and shrinks."""
+    cpus: float = Field(1.0, gt=0)
+    """Logical CPUs that an actor takes of its node's, on a cluster; on one machine the actors share what there is."""
     environments: int = Field(1, ge=1)
     """Environments per actor, stepped as one batch."""
     steps_per_order: int = Field(64, ge=1, le=4096)
@@ -61,6 +63,13 @@ class ActorSettings(_Section):
     """Relative frequencies of a discrete action's random choices; `[]`: all alike."""
     order_timeout_s: float = Field(300.0, gt=0)
     """An actor that has not answered an order for so long is replaced."""
+
+    @field_validator("count", mode="before")
+    @classmethod
+    def _count_or_auto(cls, count: Any) -> Any:
+        if count != "auto" and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            raise ValueError(f"actors.count is {count!r}, but must be a whole number of at least 1, or auto")
+        return count
 
     @model_validator(mode="after")
     def _hold_in_order(self) -> ActorSettings:
@@ -81,6 +90,8 @@ class ReplaySettings(_Section):
     """Most environment steps kept; the oldest go first."""
     across_episodes: bool = True
     """Whether a sequence may run from one episode into the next (`is_first` marks where); else it stays within one."""
+    shards: int = Field(1, ge=1, le=64)
+    """Replay processes, each with a part of the experience in a directory of its own; actors are spread over them."""
     recent_fraction: float = Field(0.0, ge=0, le=1)
     """Share of sequences drawn from the newest steps alone; the rest is uniform over all."""
     recent_steps: int = Field(10_000, ge=1)
@@ -207,6 +218,8 @@ class RecordSettings(_Section):
     """Updates between two checkpoints."""
     checkpoints_kept: int = Field(3, ge=1)
     """How many of the newest checkpoints are kept, beside the best."""
+    checkpoint_url: str = ""
+    """Where each checkpoint is copied to, as an fsspec URL such as `s3://bucket/run`; nowhere if empty."""
     picture_every: int = Field(1000, ge=1)
     """Updates between two pictures of truth, reconstruction and prediction."""
     picture_context: int = Field(5, ge=1)

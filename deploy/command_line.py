@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import inspect
-import re
-import shutil
 import sys
-import textwrap
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NoReturn
 
-from dreamfleet import __version__
 from dreamfleet.common.errors import UserError, nearest
 from dreamfleet.common.settings import Settings
-from dreamfleet.deploy.resolve import describe_settings, known_paths, preset_names, preset_summary, resolve
+from dreamfleet.deploy.parser import TAKE_SETTINGS, make_parser
+from dreamfleet.deploy.resolve import known_paths, preset_names, preset_summary, resolve
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,12 +28,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    parser = _parser()
+    parser = make_parser()
     if not arguments:
         parser.print_help()
         return 2
-    given, rest = parser.parse_known_args(arguments)
-    flags = _overrides(rest, takes_settings=given.command == "train", parser_flags=_flags_of(parser, given.command))
+    split = arguments.index("--") if arguments[0] == "submit" and "--" in arguments else len(arguments)
+    given, rest = parser.parse_known_args(arguments[:split])
+    given.arguments = arguments[split + 1 :]
+    flags = _overrides(
+        rest, takes_settings=given.command in TAKE_SETTINGS, parser_flags=_flags_of(parser, given.command)
+    )
     return _COMMANDS[given.command](given, flags)
 
 
@@ -52,7 +50,7 @@ def _train(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     run = run or RunDirectory.new(given.preset[-1] if given.preset else settings.env.id)
     from dreamfleet.deploy.train import train
 
-    return train(run, settings, inline=given.inline, address=given.address)
+    return train(run, settings, inline=given.inline, address=given.address, dataset=given.dataset)
 
 
 def _eval(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
@@ -75,11 +73,68 @@ def _dream(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     return dream_command(run, sequences=given.sequences, context=given.context, horizon=given.horizon)
 
 
+def _collect(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
+    from dreamfleet.deploy.collect import collect
+    from dreamfleet.deploy.run_directory import RunDirectory
+
+    run = RunDirectory(given.out)
+    flags = [*flags, ("actors.count", given.actors)] if given.actors else flags
+    settings = resolve(given.preset, flags, base=run.config_file if run.config_file.exists() else None)
+    return collect(run, settings, steps=given.steps, inline=given.inline, address=given.address)
+
+
+def _submit(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
+    del flags
+    from dreamfleet.deploy.submit import submit
+
+    return submit(given.target, given.arguments, working_dir=given.working_dir, follow=given.follow, stop=given.stop)
+
+
+def _status(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
+    del flags
+    from dreamfleet.deploy.run_directory import RunDirectory
+    from dreamfleet.deploy.status import status
+
+    return status(RunDirectory(given.directory), as_json=given.json)
+
+
+def _doctor(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
+    from dreamfleet.deploy.doctor import doctor
+
+    return doctor(_settings_of(given, flags), address=given.address, directory=given.run)
+
+
+def _plan(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
+    from dreamfleet.deploy.plan import plan
+
+    return plan(
+        _settings_of(given, flags),
+        run=given.run,
+        env_steps_per_s=given.env_steps_per_s,
+        updates_per_s=given.updates_per_s,
+        compression=given.compression,
+    )
+
+
+def _settings_of(given: argparse.Namespace, flags: list[tuple[str, str]]) -> Settings:
+    """Return the settings of a run that is there, or of presets and flags."""
+    from dreamfleet.deploy.run_directory import RunDirectory
+
+    base = RunDirectory(given.run).existing().config_file if given.run and given.run.exists() else None
+    return resolve(given.preset, flags, base=base)
+
+
 def _replay(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     del flags
-    from dreamfleet.deploy.inspect_replay import info, verify
+    from dreamfleet.deploy import inspect_replay
 
-    return {"info": info, "verify": verify}[given.action](given.directory)
+    if given.action in ("info", "verify"):
+        return {"info": inspect_replay.info, "verify": inspect_replay.verify}[given.action](given.directory)
+    from dreamfleet.deploy import exchange
+
+    if given.action == "export":
+        return exchange.export_replay(given.directory, given.out)
+    return exchange.import_replay(given.directory, given.out)
 
 
 def _presets(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
@@ -89,72 +144,18 @@ def _presets(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, as everything else here does."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise the sentence instead of printing the usage and leaving."""
-        wrong = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
-        hint = nearest(wrong[1], re.findall(r"[a-z]+", wrong[2])) if wrong else ""
-        raise UserError(f"{message}.{hint} `{self.prog} --help` tells more.")
-
-
-_COMMANDS = {"train": _train, "eval": _eval, "dream": _dream, "replay": _replay, "presets": _presets}
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog="dreamfleet",
-        allow_abbrev=False,
-        description="Learn RSSM world models from pixels with actors and a learner.",
-    )
-    parser.add_argument("--version", action="version", version=f"dreamfleet {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    train = _command(commands, "train", "collect and train, or resume a run")
-    train.epilog = _settings_help()
-    train.formatter_class = argparse.RawDescriptionHelpFormatter
-    train.add_argument("--preset", action="append", default=[], metavar="NAME",
-                       help="a built-in preset or a YAML file; several: the later over the earlier")  # fmt: skip
-    train.add_argument("--run", type=Path, metavar="DIR", help="the run's directory; an existing run is resumed "
-                       "(default: a new one under runs/)")  # fmt: skip
-    train.add_argument(
-        "--inline", action="store_true", help="all in this process, without Ray: repeatable, for debugging"
-    )
-    train.add_argument("--address", metavar="ADDRESS", help="a running Ray cluster, for example 'auto' "
-                       "(default: start Ray on this machine)")  # fmt: skip
-
-    evaluate = _command(commands, "eval", "play episodes with a run's policy: returns and videos")
-    evaluate.add_argument("--run", type=Path, required=True, metavar="DIR", help="the run's directory")
-    evaluate.add_argument("--episodes", type=_positive, default=5, help="episodes to play (default: 5)")
-    evaluate.add_argument("--videos", type=_natural, default=1, help="episodes to film (default: 1)")
-    evaluate.add_argument(
-        "--seed", type=_natural, default=1_000_000, help="seed of the first episode (default: 1000000)"
-    )
-
-    evaluate.add_argument("--max-steps", type=_natural, default=10_000, metavar="STEPS", help="environment steps after "
-                          "which an episode is cut; 0: never (default: 10000)")  # fmt: skip
-
-    dream = _command(commands, "dream", "imagine recorded sequences from their actions alone: video and error")
-    dream.add_argument("--run", type=Path, required=True, metavar="DIR", help="the run's directory")
-    dream.add_argument("--sequences", type=_positive, default=32, help="sequences to imagine (default: 32)")
-    dream.add_argument(
-        "--context", type=_positive, help="steps seen before imagining (default: records.picture_context)"
-    )
-    dream.add_argument("--horizon", type=_positive, help="steps imagined (default: records.picture_steps - context)")
-
-    replay = _command(commands, "replay", "look into a replay directory")
-    replay.add_argument("action", choices=["info", "verify"], help="info: what it holds; verify: check every record")
-    replay.add_argument("directory", type=Path, metavar="DIR", help="a run's directory or a replay directory")
-
-    _command(commands, "presets", "list the built-in presets")
-    return parser
-
-
-def _command(commands: argparse._SubParsersAction, name: str, text: str) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.",
-                                                        allow_abbrev=False)  # fmt: skip
-    return made
+_COMMANDS = {
+    "train": _train,
+    "collect": _collect,
+    "submit": _submit,
+    "status": _status,
+    "doctor": _doctor,
+    "plan": _plan,
+    "eval": _eval,
+    "dream": _dream,
+    "replay": _replay,
+    "presets": _presets,
+}
 
 
 def _flags_of(parser: argparse.ArgumentParser, command: str) -> list[str]:
@@ -187,36 +188,3 @@ def _overrides(rest: list[str], takes_settings: bool, parser_flags: list[str]) -
             text = words.pop(0)
         flags.append((path, text))
     return flags
-
-
-def _settings_help() -> str:
-    """Return all settings, their types, defaults and meanings, as text."""
-    width = min(shutil.get_terminal_size((100, 20)).columns, 120)
-    lines = ["settings (give as '--path value'; presets set several at once, see `dreamfleet presets`):", ""]
-    section = ""
-    for path, kind, default, meaning in describe_settings():
-        head = path.split(".", 1)[0] if "." in path else ""
-        if head != section:
-            heading = inspect.getdoc(Settings.model_fields[head].annotation)
-            lines += ["", f"{head}: {heading}", ""]
-            section = head
-        lines.append(f"  --{path}  [{kind}; default: {default}]")
-        lines += textwrap.wrap(meaning, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return "\n".join(lines)
-
-
-def _positive(text: str) -> int:
-    value = _natural(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
-
-
-def _natural(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is less than 0")
-    return value

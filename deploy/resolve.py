@@ -264,7 +264,7 @@ def _type_name(kind: Any) -> str:
     """Return a setting's type in a reader's words."""
     if typing.get_origin(kind) is typing.Literal:
         return " | ".join(map(str, typing.get_args(kind)))
-    if isinstance(kind, types.UnionType):
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         return " | ".join(_names(typing.get_args(kind)))
     if typing.get_origin(kind) is dict:
         return "mapping"
