@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from typing import Any
 
 import cv2
@@ -48,6 +49,10 @@ class ActorProcess:
         if self._built is None:
             self._built = build_collector(*self._life)
         return self._built
+
+    def greet(self) -> str:
+        """Return the name of the machine: the actor has its place."""
+        return platform.node()
 
     def collect(self, steps: int, weights: list[tuple[int, ray.ObjectRef[np.ndarray]]]) -> CollectReport:
         """Adopt the weights if they are newer, and collect exactly so many steps over all environments.

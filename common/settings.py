@@ -207,6 +207,8 @@ class TrainSettings(_Section):
     """Train ratio: replayed steps (batch size × sequence length per update) per environment step after the prefill."""
     prefill: int = Field(5000, ge=0)
     """Environment steps collected before training begins."""
+    dataset: str = ""
+    """Directory of what `dreamfleet collect` stored: train on that alone, without environments (`--dataset DIR`)."""
 
 
 class RecordSettings(_Section):

@@ -28,17 +28,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    parser = make_parser()
     if not arguments:
-        parser.print_help()
+        make_parser().print_help()
         return 2
+    given, flags = parse(arguments)
+    return _COMMANDS[given.command](given, flags)
+
+
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    """Return what the parser knows, and the settings as (path, text).
+
+    Raises:
+        UserError: for an unknown command or flag, or a word that is none, with the nearest that is.
+    """
+    parser = make_parser()
     split = arguments.index("--") if arguments[0] == "submit" and "--" in arguments else len(arguments)
     given, rest = parser.parse_known_args(arguments[:split])
     given.arguments = arguments[split + 1 :]
+    if given.command == "submit" and rest and not rest[0].startswith("--"):
+        raise UserError(f"'{rest[0]}' is not understood: the command to run stands after '--'.")
     flags = _overrides(
         rest, takes_settings=given.command in TAKE_SETTINGS, parser_flags=_flags_of(parser, given.command)
     )
-    return _COMMANDS[given.command](given, flags)
+    return given, flags
 
 
 def _train(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
@@ -46,11 +58,12 @@ def _train(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
 
     run = RunDirectory(given.run) if given.run else None
     base = run.config_file if run and run.config_file.exists() else None
+    flags = [*flags, ("train.dataset", str(given.dataset))] if given.dataset else flags
     settings = resolve(given.preset, flags, base=base)
     run = run or RunDirectory.new(given.preset[-1] if given.preset else settings.env.id)
     from dreamfleet.deploy.train import train
 
-    return train(run, settings, inline=given.inline, address=given.address, dataset=given.dataset)
+    return train(run, settings, inline=given.inline, address=given.address)
 
 
 def _eval(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
@@ -87,7 +100,7 @@ def _submit(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     del flags
     from dreamfleet.deploy.submit import submit
 
-    return submit(given.target, given.arguments, working_dir=given.working_dir, follow=given.follow, stop=given.stop)
+    return submit(given.target, given.arguments, given.working_dir, follow=given.follow, stop=given.stop, on=given.on)
 
 
 def _status(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:

@@ -14,8 +14,10 @@ from dreamfleet.learner.dream import DreamResult, dream
 from dreamfleet.learner.dream_files import write_dream
 from dreamfleet.learner.illustration import longest_episode
 from dreamfleet.learner.restoring import load_world_model
+from dreamfleet.replay.errors import NotEnoughExperienceError
 from dreamfleet.replay.packed import unpack
-from dreamfleet.replay.replay import NotEnoughExperienceError, Replay
+from dreamfleet.replay.sharded import ShardedReplay
+from dreamfleet.replay.shards import open_shards
 
 DREAM_FRAMES_PER_S = 10.0
 LEAST_IMAGINED = 2
@@ -73,7 +75,8 @@ def dream_of(
     imagined = max(1, records.picture_steps - seen) if horizon is None else horizon
     model, _ = load_world_model(run.checkpoints, settings.model)
     length = settings.learner.sequence_length
-    replay = Replay(run.replay, step_format, settings.replay, length, settings.seed, read_only=True)
+    experience, _ = run.experience(settings)
+    replay = open_shards(experience, step_format, settings.replay, length, settings.seed, read_only=True)
     try:
         drawn = _draw(replay, step_format, sequences, seen, imagined)
         if drawn.arrays["reward"].shape[1] <= seen:
@@ -100,7 +103,7 @@ def describe_dream(dreamt: RecordedDream) -> str:
     )
 
 
-def _draw(replay: Replay, step_format: StepFormat, sequences: int, context: int, horizon: int) -> Sequences:
+def _draw(replay: ShardedReplay, step_format: StepFormat, sequences: int, context: int, horizon: int) -> Sequences:
     """Return the best there is; they may not be longer than the context."""
     drawn = _held_out(replay, step_format, sequences, context, horizon, _horizons(horizon))
     if drawn is None:
@@ -111,7 +114,7 @@ def _draw(replay: Replay, step_format: StepFormat, sequences: int, context: int,
 
 
 def _held_out(
-    replay: Replay, step_format: StepFormat, sequences: int, context: int, horizon: int, horizons: list[int]
+    replay: ShardedReplay, step_format: StepFormat, sequences: int, context: int, horizon: int, horizons: list[int]
 ) -> Sequences | None:
     """Return sequences never trained on with the first of `horizons` (for `horizon`) that there are, or None."""
     for imagined in horizons:
@@ -130,14 +133,16 @@ def _horizons(horizon: int) -> list[int]:
     return horizons
 
 
-def _trained_on(replay: Replay, step_format: StepFormat, sequences: int, context: int, horizon: int) -> Sequences:
+def _trained_on(
+    replay: ShardedReplay, step_format: StepFormat, sequences: int, context: int, horizon: int
+) -> Sequences:
     """Return one sequence of training, that of several which stays in one episode for longest."""
     batch = longest_episode(unpack(replay.sample(0, sequences), step_format), context + horizon)
     least = context + min(horizon, LEAST_IMAGINED)
     return Sequences(batch, f"no held-out episode has {least} steps: this is of a sequence that was trained on")
 
 
-def _longest(replay: Replay, trained_on: Sequences) -> str:
+def _longest(replay: ShardedReplay, trained_on: Sequences) -> str:
     """Return how long the sequences are that there are."""
     steps = trained_on.arrays["reward"].shape[1]
     return (
@@ -146,7 +151,7 @@ def _longest(replay: Replay, trained_on: Sequences) -> str:
     )
 
 
-def _longest_held_out(replay: Replay) -> int:
+def _longest_held_out(replay: ShardedReplay) -> int:
     """Return the steps of the longest held-out episode (or stored part of one); 0 if there is none."""
 
     def fits(length: int) -> bool:

@@ -14,12 +14,13 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.deploy.pool import Counters, Pool, WorkerFailedError, WorkerLostError
 from dreamfleet.deploy.ratio import TrainRatio
+from dreamfleet.deploy.roster import LOOK_EVERY_S, Roster
 from dreamfleet.deploy.slot import Order, Slot
 from dreamfleet.deploy.staffing import Staffing
 from dreamfleet.deploy.watcher import Watcher
@@ -28,8 +29,6 @@ ORDERS_QUEUED = 2
 """Orders each worker has at most: one that it does, and one so that it need not wait for the next."""
 STOP_TIMEOUT_S = 120.0
 """A run that was asked to stop waits so long at most for the orders in flight and its last checkpoint."""
-ACTOR_PATIENCE_S = 60.0
-"""An actor may take so long for an order even if all orders before it were quick."""
 
 log = logging.getLogger("dreamfleet")
 
@@ -37,11 +36,12 @@ log = logging.getLogger("dreamfleet")
 class Fleet:
     """Runs a fleet until all steps are collected and all updates made, or until it is asked to stop.
 
+    What it does per order does not depend on how many workers there are.
+
     Attributes:
         env_steps: S, acknowledged environment steps.
         updates: U, updates made.
-        actors: the actors' slots; `learner` is the learner's.
-        restarts: how often a worker was replaced.
+        roster: who is in it.
 
     Args:
         pool: where the workers live.
@@ -65,24 +65,41 @@ class Fleet:
         self.staffing = staffing
         self.ratio = ratio
         self.watcher = watcher or Watcher()
-        self.actors = [Slot(f"actor {n}", staffing.actor_timeout_s, ACTOR_PATIENCE_S) for n in range(staffing.actors)]
-        self.learner = Slot("learner", staffing.learner_timeout_s)
+        self.roster = Roster(pool, staffing, clock)
         self.env_steps = 0
         self.updates = 0
-        self.restarts = 0
         self._stop = stop
         self._clock = clock
-        self._given = 0  # orders in all
+        self._open: dict[Any, tuple[Slot, Order]] = {}  # orders given and not answered, by their futures
+        self._hungry: dict[int, Slot] = {}  # placed actors that may have more orders, by turns
         self._ordered_steps = 0  # given to actors and not yet answered
-        self._ordered_updates = 0  # likewise, to the learner
+        self._uncounted_steps = 0  # answered since the replay's counters were asked
+        self._ordered_updates = 0  # given to the learner and not yet answered
         self._valid_starts = 0
         self._next_incarnation = 0
         self._weights: list[tuple[int, Any]] = []  # the newest published version, or nothing yet
         self._saved_at = 0
-        self._restored = False  # whether the learner has said what it goes on from
+        self._restored = not staffing.learns  # whether the learner has said what it goes on from
         self._stored_more = False  # whether the replay's counters are to be asked again
+        self._recount_due = 0.0
+        self._look_due = 0.0
         self._most_updates = 0  # made by any learner of this start
         self._told: set[tuple[str, ...]] = set()  # failures whose traceback is in the log
+
+    @property
+    def actors(self) -> list[Slot]:
+        """The actors' slots."""
+        return self.roster.actors
+
+    @property
+    def learner(self) -> Slot:
+        """The learner's slot."""
+        return self.roster.learner
+
+    @property
+    def restarts(self) -> int:
+        """How often a worker was replaced."""
+        return self.roster.restarts
 
     # What the loop does ---------------------------------------------------------------------------------------------
 
@@ -94,6 +111,8 @@ class Fleet:
             UserError: if a worker found the user's input at fault.
         """
         self._recount()
+        if not self.staffing.learns:
+            self.watcher.restored(self, [])
         try:
             while not self._stop() and not self.finished:
                 self._start_workers()
@@ -110,12 +129,17 @@ class Fleet:
     @property
     def finished(self) -> bool:
         """Whether all steps are collected, all their updates made, and what was learnt is saved."""
-        return self._has_all and self._restored and self.updates <= self._saved_at and not self._orders()
+        return self._has_all and self._restored and self.updates <= self._saved_at and not self._is_busy
 
     @property
     def _has_all(self) -> bool:
         trained = self.updates >= self.ratio.updates or self._valid_starts == 0
         return trained and self.env_steps >= self.ratio.env_steps
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether an order is being carried out; an actor that waits for its place does nothing."""
+        return any(_unanswered(slot) for slot in self.roster)
 
     @property
     def updates_allowed(self) -> int:
@@ -128,33 +152,40 @@ class Fleet:
         return self._weights[0][0] if self._weights else -1
 
     def _turn(self) -> None:
-        """Wait a little for answers, take them, and look after the workers."""
-        in_order = sorted(self._orders(), key=lambda pair: pair[1].number)
-        for future in self.pool.wait([order.future for _, order in in_order], 0.2):
-            slot, order = next((pair for pair in self._orders() if pair[1].future is future), (None, None))
-            if slot and order:  # else its slot was emptied since
-                self._take(slot, order)
-        self._replace_late()
+        """Wait a little for answers, take them, and look after the workers now and then."""
+        patience_s = 0.2
         if self._stored_more:
+            patience_s = max(0.0, min(patience_s, self._recount_due - self._clock()))
+        for future in self.pool.wait(patience_s):
+            slot, order = self._open.pop(future, (None, None))
+            if slot and order in slot.orders:  # else the slot was emptied since
+                self._take(slot, order)
+        now = self._clock()
+        if now >= self._look_due:
+            self._look_due = now + LOOK_EVERY_S
+            for slot in self.roster.late():
+                self._lost(slot, f"it gave no answer for {slot.allowed_s:.0f} s")
+            self.roster.follow(is_scarce=self._may_collect() and self.env_steps < self.ratio.env_steps)
+        if self._stored_more and now >= self._recount_due:
             self._recount()
         self.watcher.turned(self)
-
-    def _orders(self) -> list[tuple[Slot, Order]]:
-        return [(slot, order) for slot in [*self.actors, self.learner] for order in slot.orders]
 
     # Giving orders --------------------------------------------------------------------------------------------------
 
     def _give_collect_orders(self) -> None:
         for depth in range(ORDERS_QUEUED):  # everyone gets one before anyone gets two
-            for slot in self.actors:
-                left = self.ratio.env_steps - self.env_steps - self._ordered_steps
+            for slot in list(self._hungry.values()):
+                left = self.ratio.env_steps - self.env_steps - self._ordered_steps - self._uncounted_steps
                 if left <= 0 or not self._may_collect():
                     return
-                if slot.worker and len(slot.orders) <= depth:
+                if len(slot.orders) <= depth:
                     steps = min(self.staffing.steps_per_order, left)
                     self._ordered_steps += steps
                     slot.version = self.published_version
                     self._give(slot, "collect", steps, steps, self._weights)
+                    del self._hungry[slot.number]  # and again to the end of the line, if it may have more
+                    if len(slot.orders) < ORDERS_QUEUED:
+                        self._hungry[slot.number] = slot
 
     def _may_collect(self) -> bool:
         backlog = self.updates_allowed - self.updates - self._ordered_updates
@@ -176,8 +207,9 @@ class Fleet:
     def _give(self, slot: Slot, kind: str, amount: int, *arguments: Any) -> None:
         assert slot.worker
         now = self._clock()
-        self._given += 1
-        slot.gave(Order(self.pool.give(slot.worker, kind, *arguments), kind, amount, self._given, now), now)
+        order = Order(self.pool.give(slot.worker, kind, *arguments), kind, amount, now)
+        self._open[order.future] = slot, order
+        slot.gave(order, now)
 
     # Taking answers -------------------------------------------------------------------------------------------------
 
@@ -203,9 +235,17 @@ class Fleet:
             self._told.add(place)
             log.warning("%s failed:\n%s", slot.name, error.trace.rstrip())
 
+    def _take_greet(self, slot: Slot, order: Order, node: str) -> None:
+        del order
+        slot.is_placed = True
+        slot.node = node
+        self._hungry[slot.number] = slot
+
     def _take_collect(self, slot: Slot, order: Order, report: Any) -> None:
         self._ordered_steps -= order.amount
+        self._uncounted_steps += order.amount
         self._stored_more = True
+        self._hungry[slot.number] = slot
         slot.succeeded()
         self.watcher.collected(self, slot, report)
 
@@ -257,34 +297,17 @@ class Fleet:
 
     def _start_workers(self) -> None:
         """Fill the empty slots whose time has come."""
-        now = self._clock()
-        if not self.learner.worker and now >= self.learner.restart_at:
-            self.learner.worker = self.pool.start_learner()
-            self._give(self.learner, "restore", 0)
-        for number, slot in enumerate(self.actors):
-            if not slot.worker and not slot.given_up and now >= slot.restart_at:
-                slot.worker = self.pool.start_actor(number, self._next_incarnation)
+        for slot in self.roster.fill(self._next_incarnation):
+            if slot is self.learner:
+                self._give(slot, "restore", 0)
+            else:
                 self._next_incarnation += 1
-        if self.learner.given_up:
-            raise RunFailedError(f"the learner failed again and again, at last of: {self.learner.last_cause}")
-        if all(slot.given_up for slot in self.actors):
-            causes = "; ".join(dict.fromkeys(slot.last_cause for slot in self.actors))
-            raise RunFailedError(f"no actor is left; each failed again and again, at last of: {causes}")
-
-    def _replace_late(self) -> None:
-        now = self._clock()
-        for slot in [*self.actors, self.learner]:
-            if slot.worker and slot.is_late(now):
-                self._lost(slot, f"it gave no answer for {slot.allowed_s:.0f} s")
+                self._give(slot, "greet", 0)
 
     def _lost(self, slot: Slot, cause: str) -> None:
         """Empty a worker's slot; it is filled again by the next turn, or in a while if it failed before."""
-        if slot.worker:
-            self.pool.stop(slot.worker)
-        self._ordered_steps -= slot.lost(self._clock(), cause)
-        self.restarts += 1
-        what = "given up" if slot.given_up else "replaced"
-        log.warning("%s is %s: %s", slot.name, what, cause)
+        self._hungry.pop(slot.number, None)
+        self._ordered_steps -= self.roster.empty(slot, cause)
         self._stored_more = True
         if slot is self.learner:
             self._restored = False
@@ -293,6 +316,8 @@ class Fleet:
     def _recount(self) -> None:
         """Take S from the replay itself: nobody else knows whether a lost actor's last chunks were stored."""
         self._stored_more = False
+        self._uncounted_steps = 0
+        self._recount_due = self._clock() + self.pool.counters_every_s
         counters: Counters = self.pool.counters()
         self.env_steps = counters.total_steps
         self._valid_starts = counters.valid_starts
@@ -311,18 +336,19 @@ class Fleet:
             self._drain([self.learner], deadline)
         self._drain(self.actors, deadline)
 
-    def _drain(self, slots: list[Slot], deadline: float) -> None:
+    def _drain(self, slots: Iterable[Slot], deadline: float) -> None:
         """Wait until these workers have no orders left, but not for ever."""
-        while any(slot.orders for slot in slots) and self._clock() < deadline:
+        while any(_unanswered(slot) for slot in slots) and self._clock() < deadline:
             self._turn()
         for slot in slots:
-            for order in slot.orders:
+            for order in _unanswered(slot):
                 log.warning("%s did not end its order '%s' in time", slot.name, order.kind)
 
     def _save_if_learner_lives(self) -> None:
         """After a failure, keep what was learnt; the failure itself is what the user must hear of."""
-        for slot in [*self.actors, self.learner]:
-            slot.orders.clear()  # the one that failed among them, and whatever the others bring comes too late
+        self._open.clear()  # the order that failed among them; whatever the others bring comes too late
+        for slot in self.roster:
+            slot.orders.clear()
         if not (self._restored and self.learner.worker):
             return
         try:
@@ -332,6 +358,11 @@ class Fleet:
             self._drain([self.learner], self._clock() + STOP_TIMEOUT_S)
         except (RunFailedError, UserError) as error:
             log.warning("no last checkpoint could be written: %s", error)
+
+
+def _unanswered(slot: Slot) -> list[Order]:
+    """Return a worker's orders, but for the greeting of one that waits for its place."""
+    return [order for order in slot.orders if order.kind != "greet"]
 
 
 def _passed(before: int, after: int, every: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,8 @@ from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.learner.learner import Learner
 from dreamfleet.learner.publishing_learner import PublishingLearner
 from dreamfleet.replay.client import DirectSink
-from dreamfleet.replay.replay import Replay
+from dreamfleet.replay.sharded import Shard, shard_of
+from dreamfleet.replay.shards import open_shards
 
 LOCK_WAIT_S = 20.0
 """How long to wait for the replay of a run that was killed: its replay process ends within seconds of it."""
@@ -28,8 +30,12 @@ LOCK_WAIT_S = 20.0
 class InlineActor:
     """What `ActorProcess` is on Ray: a collector that adopts weights before it collects."""
 
-    def __init__(self, settings: Settings, actor: int, incarnation: int, replay: Replay) -> None:
-        self.collector = build_collector(settings, actor, incarnation, DirectSink(replay))
+    def __init__(self, settings: Settings, actor: int, incarnation: int, shard: Shard) -> None:
+        self.collector = build_collector(settings, actor, incarnation, DirectSink(shard))
+
+    def greet(self) -> str:
+        """Return nothing of note: the actor is where everything is."""
+        return ""
 
     def collect(self, steps: int, weights: list[tuple[int, np.ndarray]]) -> CollectReport:
         """Adopt the weights if they are newer, and collect exactly so many steps."""
@@ -42,7 +48,8 @@ class InlineActor:
 class InlineFuture:
     """An order that is carried out when somebody waits for it."""
 
-    def __init__(self, work: Callable[[], Any]) -> None:
+    def __init__(self, worker: Worker, work: Callable[[], Any]) -> None:
+        self.worker = worker
         self._work = work
         self._answer: Any = None
         self._error: WorkerFailedError | None = None
@@ -74,13 +81,17 @@ class InlinePool:
         UserError: if the replay finds its directory at fault.
     """
 
+    counters_every_s = 0.0
+
     def __init__(self, settings: Settings, spaces: Spaces, run: RunDirectory) -> None:
         self._settings = settings
         self._spaces = spaces
         self._run = run
-        self._replay = Replay(run.replay, StepFormat(spaces), settings.replay, settings.learner.sequence_length,
-                              settings.seed, LOCK_WAIT_S)  # fmt: skip
+        experience, read_only = run.experience(settings)
+        self._replay = open_shards(experience, StepFormat(spaces), settings.replay, settings.learner.sequence_length,
+                                   settings.seed, read_only, LOCK_WAIT_S)  # fmt: skip
         self._actors: dict[Worker, InlineActor] = {}
+        self._orders: deque[InlineFuture] = deque()
 
     def start_actor(self, actor: int, incarnation: int) -> Worker:
         """Make an actor when its first order is carried out, so that a failing environment fails there."""
@@ -92,7 +103,8 @@ class InlinePool:
         return Worker("learner", PublishingLearner(learner, self._settings.learner.publish_every, np.copy))
 
     def stop(self, worker: Worker) -> None:
-        """Forget a worker."""
+        """Forget a worker and its orders."""
+        self._orders = deque(order for order in self._orders if order.worker is not worker)
         actor = self._actors.pop(worker, None)
         if actor:
             actor.collector.close()
@@ -103,13 +115,21 @@ class InlinePool:
 
     def give(self, worker: Worker, method: str, *arguments: Any) -> InlineFuture:
         """Take an order, to be carried out when it is waited for."""
-        return InlineFuture(lambda: getattr(self._target(worker), method)(*arguments))
+        self._orders.append(InlineFuture(worker, lambda: getattr(self._target(worker), method)(*arguments)))
+        return self._orders[-1]
 
-    def wait(self, futures: list[InlineFuture], timeout_s: float) -> list[InlineFuture]:
-        """Carry out the first order and return it."""
-        if not futures:
+    def wait(self, timeout_s: float) -> list[InlineFuture]:
+        """Carry out the oldest order and return it."""
+        if not self._orders:
             time.sleep(timeout_s)
-        return [futures[0].run()] if futures else []
+        return [self._orders.popleft().run()] if self._orders else []
+
+    def room(self) -> int:
+        """Return the number of actors that work side by side here."""
+        return 1
+
+    def ask_for_room(self, actors: int) -> None:
+        """Do nothing: there is this process, and no more."""
 
     def result(self, future: InlineFuture) -> Any:
         """Return what a done order brought.
@@ -121,7 +141,7 @@ class InlinePool:
 
     def counters(self) -> Counters:
         """Ask the replay for its counters."""
-        return Counters(self._replay.total_steps, self._replay.valid_starts, self._replay.next_incarnation)
+        return Counters(*self._replay.counters())
 
     def replay_stats(self) -> dict[str, float]:
         """Ask the replay for its figures."""
@@ -129,7 +149,7 @@ class InlinePool:
 
     def replay_notes(self) -> list[Note]:
         """Return nothing: the replay logs to this process's log."""
-        return []
+        return self._replay.notes()
 
     def sync_replay(self) -> None:
         """Have the replay write all it holds through to the disk."""
@@ -146,5 +166,6 @@ class InlinePool:
             return worker.target
         if worker not in self._actors:
             actor, incarnation = worker.target
-            self._actors[worker] = InlineActor(self._settings, actor, incarnation, self._replay)
+            shard = self._replay.shards[shard_of(actor, self._replay.alive)]
+            self._actors[worker] = InlineActor(self._settings, actor, incarnation, shard)
         return self._actors[worker]

@@ -76,6 +76,8 @@ def _add_submit(commands: Any) -> None:
                         "http://HOST:8265 of a cluster's dashboard")  # fmt: skip
     submit.add_argument("--working-dir", type=Path, metavar="DIR", help="a directory whose modules all nodes are to "
                         "have, for an environment of your own")  # fmt: skip
+    submit.add_argument("--on", metavar="RESOURCE", help="run the command on a node with this resource, for example "
+                        "'learner' (default: the head, unless only others are declared to have it)")  # fmt: skip
     submit.add_argument("--follow", metavar="ID", help="follow the log of a job submitted before")
     submit.add_argument("--stop", metavar="ID", help="end a job submitted before: it writes a checkpoint first")
 

@@ -49,7 +49,13 @@ class Counters(NamedTuple):
 
 
 class Pool(Protocol):
-    """Starts workers, gives them orders and brings back their answers. Orders of one worker are done in turn."""
+    """Starts workers, gives them orders and brings back their answers. Orders of one worker are done in turn.
+
+    Every actor understands the order "greet", which it answers once it has a place, before it is given others.
+    """
+
+    counters_every_s: float
+    """How old the replay's counters may be: asking costs a call, which a thousand actors would ask for at each turn."""
 
     def start_actor(self, actor: int, incarnation: int) -> Worker:
         """Start the actor with this number in its next life."""
@@ -71,8 +77,8 @@ class Pool(Protocol):
         """Give an order and return its future."""
         ...
 
-    def wait(self, futures: list[Any], timeout_s: float) -> list[Any]:
-        """Return the futures that are done, after at most `timeout_s`."""
+    def wait(self, timeout_s: float) -> list[Any]:
+        """Return the futures of all orders that were done since the last call, after at most `timeout_s`."""
         ...
 
     def result(self, future: Any) -> Any:
@@ -82,6 +88,14 @@ class Pool(Protocol):
             WorkerLostError: if the worker is gone.
             WorkerFailedError: if its code raised.
         """
+        ...
+
+    def room(self) -> int:
+        """Return how many actors there is room for in all, those that have their place included."""
+        ...
+
+    def ask_for_room(self, actors: int) -> None:
+        """Ask for room for so many actors in all, where room can grow; 0 takes back what was asked for."""
         ...
 
     def counters(self) -> Counters:

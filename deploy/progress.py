@@ -43,7 +43,7 @@ class Progress:
         now, fleet = time.monotonic(), self._fleet
         reading = Reading(
             now, fleet.env_steps, fleet.updates,
-            sum(slot.idle_until(now) for slot in fleet.actors) / len(fleet.actors),
+            sum(slot.idle_until(now) for slot in fleet.actors) / max(1, len(fleet.actors)),
             fleet.learner.idle_until(now) + self.batch_wait_s,
         )  # fmt: skip
         self._first = self._first or reading
@@ -60,7 +60,8 @@ class Progress:
         return {
             "env_steps_per_s": (new.env_steps - old.env_steps) / seconds,
             "updates_per_s": (new.updates - old.updates) / seconds,
-            "actors_wait": min(1.0, (new.actors_idle_s - old.actors_idle_s) / seconds),
+            # The mean over actors jumps when their number changes: hence the bounds.
+            "actors_wait": min(1.0, max(0.0, (new.actors_idle_s - old.actors_idle_s) / seconds)),
             "learner_waits": min(1.0, (new.learner_idle_s - old.learner_idle_s) / seconds),
         }
 
@@ -96,7 +97,8 @@ class Progress:
             "fleet/ratio": fleet.ratio.reached(fleet.env_steps, fleet.updates),
             "fleet/env_steps": fleet.env_steps,
             "fleet/simulator_steps": fleet.env_steps * self._env_factor,
-            "fleet/actors": sum(slot.worker is not None for slot in fleet.actors),
+            "fleet/actors": fleet.roster.placed,
+            "fleet/actors_wanted": len(fleet.actors),
             "fleet/restarts": fleet.restarts,
             "fleet/actor_weights_age_updates": max((fleet.updates - version for version in versions), default=0),
         }
@@ -106,16 +108,19 @@ class Progress:
         fleet, figures = self._fleet, self.scalars()
         left = self.seconds_left()
         idle = (figures["fleet/actors_wait_fraction"], figures["fleet/learner_wait_fraction"])
-        parts = [
-            f"steps {fleet.env_steps:,}/{fleet.ratio.env_steps:,} ({figures['fleet/env_steps_per_s']:.0f}/s)",
-            f"updates {fleet.updates:,}/{fleet.ratio.updates:,} ({figures['fleet/updates_per_s']:.1f}/s)",
-            f"ratio {figures['fleet/ratio']:.1f}/{fleet.ratio.ratio:g}",
-            f"weights {figures['fleet/actor_weights_age_updates']:.0f} updates old",
-            f"waiting: actors {idle[0]:.0%}, learner {idle[1]:.0%}",
-        ]
+        parts = [f"steps {fleet.env_steps:,}/{fleet.ratio.env_steps:,} ({figures['fleet/env_steps_per_s']:.0f}/s)"]
+        if fleet.staffing.learns:
+            parts += [
+                f"updates {fleet.updates:,}/{fleet.ratio.updates:,} ({figures['fleet/updates_per_s']:.1f}/s)",
+                f"ratio {figures['fleet/ratio']:.1f}/{fleet.ratio.ratio:g}",
+                f"weights {figures['fleet/actor_weights_age_updates']:.0f} updates old",
+                f"waiting: actors {idle[0]:.0%}, learner {idle[1]:.0%}",
+            ]
+        if fleet.staffing.actors is None or fleet.roster.placed < len(fleet.actors):
+            parts.append(f"actors {fleet.roster.placed}/{len(fleet.actors)}")
         if loss is not None:
             parts.append(f"loss {loss:.4g}")
-        if fleet.updates == 0 and fleet.env_steps < fleet.ratio.prefill:
+        if fleet.staffing.learns and fleet.updates == 0 and fleet.env_steps < fleet.ratio.prefill:
             parts.insert(0, "prefill")
         if left is not None:
             parts.append(f"{duration(left)} left")

@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import re
-import time
+import signal
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.exceptions import (
     ActorUnschedulableError,
-    GetTimeoutError,
     ObjectLostError,
     RayActorError,
     RayError,
     RayTaskError,
 )
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dreamfleet.actors.actor import ActorProcess
 from dreamfleet.common.errors import RunFailedError, UserError
@@ -25,14 +26,14 @@ from dreamfleet.common.notes import Note
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
 from dreamfleet.common.steps import StepFormat
+from dreamfleet.deploy.placement import Placement
 from dreamfleet.deploy.pool import Counters, Worker, WorkerFailedError, WorkerLostError
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.learner.process import LearnerProcess
 from dreamfleet.replay.client import RayReplay
 from dreamfleet.replay.server import start_replay_server
-
-FETCH_TIMEOUT_S = 120.0
-"""An answer that is ready is fetched within this time, or its worker counts as lost."""
+from dreamfleet.replay.sharded import ShardedReplay, shard_of
+from dreamfleet.replay.shards import plan_shards
 
 KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": "1000000000",
@@ -58,10 +59,15 @@ class RayPool:
         UserError: if the replay finds its directory at fault.
     """
 
+    counters_every_s = 0.02
+
     def __init__(self, settings: Settings, spaces: Spaces, run: RunDirectory, address: str | None = None) -> None:
         self._settings = settings
         self._spaces = spaces
         self._run = run
+        self._is_local = address is None
+        self._done: SimpleQueue[Future[Any]] = SimpleQueue()
+        self._asked_for = 0
         _start_ray(settings, address)
         try:
             self._begin()
@@ -71,47 +77,72 @@ class RayPool:
 
     def _begin(self) -> None:
         """Look at what the cluster has, and start the replay."""
-        settings, run = self._settings, self._run
-        cpus = int(ray.cluster_resources().get("CPU", 0))
-        if cpus < settings.actors.count + 1:
-            raise UserError(f"actors.count {settings.actors.count} needs {settings.actors.count + 1} CPUs with the "
-                            f"learner, but the cluster has {cpus}.")  # fmt: skip
-        self._has_gpu = settings.learner.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
-        self._replay_server = start_replay_server(
-            run.replay.resolve(),
-            StepFormat(self._spaces),
-            settings.replay,
-            settings.learner.sequence_length,
-            settings.seed,
+        settings = self._settings
+        self._placement = Placement(settings)
+        if not self._is_local:
+            self._placement.check_home(self._run.path)
+        experience, read_only = self._run.experience(settings)
+        plans = plan_shards(
+            experience.resolve(), settings.replay, settings.learner.sequence_length, settings.seed, read_only
         )
-        self._replay = RayReplay(self._replay_server)
+        self._servers = [
+            start_replay_server(
+                plan.directory,
+                StepFormat(self._spaces),
+                plan.settings,
+                settings.learner.sequence_length,
+                plan.seed,
+                read_only=read_only,
+                scheduling_strategy=self._placement.at_home,
+            )
+            for plan in plans
+        ]
+        self._replay = ShardedReplay([RayReplay(server) for server in self._servers], settings.seed)
+        for sentence in self._decisions():
+            log.info("cluster: %s", sentence)
+
+    def _decisions(self) -> list[str]:
+        """Return a sentence for each place that was chosen; on one machine there is nothing to choose."""
+        if self._is_local:
+            return []
+        home, room = self._placement.home, self._placement.room()
+        nodes = len(room)
+        count = self._settings.actors.count
+        return [
+            f"learner{' (GPU)' if self._placement.has_gpu else ''} and {len(self._servers)} replay shards on "
+            f"{home.address}",
+            f"room for {sum(room.values())} actors on {nodes} nodes; "
+            + ("all of it is used" if count == "auto" else f"{count} are wanted"),
+        ]
 
     def start_actor(self, actor: int, incarnation: int) -> Worker:
         """Start an actor process; it sees no GPU and uses one thread."""
         quiet = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-        options = {"num_cpus": 1, "num_gpus": 0, "max_restarts": 0, "runtime_env": {"env_vars": quiet}}
+        options = self._placement.actor_options() | {"max_restarts": 0, "runtime_env": {"env_vars": quiet}}
+        server = self._servers[shard_of(actor, self._replay.alive)]
         actor_class: Any = ActorProcess
-        target = actor_class.options(**options).remote(self._settings, actor, incarnation, self._replay_server)
+        target = actor_class.options(**options).remote(self._settings, actor, incarnation, server)
         return Worker(f"actor {actor}", target)
 
     def start_learner(self) -> Worker:
-        """Start the learner process, with a GPU if the cluster has one."""
+        """Start the learner process, beside the replay and with a GPU if that node has one."""
         threads = self._settings.learner.threads or os.cpu_count() or 1
-        # Beside the replay, on the node that has the run's directory: checkpoints go there.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        options: dict[str, Any] = {
-            "scheduling_strategy": here,
-            "num_cpus": 0 if self._has_gpu else 1,
-            "num_gpus": int(self._has_gpu),
-            "max_restarts": 0,
-        }
-        variables = {"OMP_NUM_THREADS": str(threads)} | ({} if self._has_gpu else KEEP_MEMORY)
-        options["runtime_env"] = {"env_vars": variables}
+        variables = {"OMP_NUM_THREADS": str(threads)} | ({} if self._placement.has_gpu else KEEP_MEMORY)
+        options = self._placement.learner_options() | {"max_restarts": 0, "runtime_env": {"env_vars": variables}}
         learner_class: Any = LearnerProcess
         target = learner_class.options(**options).remote(
-            self._settings, self._spaces.to_json(), self._replay_server, str(self._run.path.resolve())
+            self._settings, self._spaces.to_json(), self._servers, str(self._run.path.resolve()), self._busy_cores()
         )
         return Worker("learner", target)
+
+    def _busy_cores(self) -> int:
+        """Return how many actors are on the learner's node."""
+        if self._settings.train.dataset:
+            return 0
+        count = self._settings.actors.count
+        if self._is_local and count != "auto":
+            return count
+        return self._placement.room()[self._placement.home.id]
 
     def stop(self, worker: Worker) -> None:
         """Kill a worker's process."""
@@ -121,22 +152,23 @@ class RayPool:
         """Have the learner end its train orders after the update it is at."""
         worker.target.hurry.remote()
 
-    def give(self, worker: Worker, method: str, *arguments: Any) -> Any:
-        """Give an order and return its reference."""
-        return getattr(worker.target, method).remote(*arguments)
+    def give(self, worker: Worker, method: str, *arguments: Any) -> Future[Any]:
+        """Give an order and return its future, which comes out of `wait` once it is done."""
+        future: Future[Any] = getattr(worker.target, method).remote(*arguments).future()
+        future.add_done_callback(self._done.put)
+        return future
 
-    def wait(self, futures: list[Any], timeout_s: float) -> list[Any]:
-        """Return the references whose orders are done."""
-        if not futures:
-            time.sleep(timeout_s)
-            return []
-        done, _ = ray.wait(futures, num_returns=1, timeout=timeout_s)
-        if not done:
-            return []
-        more, _ = ray.wait(futures, num_returns=len(futures), timeout=0)
-        return list(more)
+    def wait(self, timeout_s: float) -> list[Future[Any]]:
+        """Return the futures whose orders were done since the last call."""
+        done: list[Future[Any]] = []
+        try:
+            done.append(self._done.get(timeout=timeout_s))
+            while True:
+                done.append(self._done.get_nowait())
+        except Empty:
+            return done
 
-    def result(self, future: Any) -> Any:
+    def result(self, future: Future[Any]) -> Any:
         """Return what a done order brought.
 
         Raises:
@@ -144,14 +176,23 @@ class RayPool:
             WorkerFailedError: if its code raised.
         """
         try:
-            return ray.get(future, timeout=FETCH_TIMEOUT_S)
+            return future.result(timeout=0)
         except RayTaskError as error:
             raise WorkerFailedError(_cause(error), _plain(error)) from None
-        except (RayActorError, ActorUnschedulableError, ObjectLostError, GetTimeoutError) as error:
+        except (RayActorError, ActorUnschedulableError, ObjectLostError) as error:
             cause = _construction_cause(error)
             if cause is not None:
                 raise WorkerFailedError(cause, _plain(error)) from None
             raise WorkerLostError(str(error).strip().splitlines()[0]) from None
+
+    def room(self) -> int:
+        """Return how many actors the cluster holds now."""
+        return sum(self._placement.room().values())
+
+    def ask_for_room(self, actors: int) -> None:
+        """Have an autoscaling cluster grow so that it holds so many actors; it knows its own limits."""
+        self._asked_for = actors
+        request_resources(bundles=[self._placement.actor_bundle()] * actors)
 
     def counters(self) -> Counters:
         """Ask the replay for its counters."""
@@ -172,6 +213,8 @@ class RayPool:
     def close(self) -> None:
         """Close the replay and leave Ray, which ends all that this process started."""
         try:
+            if self._asked_for:
+                self.ask_for_room(0)
             self._replay.close()
         except RunFailedError as error:
             log.warning("the replay was not closed in order, what it acknowledged is on disk: %s", error)
@@ -181,17 +224,21 @@ class RayPool:
 
 def _start_ray(settings: Settings, address: str | None) -> None:
     """Start Ray on this machine with a logical CPU for each process, or join the cluster at `address`."""
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             ray.init(address=address, logging_level=logging.ERROR)
         else:
-            # One logical CPU a process: the system's scheduler shares out the real ones, be they two.
-            processes = settings.actors.count + 2
-            ray.init(address="local", num_cpus=processes, include_dashboard=False, logging_level=logging.ERROR)
+            # One logical CPU for each actor and the learner: the system's scheduler shares out the real ones.
+            count = settings.actors.count
+            actors = max(1, (os.cpu_count() or 1) - 1) if count == "auto" else count
+            ray.init(address="local", num_cpus=actors + 1, include_dashboard=False, logging_level=logging.ERROR)
     except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
         if address:
             raise UserError(f"flag --address: no Ray cluster answers at '{address}': {error}") from None
         raise RunFailedError(f"Ray did not start: {error}") from error
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there, which leaves without a checkpoint
 
 
 def _plain(error: BaseException) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -15,29 +17,49 @@ import numpy as np
 from dreamfleet.common.video import encode_gif, write_webm
 from dreamfleet.deploy.run_directory import RunDirectory
 
+log = logging.getLogger("dreamfleet")
+
+
+class Sink(Protocol):
+    """Who else is shown each row of scalars."""
+
+    def show(self, scalars: Mapping[str, float], env_steps: int, updates: int) -> None:
+        """Show one row."""
+        ...
+
 
 class Records:
     """Writes scalars, pictures and videos of a run, to files and to TensorBoard alike.
 
     Args:
         run: the run's directory; records go on where an earlier life of the run left them.
+        sink: who else is shown the scalars, such as `Meters`.
     """
 
-    def __init__(self, run: RunDirectory) -> None:
+    def __init__(self, run: RunDirectory, sink: Sink | None = None) -> None:
         self._run = run
+        self._sink = sink
         self._metrics = run.metrics_file.open("a", buffering=1)
         self._board: Any = None
 
     def begin(self, updates: int) -> None:
-        """Begin to record after so many updates; TensorBoard drops what a lost learner had recorded beyond them."""
+        """Begin to record after so many updates; what a lost learner had recorded beyond them is dropped."""
         from torch.utils.tensorboard import SummaryWriter
 
+        self._metrics.close()
+        dropped = drop_rows_beyond(self._run.metrics_file, updates)
+        self._metrics = self._run.metrics_file.open("a", buffering=1)
+        if dropped:
+            log.info("metrics: %d rows of updates beyond %d are dropped: these are made again", dropped, updates)
         if self._board:
             self._board.close()
-        self._board = SummaryWriter(str(self._run.tensorboard), purge_step=updates + 1 if updates else None)
+        purge_step = updates + 1 if updates or dropped else None
+        self._board = SummaryWriter(str(self._run.tensorboard), purge_step=purge_step)
 
     def scalars(self, values: Mapping[str, float], env_steps: int, updates: int) -> None:
         """Write one row of scalars; TensorBoard's axis is the number of updates."""
+        if self._sink:
+            self._sink.show(values, env_steps, updates)
         row = {name: float(value) for name, value in values.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
         head = {"time": round(time.time(), 3), "env_steps": env_steps, "updates": updates}
@@ -70,3 +92,33 @@ class Records:
         self._metrics.close()
         if self._board:
             self._board.close()
+
+
+def drop_rows_beyond(file: Path, updates: int) -> int:
+    """Drop the rows of a metrics.jsonl that tell of more than so many updates, and a line that a crash left torn.
+
+    The file is written anew under another name and renamed, so that a crash at any instant leaves the old or the new.
+
+    Returns:
+        How many whole rows were dropped.
+    """
+    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    numbers = [_updates_of(line) for line in lines]
+    kept = [line for line, number in zip(lines, numbers, strict=True) if number is not None and number <= updates]
+    if len(kept) < len(lines):
+        new = file.with_name(file.name + ".tmp")
+        with new.open("wb") as out:
+            out.writelines(kept)
+            out.flush()
+            os.fsync(out.fileno())
+        new.replace(file)
+    return sum(number is not None and number > updates for number in numbers)
+
+
+def _updates_of(line: bytes) -> int | None:
+    """Return the number of updates that a row tells of; None if it is no whole row."""
+    try:
+        row = json.loads(line)
+        return int(row["updates"]) if line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError):
+        return None

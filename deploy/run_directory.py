@@ -50,8 +50,8 @@ class RunDirectory:
             path = base.with_name(f"{base.name}-{number}")
         return RunDirectory(path)
 
-    def existing(self) -> RunDirectory:
-        """Return this directory if it holds a run.
+    def existing(self, flag: str = "--run") -> RunDirectory:
+        """Return this directory if it holds a run, or else name the flag that gave it.
 
         Raises:
             UserError: if it does not, with the nearest that does.
@@ -60,10 +60,10 @@ class RunDirectory:
             return self
         if not self.path.exists():
             siblings = [str(file.parent) for file in self.path.parent.glob("*/config.yaml")]
-            raise UserError(f"flag --run: {self.path} does not exist.{nearest(str(self.path), siblings)}")
-        raise UserError(f"flag --run: {self.path} is no run directory: it holds no config.yaml.")
+            raise UserError(f"flag {flag}: {self.path} does not exist.{nearest(str(self.path), siblings)}")
+        raise UserError(f"flag {flag}: {self.path} is no run directory: it holds no config.yaml.")
 
-    def check_usable(self) -> None:
+    def check_usable(self, flag: str = "--run") -> None:
         """Refuse a path that holds something that is no run.
 
         Raises:
@@ -71,13 +71,13 @@ class RunDirectory:
         """
         if self.path.exists() and not self.config_file.is_file():
             if not self.path.is_dir():
-                raise UserError(f"flag --run: {self.path} is a file, not a directory.")
+                raise UserError(f"flag {flag}: {self.path} is a file, not a directory.")
             if any(self.path.iterdir()):
                 raise UserError(
-                    f"flag --run: {self.path} holds files, but no run (no config.yaml); name another directory."
+                    f"flag {flag}: {self.path} holds files, but no run (no config.yaml); name another directory."
                 )
 
-    def create(self) -> None:
+    def create(self, flag: str = "--run") -> None:
         """Make the directory and its folders.
 
         Raises:
@@ -87,7 +87,11 @@ class RunDirectory:
             for folder in (self.path, self.replay, self.checkpoints, self.tensorboard, self.pictures):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"flag --run: {self.path} cannot be made: {error.strerror}.") from None
+            raise UserError(f"flag {flag}: {self.path} cannot be made: {error.strerror}.") from None
+
+    def experience(self, settings: Settings) -> tuple[Path, bool]:
+        """Return the replay directory that the run trains from, and whether it may only be read: a dataset's."""
+        return (Path(settings.train.dataset) / "replay", True) if settings.train.dataset else (self.replay, False)
 
     def settings(self) -> Settings:
         """Return the settings that the run was last started with."""

@@ -9,7 +9,13 @@ from typing import Any
 from dreamfleet.deploy.pool import Worker
 
 FAILURES_IN_A_ROW = 3
-"""After so many failures without an order done in between, an actor is given up."""
+"""After so many failures without an order done in between, a worker is given up."""
+SHORT_LIVES_IN_A_ROW = 10
+"""And after so many lives in a row that ended before they had done `SHORT_LIFE_ORDERS`."""
+SHORT_LIFE_ORDERS = 10
+"""A worker that did so many orders was of use, whatever it died of."""
+LONGEST_PAUSE_S = 60.0
+"""A slot waits so long at most before it is filled again."""
 START_S = 60.0
 """Until its first answer a worker may take so much longer: its process has to start, on a machine that may be busy."""
 
@@ -20,16 +26,14 @@ class Order:
 
     Attributes:
         future: what its pool gave for it.
-        kind: the worker's method: "collect", "restore", "train", "save" or "illustrate".
+        kind: the worker's method: "greet", "collect", "restore", "train", "save" or "illustrate".
         amount: environment steps or updates.
-        number: of all orders given, which one it is.
         begun: when it came to the head of its worker's queue, by the loop's clock.
     """
 
     future: Any
     kind: str
     amount: int
-    number: int
     begun: float
 
 
@@ -42,29 +46,38 @@ class Slot:
         timeout_s: an order may take so long at most.
         patience_s: once orders have been answered, the next may take ten times as long as the slowest, and at least
             this long; so a hung environment is found soon, and a slow one is not taken for hung. 0: always `timeout_s`.
+        number: the actor's; -1 for the learner.
         worker: who fills it; None while it waits to be filled again.
+        is_placed: whether the worker has its place and answers; on a cluster it may wait for room.
         orders: given and not answered, oldest first.
-        failures: in a row.
+        failures: in a row, without an order done in between.
+        short_lives: in a row, each ended before it was of much use.
         restart_at: when to fill it again, by the loop's clock.
         given_up: whether it failed too often.
         last_cause: what its worker last failed of.
         idle_s: time without an order.
         version: of the weights that it last got.
+        node: the machine that it runs on, once it is placed.
     """
 
     name: str
     timeout_s: float
     patience_s: float = 0.0
+    number: int = -1
     worker: Worker | None = None
+    is_placed: bool = False
     orders: deque[Order] = field(default_factory=deque)
     failures: int = 0
+    short_lives: int = 0
     restart_at: float = 0.0
     given_up: bool = False
     last_cause: str = ""
     idle_s: float = 0.0
     version: int = -1
+    node: str = ""
     _idle_since: float | None = None
     _has_answered: bool = False
+    _done: int = 0
     _slowest_s: float = 0.0
 
     def gave(self, order: Order, now: float) -> None:
@@ -77,8 +90,9 @@ class Slot:
     def answered(self, order: Order, now: float) -> None:
         """Note that an order was answered: the next one begins."""
         self.orders.remove(order)
-        self._has_answered = True
-        self._slowest_s = max(self._slowest_s, now - order.begun)
+        if order.kind != "greet":
+            self._has_answered = True
+            self._slowest_s = max(self._slowest_s, now - order.begun)
         if self.orders:
             self.orders[0].begun = max(self.orders[0].begun, now)
         else:
@@ -87,6 +101,9 @@ class Slot:
     def succeeded(self) -> None:
         """Note that the worker did what it is there for: earlier failures no longer count."""
         self.failures = 0
+        self._done += 1
+        if self._done >= SHORT_LIFE_ORDERS:
+            self.short_lives = 0
 
     def lost(self, now: float, cause: str) -> int:
         """Empty the slot after its worker failed; return the amount of its unanswered orders."""
@@ -94,12 +111,17 @@ class Slot:
         self.idle_s = self.idle_until(now)
         self.orders.clear()
         self.worker = None
+        self.is_placed = False
+        self.node = ""
         self.version = -1
         self._has_answered = False
+        self._done = 0
         self.failures += 1
+        self.short_lives += 1
         self.last_cause = cause
-        self.given_up = self.failures >= FAILURES_IN_A_ROW
-        self.restart_at = now + 2.0 ** (self.failures - 1) - 1.0  # at once, after 1 s, after 3 s
+        self.given_up = self.failures >= FAILURES_IN_A_ROW or self.short_lives >= SHORT_LIVES_IN_A_ROW
+        pause = 2.0 ** (max(self.failures, self.short_lives) - 1) - 1.0  # at once, after 1 s, after 3 s
+        self.restart_at = now + min(pause, LONGEST_PAUSE_S)
         self._idle_since = now
         return unanswered
 
@@ -108,8 +130,9 @@ class Slot:
         return self.idle_s + (now - self._idle_since if self._idle_since is not None and not self.orders else 0.0)
 
     def is_late(self, now: float) -> bool:
-        """Whether the order at the head of the queue has taken too long."""
-        return bool(self.orders) and now - self.orders[0].begun > self.allowed_s
+        """Whether the order at the head of the queue has taken too long; waiting for a place may take any time."""
+        head = self.orders[0] if self.orders else None
+        return head is not None and head.kind != "greet" and now - head.begun > self.allowed_s
 
     @property
     def allowed_s(self) -> float:

@@ -9,9 +9,14 @@ from dreamfleet.common.settings import Settings
 
 @dataclass(frozen=True)
 class Staffing:
-    """How many actors, how many environments each, and how long orders may take; taken from the settings."""
+    """How many actors, how many environments each, and how long orders may take; taken from the settings.
 
-    actors: int
+    Attributes:
+        actors: processes; None is as many as there is room for, and 0 trains on what is stored.
+        learns: whether there is a learner; without one the fleet collects only.
+    """
+
+    actors: int | None
     environments: int
     steps_per_order: int
     updates_per_order: int
@@ -19,12 +24,14 @@ class Staffing:
     picture_every: int
     actor_timeout_s: float
     learner_timeout_s: float
+    learns: bool = True
 
     @staticmethod
-    def of(settings: Settings) -> Staffing:
+    def of(settings: Settings, learns: bool = True) -> Staffing:
         """Return what the settings say."""
+        count = settings.actors.count
         return Staffing(
-            actors=settings.actors.count,
+            actors=0 if settings.train.dataset else None if count == "auto" else count,
             environments=settings.actors.environments,
             steps_per_order=settings.actors.steps_per_order * settings.actors.environments,
             updates_per_order=settings.learner.updates_per_order,
@@ -32,4 +39,5 @@ class Staffing:
             picture_every=settings.records.picture_every,
             actor_timeout_s=settings.actors.order_timeout_s,
             learner_timeout_s=settings.learner.order_timeout_s,
+            learns=learns,
         )

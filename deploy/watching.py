@@ -29,6 +29,7 @@ class RunWatcher(Watcher):
 
     Attributes:
         first_metrics: the learner's metrics of this start's first order; `last_metrics` of its last.
+        last_replay: the replay's figures of the newest row.
         last_picture: file of the newest still; `last_video` of the newest video.
 
     Args:
@@ -41,6 +42,7 @@ class RunWatcher(Watcher):
     def __init__(self, settings: Settings, records: Records, console: Console, on_restored: Callable[[], None]) -> None:
         self.first_metrics: dict[str, float] = {}
         self.last_metrics: dict[str, float] = {}
+        self.last_replay: dict[str, float] = {}
         self.last_picture: Path | None = None
         self.last_video: Path | None = None
         self.progress: Progress | None = None
@@ -129,7 +131,8 @@ class RunWatcher(Watcher):
         _log_notes(fleet.pool.replay_notes())
         row = {name: sum(values) / len(values) for name, values in self._sums.items()}
         self._sums.clear()
-        row |= {f"replay/{name}": value for name, value in fleet.pool.replay_stats().items()}
+        self.last_replay = fleet.pool.replay_stats()
+        row |= {f"replay/{name}": value for name, value in self.last_replay.items()}
         self._records.scalars(row | self.progress.scalars(), fleet.env_steps, fleet.updates)
 
 

@@ -13,10 +13,8 @@ import hashlib
 import io
 import json
 import logging
-import math
 import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,15 +23,18 @@ import torch
 
 from dreamfleet import __version__
 from dreamfleet.common.errors import UserError
+from dreamfleet.learner.checkpoint_facts import (
+    FORMAT,
+    DamagedCheckpointError,
+    best_of,
+    file_name,
+    number_of,
+    parse_facts,
+    plain,
+    worth_keeping,
+)
 
-FORMAT = 1
-"""Version of the layout of state and facts."""
-_NAME = re.compile(r"checkpoint-(\d{9,})\.(pt|json)")
 _LOG = logging.getLogger(__name__)
-
-
-class DamagedCheckpointError(Exception):
-    """A checkpoint that is torn, incomplete or not what its facts say."""
 
 
 class CheckpointStore:
@@ -48,11 +49,16 @@ class CheckpointStore:
 
     def __init__(self, directory: Path, kept: int) -> None:
         self.directory = Path(directory)
-        self._kept = kept
+        self.kept = kept
 
     def numbers(self) -> list[int]:
         """Return the numbers of updates of all checkpoints that have facts, oldest first; none is verified."""
         return self._numbers("json")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no file of any checkpoint, whole or not."""
+        return not (self._numbers("json") or self._numbers("pt"))
 
     def save(self, number: int, state: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
         """Write a checkpoint, then drop those that are neither among the newest nor the best.
@@ -74,7 +80,7 @@ class CheckpointStore:
             self.directory.mkdir(parents=True, exist_ok=True)
             vouched = _write_synced(temporary, lambda file: torch.save(dict(state), file))
             _rename_synced(temporary, path)
-            everything = {"format": FORMAT, "dreamfleet": __version__, **_plain(facts), "updates": number, **vouched}
+            everything = {"format": FORMAT, "dreamfleet": __version__, **plain(facts), "updates": number, **vouched}
             text = json.dumps(everything, indent=1, allow_nan=False).encode()
             _write_synced(_temporary(self._path(number, "json")), lambda file: file.write(text))
             _rename_synced(_temporary(self._path(number, "json")), self._path(number, "json"))
@@ -91,13 +97,44 @@ class CheckpointStore:
         written: dict[str, Any] = json.loads(text)
         return written
 
+    def take_in(self, number: int, facts: bytes, tensors: Iterable[bytes]) -> None:
+        """Write a checkpoint that comes from elsewhere, if it is what its facts say.
+
+        Args:
+            number: its number of updates.
+            facts: what its .json holds.
+            tensors: what its .pt holds, in pieces.
+
+        Raises:
+            DamagedCheckpointError: if it is torn or altered; nothing is written.
+            UserError: if it is of another format.
+            OSError: if it cannot be written.
+        """
+        known = parse_facts(facts, file_name(number, "json"))
+        tensors_file, facts_file = self._path(number, "pt"), self._path(number, "json")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        try:
+            came = _write_synced(_temporary(tensors_file), lambda file: [file.write(piece) for piece in tensors])
+            if known["updates"] != number or came != {name: known[name] for name in came}:
+                raise DamagedCheckpointError(
+                    f"{tensors_file.name} has {came['bytes']} bytes of SHA-256 {came['sha256']:.8}…, and its facts say "
+                    f"{known['bytes']} of {known['sha256']:.8}… at update {known['updates']}"
+                )
+            _write_synced(_temporary(facts_file), lambda file: file.write(facts))
+            _rename_synced(_temporary(tensors_file), tensors_file)
+            _rename_synced(_temporary(facts_file), facts_file)
+        finally:
+            with suppress(OSError):  # a directory that cannot be written to has no rests either
+                _temporary(tensors_file).unlink(missing_ok=True)
+                _temporary(facts_file).unlink(missing_ok=True)
+
     def load(self, number: int, map_location: str | torch.device = "cpu") -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the state and the facts of one checkpoint, verified.
 
         Raises:
             DamagedCheckpointError: if a file is missing, torn or altered.
         """
-        facts, path = self._facts(number), self._path(number, "pt")
+        facts, path = self.facts(number), self._path(number, "pt")
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -135,51 +172,51 @@ class CheckpointStore:
 
     def best(self) -> int | None:
         """Return the number of the checkpoint with the lowest held-out loss, or None if none has one."""
-        losses = {}
-        for number in self.numbers():
-            with suppress(DamagedCheckpointError):  # load_newest is where damage is told of
-                loss = self._facts(number).get("held_out_loss")
-                if loss is not None:
-                    losses[number] = loss
-        return min(losses, key=lambda number: (losses[number], number)) if losses else None
+        return best_of(self._losses())
+
+    def facts(self, number: int) -> dict[str, Any]:
+        """Return the facts of one checkpoint, whose tensors are not looked at.
+
+        Raises:
+            DamagedCheckpointError: if they are missing or not whole.
+            UserError: if they are of another format.
+        """
+        path = self._path(number, "json")
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError as error:
+            raise DamagedCheckpointError(f"{path} is missing: the checkpoint was never finished") from error
+        except OSError as error:
+            raise DamagedCheckpointError(f"{path} cannot be read: {error}") from error
+        return parse_facts(data, path)
 
     def remove_unfinished(self) -> None:
         """Remove what a crash left half written; only for the process that saves here, while it does not."""
         for path in self.directory.glob("checkpoint-*.tmp"):
             path.unlink()
 
-    def _facts(self, number: int) -> dict[str, Any]:
-        path = self._path(number, "json")
-        try:
-            facts = json.loads(path.read_bytes())
-        except FileNotFoundError as error:
-            raise DamagedCheckpointError(f"{path} is missing: the checkpoint was never finished") from error
-        except (OSError, ValueError) as error:
-            raise DamagedCheckpointError(f"{path} cannot be read: {error}") from error
-        if not isinstance(facts, dict) or not {"format", "sha256", "bytes", "updates"} <= facts.keys():
-            raise DamagedCheckpointError(f"{path} lacks what the facts of a checkpoint hold")
-        if facts["format"] != FORMAT:
-            raise UserError(
-                f"{path} is of format {facts['format']}, written by dreamfleet {facts.get('dreamfleet')}; "
-                f"this is dreamfleet {__version__}, which reads format {FORMAT}"
-            )
-        return facts
+    def _losses(self) -> dict[int, float | None]:
+        losses: dict[int, float | None] = {}
+        for number in self.numbers():
+            losses[number] = None
+            with suppress(DamagedCheckpointError):  # load_newest is where damage is told of
+                losses[number] = self.facts(number).get("held_out_loss")
+        return losses
 
     def _prune(self, saved: int) -> None:
         """Drop what is neither among the newest up to the one just saved nor the best; later ones are damaged."""
-        numbers = [number for number in self.numbers() if number <= saved]
-        keep = {*numbers[-self._kept :], self.best()}
+        keep = worth_keeping(self._losses(), saved, self.kept)
         for ending in ("json", "pt"):  # in this order: without its facts it is no checkpoint
             for number in self._numbers(ending):
                 if number < saved and number not in keep:
                     self._path(number, ending).unlink(missing_ok=True)
 
     def _numbers(self, ending: str) -> list[int]:
-        found = (_NAME.fullmatch(path.name) for path in self.directory.glob(f"checkpoint-*.{ending}"))
-        return sorted(int(match[1]) for match in found if match)
+        found = (number_of(path.name, ending) for path in self.directory.glob(f"checkpoint-*.{ending}"))
+        return sorted(number for number in found if number is not None)
 
     def _path(self, number: int, ending: str) -> Path:
-        return self.directory / f"checkpoint-{number:09d}.{ending}"
+        return self.directory / file_name(number, ending)
 
 
 class _Recorder:
@@ -235,8 +272,3 @@ def _rename_synced(source: Path, target: Path) -> None:
 
 def _temporary(path: Path) -> Path:
     return path.with_name(path.name + ".tmp")
-
-
-def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the facts with None for numbers that JSON cannot say: a loss that is not finite is no measurement."""
-    return {name: None if isinstance(fact, float) and not math.isfinite(fact) else fact for name, fact in facts.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dreamfleet.common.notes import Note
 from dreamfleet.common.seeds import derive_seed
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
 from dreamfleet.common.steps import StepFormat
 from dreamfleet.common.world_model import WorldModel
 from dreamfleet.learner.bad_batch import not_finite_loss
+from dreamfleet.learner.checkpoint_copies import CheckpointCopies
 from dreamfleet.learner.checkpoints import CheckpointStore
 from dreamfleet.learner.hardware import choose_hardware
 from dreamfleet.learner.illustration import draw_pictures, longest_episode
@@ -28,8 +30,8 @@ from dreamfleet.learner.prefetcher import BatchSource, DirectSource, Prefetcher
 from dreamfleet.learner.publisher import flatten
 from dreamfleet.learner.restoring import check_spaces, load_parameters
 from dreamfleet.learner.updater import Stopwatch, Updater
+from dreamfleet.replay.errors import NotEnoughExperienceError
 from dreamfleet.replay.packed import PackedBatch, unpack
-from dreamfleet.replay.replay import NotEnoughExperienceError
 
 HELD_OUT_BATCHES = 4
 """Batches that the held-out loss is the mean of."""
@@ -58,11 +60,13 @@ class TrainReport:
         metrics: means over the order's updates; `staleness/mean` and `staleness/max` count the updates between the
             weights that chose an action and the update that replayed it.
         timings: seconds of the order by what they went into: wait, transfer, forward_backward, optimiser, publish.
+        notes: what the learner's process logged since the last order.
     """
 
     updates: int
     metrics: dict[str, float]
     timings: dict[str, float]
+    notes: list[Note] = field(default_factory=list)
 
 
 class Learner:
@@ -82,13 +86,21 @@ class Learner:
         replay: where sequences come from.
         run_directory: checkpoints lie in its folder `checkpoints`.
         prefetch: whether batches are fetched ahead, in threads.
+        busy_cores: cores of this machine that actors keep busy.
 
     Raises:
-        UserError: if a GPU is asked for and there is none, or the observations do not fit the encoder.
+        UserError: if a GPU is asked for and there is none, the observations do not fit the encoder, or checkpoints
+            cannot be copied to the URL that the settings name.
     """
 
     def __init__(
-        self, settings: Settings, spaces: Spaces, replay: ReplayLike, run_directory: Path, prefetch: bool
+        self,
+        settings: Settings,
+        spaces: Spaces,
+        replay: ReplayLike,
+        run_directory: Path,
+        prefetch: bool,
+        busy_cores: int = 0,
     ) -> None:
         self._settings = settings
         self._spaces = spaces
@@ -96,7 +108,7 @@ class Learner:
         self._run_directory = Path(run_directory)
         self._prefetch = prefetch
         self._format = StepFormat(spaces)
-        self._hardware = choose_hardware(settings.learner, settings.actors.count if prefetch else 0)
+        self._hardware = choose_hardware(settings.learner, busy_cores)
         self.decisions = list(self._hardware.decisions)
         self._device = self._hardware.device
         torch.manual_seed(derive_seed(settings.seed, "model"))
@@ -105,6 +117,9 @@ class Learner:
         self._updater = Updater(self.model, settings.loss, settings.learner, self._hardware)
         self._checkpoints = CheckpointStore(self._run_directory / "checkpoints", settings.records.checkpoints_kept)
         self._checkpoints.remove_unfinished()
+        url = settings.records.checkpoint_url
+        self._copies = CheckpointCopies(url, self._checkpoints) if url else None
+        self.decisions += [self._copies.decision] if self._copies else []
         self._source: BatchSource[dict[str, Tensor]] | None = None
         self._hurried = threading.Event()
         self.updates = 0
@@ -204,14 +219,22 @@ class Learner:
         known = {"spaces": self._spaces.to_json(), "parameters": self.model.parameter_count(), **facts}
         if "held_out_loss" not in known:
             known["held_out_loss"] = self.held_out_loss()
-        return self._checkpoints.save(self.updates, state, known)
+        written = self._checkpoints.save(self.updates, state, known)
+        if self._copies:
+            self._copies.copy(self.updates)
+        return written
 
     def restore(self) -> dict[str, Any] | None:
         """Go on from the newest checkpoint that is whole; return its facts, or None if there is none.
 
+        Where there is none here but a copy at the settings' URL, that is fetched first.
+
         Raises:
             UserError: if it is of another model or environment, or all checkpoints are damaged.
         """
+        if self._copies and self._checkpoints.is_empty:
+            fetched = self._copies.fetch()
+            self.decisions += [fetched] if fetched else []
         found = self._checkpoints.load_newest(self._device)
         if found is None:
             self.decisions.append("start: from the beginning, there is no checkpoint")
@@ -231,6 +254,11 @@ class Learner:
         if self._source is not None:
             self._source.close()
             self._source = None
+
+    def finish(self) -> None:
+        """Wait for the copy of the last checkpoint, but not for ever; one that fails is a warning in the log."""
+        if self._copies:
+            self._copies.finish()
 
     # Measuring and showing ------------------------------------------------------------------------------------------
 

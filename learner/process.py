@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from dreamfleet.common.notes import NoteTaker
+from dreamfleet.common.notes import Note, NoteTaker
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
 from dreamfleet.learner.learner import Learner, TrainReport
 from dreamfleet.learner.pictures import Pictures
 from dreamfleet.learner.publishing_learner import PublishingLearner, Restored
 from dreamfleet.replay.client import RayReplay
+from dreamfleet.replay.sharded import ShardedReplay
 
 
 @ray.remote(concurrency_groups={"health": 1})  # type: ignore[call-overload]  # missing in Ray's overloads
@@ -24,20 +27,29 @@ class LearnerProcess:
     Args:
         settings: the run's.
         spaces: of its environment, as `Spaces.to_json` gives them.
-        replay: handle of the replay's process.
+        replay: handles of the processes of the replay's shards, in order.
         run_directory: path of the run.
+        busy_cores: cores of this machine that actors keep busy.
     """
 
-    def __init__(self, settings: Settings, spaces: dict[str, Any], replay: Any, run_directory: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        spaces: dict[str, Any],
+        replay: Sequence[Any],
+        run_directory: str,
+        busy_cores: int = 0,
+    ) -> None:
         self._notes = NoteTaker.install()
-        self._life = (settings, Spaces.from_json(spaces), RayReplay(replay), Path(run_directory))
+        shards = ShardedReplay([RayReplay(server) for server in replay], settings.seed)
+        self._life = (settings, Spaces.from_json(spaces), shards, Path(run_directory), True, busy_cores)
         self._built: PublishingLearner | None = None
 
     @property
     def _learner(self) -> PublishingLearner:
         """Built at the first order: an error in an actor's constructor would come with pages of Ray's own."""
         if self._built is None:
-            learner = Learner(*self._life, prefetch=True)
+            learner = Learner(*self._life)
             self._built = PublishingLearner(learner, self._life[0].learner.publish_every, ray.put)
         return self._built
 
@@ -48,11 +60,17 @@ class LearnerProcess:
 
     def train(self, updates: int) -> tuple[TrainReport, list[tuple[int, Any]]]:
         """Make so many updates; return the report, and the weights if a new version was due."""
-        return self._learner.train(updates)
+        report, published = self._learner.train(updates)
+        return dataclasses.replace(report, notes=self._notes.take()), published
 
     def save(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Write a checkpoint and return its facts."""
         return self._learner.save(facts)
+
+    def finish(self) -> list[Note]:
+        """Wait for the copy of the last checkpoint, and return what this process logged since its last train order."""
+        self._learner.finish()
+        return self._notes.take()
 
     def illustrate(self) -> Pictures | None:
         """Return pictures of what the model sees and predicts, or None while there is no sequence for them."""

@@ -67,6 +67,10 @@ class PublishingLearner:
         """Write a checkpoint and return its facts."""
         return self._learner.save(facts)
 
+    def finish(self) -> None:
+        """See `Learner.finish`."""
+        self._learner.finish()
+
     def illustrate(self) -> Pictures | None:
         """Return pictures of what the model sees and predicts, or None while there is no sequence for them."""
         return self._learner.illustrate()

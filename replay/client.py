@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -15,20 +16,16 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from dreamfleet.common.errors import RunFailedError
 from dreamfleet.common.notes import Note
+from dreamfleet.replay.errors import ReplayLostError
 from dreamfleet.replay.packed import PackedBatch
-from dreamfleet.replay.replay import Replay
+from dreamfleet.replay.sharded import Shard
 
 IN_FLIGHT = 8
 """Most records that a sink has sent and not yet seen acknowledged."""
 CALL_TIMEOUT_S = 120.0
 """A server that has not answered for so long, its restarts included, counts as lost."""
 _RETRY_S = 0.5
-
-
-class ReplayLostError(RunFailedError):
-    """The replay server does not answer and does not come back."""
 
 
 class RayReplay:
@@ -39,9 +36,11 @@ class RayReplay:
     Args:
         server: the handle of a `ReplayServer`.
         timeout_s: limit of one call, restarts included.
+        directory: where the server stores, if that is known, to name it by.
     """
 
-    def __init__(self, server: Any, timeout_s: float = CALL_TIMEOUT_S) -> None:
+    def __init__(self, server: Any, timeout_s: float = CALL_TIMEOUT_S, directory: Path | None = None) -> None:
+        self.directory = directory
         self._server = server
         self._timeout_s = timeout_s
 
@@ -60,7 +59,7 @@ class RayReplay:
         return batch
 
     def counters(self) -> tuple[int, int, int]:
-        """Return (total_steps, valid_starts, next_incarnation)."""
+        """See `Replay.counters`."""
         total_steps, valid_starts, next_incarnation = self._call("counters")
         return total_steps, valid_starts, next_incarnation
 
@@ -110,9 +109,9 @@ class RayReplay:
 
 
 class DirectSink:
-    """Stores chunks in a replay of the same process."""
+    """Stores chunks in a shard of the same process."""
 
-    def __init__(self, replay: Replay) -> None:
+    def __init__(self, replay: Shard) -> None:
         self._replay = replay
 
     def append(self, record: bytes) -> None:

@@ -94,6 +94,20 @@ def pack(step_format: StepFormat, batch_size: int, length: int, sources: Sequenc
     return PackedBatch(batch_size, length, np.array(pieces, np.int64), np.array(blocks, np.int64), data)
 
 
+def join_batches(parts: Sequence[PackedBatch]) -> PackedBatch:
+    """Return one batch with the rows of all parts, which are sequences of one length, in the order of the parts."""
+    if len(parts) == 1:
+        return parts[0]
+    rows = np.cumsum([0, *(part.batch_size for part in parts)])
+    offsets = np.cumsum([0, *(len(part.data) for part in parts)])
+    pieces = np.concatenate([part.pieces for part in parts])
+    blocks = np.concatenate([part.blocks for part in parts])
+    pieces[:, 0] += np.repeat(rows[:-1], [len(part.pieces) for part in parts])
+    blocks[:, 1] += np.repeat(offsets[:-1], [len(part.blocks) for part in parts])
+    data = np.concatenate([part.data for part in parts])
+    return PackedBatch(int(rows[-1]), parts[0].length, pieces, blocks, data)
+
+
 def unpack(packed: PackedBatch, step_format: StepFormat, threads: int = 2) -> dict[str, np.ndarray]:
     """Decompress a batch into fresh arrays (B, T, *shape), one a field; `is_first` is True at each row's first step.
 

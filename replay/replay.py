@@ -12,23 +12,18 @@ import numpy as np
 from dreamfleet.common.chunk import check_record
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.lock import DirectoryLock
+from dreamfleet.common.notes import Note
 from dreamfleet.common.seeds import derive_seed
 from dreamfleet.common.settings import ReplaySettings
-from dreamfleet.common.steps import CHUNK_STEPS, StepFormat
+from dreamfleet.common.steps import StepFormat
+from dreamfleet.replay.capacity import segment_size, whole_capacity_gb
+from dreamfleet.replay.errors import NotEnoughExperienceError
 from dreamfleet.replay.index import Index, Piece
 from dreamfleet.replay.packed import DamagedPieceError, PackedBatch, Source, pack
 from dreamfleet.replay.segment import SegmentHeader
 from dreamfleet.replay.segments import SegmentLog
 
 _LOG = logging.getLogger(__name__)
-_SEGMENT_BYTES = 64 << 20
-_LEAST_SEGMENTS = 16
-_MOST_SEGMENTS = 256
-_HEADROOM_BYTES = 1 << 16
-
-
-class NotEnoughExperienceError(Exception):
-    """There is no sequence of the wanted length yet."""
 
 
 class Replay:
@@ -39,9 +34,9 @@ class Replay:
     Args:
         directory: where to store; created if it is not there, reopened with all it holds if it is.
         step_format: the steps' format.
-        settings: capacity and how to sample.
+        settings: capacity and how to sample; of a shard among several, what `shards.share_of` gives.
         sequence_length: T, in steps.
-        seed: the run's.
+        seed: of what is drawn.
         lock_wait_s: how long to wait for another process that has the directory open.
         read_only: change nothing in the directory and take no lock, so that another process may be writing to it: seen
             is what was stored when it was opened. Nothing may be appended.
@@ -66,7 +61,7 @@ class Replay:
         self._seed = seed
         self._directory = directory
         self._capacity = (int(settings.capacity_gb * 1e9), settings.capacity_steps)
-        segment_bytes, segment_steps = _segment_size(settings, step_format)
+        segment_bytes, segment_steps = segment_size(settings, step_format)
         self._directory_lock = None if read_only else _lock_directory(directory, lock_wait_s)
         self._writing = threading.Lock()  # taken before `_lock`; held through writes and syncs, which may be slow
         self._lock = (
@@ -74,6 +69,7 @@ class Replay:
         )  # guards the index and the pins of segments; never held while a disk is waited for
         self._duplicates = self._damaged_chunks = 0
         self._is_closed = False
+        self._fault: OSError | None = None
         try:
             self._index = Index(sequence_length, settings.across_episodes, settings.held_out_every)
             self._log = SegmentLog(directory, step_format, segment_bytes, segment_steps, read_only)
@@ -81,6 +77,11 @@ class Replay:
         except BaseException:
             self._let_go()
             raise
+
+    @property
+    def directory(self) -> Path:
+        """Where it stores."""
+        return self._directory
 
     @property
     def total_steps(self) -> int:
@@ -104,9 +105,10 @@ class Replay:
 
         Raises:
             DamagedChunkError: if the bytes are damaged or of another format.
-            UserError: if the disk is full.
+            UserError: if the disk is full, or the replay was opened read-only.
         """
-        assert self._directory_lock, "a replay opened read-only takes no record"
+        if not self._directory_lock:
+            raise UserError(f"{self._directory} was opened to be read only: nothing can be stored in it.")
         view = record.data if isinstance(record, np.ndarray) else memoryview(record)
         header = check_record(self._step_format, view)
         with self._writing:
@@ -120,6 +122,7 @@ class Replay:
                 location = self._log.append(view, header.steps)
             except OSError as error:
                 self._refuse_full_disk(error)
+                self._fault = error
                 raise
             with self._lock:
                 self._index.add(header, location)
@@ -160,6 +163,20 @@ class Replay:
             if packed is not None:
                 return packed
 
+    def counters(self) -> tuple[int, int, int]:
+        """Return (total_steps, valid_starts, next_incarnation).
+
+        Raises:
+            OSError: if reading or writing failed before: whoever asks for the counters is to hear of a bad disk.
+        """
+        if self._fault:
+            raise OSError(*self._fault.args)
+        return self.total_steps, self.valid_starts, self.next_incarnation
+
+    def notes(self) -> list[Note]:
+        """Return nothing: what it has to say is in the log of its process."""
+        return []
+
     def stats(self) -> dict[str, float]:
         """Return what is stored, in steps, chunks and bytes, and how much memory the index takes."""
         with self._lock:
@@ -184,9 +201,9 @@ class Replay:
 
     def sync(self) -> None:
         """Wait until everything stored outlives the machine's end too."""
-        assert self._directory_lock, "a replay opened read-only has nothing to sync"
-        with self._writing:
-            self._log.sync()
+        if self._directory_lock:
+            with self._writing:
+                self._log.sync()
 
     def close(self) -> None:
         """Sync, close all files and let go of the directory; a second call does nothing."""
@@ -208,7 +225,10 @@ class Replay:
         self._index.remember_dropped(self._log.newest_header.dropped)
         self._index.next_incarnation = max(self._index.next_incarnation, self._log.newest_header.next_incarnation)
         if self._directory_lock and self._log.excess(*self._capacity):
+            stored = self._index.steps
             self._roll()
+            _LOG.warning("%s: the oldest %d of %d steps were dropped: they are more than its capacity by the settings",
+                         self._directory, stored - self._index.steps, stored)  # fmt: skip
 
     def _needs_roll(self, record_bytes: int, steps: int) -> bool:
         """Whether the newest segment is full, or what is stored with this record would be more than the capacity."""
@@ -252,6 +272,9 @@ class Replay:
                     self._directory, row.offset, row.segment, row.steps, error,
                 )  # fmt: skip
             return None
+        except OSError as error:
+            self._fault = error
+            raise
         finally:
             with self._lock:
                 for source in sources:
@@ -265,27 +288,10 @@ class Replay:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise UserError(
                 f"{self._directory}: the disk is full at {self._log.bytes_stored / 1e9:.2f} GB of replay: free some "
-                f"space, or lower replay.capacity_gb, which is {self._settings.capacity_gb}."
+                f"space, or lower replay.capacity_gb, which is {whole_capacity_gb(self._settings)}."
             ) from error
 
 
 def _lock_directory(directory: Path, wait_s: float) -> DirectoryLock:
     directory.mkdir(parents=True, exist_ok=True)
     return DirectoryLock(directory, wait_s)
-
-
-def _segment_size(settings: ReplaySettings, step_format: StepFormat) -> tuple[int, int]:
-    """Return at how many bytes and steps a segment is full: a 16th of the capacity, but 64 MiB at most, and 256 files.
-
-    Raises:
-        UserError: if the capacity holds too few chunks for dropping the oldest to work.
-    """
-    capacity = int(settings.capacity_gb * 1e9)
-    whole_chunk = CHUNK_STEPS * step_format.step_bytes + _HEADROOM_BYTES
-    segment_bytes = max(min(_SEGMENT_BYTES, capacity // _LEAST_SEGMENTS), capacity // _MOST_SEGMENTS, whole_chunk)
-    if capacity < 4 * segment_bytes:
-        raise UserError(
-            f"replay.capacity_gb {settings.capacity_gb} is too small: chunks of {CHUNK_STEPS} steps of "
-            f"{step_format.step_bytes} bytes need at least {4 * whole_chunk / 1e9:.6f}."
-        )
-    return segment_bytes, max(CHUNK_STEPS, settings.capacity_steps // _LEAST_SEGMENTS)

@@ -1,4 +1,4 @@
-"""Reports on a replay directory, without Ray and without changing it; a run may be writing to it meanwhile.
+"""Reports on a replay, of all shards or of one, without Ray and without changing it; a run may be writing meanwhile.
 
 A report is of what was there when it began: all files are opened first, so that none can vanish under it.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import accumulate, groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +21,18 @@ from dreamfleet.common.errors import UserError
 from dreamfleet.common.lock import LOCK_NAME
 from dreamfleet.common.steps import StepFormat
 from dreamfleet.replay.recovery import Damage, scan
-from dreamfleet.replay.segment import DamagedSegmentError, Segment, SegmentHeader, open_segments
+from dreamfleet.replay.segment import DamagedSegmentError, Segment, SegmentHeader, open_segments, segment_paths
 from dreamfleet.replay.segments import read_format
+from dreamfleet.replay.shards import shard_directories
+
+
+class _Shard(NamedTuple):
+    """A shard with its open files, oldest first; `newest` is the newest of their headers that is intact."""
+
+    directory: Path
+    segments: list[Segment]
+    step_format: StepFormat
+    newest: SegmentHeader
 
 
 class _Record(NamedTuple):
@@ -32,23 +42,26 @@ class _Record(NamedTuple):
 
 
 def describe(directory: Path) -> dict[str, Any]:
-    """Return what a replay holds, by names to print: steps, episodes and their returns, bytes, versions.
+    """Return what a replay holds, by names to print: steps, episodes and their returns, bytes, versions, shards.
 
     Raises:
-        UserError: if the directory holds no replay.
+        UserError: if the directory holds no replay, neither in shards nor itself.
     """
-    with _opened(directory) as segments:
-        step_format, newest = _newest_format(directory, segments)
-        records = [piece for piece in _records(segments, step_format) if isinstance(piece, _Record)]
+    with _opened(directory) as shards:
+        step_format = shards[0].step_format
+        held = {shard.directory.name: list(_whole_records(shard)) for shard in shards}
+        records = [record for stored in held.values() for record in stored]
         returns, lengths = _episodes(records, step_format)
+    segments = [segment for shard in shards for segment in shard.segments]
     headers = [record.header for record in records]
     steps = sum(header.steps for header in headers)
     stored = sum(segment.size for segment in segments)
     raw = steps * step_format.step_bytes
-    since = sum(record.header.steps for record in records if record.segment is segments[-1])
+    newest = {shard.segments[-1] for shard in shards}
+    since = sum(record.header.steps for record in records if record.segment in newest)
     facts: dict[str, Any] = {
         "steps": steps,
-        "total_steps": newest.steps_before + since,
+        "total_steps": sum(shard.newest.steps_before for shard in shards) + since,
         "chunks": len(records),
         "streams": len({header.key[:3] for header in headers}),
         "actors": len({header.key.actor for header in headers}),
@@ -66,50 +79,60 @@ def describe(directory: Path) -> dict[str, Any]:
         facts["length_mean"] = round(float(np.mean(lengths)), 1)
     for field in step_format.fields:
         facts[f"field {field.name}"] = f"{field.dtype} {field.shape}"
-    return facts
+    return facts | (_shares(shards, held) if len(shards) > 1 else {})
 
 
 def verify(directory: Path) -> list[str]:
     """Read and decompress everything, and return a sentence for each fault; no sentence means that all is well.
 
-    While another process has the directory locked, a torn record at the end of the newest file is no fault: it is just
-    being written.
+    While another process has a shard locked, a torn record at the end of its newest file is no fault: it is just being
+    written.
 
     Raises:
-        UserError: if the directory holds no replay.
+        UserError: if the directory holds no replay, neither in shards nor itself.
     """
-    is_written = _is_locked(directory)  # asked first: a run that ends meanwhile leaves no tail that looks like a fault
-    with _opened(directory) as segments:
-        step_format, _ = _newest_format(directory, segments)
-        faults = _segment_faults(directory, segments)
+    # Asked first: a run that ends meanwhile leaves no tail that looks like a fault.
+    written = {shard for shard in _shards_of(directory) if _is_locked(shard)}
+    with _opened(directory) as shards:
+        faults = [fault for shard in shards for fault in _segment_faults(shard)]
         keys: dict[tuple[int, ...], _Record] = {}
         records: list[_Record] = []
-        for piece in _records(segments, step_format, bodies=True, unfinished=is_written):
-            if isinstance(piece, str):
-                faults.append(piece)
-                continue
-            if piece.header.key in keys:
-                other = keys[piece.header.key]
-                faults.append(
-                    f"{_name(piece)} is stored twice, also in {other.segment.path.name}, byte {other.offset}."
-                )
-            keys[piece.header.key] = piece
-            records.append(piece)
-            faults += _contents_faults(piece, step_format)
+        for shard in shards:
+            for piece in _records(shard, bodies=True, unfinished=shard.directory in written):
+                if isinstance(piece, str):
+                    faults.append(piece)
+                    continue
+                if piece.header.key in keys:
+                    other = keys[piece.header.key]
+                    faults.append(f"{_name(piece)} is stored twice, also in {_place(other)}.")
+                keys[piece.header.key] = piece
+                records.append(piece)
+                faults += _contents_faults(piece, shard.step_format)
     for earlier, later in pairwise(sorted(records, key=lambda record: record.header.key)):
         faults += _order_faults(earlier, later)
     return faults
 
 
 @contextmanager
-def _opened(directory: Path) -> Iterator[list[Segment]]:
-    """Give the segments of a directory, oldest first."""
+def _opened(directory: Path) -> Iterator[list[_Shard]]:
+    """Give the shards of a replay, all of whose files are open; at least one."""
+    with ExitStack() as files:
+        yield [_open(path, files) for path in _shards_of(directory)]
+
+
+def _shards_of(directory: Path) -> list[Path]:
+    """Return the shards that hold files; the directory itself if there is none, so that it is what is found at fault.
+
+    One without a file is of a run that was killed as it began: it holds nothing.
+    """
+    return [path for path in shard_directories(directory) if segment_paths(path)] or [directory]
+
+
+def _open(directory: Path, files: ExitStack) -> _Shard:
     segments = open_segments(directory, writable=False)
-    try:
-        yield segments
-    finally:
-        for segment in segments:
-            segment.close()
+    for segment in segments:
+        files.callback(segment.close)
+    return _Shard(directory, segments, *_newest_format(directory, segments))
 
 
 def _is_locked(directory: Path) -> bool:
@@ -139,29 +162,43 @@ def _newest_format(directory: Path, segments: list[Segment]) -> tuple[StepFormat
     raise UserError(f"{directory} holds no replay: there is no intact file 'segment-*.dfl' in it.")
 
 
-def _records(
-    segments: list[Segment], step_format: StepFormat, bodies: bool = False, unfinished: bool = False
-) -> Iterator[_Record | str]:
+def _records(shard: _Shard, bodies: bool = False, unfinished: bool = False) -> Iterator[_Record | str]:
     """Yield every record, and a sentence for everything that is none, except for an unfinished one at the very end."""
-    for segment in segments:
+    for segment in shard.segments:
         try:
             _, start = segment.read_header()
         except DamagedSegmentError as error:
             yield f"{segment.path}: {error}."
             start = 0
-        for piece in scan(segment, step_format, start, bodies):
+        for piece in scan(segment, shard.step_format, start, bodies):
             if not isinstance(piece, Damage):
                 yield _Record(piece.header, segment, piece.offset)
-            elif not (unfinished and segment is segments[-1] and piece.stop == segment.size):
+            elif not (unfinished and segment is shard.segments[-1] and piece.stop == segment.size):
                 size = piece.stop - piece.offset
                 yield f"{segment.path}: {size} bytes at byte {piece.offset} are no record: {piece.reason}."
 
 
-def _segment_faults(directory: Path, segments: list[Segment]) -> list[str]:
+def _whole_records(shard: _Shard) -> Iterator[_Record]:
+    return (piece for piece in _records(shard) if isinstance(piece, _Record))
+
+
+def _shares(shards: list[_Shard], held: dict[str, list[_Record]]) -> dict[str, str]:
+    """Return in words what each shard holds, by its name."""
+    shares = {}
+    for shard in shards:
+        records = held[shard.directory.name]
+        steps = sum(record.header.steps for record in records)
+        actors = len({record.header.key.actor for record in records})
+        stored = sum(segment.size for segment in shard.segments) / 1e9
+        shares[shard.directory.name] = f"{steps} steps of {actors} actors in {stored:.3f} GB"
+    return shares
+
+
+def _segment_faults(shard: _Shard) -> list[str]:
     """Return what is missing between the files."""
     return [
-        f"{directory}: segments {first.number + 1} to {second.number - 1} are missing."
-        for first, second in pairwise(segments)
+        f"{shard.directory}: segments {first.number + 1} to {second.number - 1} are missing."
+        for first, second in pairwise(shard.segments)
         if second.number != first.number + 1
     ]
 
@@ -250,5 +287,9 @@ def _span(lowest: list[int], highest: list[int]) -> str:
 
 def _name(record: _Record) -> str:
     actor, incarnation, stream, sequence = record.header.key
-    place = f"{record.segment.path.name}, byte {record.offset}"
-    return f"{place}: chunk {sequence} of stream {stream} of actor {actor} in incarnation {incarnation}"
+    return f"{_place(record)}: chunk {sequence} of stream {stream} of actor {actor} in incarnation {incarnation}"
+
+
+def _place(record: _Record) -> str:
+    path = record.segment.path
+    return f"{path.parent.name}/{path.name}, byte {record.offset}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from dreamfleet.common.settings import ReplaySettings
 from dreamfleet.common.steps import StepFormat
 from dreamfleet.replay.packed import PackedBatch
 from dreamfleet.replay.replay import Replay
+from dreamfleet.replay.shards import ShardPlan
 
 LOCK_WAIT_S = 60.0
 """How long a new server waits for the directory: the process that it replaces may take a moment to die."""
@@ -34,9 +36,16 @@ class ReplayServer:
     """
 
     def __init__(
-        self, directory: str, step_format: dict[str, Any], settings: ReplaySettings, sequence_length: int, seed: int
+        self,
+        directory: str,
+        step_format: dict[str, Any],
+        settings: ReplaySettings,
+        sequence_length: int,
+        seed: int,
+        read_only: bool = False,
     ) -> None:
         self._arguments = (Path(directory), StepFormat.from_json(step_format), settings, sequence_length, seed)
+        self._read_only = read_only
         self._notes = NoteTaker.install()
         self._opened: Replay | None = None
         self._opening = threading.Lock()
@@ -45,7 +54,7 @@ class ReplayServer:
         """Return the replay, opened by the first call."""
         with self._opening:
             if self._opened is None:
-                self._opened = Replay(*self._arguments, lock_wait_s=LOCK_WAIT_S)
+                self._opened = Replay(*self._arguments, lock_wait_s=LOCK_WAIT_S, read_only=self._read_only)
             return self._opened
 
     @ray.method(concurrency_group="insert")
@@ -75,8 +84,8 @@ class ReplayServer:
 
     @ray.method(concurrency_group="health")
     def counters(self) -> tuple[int, int, int]:
-        """Return (total_steps, valid_starts, next_incarnation)."""
-        return self._open().total_steps, self._open().valid_starts, self._open().next_incarnation
+        """See `Replay.counters`."""
+        return self._open().counters()
 
     @ray.method(concurrency_group="health")
     def notes(self) -> list[Note]:
@@ -105,41 +114,70 @@ def start_replay_server(
     settings: ReplaySettings,
     sequence_length: int,
     seed: int,
+    read_only: bool = False,
     **options: Any,
 ) -> Any:
     """Start a replay server on this node, which has the directory, and return its handle once it is open.
 
     Args:
-        directory: as `Replay`'s, absolute.
+        directory: as `Replay`'s.
         step_format: as `Replay`'s, and so on.
         settings: see `Replay`.
         sequence_length: see `Replay`.
         seed: see `Replay`.
+        read_only: see `Replay`.
         **options: of the Ray actor, instead of the usual ones.
 
     Raises:
         UserError: if the directory is in use or holds something else.
         RunFailedError: if the process does not start.
     """
-    node = ray.get_runtime_context().get_node_id()
+    plan = ShardPlan(directory, settings, seed)
+    return start_replay_servers([plan], step_format, sequence_length, read_only, **options)[0]
+
+
+def start_replay_servers(
+    plans: Sequence[ShardPlan],
+    step_format: StepFormat,
+    sequence_length: int,
+    read_only: bool = False,
+    **options: Any,
+) -> list[Any]:
+    """Start a server for each shard on this node, which has their directories, and return their handles in order.
+
+    They open their directories side by side; if one cannot, none is left running. Arguments and errors are those of
+    `start_replay_server`, and `plans` what `shards.plan_shards` gives.
+    """
     usual: dict[str, Any] = {
         "num_cpus": 0,
         "max_restarts": -1,
         "max_task_retries": -1,
-        "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False),
         "runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}},
     }
     remote: Any = ray.remote  # its type hints know nothing of concurrency groups
     actor = remote(concurrency_groups=_CONCURRENCY)(ReplayServer).options(**(usual | options))
-    server = actor.remote(str(directory), step_format.to_json(), settings, sequence_length, seed)
+    told = step_format.to_json()
+    servers = [
+        actor.remote(str(plan.directory.resolve()), told, plan.settings, sequence_length, plan.seed, read_only)
+        for plan in plans
+    ]
+    try:
+        for server, plan in zip(servers, plans, strict=True):
+            _wait_until_open(server, plan.directory)
+    except BaseException:
+        for server in servers:
+            ray.kill(server)
+        raise
+    return servers
+
+
+def _wait_until_open(server: Any, directory: Path) -> None:
     try:
         ray.get(server.health.remote(), timeout=START_TIMEOUT_S)
     except RayTaskError as error:
-        ray.kill(server)
         if isinstance(error.cause, UserError):
             raise error.cause from None
         raise RunFailedError(f"the replay server on {directory} did not start: {error}") from error
     except (RayActorError, GetTimeoutError) as error:
-        ray.kill(server)
         raise RunFailedError(f"the replay server on {directory} did not start: {error}") from error
-    return server

@@ -39,18 +39,18 @@ def make_run(path: Path, length: int, held_out_every: int = 4, keep_open: bool =
 
 
 def open_writer(run: RunDirectory, settings: Settings) -> Replay:
-    return Replay(run.replay, square_format(), settings.replay, SEQUENCE, settings.seed)
+    return Replay(run.replay / "shard-0", square_format(), settings.replay, SEQUENCE, settings.seed)
 
 
 def test_a_dream_beside_a_running_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """While another holds the replay, a dream of held-out sequences succeeds and changes nothing in it."""
     run, writer = make_run(tmp_path, length=30, keep_open=True)
-    files = {file: file.read_bytes() for file in run.replay.iterdir()}
+    files = {file: file.read_bytes() for file in (run.replay / "shard-0").iterdir()}
     assert dream_command(run, sequences=3, context=None, horizon=None) == 0
     out = capsys.readouterr().out
     assert out.startswith("3 sequences, 3 steps seen, 17 imagined: ")
     assert "held-out" not in out
-    assert {file: file.read_bytes() for file in run.replay.iterdir()} == files
+    assert {file: file.read_bytes() for file in (run.replay / "shard-0").iterdir()} == files
     writer.close()
 
 
@@ -106,9 +106,12 @@ def test_a_context_that_nothing_holds_is_refused_with_true_figures(
 
 
 def test_a_run_without_experience_has_nothing_to_dream_of(tmp_path: Path) -> None:
-    """Neither held-out nor trained on: one sentence."""
+    """Neither held-out nor trained on, and then not even a shard: one sentence each."""
     run, _ = make_run(tmp_path, 30)
-    for file in run.replay.iterdir():
+    for file in (run.replay / "shard-0").iterdir():
         file.unlink()
     with pytest.raises(UserError, match="there is nothing to dream of yet: 0 steps in 0 chunks"):
+        dream_of(run)
+    (run.replay / "shard-0").rmdir()
+    with pytest.raises(UserError, match="replay holds no replay: there is no directory 'shard-0' in it"):
         dream_of(run)

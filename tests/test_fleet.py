@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -41,6 +43,17 @@ class RatioWatcher(Watcher):
         per_step = fleet.ratio.ratio / fleet.ratio.replayed_per_update
         if self.begun and fleet.env_steps > fleet.ratio.prefill + self.in_flight:
             assert fleet.updates_allowed - fleet.updates <= 2 * queue + self.in_flight * per_step + 1
+
+
+class Crew(Watcher):
+    """Notes at every turn how many actors the fleet has."""
+
+    def __init__(self, pool: SimulatedPool) -> None:
+        self.pool = pool
+        self.sizes: list[int] = []
+
+    def turned(self, fleet: Fleet) -> None:
+        self.sizes.append(len(fleet.actors))
 
 
 def run(pool: SimulatedPool, staffing: Staffing = STAFFING, ratio: TrainRatio = RATIO, **options: Any) -> Fleet:
@@ -160,7 +173,7 @@ def test_an_actor_that_was_quick_is_found_hanging_soon() -> None:
     slot = Slot("actor 0", timeout_s=300.0, patience_s=60.0)
     assert slot.allowed_s >= 300.0
     for seconds, allowed in ((1.0, 60.0), (12.0, 120.0), (2.0, 120.0), (100.0, 300.0)):
-        order = Order(None, "collect", 1, 0, 0.0)
+        order = Order(None, "collect", 1, 0.0)
         slot.gave(order, 0.0)
         slot.answered(order, seconds)
         assert slot.allowed_s == allowed
@@ -193,3 +206,102 @@ def test_actors_get_newly_published_weights() -> None:
     fleet = run(pool)
     assert fleet.published_version == RATIO.updates
     assert all(slot.version > 100 for slot in fleet.actors)
+
+
+AUTO = dataclasses.replace(STAFFING, actors=None)
+
+
+def test_auto_follows_the_cluster_as_it_grows() -> None:
+    """With actors `auto` the fleet has as many as there is room for, and more as soon as there is more room."""
+    pool = SimulatedPool(room_at=lambda now: 2 if now < 4 else 6, seconds_per_update=0.02)
+    crew = Crew(pool)
+    fleet = Fleet(pool, AUTO, RATIO, crew, clock=pool.clock)
+    fleet.run()
+    assert crew.sizes[0] == 2
+    assert max(crew.sizes) == 6
+    assert {actor for actor, _ in pool.started} == set(range(6))
+    assert (fleet.env_steps, fleet.updates, fleet.restarts) == (RATIO.env_steps, RATIO.updates, 0)
+
+
+def test_auto_follows_the_cluster_as_it_shrinks() -> None:
+    """Actors whose node went are not waited for; the fleet goes on with those that have room, with exact counts."""
+    pool = SimulatedPool(room_at=lambda now: 6 if now < 4 else 2, seconds_per_update=0.02)
+    crew = Crew(pool)
+    fleet = Fleet(pool, AUTO, RATIO, crew, clock=pool.clock)
+    fleet.run()
+    assert (max(crew.sizes), crew.sizes[-1]) == (6, 2)
+    assert (fleet.env_steps, fleet.updates) == (RATIO.env_steps, RATIO.updates)
+    assert pool.total_steps == RATIO.env_steps
+
+
+def test_auto_asks_for_room_only_while_experience_is_scarce() -> None:
+    """A fleet that keeps its learner waiting asks for more room; one whose learner is the slower part does not."""
+    slow_actors = SimulatedPool(room_at=lambda now: 2, seconds_per_step=0.1, seconds_per_update=0.001)
+    Fleet(slow_actors, AUTO, RATIO, clock=slow_actors.clock).run()
+    assert slow_actors.asked_for[0] == 2 + 8
+    slow_learner = SimulatedPool(room_at=lambda now: 2, seconds_per_step=0.001, seconds_per_update=2.0)
+    Fleet(slow_learner, AUTO, RATIO, clock=slow_learner.clock).run()
+    assert not slow_learner.asked_for
+
+
+def test_actors_without_room_are_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    """A fixed number of actors of which some find no room trains with those that do, says so, and comes to its end."""
+    pool = SimulatedPool(room_at=lambda now: 1, seconds_per_step=0.2)
+    with caplog.at_level("WARNING", logger="dreamfleet"):
+        fleet = run(pool)
+    assert fleet.env_steps == RATIO.env_steps
+    assert len(pool.started) == 3
+    assert "2 of 3 actors have no place yet; there is room for 1" in caplog.text
+
+
+def test_a_fleet_without_learner_collects_exactly() -> None:
+    """A fleet that only collects ends with exactly the steps asked for, whatever its actors die of, and trains nothing."""
+    pool = SimulatedPool(lose=lambda actor, order: "lost" if order % 9 == 0 else "")
+    ratio = TrainRatio(ratio=8.0, replayed_per_update=40, prefill=1003, env_steps=1003)
+    fleet = Fleet(pool, dataclasses.replace(STAFFING, learns=False), ratio, clock=pool.clock)
+    fleet.run()
+    assert pool.total_steps == fleet.env_steps == 1003
+    assert fleet.updates == 0
+    assert not pool.restored_from
+
+
+def test_a_fleet_without_actors_trains_on_what_is_stored() -> None:
+    """A fleet of a learner alone makes all updates that the stored steps allow."""
+    pool = SimulatedPool()
+    pool.total_steps = 500
+    ratio = TrainRatio(ratio=8.0, replayed_per_update=40, prefill=0, env_steps=500)
+    fleet = Fleet(pool, dataclasses.replace(STAFFING, actors=0), ratio, clock=pool.clock)
+    fleet.run()
+    assert fleet.updates == pool.updates == 100
+    assert pool.total_steps == 500
+
+
+def test_an_actor_that_never_lives_long_is_given_up() -> None:
+    """An actor that gets a few orders done in every life, and then fails, is not restarted for ever."""
+    orders_of_actor_0 = itertools.count(1)
+    pool = SimulatedPool(lose=lambda actor, order: "failed" if actor == 0 and next(orders_of_actor_0) % 3 == 0 else "")
+    ratio = TrainRatio(ratio=8.0, replayed_per_update=40, prefill=100, env_steps=60_000)
+    fleet = Fleet(pool, STAFFING, ratio, clock=pool.clock)
+    fleet.run()
+    assert [slot.given_up for slot in fleet.actors] == [True, False, False]
+    assert sum(actor == 0 for actor, _ in pool.started) == 10
+
+
+def test_work_goes_round_when_there_is_little_of_it() -> None:
+    """When a slow learner leaves the actors little to do, each still gets its turn."""
+    pool = SimulatedPool(seconds_per_step=0.0001, seconds_per_update=1.0)
+    crew = Turns()
+    Fleet(pool, STAFFING, RATIO, crew, clock=pool.clock).run()
+    least, most = min(crew.orders.values()), max(crew.orders.values())
+    assert set(crew.orders) == {"actor 0", "actor 1", "actor 2"}
+    assert most - least <= 4
+
+
+class Turns(Watcher):
+    """Counts the orders that each actor answered."""
+
+    def __init__(self) -> None:
+        self.orders: Counter[str] = Counter()
+
+    def collected(self, fleet: Fleet, slot: Slot, report: Any) -> None:
+        self.orders[slot.name] += 1

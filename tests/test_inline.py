@@ -74,7 +74,8 @@ def tensors(state: Any, name: str = "") -> dict[str, torch.Tensor]:
 def files_of(path: Path) -> dict[str, bytes]:
     """Return the contents of a run's checkpoints and replay."""
     run = RunDirectory(path)
-    return {file.name: file.read_bytes() for folder in (run.checkpoints, run.replay) for file in folder.iterdir()}
+    folders = (run.checkpoints, run.replay / "shard-0")
+    return {file.name: file.read_bytes() for folder in folders for file in folder.iterdir()}
 
 
 def assert_complete(path: Path, settings: Settings) -> None:
@@ -122,7 +123,7 @@ def test_the_same_seed_gives_the_same_run(finished_run: Path, tmp_path: Path) ->
     assert len(first) > 100
     assert [name for name in first if not torch.equal(first[name], again[name])] == []
     assert any(not torch.equal(first[name], other[name]) for name in first if name.startswith("/model"))
-    stored = [[file.read_bytes() for file in segment_paths(path / "replay")]
+    stored = [[file.read_bytes() for file in segment_paths(path / "replay" / "shard-0")]
               for path in (finished_run, tmp_path / "again", tmp_path / "other")]  # fmt: skip
     assert stored[0] == stored[1] != stored[2]
     assert_complete(finished_run, tiny_settings(**pictures()))
@@ -209,7 +210,7 @@ def test_a_run_with_no_whole_checkpoint_says_so(copy: Path) -> None:
 @pytest.mark.parametrize("torn_bytes", [1, 700])
 def test_a_torn_replay_is_cut_and_the_run_goes_on(copy: Path, torn_bytes: int) -> None:
     """What is left of a chunk that was being written when the machine died is cut off; the totals are exact again."""
-    newest = segment_paths(copy / "replay")[-1]
+    newest = segment_paths(copy / "replay" / "shard-0")[-1]
     os.truncate(newest, newest.stat().st_size - torn_bytes)
     left = stored_steps_of_torn(copy)
     assert left < STEPS

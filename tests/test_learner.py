@@ -20,8 +20,9 @@ from dreamfleet.learner.bad_batch import write_arrays
 from dreamfleet.learner.dream import dream
 from dreamfleet.learner.learner import Learner
 from dreamfleet.learner.restoring import load_world_model
+from dreamfleet.replay.errors import NotEnoughExperienceError
 from dreamfleet.replay.packed import unpack
-from dreamfleet.replay.replay import NotEnoughExperienceError, Replay
+from dreamfleet.replay.replay import Replay
 
 SPACES = square_format().spaces
 

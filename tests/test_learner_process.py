@@ -35,7 +35,7 @@ def test_a_killed_learner_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
 
     def start() -> object:
         return LearnerProcess.options(num_cpus=0).remote(  # type: ignore[attr-defined]
-            settings, square_format().spaces.to_json(), server, str(tmp_path)
+            settings, square_format().spaces.to_json(), [server], str(tmp_path)
         )
 
     def ask(learner: object, method: str, *arguments: object) -> object:

@@ -22,8 +22,9 @@ from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings import ReplaySettings
 from dreamfleet.common.steps import StepFormat
 from dreamfleet.replay import segment
+from dreamfleet.replay.errors import NotEnoughExperienceError
 from dreamfleet.replay.packed import PackedBatch, unpack
-from dreamfleet.replay.replay import NotEnoughExperienceError, Replay
+from dreamfleet.replay.replay import Replay
 from dreamfleet.replay.report import describe, verify
 from dreamfleet.replay.segment import segment_paths
 
@@ -292,8 +293,9 @@ def test_reading_beside_a_writer(tmp_path: Path) -> None:
     assert newest not in segment_paths(tmp_path)
     assert same(reader.sample(0, 8), batch)
     assert reader.sample_held_out(0, 4, 30) is not None
-    with pytest.raises(AssertionError, match="read-only"):
+    with pytest.raises(UserError, match="opened to be read only"):
         reader.append(records[0])
+    reader.sync()
     reader.close()
     reader.close()
     stored = writer.stats()["steps"]

@@ -19,9 +19,10 @@ from make_chunks import counting_format, cut, image_format, make_stream
 from dreamfleet.common.blocks import DamagedChunkError
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings import ReplaySettings
-from dreamfleet.replay.client import DirectSink, RayReplay, RaySink, ReplayLostError
+from dreamfleet.replay.client import DirectSink, RayReplay, RaySink
+from dreamfleet.replay.errors import NotEnoughExperienceError, ReplayLostError
 from dreamfleet.replay.packed import unpack
-from dreamfleet.replay.replay import NotEnoughExperienceError, Replay
+from dreamfleet.replay.replay import Replay
 from dreamfleet.replay.report import verify
 from dreamfleet.replay.segment import segment_paths
 from dreamfleet.replay.server import start_replay_server

@@ -30,10 +30,12 @@ class Bench:
     Attributes:
         quick: measure less, to see that all runs.
         scratch: an empty folder for what they write; removed at the end.
+        address: of a Ray cluster for the parts that can use one; None starts Ray here.
     """
 
     quick: bool
     scratch: Path
+    address: str | None = None
 
     def choose(self, full: int, quick: int) -> int:
         """Return the one number in a full run, the other in a quick one."""

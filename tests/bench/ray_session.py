@@ -24,18 +24,25 @@ _PROCESSES = 32
 @contextmanager
 def local_ray() -> Iterator[None]:
     """Start Ray for the block; its workers import this checkout."""
-    # Ray would otherwise write an authentication token to the home of whoever measures.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    with joined_ray(None):
+        yield
+
+
+@contextmanager
+def joined_ray(address: str | None) -> Iterator[None]:
+    """Join a cluster for the block, or start Ray here if `address` is None; workers import this checkout.
+
+    On the cluster's nodes this checkout must lie under the same path.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    start: dict[str, Any] = {"address": address}
+    if address is None:
+        # Ray would otherwise write an authentication token to the home of whoever measures.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        start = {"address": "local", "num_cpus": _PROCESSES, "include_dashboard": False}
     path = os.pathsep.join([str(ROOT / ".pkg"), str(ROOT)])
-    ray.init(
-        address="local",
-        num_cpus=_PROCESSES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        runtime_env={"env_vars": {"PYTHONPATH": path}},
-    )
+    variables = {"env_vars": {"PYTHONPATH": path}}
+    ray.init(**start, log_to_driver=False, logging_level=logging.WARNING, runtime_env=variables)
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from dreamfleet.common.spaces import Spaces
 from dreamfleet.common.steps import StepFormat
 from dreamfleet.replay.client import RayReplay
 from dreamfleet.replay.packed import unpack
+from dreamfleet.replay.sharded import ShardedReplay
 
 UPDATE_S = 0.005
 HELD_OUT_STEPS = 5
@@ -35,13 +37,20 @@ class CheckingLearner:
     Args:
         settings: the run's.
         spaces: of its environment, as `Spaces.to_json` gives them.
-        replay: handle of the replay's process.
+        replay: handles of the processes of the replay's shards, in order.
         run_directory: path of the run; the checkpoint lies in it.
     """
 
-    def __init__(self, settings: Settings, spaces: dict[str, Any], replay: Any, run_directory: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        spaces: dict[str, Any],
+        replay: Sequence[Any],
+        run_directory: str,
+        busy_cores: int = 0,
+    ) -> None:
         self._settings = settings
-        self._replay = RayReplay(replay)
+        self._replay = ShardedReplay([RayReplay(server) for server in replay], settings.seed)
         self._format = StepFormat(Spaces.from_json(spaces))
         self._checkpoint = Path(run_directory) / "checkpoint.json"
         self._updates = 0

@@ -43,12 +43,13 @@ class Command:
     Args:
         folder: its working directory.
         arguments: what follows `dreamfleet`.
+        variables: of its environment, beside the few it gets.
     """
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, **variables: str) -> None:
         self._out, self._err = (folder / f"{time.monotonic_ns()}.{name}" for name in ("out", "err"))
         search = [str(ROOT / ".pkg"), str(ROOT / "tests" / "support")]
-        variables = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": os.pathsep.join(search)}
+        variables |= {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": os.pathsep.join(search)}
         with self._out.open("w") as out, self._err.open("w") as err:
             self.process = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-m", "dreamfleet", *arguments], cwd=folder, stdin=subprocess.DEVNULL, stdout=out,

@@ -11,6 +11,7 @@ from dreamfleet.common.chunk import decode_chunk
 from dreamfleet.common.steps import StepFormat
 from dreamfleet.replay.recovery import Damage, scan
 from dreamfleet.replay.segment import Segment, segment_paths
+from dreamfleet.replay.shards import shard_directories
 
 Arrays = dict[str, np.ndarray]
 FIRST_ACTION = 5
@@ -60,13 +61,13 @@ def episodes_of(batch: Arrays) -> set[tuple[float, float]]:
 
 
 def read_streams(directory: Path, step_format: StepFormat) -> dict[tuple[int, int, int], Arrays]:
-    """Return all that a replay stores, by (actor, incarnation, stream), in the order in which it was played.
+    """Return all that a replay's shards store, by (actor, incarnation, stream), in the order in which it was played.
 
     Raises:
         AssertionError: if a stream does not begin with its first step, lacks a chunk or has one twice, or is damaged.
     """
     chunks: dict[tuple[int, int, int], dict[int, tuple[int, Arrays]]] = {}
-    for path in segment_paths(directory):
+    for path in [path for shard in shard_directories(directory) for path in segment_paths(shard)]:
         with closing(Segment(path, writable=False)) as segment:
             _, start = segment.read_header()
             for piece in scan(segment, step_format, start, bodies=True):

@@ -68,14 +68,13 @@ class SharedRayPool(ray_pool.RayPool):
 
     def kill_replay(self) -> None:
         """SIGKILL the replay server's process."""
-        os.kill(ray.get(self._replay_server.health.remote(), timeout=ASK_TIMEOUT_S), signal.SIGKILL)
+        os.kill(ray.get(self._servers[0].health.remote(), timeout=ASK_TIMEOUT_S), signal.SIGKILL)
 
 
 def share_ray(monkeypatch: Any) -> None:
     """Let pools use the Ray that is running, leave it running, take none of its CPUs, and train nothing but check."""
     monkeypatch.setattr(ray_pool, "_start_ray", lambda settings, address: None)
     monkeypatch.setattr(ray_pool.ray, "shutdown", lambda: None)
-    monkeypatch.setattr(ray_pool.ray, "cluster_resources", lambda: {"CPU": 3.0})
     monkeypatch.setattr(ray_pool, "ActorProcess", Unscheduled(ray_pool.ActorProcess))
     monkeypatch.setattr(ray_pool, "LearnerProcess", Unscheduled(CheckingLearner))
 

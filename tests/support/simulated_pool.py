@@ -31,6 +31,7 @@ class SimulatedPool:
         lose_learner_at: updates at which the learner dies, in rising order.
         fail_learner_at: updates after which the learner refuses to go on; 0 is never.
         has_sequences: whether what is collected can be trained on.
+        room_at: how many actors have a place at a time; the youngest beyond it wait, or are lost if they had one.
     """
 
     seconds_per_step: float = 0.01
@@ -42,6 +43,8 @@ class SimulatedPool:
     fail_learner_at: int = 0
     has_sequences: bool = True
     seed: int = 0
+    room_at: Callable[[float], int] = lambda now: 1_000_000
+    counters_every_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.now = 0.0
@@ -56,13 +59,19 @@ class SimulatedPool:
         self._orders = 0
         self._chance = random.Random(self.seed)
         self._free_at: dict[Worker, float] = {}
+        self._under_way: list[SimulatedFuture] = []
+        self._actors: list[Worker] = []
+        self._placed: set[Worker] = set()
+        self.asked_for: list[int] = []
 
     def clock(self) -> float:
         return self.now
 
     def start_actor(self, actor: int, incarnation: int) -> Worker:
         self.started.append((actor, incarnation))
-        return self._started(Worker(f"actor {actor}", actor))
+        worker = self._started(Worker(f"actor {actor}", actor))
+        self._actors.append(worker)
+        return worker
 
     def start_learner(self) -> Worker:
         self.updates = -1
@@ -71,6 +80,9 @@ class SimulatedPool:
 
     def stop(self, worker: Worker) -> None:
         self.stopped.append(worker.name)
+        if worker in self._actors:
+            self._actors.remove(worker)
+            self._placed.discard(worker)
 
     def hurry(self, worker: Worker) -> None:
         self.hurried = True
@@ -78,12 +90,23 @@ class SimulatedPool:
     def give(self, worker: Worker, method: str, *arguments: Any) -> SimulatedFuture:
         seconds, finish = getattr(self, f"_{method}")(worker, *arguments)
         done_at = max(self.now, self._free_at[worker]) + seconds
-        self._free_at[worker] = done_at
-        return SimulatedFuture(done_at, finish, worker)
+        if method != "greet":
+            self._free_at[worker] = done_at
+        self._under_way.append(SimulatedFuture(done_at, finish, worker))
+        return self._under_way[-1]
 
-    def wait(self, futures: list[SimulatedFuture], timeout_s: float) -> list[SimulatedFuture]:
-        self.now = max(self.now, min([self.now + timeout_s, *(future.done_at for future in futures)]))
-        return [future for future in futures if future.done_at <= self.now]
+    def wait(self, timeout_s: float) -> list[SimulatedFuture]:
+        self._place()
+        self.now = max(self.now, min([self.now + timeout_s, *(future.done_at for future in self._under_way)]))
+        done = [future for future in self._under_way if future.done_at <= self.now]
+        self._under_way = [future for future in self._under_way if future.done_at > self.now]
+        return done
+
+    def room(self) -> int:
+        return self.room_at(self.now)
+
+    def ask_for_room(self, actors: int) -> None:
+        self.asked_for.append(actors)
 
     def result(self, future: SimulatedFuture) -> Any:
         return future.finish()
@@ -108,9 +131,24 @@ class SimulatedPool:
     def close(self) -> None:
         pass
 
+    def _place(self) -> None:
+        """Give a place to who waits for one, oldest first, and take those away that are too many, youngest first."""
+        for number, worker in enumerate(self._actors):
+            has_room = number < self.room_at(self.now)
+            for future in self._under_way:
+                if future.worker is worker and has_room and worker not in self._placed:
+                    future.done_at = self.now + 0.5
+                elif future.worker is worker and not has_room and worker in self._placed:
+                    future.done_at, future.finish = self.now, _lose_with_the_node
+            if has_room:
+                self._placed.add(worker)
+
     def _started(self, worker: Worker) -> Worker:
         self._free_at[worker] = self.now + 1.0
         return worker
+
+    def _greet(self, worker: Worker) -> tuple[float, Callable[[], Any]]:
+        return float("inf"), lambda: "a simulated node"
 
     def _collect(self, worker: Worker, steps: int, weights: list[Any]) -> tuple[float, Callable[[], Any]]:
         self._orders += 1
@@ -161,3 +199,7 @@ class SimulatedPool:
 
     def _illustrate(self, worker: Worker) -> tuple[float, Callable[[], Any]]:
         return 0.2, lambda: None
+
+
+def _lose_with_the_node() -> Any:
+    raise WorkerLostError("the simulated node was lost")

@@ -1,0 +1,164 @@
+"""One start of a run: its directory locked, its log open, its fleet run to the end or until somebody stops it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from dreamfleet import __version__
+from dreamfleet.common.errors import RunFailedError, UserError
+from dreamfleet.common.lock import DirectoryLock
+from dreamfleet.common.settings import Settings
+from dreamfleet.common.spaces import Spaces
+from dreamfleet.deploy.console import Console, open_log
+from dreamfleet.deploy.fleet import Fleet
+from dreamfleet.deploy.pool import Pool
+from dreamfleet.deploy.ratio import TrainRatio
+from dreamfleet.deploy.resolve import changes
+from dreamfleet.deploy.run_directory import RunDirectory
+from dreamfleet.deploy.staffing import Staffing
+from dreamfleet.deploy.stop import StopRequest
+from dreamfleet.deploy.watching import RunWatcher
+
+LOCK_WAIT_S = 2.0
+"""How long to wait for a directory that another run holds; it lets go when its process ends, by SIGKILL too."""
+
+log = logging.getLogger("dreamfleet")
+
+
+class Session:
+    """Starts or resumes a run.
+
+    Args:
+        run: its directory, which need not be there yet.
+        old: the settings that the run had, or None if it is new.
+        settings: those that it has now.
+        spaces: what the environment shows and takes.
+        inline: all in this process, without Ray.
+        address: a Ray cluster to join; None starts Ray here.
+        come_back: the command that goes on with the run, for messages.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        old: Settings | None,
+        settings: Settings,
+        spaces: Spaces,
+        inline: bool,
+        address: str | None,
+        come_back: str,
+    ) -> None:
+        self._run = run
+        self._old = old
+        self._settings = settings
+        self._spaces = spaces
+        self._inline = inline
+        self._address = address
+        self._come_back = come_back
+
+    def play(self, learns: bool, ratio: TrainRatio, sum_up: Callable[[Fleet, RunWatcher], None]) -> int:
+        """Run the fleet and return the exit code.
+
+        Args:
+            learns: whether there is a learner.
+            ratio: how many steps and updates there are to be.
+            sum_up: says how it went, once all is done.
+
+        Raises:
+            UserError: if the settings, the environment or the directory are at fault.
+        """
+        run, console = self._run, Console()
+        with DirectoryLock(run.path, wait_s=LOCK_WAIT_S), StopRequest() as stop, open_log(console, run.log_file):
+            log.info("dreamfleet %s: %s %s", __version__, "resuming" if self._old else "new run", run.path)
+            for change in changes(self._old, self._settings) if self._old else []:
+                log.info("changed since the last start: %s", change)
+            self._tell_environment()
+            if not self._old:  # an old run's are written over once its checkpoint is found to fit the new ones
+                run.write(self._settings, self._spaces)
+            try:
+                return self._run_fleet(learns, ratio, sum_up, console, stop)
+            except UserError as error:
+                log.error("%s", error, extra={"only_to_file": True})  # noqa: TRY400 (the command line prints it)
+                raise
+            except RunFailedError as error:
+                log.error("the run failed: %s", error)  # noqa: TRY400 (the sentence is what the user needs)
+                log.info("The log is in %s; `%s` goes on from what is stored.", run.log_file, self._come_back)
+                return 1
+
+    def _run_fleet(
+        self,
+        learns: bool,
+        ratio: TrainRatio,
+        sum_up: Callable[[Fleet, RunWatcher], None],
+        console: Console,
+        stop: StopRequest,
+    ) -> int:
+        from dreamfleet.deploy.records import Records
+
+        run, settings = self._run, self._settings
+        with closing(self._open_pool()) as pool, closing(Records(run)) as records:
+            watcher = RunWatcher(settings, records, console, on_restored=lambda: run.write(settings, self._spaces))
+            fleet = Fleet(pool, Staffing.of(settings, learns), ratio, watcher, stop=lambda: bool(stop))
+            fleet.run()
+            watcher.write_last_row(fleet)
+        if stop:
+            updates = f" and {fleet.updates} updates" if learns else ""
+            log.info("stopped at %d env steps%s; `%s` goes on.", fleet.env_steps, updates, self._come_back)
+            return stop.exit_code
+        sum_up(fleet, watcher)
+        return 0
+
+    def _open_pool(self) -> Pool:
+        settings = self._settings
+        if self._inline:
+            from dreamfleet.deploy.inline_pool import InlinePool
+
+            log.info("mode: inline, everything in this process")
+            return InlinePool(settings, self._spaces, self._run)
+        from dreamfleet.deploy.ray_pool import RayPool
+
+        where = f"Ray cluster at {self._address}" if self._address else "Ray on this machine"
+        log.info("mode: %s, actors: %s", where, _describe_actors(settings))
+        return RayPool(settings, self._spaces, self._run, self._address)
+
+    def _tell_environment(self) -> None:
+        spaces = self._spaces
+        shown = ", ".join(f"{spec.name} {'×'.join(map(str, spec.shape))} {spec.dtype}" for spec in spaces.observations)
+        log.info("environment: %s, observes %s, acts by %s of %s", self._settings.env.id, shown, spaces.action.kind,
+                 "×".join(map(str, spaces.action.sizes)))  # fmt: skip
+
+
+def check_modes(inline: bool, address: str | None) -> None:
+    """Refuse flags that contradict each other.
+
+    Raises:
+        UserError: if they do.
+    """
+    if inline and address:
+        raise UserError("flag --address: a cluster has no part in a run with --inline; leave one of the two out.")
+
+
+def probe(run: RunDirectory, settings: Settings, old: Settings | None) -> Spaces:
+    """Try the environment before any process is started; on resume, its spaces must be those of the run.
+
+    Raises:
+        UserError: if it cannot be made, fails at once, or is another one than the run's.
+    """
+    from dreamfleet.actors.environments import probe_environment
+
+    spaces = probe_environment(settings.env)
+    if old and run.spaces_file.exists():
+        from dreamfleet.learner.restoring import check_spaces
+
+        check_spaces({"spaces": run.spaces().to_json()}, spaces, f"The run {run.path}")
+    return spaces
+
+
+def _describe_actors(settings: Settings) -> str:
+    if settings.train.dataset:
+        return f"none, training on the dataset {Path(settings.train.dataset)}"
+    count = "as many as there is room for" if settings.actors.count == "auto" else settings.actors.count
+    return f"{count}, of {settings.actors.environments} environments each"

@@ -1,0 +1,245 @@
+"""The sharded replay: several replays, in this process or in others, sampled from as if they were one."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+
+from dreamfleet.common.notes import Note
+from dreamfleet.common.seeds import derive_seed
+from dreamfleet.replay.errors import NotEnoughExperienceError, ReplayLostError
+from dreamfleet.replay.packed import PackedBatch, join_batches
+
+_LOG = logging.getLogger(__name__)
+_CALLERS = 3
+"""Calls to all shards that go on side by side: two prefetch threads' and one more."""
+
+T = TypeVar("T")
+
+
+class Shard(Protocol):
+    """What is asked of a shard; `Replay` and `RayReplay` are shards."""
+
+    @property
+    def directory(self) -> Path | None:
+        """Where it stores, if that is known."""
+        ...
+
+    def append(self, record: bytes) -> bool:
+        """See `Replay.append`."""
+        ...
+
+    def sample(self, batch_number: int, batch_size: int) -> PackedBatch:
+        """See `Replay.sample`."""
+        ...
+
+    def sample_held_out(self, batch_number: int, batch_size: int, length: int) -> PackedBatch | None:
+        """See `Replay.sample_held_out`."""
+        ...
+
+    def counters(self) -> tuple[int, int, int]:
+        """See `Replay.counters`."""
+        ...
+
+    def stats(self) -> dict[str, float]:
+        """See `Replay.stats`."""
+        ...
+
+    def notes(self) -> list[Note]:
+        """See `Replay.notes`."""
+        ...
+
+    def sync(self) -> None:
+        """See `Replay.sync`."""
+        ...
+
+    def close(self) -> None:
+        """See `Replay.close`."""
+        ...
+
+
+class _Figures(NamedTuple):
+    """What a shard said of itself last."""
+
+    total_steps: int = 0
+    valid_starts: int = 0
+    next_incarnation: int = 0
+
+
+class ShardedReplay:
+    """Several shards with the methods of one `Replay`; sampling is uniform over the valid starts of all of them.
+
+    A shard is lost for this object once it raises `ReplayLostError` or `OSError`: it is named in the log, once, and all
+    goes on with the others. Its steps count on in `total_steps`, so that this never falls; none is sampled any more.
+    All methods may be called from several threads.
+
+    Attributes:
+        shards: all of them, also those that are lost.
+
+    Args:
+        shards: at least one; what it stores is in no other.
+        seed: the run's.
+    """
+
+    def __init__(self, shards: Sequence[Shard], seed: int) -> None:
+        assert shards, "a replay has at least one shard"
+        self.shards = list(shards)
+        self._seed = seed
+        self._figures = [_Figures() for _ in shards]
+        self._alive = list(range(len(shards)))
+        self._last_loss = ""
+        self._changing = threading.Lock()  # guards the figures and who is alive; never held while a shard is asked
+        threads = _CALLERS * len(shards)
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="shard") if len(shards) > 1 else None
+
+    @property
+    def alive(self) -> list[int]:
+        """Numbers of the shards that are not lost."""
+        return list(self._alive)
+
+    def sample(self, batch_number: int, batch_size: int) -> PackedBatch:
+        """Return `batch_size` sequences to train on, drawn with replacement; see `Replay.sample`.
+
+        How many come from each shard is drawn in proportion to the valid starts they have at this moment, so that each
+        valid start of all of them is as likely as any other.
+
+        Raises:
+            NotEnoughExperienceError: if no shard holds a sequence yet.
+            ReplayLostError: if no shard is left.
+        """
+        while True:
+            starts = self._valid_starts()
+            if len(starts) > 1 and not any(starts.values()):
+                raise NotEnoughExperienceError(f"none of the {len(starts)} shards holds a sequence to train on")
+            split = self._split("shards", batch_number, batch_size, starts)
+            try:
+                parts = self._ask(split, lambda shard, count: shard.sample(batch_number, count))
+            except NotEnoughExperienceError:
+                if len(starts) == 1:
+                    raise
+                continue  # a shard dropped its last sequences since it was asked how many it has
+            if len(parts) == len(split):  # else a shard was lost
+                return join_batches(list(parts.values()))
+
+    def sample_held_out(self, batch_number: int, batch_size: int, length: int) -> PackedBatch | None:
+        """Return windows of `length` steps, each within one episode that is never trained on; None if there is none.
+
+        Every stream holds out the same share of its episodes, so the windows come from the shards in proportion to
+        their valid starts, like those to train on; a shard that holds none of this length leaves its part to the
+        others. Within a shard each window is as likely as any other.
+        """
+        barren: set[int] = set()
+        while True:
+            starts = {number: count + 1 for number, count in self._valid_starts().items() if number not in barren}
+            if not starts:
+                return None
+            split = self._split("shards held out", batch_number, batch_size, starts)
+            parts = self._ask(split, lambda shard, count: shard.sample_held_out(batch_number, count, length))
+            found = [part for part in parts.values() if part is not None]
+            if len(found) == len(split):
+                return join_batches(found)
+            barren |= {number for number, part in parts.items() if part is None}
+
+    def counters(self) -> tuple[int, int, int]:
+        """Return (total_steps, valid_starts, next_incarnation); lost shards have no valid starts."""
+        starts = self._ask_counters()
+        figures = list(self._figures)
+        total_steps = sum(shard.total_steps for shard in figures)
+        return total_steps, sum(starts.values()), max(shard.next_incarnation for shard in figures)
+
+    def stats(self) -> dict[str, float]:
+        """Return the sums of what the shards that are left say (of versions the extremes), and how many those are."""
+        told = list(self._ask_all(lambda shard: shard.stats()).values())
+        stats = {name: sum(one[name] for one in told) for name in told[0]}
+        filled = [one for one in told if one["chunks"]] or told
+        stats["oldest_version"] = min(one["oldest_version"] for one in filled)
+        stats["newest_version"] = max(one["newest_version"] for one in filled)
+        stats["shards"] = len(told)
+        return stats
+
+    def notes(self) -> list[Note]:
+        """Return what the shards' processes logged since the last call."""
+        return [note for notes in self._ask_all(lambda shard: shard.notes()).values() for note in notes]
+
+    def sync(self) -> None:
+        """Wait until everything stored outlives the machine's end too."""
+        self._ask_all(lambda shard: shard.sync())
+
+    def close(self) -> None:
+        """Close all shards that are left."""
+        if self._alive:
+            self._ask_all(lambda shard: shard.close())
+        threads, self._threads = self._threads, None
+        if threads:
+            threads.shutdown(wait=False)
+
+    def _valid_starts(self) -> dict[int, int]:
+        """Return how many valid starts each shard has that is left; a single one is not asked."""
+        alive = self.alive
+        return dict.fromkeys(alive, 1) if len(alive) == 1 else self._ask_counters()
+
+    def _ask_counters(self) -> dict[int, int]:
+        """Ask the shards for their counters, keep them, and return how many valid starts each has."""
+        told = self._ask_all(lambda shard: shard.counters())
+        with self._changing:
+            for number, (total_steps, valid_starts, next_incarnation) in told.items():
+                known = self._figures[number]  # which another thread may have asked for later than this one
+                self._figures[number] = _Figures(
+                    max(known.total_steps, total_steps), valid_starts, max(known.next_incarnation, next_incarnation)
+                )
+        return {number: valid_starts for number, (_, valid_starts, _) in told.items()}
+
+    def _split(self, purpose: str, batch_number: int, batch_size: int, starts: Mapping[int, int]) -> dict[int, int]:
+        """Return how many of a batch's sequences come from which shard, those with none left out."""
+        weights = np.array(list(starts.values()), np.float64)
+        rng = np.random.default_rng(derive_seed(self._seed, purpose, batch_number))
+        counts = rng.multinomial(batch_size, weights / weights.sum()).tolist()
+        return {number: count for number, count in zip(starts, counts, strict=True) if count}
+
+    def _ask_all(self, question: Callable[[Shard], T]) -> dict[int, T]:
+        """Ask every shard that is left, and return what they say."""
+        return self._ask(dict.fromkeys(self.alive, 0), lambda shard, _: question(shard))
+
+    def _ask(self, shares: Mapping[int, int], question: Callable[[Shard, int], T]) -> dict[int, T]:
+        """Ask these shards at once, each for its share; return the answers of those that are not lost by it.
+
+        Raises:
+            ReplayLostError: if no shard is left.
+        """
+
+        def ask(number: int) -> tuple[T] | None:
+            try:
+                return (question(self.shards[number], shares[number]),)
+            except (ReplayLostError, OSError) as error:
+                self._lose(number, error)
+                return None
+
+        threads = self._threads if len(shares) > 1 else None
+        told = threads.map(ask, shares) if threads else map(ask, shares)
+        answers = {number: answer[0] for number, answer in zip(shares, told, strict=True) if answer}
+        if not answers and not self._alive:
+            raise ReplayLostError(f"no shard of the replay is left: {self._last_loss}")
+        return answers
+
+    def _lose(self, number: int, error: Exception) -> None:
+        """Go on without a shard; whoever finds it lost first names it."""
+        with self._changing:
+            if number not in self._alive:
+                return
+            self._alive = [other for other in self._alive if other != number]
+            directory, steps = self.shards[number].directory, self._figures[number].total_steps
+            self._last_loss = f"shard {number}{f' ({directory})' if directory else ''} is lost: {error}"
+            left = len(self._alive)
+        _LOG.error("replay %s; %d steps were stored in it; %d of %d shards are left", self._last_loss, steps, left,
+                   len(self.shards))  # fmt: skip
+
+
+def shard_of(actor: int, alive: Sequence[int]) -> int:
+    """Return the number of the shard that an actor stores in: the actors are dealt out to the shards that are left."""
+    return alive[actor % len(alive)]

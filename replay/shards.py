@@ -1,0 +1,132 @@
+"""The shards of a replay: which directories they are, and what each one's part of the settings is.
+
+A run's replay directory holds `shard-0`, `shard-1`, and so on, each of which is what `Replay` stores in.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from dreamfleet.common.errors import UserError
+from dreamfleet.common.seeds import derive_seed
+from dreamfleet.common.settings import ReplaySettings
+from dreamfleet.common.steps import CHUNK_STEPS, StepFormat
+from dreamfleet.replay.replay import Replay
+from dreamfleet.replay.segment import segment_paths
+from dreamfleet.replay.sharded import ShardedReplay
+
+_NAME = re.compile(r"shard-(\d+)")
+_LEAST_CHUNKS = 4
+"""A shard's share of `replay.capacity_steps` holds so many whole chunks at least, or dropping the oldest drops all."""
+
+
+class ShardPlan(NamedTuple):
+    """What a shard is opened with: its directory, its share of the settings, and the seed of what it draws."""
+
+    directory: Path
+    settings: ReplaySettings
+    seed: int
+
+
+def shard_directories(directory: Path) -> list[Path]:
+    """Return the shards that are there, in order; a directory that stores chunks itself is a shard, and the first."""
+    numbers = {int(match[1]): path for path in directory.glob("shard-*") if (match := _NAME.fullmatch(path.name))}
+    itself = [directory] if segment_paths(directory) else []
+    return itself + [numbers[number] for number in sorted(numbers) if numbers[number].is_dir()]
+
+
+def shard_paths(directory: Path, count: int) -> list[Path]:
+    """Return the shards to open for a run that asks for `count`: all that are there, and new ones up to `count`.
+
+    There may be more than `count`, from when the run asked for more: what they hold is not left out.
+    """
+    known = shard_directories(directory)
+    free = (path for path in (directory / f"shard-{number}" for number in range(count)) if path not in known)
+    new = [path for path, _ in zip(free, range(len(known), count), strict=False)]
+    return sorted([*known, *new], key=_order)
+
+
+def plan_shards(
+    directory: Path, settings: ReplaySettings, sequence_length: int, seed: int, read_only: bool = False
+) -> list[ShardPlan]:
+    """Return what to open each shard of a replay with; a single one draws by the run's own seed.
+
+    Args:
+        directory: the run's replay directory.
+        settings: the run's.
+        sequence_length: T, in steps.
+        seed: the run's.
+        read_only: plan no new shard.
+
+    Raises:
+        UserError: if nothing may be made and there is no shard, or a shard's share of the capacity is too small.
+    """
+    paths = shard_directories(directory) if read_only else shard_paths(directory, settings.shards)
+    if not paths:
+        raise UserError(f"{directory} holds no replay: there is no directory 'shard-0' in it.")
+    share = share_of(settings, len(paths), sequence_length) if not read_only else _share_to_read(settings, len(paths))
+    seeds = [derive_seed(seed, "shard", number) for number in range(len(paths))] if len(paths) > 1 else [seed]
+    return [ShardPlan(path, share, shard_seed) for path, shard_seed in zip(paths, seeds, strict=True)]
+
+
+def share_of(settings: ReplaySettings, count: int, sequence_length: int) -> ReplaySettings:
+    """Return the settings of one of `count` shards: an equal share of what the run may store and calls recent.
+
+    `shards` is then the number of those that share, so that a message can name the whole.
+
+    Raises:
+        UserError: if the share of the steps is too small to sample from.
+    """
+    least = max(_LEAST_CHUNKS * CHUNK_STEPS, 2 * sequence_length)
+    if count > 1 and settings.capacity_steps < count * least:
+        raise UserError(
+            f"replay.capacity_steps {settings.capacity_steps} is too small for replay.shards {count}: with "
+            f"sequences of {sequence_length} steps they need at least {count * least}."
+        )
+    return settings.model_copy(
+        update={
+            "capacity_gb": settings.capacity_gb / count,
+            "capacity_steps": settings.capacity_steps // count,
+            "recent_steps": max(1, settings.recent_steps // count),
+            "shards": count,
+        }
+    )
+
+
+def _share_to_read(settings: ReplaySettings, count: int) -> ReplaySettings:
+    """Return `share_of` for shards that are only read: they have no capacity to share, since nothing is dropped."""
+    return settings.model_copy(update={"recent_steps": max(1, settings.recent_steps // count), "shards": 1})
+
+
+def open_shards(
+    directory: Path,
+    step_format: StepFormat,
+    settings: ReplaySettings,
+    sequence_length: int,
+    seed: int,
+    read_only: bool = False,
+    lock_wait_s: float = 0,
+) -> ShardedReplay:
+    """Open all shards of a run's replay in this process; the arguments are `Replay`'s, for the whole run.
+
+    Raises:
+        UserError: if one is in use or holds steps of another format, the capacity is too small, or nothing may be made
+            and there is no shard.
+    """
+    opened: list[Replay] = []
+    try:
+        for path, share, shard_seed in plan_shards(directory, settings, sequence_length, seed, read_only):
+            opened.append(Replay(path, step_format, share, sequence_length, shard_seed, lock_wait_s, read_only))
+    except BaseException:
+        for replay in opened:
+            replay.close()
+        raise
+    return ShardedReplay(opened, seed)
+
+
+def _order(path: Path) -> int:
+    """Return the number of a shard, for sorting; that of a directory that stores chunks itself is less than any."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1

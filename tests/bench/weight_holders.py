@@ -1,0 +1,61 @@
+"""Processes that stand for learner and actors where only the weights' way matters; they import no torch."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+import ray
+
+TIMEOUT_S = 60.0
+
+
+@ray.remote
+class Publisher:
+    """Publishes weights as `PublishingLearner` does: one object per version, kept by its owner until the next."""
+
+    def __init__(self) -> None:
+        self._published: list[tuple[int, Any]] = []
+
+    def publish(self, version: int, values: int) -> list[tuple[int, Any]]:
+        """Put so many float32 values into the object store, and return the version and the reference."""
+        flat = np.full(values, version, np.float32)
+        self._published = [(version, ray.put(flat))]
+        return self._published
+
+
+@ray.remote
+class Holder:
+    """Adopts weights as `ActorProcess` does: fetched when newer, and copied to memory of its own."""
+
+    def __init__(self) -> None:
+        self._version = -1
+        self._held = np.zeros(0, np.float32)
+
+    def adopt(self, weights: list[tuple[int, Any]]) -> float:
+        """Adopt the weights and return the seconds that fetching and copying took."""
+        begun = time.perf_counter()
+        for version, reference in weights:
+            if version > self._version:
+                self._held = np.array(ray.get(reference, timeout=TIMEOUT_S))
+                self._version = version
+        if self._held[-1] != self._version:
+            raise ValueError(f"the weights of version {self._version} hold {self._held[-1]}")
+        return time.perf_counter() - begun
+
+    def ping(self) -> int:
+        """Return the process's id: it is up."""
+        return os.getpid()
+
+
+@ray.remote(num_cpus=0)
+def received_bytes(address: str) -> int:
+    """Return what came in on this node's interface with that address since it is up."""
+    import psutil
+
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address == address for entry in addresses):
+            return int(psutil.net_io_counters(pernic=True)[name].bytes_recv)
+    raise LookupError(f"no interface has the address {address}")

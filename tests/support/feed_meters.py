@@ -1,0 +1,38 @@
+"""Feeds `Meters` in a Ray of its own, as a run would, until its standard input is closed.
+
+Prints the file in which Ray names its metrics' addresses. Arguments: Ray's temporary directory, the run's label.
+"""
+
+from __future__ import annotations
+
+import select
+import sys
+
+import ray
+
+from dreamfleet.deploy.meters import GAUGES, PARTS, Meters
+
+PAUSE_S = 0.5
+LONGEST_S = 150.0
+
+
+def main() -> None:
+    """Feed until told to end, and not for ever."""
+    temporary, label = sys.argv[1:]
+    ray.init(
+        address="local", num_cpus=1, include_dashboard=True, log_to_driver=False, _temp_dir=temporary,
+        _system_config={"metrics_report_interval_ms": 1000},
+    )  # fmt: skip
+    meters = Meters(label, {"env_steps": 100_000, "updates": 10_000, "ratio": 32.0})
+    row = {meter.source: 1.0 for meter in GAUGES.values()} | {"episode/count": 2.0}
+    row |= {meter.source.format(part=part): 0.5 for meter in PARTS.values() for part in ("wait", "total")}
+    print(f"{temporary}/prom_metrics_service_discovery.json", flush=True)
+    for turn in range(1, int(LONGEST_S / PAUSE_S)):
+        meters.show(row, env_steps=64 * turn, updates=8 * turn)
+        if select.select([sys.stdin], [], [], PAUSE_S)[0]:
+            break
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
