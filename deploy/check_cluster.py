@@ -67,7 +67,7 @@ class ClusterView:
 
     def _node(self, answer: NodeAnswer, places: int) -> Section:
         """Judge a node by its answers, and by their absence."""
-        lines = [check_fleet.silent(answer.node.address, question, why) for question, why in answer.silent.items()]
+        lines = check_fleet.check_silence(answer.node.address, answer.silent)
         if answer.machine is not None:
             if self._answers[0].machine is not None:
                 lines.append(check_fleet.check_versions(answer.machine, self._answers[0].machine))

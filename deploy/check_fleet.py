@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dreamfleet.deploy.check_node import MachineFacts
 from dreamfleet.deploy.checks import Line
@@ -130,8 +130,14 @@ def check_dead(addresses: Sequence[str]) -> list[Line]:
     return [Line("warning", "lost nodes", ", ".join(addresses), "see on them why Ray ended, and start it again")]
 
 
-def silent(address: str, question: str, why: str) -> Line:
-    """Say that a node left a question unanswered."""
-    return Line("error", question, f"{address} did not answer: {why}",
-                "see whether the node is up and reached (`ray list nodes`), and that dreamfleet is installed "
-                "there")  # fmt: skip
+def check_silence(address: str, silent: Mapping[str, str]) -> list[Line]:
+    """Name a node that left questions unanswered: in one line, if it answered neither for itself nor otherwise.
+
+    Args:
+        address: of the node.
+        silent: for each question without an answer, why.
+    """
+    advice = "see whether the node is up and reached (`ray list nodes`), and that dreamfleet is installed there"
+    if {"machine", "environment"} <= set(silent):
+        return [Line("error", "node", f"{address} did not answer: {silent['machine']}", advice)]
+    return [Line("error", question, f"{address} did not answer: {why}", advice) for question, why in silent.items()]

@@ -17,7 +17,7 @@ from dreamfleet.deploy import check_node
 from dreamfleet.deploy.check_node import MachineFacts
 from dreamfleet.deploy.placement import Node, list_nodes
 
-ANSWER_S = 90.0
+ANSWER_S = 60.0
 """A node that has not answered for so long counts as silent: starting a worker and an environment takes seconds."""
 FETCH_S = 5.0
 _PINGS = 11

@@ -84,7 +84,7 @@ def check_shm(facts: MachineFacts, store: float, needed: float) -> Line:
 
 def check_store(store: float, needed: float, held: str) -> Line:
     """Judge the object store against what a run puts there, uncompressed at worst; `held` says what that is."""
-    found = f"{in_bytes(store)} for up to {in_bytes(needed)} of {held}"
+    found = f"{in_bytes(store)} for up to {in_bytes(needed)} of {held}, uncompressed"
     advice = "start Ray with a greater --object-store-memory, or take less learner.prefetch or smaller batches"
     if store < needed:
         return Line("error", "object store", found, advice)

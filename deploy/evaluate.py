@@ -31,7 +31,7 @@ def evaluate(run: RunDirectory, episodes: int, seed: int, videos: int, max_steps
         note = ", cut there by --max-steps" if cut else ""
         print(f"  episode {next(numbers)}: return {result.total_reward:.2f}, {result.length} steps{note}", flush=True)
 
-    print(f"playing {episodes} episodes of {settings.env.id} with the policy '{settings.actors.policy}'", flush=True)
+    print(f"playing {episodes} episodes of {settings.env.id} with the policy '{settings.behaviour.kind}'", flush=True)
     evaluation = play_episodes(
         settings.env,
         lambda spaces: make_policy(settings.actors, spaces, 1, seed),
@@ -48,7 +48,7 @@ def evaluate(run: RunDirectory, episodes: int, seed: int, videos: int, max_steps
     print(
         f"return {returns.mean():.2f} ± {returns.std():.2f} over {episodes} episodes, mean length {lengths.mean():.1f}"
     )
-    results = {"policy": settings.actors.policy, "seed": seed, "returns": returns.tolist(), "lengths": lengths.tolist(),
+    results = {"policy": settings.behaviour.kind, "seed": seed, "returns": returns.tolist(), "lengths": lengths.tolist(),
                "cut_short": evaluation.cut_short,
                "mean": float(returns.mean()), "std": float(returns.std())}  # fmt: skip
     (folder / "results.json").write_text(json.dumps(results, indent=1))

@@ -335,6 +335,8 @@ class Fleet:
             self._order_save()
             self._drain([self.learner], deadline)
         self._drain(self.actors, deadline)
+        if self._stored_more:
+            self._recount()
 
     def _drain(self, slots: Iterable[Slot], deadline: float) -> None:
         """Wait until these workers have no orders left, but not for ever."""

@@ -98,7 +98,7 @@ class Head:
             yield _whole_lines(lines, quiet_s)
         finally:
             _end(process)
-            reader.join()
+            reader.join(timeout=1.0)  # an old SSH's process for the next call may hold the pipe open
 
     def _job_command(self, action: str, words: list[str], errors: str = "") -> list[str]:
         command = ["job", action, "--address", self._address, *RECORDS, *words]
@@ -191,8 +191,9 @@ def _has_token() -> bool:
 def _pass_on(process: subprocess.Popen[bytes], lines: Queue[bytes]) -> None:
     """Put each line into the queue, and an empty one after the last."""
     assert process.stdout
-    for line in process.stdout:
-        lines.put(line)
+    with process.stdout:
+        for line in process.stdout:
+            lines.put(line)
     lines.put(b"")
 
 

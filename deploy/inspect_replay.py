@@ -10,7 +10,7 @@ from dreamfleet.replay.report import verify as verify_directory
 
 
 def info(directory: Path) -> int:
-    """Print what a replay holds; return the exit code."""
+    """Print what a replay holds, and if it has several shards what each does; return the exit code."""
     for name, value in describe(_replay_directory(directory)).items():
         print(f"{name:<22} {value}")
     return 0
@@ -26,8 +26,8 @@ def verify(directory: Path) -> int:
 
 
 def _replay_directory(directory: Path) -> Path:
-    """Return the replay in a run's directory, or the directory itself."""
+    """Return the replay in a run's directory, or the directory itself: a replay's, or one shard's."""
     if not directory.is_dir():
-        raise UserError(f"{directory} is no directory: give a run's directory or a replay directory.")
+        raise UserError(f"{directory} is no directory: give a run's directory, a replay's or a shard's.")
     inner = directory / "replay"
     return inner if inner.is_dir() else directory

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
 from dreamfleet.deploy.footprint import Footprint, footprint_of, in_bytes
@@ -40,6 +41,8 @@ def plan(
     Raises:
         UserError: if the environment, the model or the run is at fault.
     """
+    if settings.train.dataset:
+        raise UserError(f"train.dataset {settings.train.dataset}: a run without actors has no traffic to plan.")
     given = Rates(
         Known(env_steps_per_s, "--env-steps-per-s"),
         Known(updates_per_s, "--updates-per-s"),
@@ -149,7 +152,7 @@ def _memory_lines(settings: Settings, footprint: Footprint, actors: int) -> list
     return [
         f"{'memory and disk':<{_LABEL}}at most",
         _size("object store, learner's node", footprint.object_store(settings, actors),
-              f"{learner.prefetch + 1} packed batches, chunks under way, 2 versions of weights"),
+              f"{learner.prefetch + 1} packed batches, chunks under way, 2 weights"),
         _size("weights, one version", footprint.weights, "once on each node with actors"),
         _size("learner's batches", footprint.host_batches(settings), batch),
         _size("training, on its device", footprint.training, f"{footprint.parameters:,} parameters; an estimate"),

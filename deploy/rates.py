@@ -56,13 +56,13 @@ def rates_of_run(run: RunDirectory) -> Rates:
     learner = [rate for row in rows if (rate := _unhindered(row, "updates_per_s", "learner_wait_fraction"))]
     stored = [row["replay/bytes_raw"] / row["replay/bytes_stored"] for row in rows
               if row.get("replay/bytes_raw") and row.get("replay/bytes_stored")]  # fmt: skip
-    nowhere = f"not in {run.metrics_file}"
+    nowhere = f"not in {run.metrics_file.name}"
     return Rates(
-        Known(statistics.median(actor), f"{run.path}, {len(actor)} rows, waiting left out") if actor
+        Known(statistics.median(actor), f"the run: {len(actor)} rows, waiting left out") if actor
         else Known(None, nowhere),
-        Known(statistics.median(learner), f"{run.path}, {len(learner)} rows, waiting left out") if learner
+        Known(statistics.median(learner), f"the run: {len(learner)} rows, waiting left out") if learner
         else Known(None, nowhere),
-        Known(stored[-1], f"{run.path}, its replay") if stored else Known(None, nowhere),
+        Known(stored[-1], "the run: its replay at the last row") if stored else Known(None, nowhere),
     )  # fmt: skip
 
 

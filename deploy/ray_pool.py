@@ -97,7 +97,10 @@ class RayPool:
             )
             for plan in plans
         ]
-        self._replay = ShardedReplay([RayReplay(server) for server in self._servers], settings.seed)
+        clients = [
+            RayReplay(server, directory=plan.directory) for server, plan in zip(self._servers, plans, strict=True)
+        ]
+        self._replay = ShardedReplay(clients, settings.seed)
         for sentence in self._decisions():
             log.info("cluster: %s", sentence)
 

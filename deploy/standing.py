@@ -120,7 +120,9 @@ def _figures(
         figures |= {"updates": newest["updates"], "env_steps": newest.get("env_steps")}
     if settings:
         figures |= _wanted(settings, told["kind"])
+    counted = state.get("counted_unix", 0.0) if state else 0.0
     for row in _last_rows(run.metrics_file):
+        counted = max(counted, row.get("time", 0.0))
         if told["started_unix"] and row.get("time", 0) < told["started_unix"]:
             # Of an earlier start: how much there is still holds, how fast it went or who waited does not.
             row = {name: value for name, value in row.items() if not name.startswith("fleet/")}  # noqa: PLW2901
@@ -128,7 +130,7 @@ def _figures(
     figures.pop("time", None)
     if state:
         figures |= {name: value for name, value in state["counters"].items() if value is not None}
-    if newest and newest["saved_unix"] > (told["updated_unix"] or 0.0):  # saved after all the rest was written
+    if newest and newest["saved_unix"] > counted and newest["updates"] > (figures.get("updates") or 0):
         figures |= {"updates": newest["updates"], "env_steps": newest.get("env_steps") or figures.get("env_steps")}
     if "seconds_left" not in figures:
         figures["seconds_left"] = _seconds_left(figures)

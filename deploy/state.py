@@ -67,7 +67,7 @@ class StateWriter:
     def beat(self, counters: Mapping[str, Any]) -> None:
         """Say that the run goes on, and how far it is; most calls return at once."""
         is_first = not self._state["counters"]
-        self._state["counters"] = {name: _plain(value) for name, value in counters.items()}
+        self._state |= {"counters": {name: _plain(value) for name, value in counters.items()}, **_times("counted")}
         if is_first or time.monotonic() >= self._due:
             self._write("running")
 

@@ -123,7 +123,8 @@ def _progress_rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _bottleneck(actors: float, learner: float) -> str:
-    if abs(actors - learner) < 0.2:
+    """Return which side is too slow for the other, if one of them hardly ever waits and the other does."""
+    if abs(actors - learner) < 0.2 or min(actors, learner) > 0.2:
         return ""
     slow, quick = ("learner", "actors") if actors > learner else ("actors", "learner")
     return f": the {slow} {'is' if slow == 'learner' else 'are'} what the {quick} wait{'s' * (quick == 'learner')} for"

@@ -137,7 +137,7 @@ def _replay_limits(settings: Settings, footprint: Footprint) -> list[Limit]:
               f"{appended:,.0f} env steps/s by {shards} shard{'s' * (shards > 1)} (benchmark)",
               "more shards (replay.shards)"),
         Limit("sampling from the replay", sampled / _replayed(settings),
-              f"{sampled:,.0f} steps/s to one reader, decoded (benchmark)",
+              f"{sampled:,.0f} steps/s to one reader (benchmark)",
               "a machine with faster cores for the learner"),
     ]  # fmt: skip
 

@@ -216,9 +216,10 @@ class Index:
         here = stream.chunks.get(sequence)
         if here is None:
             return
-        run = self._run_before(stream, here)
+        row, reach = self._table[here], self._length - 1
+        run = [*self._neighbours(stream, row, reach, -1)[::-1], (here, row)]
         settled = len(run)
-        run += self._run_after(stream, here, self._length - 1)
+        run += self._neighbours(stream, row, reach, 1)
         starts = self._rules.training([row for _, row in run], self._length)
         offset = 0
         for chunk, row in run[:settled]:
@@ -231,40 +232,31 @@ class Index:
                 self._table.set(chunk, "listed", 1)
                 self._order.append(chunk)
 
-    def _run_before(self, stream: _Stream, chunk: int) -> list[tuple[int, Row]]:
-        """Return the chunks from which a sequence can reach this one, in order, and this one."""
-        row = self._table[chunk]
-        run, reach = [(chunk, row)], self._length - 1
-        while reach > 0:
-            before = stream.chunks.get(row.sequence - 1)
-            if before is None:
-                break
-            earlier = self._table[before]
-            if earlier.first_step + earlier.steps != row.first_step:
-                break
-            row = earlier
-            run.append((before, row))
-            reach -= row.steps
-        return run[::-1]
+    def _neighbours(self, stream: _Stream, row: Row, reach: int, towards: int) -> list[tuple[int, Row]]:
+        """Return the chunks beside one, nearest first, up to a gap or until they hold `reach` steps.
 
-    def _run_after(self, stream: _Stream, chunk: int, reach: int) -> list[tuple[int, Row]]:
-        """Return the chunks that follow this one without a gap, as many as hold `reach` steps."""
-        row, run = self._table[chunk], []
+        Args:
+            stream: of the chunk.
+            row: the chunk.
+            reach: steps to hold.
+            towards: 1 for the chunks after it, -1 for those before it.
+        """
+        run: list[tuple[int, Row]] = []
         while reach > 0:
-            after = stream.chunks.get(row.sequence + 1)
-            if after is None:
+            chunk = stream.chunks.get(row.sequence + towards)
+            if chunk is None:
                 break
-            later = self._table[after]
-            if row.first_step + row.steps != later.first_step:
+            beside = self._table[chunk]
+            earlier, later = (row, beside) if towards > 0 else (beside, row)
+            if earlier.first_step + earlier.steps != later.first_step:
                 break
-            row = later
-            run.append((after, row))
-            reach -= row.steps
+            run.append((chunk, beside))
+            row, reach = beside, reach - beside.steps
         return run
 
     def _held_out_starts(self, chunk: int, length: int) -> int:
         row = self._table[chunk]
-        run = self._run_after(self._streams[row.stream], chunk, length - 1)
+        run = self._neighbours(self._streams[row.stream], row, length - 1, 1)
         return self._rules.held_out([row, *(later for _, later in run)], length) & ones(row.steps)
 
     def _cut(self, row: int, chunk: int, start: int, length: int) -> list[Piece]:

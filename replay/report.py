@@ -159,7 +159,7 @@ def _newest_format(directory: Path, segments: list[Segment]) -> tuple[StepFormat
         except DamagedSegmentError:
             continue
         return read_format(directory, header), header
-    raise UserError(f"{directory} holds no replay: there is no intact file 'segment-*.dfl' in it.")
+    raise UserError(f"{directory} holds no replay: there is no intact file 'segment-*.dfl' in it or its shards.")
 
 
 def _records(shard: _Shard, bodies: bool = False, unfinished: bool = False) -> Iterator[_Record | str]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from dreamfleet.common.chunk import ChunkHeader
 from dreamfleet.common.errors import UserError
+from dreamfleet.common.spaces import first_difference
 from dreamfleet.common.steps import StepFormat
 from dreamfleet.replay.recovery import Damage, scan
 from dreamfleet.replay.segment import DamagedSegmentError, Segment, SegmentHeader, open_segments, sync_directory
@@ -206,17 +207,9 @@ def check_same_format(directory: Path, header: SegmentHeader, wanted: StepFormat
     stored = read_format(directory, header)
     if stored.identity == wanted.identity:
         return
-    held = {field.name: f"{field.dtype} {field.shape}" for field in stored.fields}
-    asked = {field.name: f"{field.dtype} {field.shape}" for field in wanted.fields}
-    differing = [name for name in {**held, **asked} if held.get(name) != asked.get(name)]
-    if differing:
-        name = differing[0]
-        difference = f"'{name}' is {held.get(name, 'not there')} there, and {asked.get(name, 'not there')} in this run"
-    else:
-        difference = f"the action is {stored.spaces.action} there, and {wanted.spaces.action} in this run"
     raise UserError(
-        f"{directory} holds steps of another environment or other wrappers: {difference}. "
-        "Give the settings it was filled with, or another directory."
+        f"{directory} holds steps of another environment or other wrappers: "
+        f"{first_difference(stored.spaces, wanted.spaces)}. Give the settings it was filled with, or another directory."
     )
 
 

@@ -85,12 +85,14 @@ class ShardedReplay:
     Args:
         shards: at least one; what it stores is in no other.
         seed: the run's.
+        name: what the log calls the whole: in a run, the fleet and the learner each find out for themselves.
     """
 
-    def __init__(self, shards: Sequence[Shard], seed: int) -> None:
+    def __init__(self, shards: Sequence[Shard], seed: int, name: str = "replay") -> None:
         assert shards, "a replay has at least one shard"
         self.shards = list(shards)
         self._seed = seed
+        self._name = name
         self._figures = [_Figures() for _ in shards]
         self._alive = list(range(len(shards)))
         self._last_loss = ""
@@ -236,8 +238,8 @@ class ShardedReplay:
             directory, steps = self.shards[number].directory, self._figures[number].total_steps
             self._last_loss = f"shard {number}{f' ({directory})' if directory else ''} is lost: {error}"
             left = len(self._alive)
-        _LOG.error("replay %s; %d steps were stored in it; %d of %d shards are left", self._last_loss, steps, left,
-                   len(self.shards))  # fmt: skip
+        _LOG.error("%s %s; %d steps were stored in it; %d of %d shards are left", self._name, self._last_loss, steps,
+                   left, len(self.shards))  # fmt: skip
 
 
 def shard_of(actor: int, alive: Sequence[int]) -> int:

@@ -134,10 +134,18 @@ def tensorboard_tags(path: Path) -> set[str]:
 
 
 @pytest.mark.ray
-def test_ctrl_c_ends_cleanly_and_the_run_is_resumed(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("ask", "exit_code"), [(Command.interrupt, 130), (lambda command: command.process.terminate(), 143)]
+)
+def test_ctrl_c_and_sigterm_end_cleanly_and_the_run_is_resumed(
+    start: Start,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ask: Callable[[Command], None],
+    exit_code: int,
 ) -> None:
-    """A second run on the directory is refused; Ctrl-C saves, ends with 130 and leaves nothing; resuming is exact."""
+    """A second run on the directory is refused; Ctrl-C and SIGTERM save and leave nothing; resuming is exact."""
     path = tmp_path / "run"
     command = start(*TRAIN, *ENDLESS)
     command.wait_for("checkpoint at update")
@@ -147,8 +155,8 @@ def test_ctrl_c_ends_cleanly_and_the_run_is_resumed(
     assert second.out == ""
     family = command.family()
     assert len(family) > 5
-    command.interrupt()
-    assert command.end(within_s=30) == 130
+    ask(command)
+    assert command.end(within_s=30) == exit_code
     assert still_running(family, within_s=3) == []
     stopped = re.search(r"stopped at (\d+) env steps and (\d+) updates", command.out)
     assert stopped

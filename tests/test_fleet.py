@@ -255,7 +255,7 @@ def test_actors_without_room_are_waited_for(caplog: pytest.LogCaptureFixture) ->
 
 
 def test_a_fleet_without_learner_collects_exactly() -> None:
-    """A fleet that only collects ends with exactly the steps asked for, whatever its actors die of, and trains nothing."""
+    """A fleet that only collects ends with exactly the steps asked for, whatever its actors die of."""
     pool = SimulatedPool(lose=lambda actor, order: "lost" if order % 9 == 0 else "")
     ratio = TrainRatio(ratio=8.0, replayed_per_update=40, prefill=1003, env_steps=1003)
     fleet = Fleet(pool, dataclasses.replace(STAFFING, learns=False), ratio, clock=pool.clock)

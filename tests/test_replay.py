@@ -332,7 +332,7 @@ def test_two_replays_do_not_share_a_directory(tmp_path: Path) -> None:
 def test_another_environment_s_directory_is_refused_and_let_go(tmp_path: Path) -> None:
     """The refusal names the difference and leaves the directory free for the right run."""
     open_replay(tmp_path).close()
-    with pytest.raises(UserError, match="'action' is int32"):
+    with pytest.raises(UserError, match="its action was discrete"):
         open_replay(tmp_path, step_format=image_format(16))
     open_replay(tmp_path).close()
 

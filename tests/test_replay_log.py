@@ -224,16 +224,16 @@ def vector_format(name: str, width: int, choices: int) -> StepFormat:
 @pytest.mark.parametrize(
     ("other", "sentence"),
     [
-        (image_format(16), r"'action' is int32 \(\) there, and float32 \(3,\)"),
-        (vector_format("count", 3, 3), r"'count' is float32 \(2,\) there, and float32 \(3,\)"),
-        (vector_format("c", 2, 3), "'count' is .* not there in this run"),
-        (vector_format("count", 2, 4), r"sizes=\(3,\)"),
+        (image_format(16), r"its action was discrete \(3,\) and is now box \(3,\) from"),
+        (vector_format("count", 3, 3), r"its observation 'count' was float32 \(2,\) and is now float32 \(3,\)"),
+        (vector_format("c", 2, 3), "observation 'c' was not there and is now float32"),
+        (vector_format("count", 2, 4), r"its action was discrete \(3,\) and is now discrete \(4,\)"),
     ],
 )
 def test_a_directory_of_another_format_is_refused_by_the_name_of_what_differs(
     tmp_path: Path, other: StepFormat, sentence: str
 ) -> None:
-    """The sentence names the field and both shapes, or the action where only that differs."""
+    """The sentence names the first entry that differs, and both versions of it."""
     fill(tmp_path, 2)
     log = SegmentLog(tmp_path, other, 1 << 20, 10**6)
     with pytest.raises(UserError, match=sentence):

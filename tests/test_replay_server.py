@@ -85,7 +85,7 @@ def test_errors_arrive_as_what_they_are(start: Start) -> None:
 def test_a_directory_at_fault_is_the_user_s_error(tmp_path: Path, start: Start) -> None:
     """A server that may not open its directory says why, in one sentence."""
     RayReplay(start()).close()
-    with pytest.raises(UserError, match="'action' is int32"):
+    with pytest.raises(UserError, match="its action was discrete"):
         start_replay_server(tmp_path, image_format(16), SETTINGS, 20, 0)
 
 
