@@ -112,7 +112,8 @@ def environment_facts(settings: dict[str, Any]) -> dict[str, Any]:
         rendered = time.perf_counter()
         env.close()
     except Exception as error:  # noqa: BLE001 (any error of an environment is what is asked for)
-        return {"error": f"{type(error).__name__}: {error}"}
+        name = type(error).__name__  # our own errors are whole sentences
+        return {"error": str(error) if name == "UserError" else f"{name}: {error}"}
     return {
         "error": "",
         "spaces": spaces,

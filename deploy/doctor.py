@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
+import socket
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from dreamfleet.deploy.checks import Section
 
 ENVIRONMENT_S = 120.0
 """An environment that is not built and stepped within this time on this machine counts as failed."""
+KNOCK_S = 10.0
 WIDTH = 100
 _INDENT = " " * 24
 _COLOURS = {"ok": "\x1b[32m", "warning": "\x1b[33m", "error": "\x1b[31m"}
@@ -61,10 +64,14 @@ def describe(sections: Sequence[Section], colours: bool) -> list[str]:
         for line in section.lines:
             level = f"{line.level:<9}"
             level = f"{_COLOURS[line.level]}{level}\x1b[0m" if colours else level
-            first, *rest = textwrap.wrap(line.found, WIDTH - len(_INDENT), break_long_words=False)
+            first, *rest = textwrap.wrap(
+                line.found, WIDTH - len(_INDENT), break_long_words=False, break_on_hyphens=False
+            )
             text += [f"{level}{line.subject:<15}{first}", *(_INDENT + more for more in rest)]
             if line.advice:
-                told = textwrap.wrap(line.advice, WIDTH - len(_INDENT) - 2, break_long_words=False)
+                told = textwrap.wrap(
+                    line.advice, WIDTH - len(_INDENT) - 2, break_long_words=False, break_on_hyphens=False
+                )
                 text += [f"{_INDENT}{'→ ' if part == told[0] else '  '}{part}" for part in told]
         text.append("")
     levels = [line.level for section in sections for line in section.lines]
@@ -131,14 +138,20 @@ def _join(address: str) -> str:
     Raises:
         UserError: if it does not answer.
     """
-    import logging
-
     import ray
     from ray.exceptions import RayError
 
     try:
+        _knock(address)
         context = ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"flag --address: no Ray cluster answers at '{address}': {reason}") from None
     return str(context.dashboard_url or "")
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nobody listens at host:port: Ray itself would try for two minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK_S).close()

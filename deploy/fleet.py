@@ -157,9 +157,9 @@ class Fleet:
         if self._stored_more:
             patience_s = max(0.0, min(patience_s, self._recount_due - self._clock()))
         for future in self.pool.wait(patience_s):
-            slot, order = self._open.pop(future, (None, None))
-            if slot and order in slot.orders:  # else the slot was emptied since
-                self._take(slot, order)
+            given = self._open.pop(future, None)
+            if given and given[1] in given[0].orders:  # else the slot was emptied since
+                self._take(*given)
         now = self._clock()
         if now >= self._look_due:
             self._look_due = now + LOOK_EVERY_S

@@ -54,7 +54,7 @@ pip=("$base/venv/bin/python" -m pip install --quiet --progress-bar off)
 if ! command -v nvidia-smi >/dev/null; then
   # Without a GPU, torch's own index has a build without CUDA: a tenth of the download. PyPI's does as well.
   torch=$(grep '^torch==' constraints.txt)
-  "${pip[@]}" --retries 1 --index-url https://download.pytorch.org/whl/cpu "$torch" ||
+  "${pip[@]}" --retries 1 --no-deps --index-url https://download.pytorch.org/whl/cpu "$torch" ||
     echo "install_node.sh: download.pytorch.org gave no $torch; PyPI's build with CUDA is taken" >&2
 fi
 "${pip[@]}" --editable ".${extras:+[$extras]}"

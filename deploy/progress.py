@@ -103,6 +103,13 @@ class Progress:
             "fleet/actor_weights_age_updates": max((fleet.updates - version for version in versions), default=0),
         }
 
+    def counters(self) -> dict[str, float | None]:
+        """Return what state.json says of the progress: the scalars, what is wanted, and the seconds left."""
+        fleet, ratio = self._fleet, self._fleet.ratio
+        wanted = {"wanted/env_steps": ratio.env_steps, "wanted/updates": ratio.updates, "wanted/ratio": ratio.ratio}
+        made = {"env_steps": fleet.env_steps, "updates": fleet.updates}
+        return {**self.scalars(), **wanted, **made, "seconds_left": self.seconds_left()}
+
     def line(self, loss: float | None) -> str:
         """Return the status line."""
         fleet, figures = self._fleet, self.scalars()

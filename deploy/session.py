@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dreamfleet import __version__
 from dreamfleet.common.errors import RunFailedError, UserError
@@ -19,8 +21,12 @@ from dreamfleet.deploy.ratio import TrainRatio
 from dreamfleet.deploy.resolve import changes
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.staffing import Staffing
+from dreamfleet.deploy.state import StateWriter
 from dreamfleet.deploy.stop import StopRequest
 from dreamfleet.deploy.watching import RunWatcher
+
+if TYPE_CHECKING:
+    from dreamfleet.deploy.records import Sink
 
 LOCK_WAIT_S = 2.0
 """How long to wait for a directory that another run holds; it lets go when its process ends, by SIGKILL too."""
@@ -78,8 +84,10 @@ class Session:
             self._tell_environment()
             if not self._old:  # an old run's are written over once its checkpoint is found to fit the new ones
                 run.write(self._settings, self._spaces)
+            kind, pause_s = "train" if learns else "collect", self._settings.records.log_every_s
             try:
-                return self._run_fleet(learns, ratio, sum_up, console, stop)
+                with StateWriter(run.path, kind, pause_s) as state:
+                    return self._run_fleet(learns, ratio, sum_up, console, stop, state)
             except UserError as error:
                 log.error("%s", error, extra={"only_to_file": True})  # noqa: TRY400 (the command line prints it)
                 raise
@@ -95,21 +103,34 @@ class Session:
         sum_up: Callable[[Fleet, RunWatcher], None],
         console: Console,
         stop: StopRequest,
+        state: StateWriter,
     ) -> int:
         from dreamfleet.deploy.records import Records
 
         run, settings = self._run, self._settings
-        with closing(self._open_pool()) as pool, closing(Records(run)) as records:
-            watcher = RunWatcher(settings, records, console, on_restored=lambda: run.write(settings, self._spaces))
+        with closing(self._open_pool()) as pool, closing(Records(run, self._sink(ratio))) as records:
+            watcher = RunWatcher(
+                settings, records, console, state, on_restored=lambda: run.write(settings, self._spaces)
+            )
             fleet = Fleet(pool, Staffing.of(settings, learns), ratio, watcher, stop=lambda: bool(stop))
             fleet.run()
             watcher.write_last_row(fleet)
         if stop:
+            state.stopped(f"by {signal.Signals(stop.signal_number).name}")
             updates = f" and {fleet.updates} updates" if learns else ""
             log.info("stopped at %d env steps%s; `%s` goes on.", fleet.env_steps, updates, self._come_back)
             return stop.exit_code
         sum_up(fleet, watcher)
         return 0
+
+    def _sink(self, ratio: TrainRatio) -> Sink | None:
+        """Return what shows the scalars to Prometheus; only Ray exports them."""
+        if self._inline:
+            return None
+        from dreamfleet.deploy.meters import Meters
+
+        wanted = {"env_steps": ratio.env_steps, "updates": ratio.updates, "ratio": ratio.ratio}
+        return Meters(self._run.path.resolve().name, wanted)
 
     def _open_pool(self) -> Pool:
         settings = self._settings

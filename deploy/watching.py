@@ -16,6 +16,7 @@ from dreamfleet.deploy.fleet import Fleet
 from dreamfleet.deploy.progress import Progress
 from dreamfleet.deploy.records import Records
 from dreamfleet.deploy.slot import Slot
+from dreamfleet.deploy.state import StateWriter
 from dreamfleet.deploy.watcher import Watcher
 
 TERMINAL_STATUS_S = 1.0
@@ -36,10 +37,18 @@ class RunWatcher(Watcher):
         settings: the run's.
         records: where scalars and pictures go.
         console: where status lines go.
+        state: where it is written how the run stands.
         on_restored: called when the learner is up and its checkpoint, if any, fits the settings.
     """
 
-    def __init__(self, settings: Settings, records: Records, console: Console, on_restored: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        records: Records,
+        console: Console,
+        state: StateWriter,
+        on_restored: Callable[[], None],
+    ) -> None:
         self.first_metrics: dict[str, float] = {}
         self.last_metrics: dict[str, float] = {}
         self.last_replay: dict[str, float] = {}
@@ -49,6 +58,7 @@ class RunWatcher(Watcher):
         self._settings = settings
         self._records = records
         self._console = console
+        self._state = state
         self._on_restored = on_restored
         self._is_begun = False
         self._sums: dict[str, list[float]] = defaultdict(list)
@@ -115,6 +125,7 @@ class RunWatcher(Watcher):
             pause = TERMINAL_STATUS_S if self._console.is_terminal else self._settings.records.log_every_s
             self._status_due = now + pause
             self._console.status(self.progress.line(self.last_metrics.get("loss/total")))
+            self._state.beat(self.progress.counters() | self.last_metrics)
         if self._is_begun and now >= self._row_due:
             self._row_due = now + self._settings.records.log_every_s
             self.write_row(fleet)
@@ -123,6 +134,7 @@ class RunWatcher(Watcher):
         """Write what has come in since the last row."""
         if self.progress and self._is_begun:
             self.progress.read()
+            self._state.beat(self.progress.counters() | self.last_metrics)
             self.write_row(fleet)
 
     def write_row(self, fleet: Fleet) -> None:
@@ -130,6 +142,7 @@ class RunWatcher(Watcher):
         assert self.progress
         _log_notes(fleet.pool.replay_notes())
         row = {name: sum(values) / len(values) for name, values in self._sums.items()}
+        row["episode/count"] = len(self._sums["episode/return"])
         self._sums.clear()
         self.last_replay = fleet.pool.replay_stats()
         row |= {f"replay/{name}": value for name, value in self.last_replay.items()}

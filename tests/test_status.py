@@ -117,6 +117,19 @@ def test_a_running_run_is_told_of_with_all_its_figures(run: RunDirectory, capsys
         assert words in text, words
 
 
+@pytest.mark.parametrize(
+    ("actors", "learner", "said"),
+    [(0.05, 0.7, ": the actors are what the learner waits for"), (0.9, 0.4, ""), (0.1, 0.2, "")],
+)
+def test_a_side_is_called_slow_only_if_it_hardly_waits_itself(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str], actors: float, learner: float, said: str
+) -> None:
+    """Where both wait, as when environments fail again and again, neither is what the other lacks."""
+    with StateWriter(run.path, "train", 10.0) as state:
+        state.beat({"fleet/actors_wait_fraction": actors, "fleet/learner_wait_fraction": learner})
+    assert f"actors {actors:.0%} of the time, learner {learner:.0%}{said}\n" in shown(run, capsys)
+
+
 def test_json_holds_the_same_and_no_numbers_that_json_lacks(
     run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -274,9 +287,9 @@ def test_a_checkpoint_newer_than_all_else_says_how_far_it_is(run: RunDirectory) 
         state.beat(COUNTERS)
         state_file = run.path / STATE_NAME
         add_checkpoint(run, 44, None)
-        later = json.loads(state_file.read_text())["updated_unix"] + 1
+        later = json.loads(state_file.read_text())["counted_unix"] + 1
         os.utime(run.checkpoints / "checkpoint-000000044.json", (later, later))
-        assert standing(run)["figures"]["updates"] == 44
+    assert standing(run)["figures"]["updates"] == 44
 
 
 def test_rates_of_an_earlier_start_are_not_told_as_today_s(run: RunDirectory) -> None:
