@@ -14,7 +14,10 @@ export MUJOCO_GL=egl
 export PYGLET_HEADLESS=true
 
 # The checkout that was shipped and its packages go before all others.
-case ":$PATH:" in *":$HOME/.dreamfleet/venv/bin:"*) ;; *) export PATH="$HOME/.dreamfleet/venv/bin:$PATH" ;; esac
+case ":$PATH:" in
+  *":$HOME/.dreamfleet/venv/bin:"*) ;;
+  *) export PATH="$HOME/.dreamfleet/bin:$HOME/.dreamfleet/venv/bin:$PATH" ;;
+esac
 case ":${PYTHONPATH:-}:" in
   *":$HOME/dreamfleet/.pkg:"*) ;;
   *) export PYTHONPATH="$HOME/dreamfleet/.pkg${PYTHONPATH:+:$PYTHONPATH}" ;;

@@ -28,9 +28,13 @@ if [ -n "${DREAMFLEET_PYTHON:-}" ]; then
   "$DREAMFLEET_PYTHON" -c 'import ray, torch, gymnasium' || fail "DREAMFLEET_PYTHON lacks a package, see above"
   [ -L "$base/venv" ] || [ ! -e "$base/venv" ] || fail "to use DREAMFLEET_PYTHON, remove $base/venv first"
   ln -sfn "$(dirname "$(dirname "$DREAMFLEET_PYTHON")")" "$base/venv"
+  mkdir -p "$base/bin"
+  printf '#!/bin/sh\nexec "%s" -m dreamfleet "$@"\n' "$DREAMFLEET_PYTHON" >"$base/bin/dreamfleet"
+  chmod +x "$base/bin/dreamfleet"
   exit 0
 fi
 
+rm -rf "$base/bin"
 wanted=$(cat "$root/pyproject.toml" "$root/constraints.txt" "$0" <(echo "$extras") | sha256sum)
 if [ -f "$base/installed" ] && [ "$(cat "$base/installed")" = "$wanted" ]; then exit 0; fi
 

@@ -31,7 +31,7 @@ from dreamfleet.deploy.pool import Counters, Worker, WorkerFailedError, WorkerLo
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.learner.process import LearnerProcess
 from dreamfleet.replay.client import RayReplay
-from dreamfleet.replay.server import start_replay_server
+from dreamfleet.replay.server import start_replay_servers
 from dreamfleet.replay.sharded import ShardedReplay, shard_of
 from dreamfleet.replay.shards import plan_shards
 
@@ -85,21 +85,13 @@ class RayPool:
         plans = plan_shards(
             experience.resolve(), settings.replay, settings.learner.sequence_length, settings.seed, read_only
         )
-        self._servers = [
-            start_replay_server(
-                plan.directory,
-                StepFormat(self._spaces),
-                plan.settings,
-                settings.learner.sequence_length,
-                plan.seed,
-                read_only=read_only,
-                scheduling_strategy=self._placement.at_home,
-            )
-            for plan in plans
-        ]
-        clients = [
-            RayReplay(server, directory=plan.directory) for server, plan in zip(self._servers, plans, strict=True)
-        ]
+        self._servers = start_replay_servers(
+            plans,
+            StepFormat(self._spaces),
+            settings.learner.sequence_length,
+            read_only,
+            scheduling_strategy=self._placement.at_home,
+        )
         self._replay = ShardedReplay(clients, settings.seed)
         for sentence in self._decisions():
             log.info("cluster: %s", sentence)

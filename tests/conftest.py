@@ -40,6 +40,7 @@ def local_ray() -> Iterator[None]:
     import ray
 
     ray.init(
+        address="local",
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
