@@ -15,11 +15,12 @@ INSTALL = set -o pipefail; $(PIP) install --progress-bar off --constraint constr
 		"Installing collected"*) echo "  Installing all of it" ;; \
 	esac; done
 
-.PHONY: help train test check bench clean
+.PHONY: help train test cluster-test check bench clean
 
 help:
 	@echo "make train   install what is needed, then train the preset 'quickstart' (ARGS='--seed 1' adds flags)"
 	@echo "make test    install what tests need, then run them (ARGS='-k replay' selects)"
+	@echo "make cluster-test   a whole cluster on four test hosts of this machine; needs root, minutes"
 	@echo "make check   ruff and mypy"
 	@echo "make bench   the benchmark: prints a table and writes docs/results/"
 	@echo "make clean   remove .venv and caches; runs/ stays"
@@ -29,6 +30,9 @@ train: $(VENV)/main.installed
 
 test: $(VENV)/dev.installed
 	$(BIN)/python -m pytest $(ARGS)
+
+cluster-test: $(VENV)/dev.installed
+	DREAMFLEET_CLUSTER_TEST=1 $(BIN)/python -m pytest tests/cluster -s $(ARGS)
 
 check: $(VENV)/dev.installed
 	$(BIN)/ruff format --check .

@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON_PATH = os.pathsep.join([str(ROOT / ".pkg"), str(ROOT / "tests" / "support")])
 HANG_S = 180
+CLUSTER_HANG_S = 3600
 
 # Ray would otherwise write an authentication token to the home of whoever runs the tests.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -23,12 +24,14 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 def _alarm(request: pytest.FixtureRequest) -> Iterator[None]:
     """End a test that hangs: an exception from a signal handler interrupts `ray.get`, other time limits do not."""
 
+    patience_s = CLUSTER_HANG_S if request.node.get_closest_marker("cluster") else HANG_S
+
     def ring(_number: int, _frame: FrameType | None) -> None:
-        message = f"{request.node.nodeid} hung for {HANG_S} s"
+        message = f"{request.node.nodeid} hung for {patience_s} s"
         raise SystemExit(message)
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(HANG_S)
+    signal.alarm(patience_s)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
