@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 from typing import Any
@@ -12,6 +13,7 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from dreamfleet.actors.collector import Collector, CollectReport, build_collector
+from dreamfleet.actors.evaluator import EvaluationReport, evaluate_weights
 from dreamfleet.common.notes import NoteTaker
 from dreamfleet.common.settings import Settings
 from dreamfleet.replay.client import RaySink
@@ -69,6 +71,17 @@ class ActorProcess:
         report.weights_lost = lost
         report.notes = self._notes.take()
         return report
+
+    def evaluate(self, weights: list[tuple[int, ray.ObjectRef[np.ndarray]]]) -> EvaluationReport:
+        """Play the evaluation's episodes with these weights: a version and its flat array.
+
+        Raises:
+            UserError: if the environment cannot be made.
+        """
+        (version, reference) = weights[0]
+        flat = ray.get(reference, timeout=WEIGHTS_TIMEOUT_S)
+        report = evaluate_weights(self._life[0], version, flat)
+        return dataclasses.replace(report, notes=self._notes.take())
 
     def describe(self) -> dict[str, Any]:
         """Return what the environments show and take, as `Spaces.from_json` takes it."""

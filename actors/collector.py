@@ -213,7 +213,7 @@ def build_collector(settings: Settings, actor: int, incarnation: int, sink: Sink
     seeds = environment_seeds(settings, actor, incarnation)
     environments = EnvironmentBatch(settings.env, seeds, actor)
     policy_seed = derive_seed(settings.seed, "policy", actor, incarnation)
-    policy = make_policy(settings.actors, environments.spaces, len(seeds), policy_seed)
+    policy = make_policy(settings, environments.spaces, len(seeds), policy_seed)
     log.info("actor %d, incarnation %d: environments' seeds %s", actor, incarnation, seeds)
     return Collector(environments, policy, sink, StepFormat(environments.spaces), actor, incarnation)
 

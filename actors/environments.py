@@ -3,8 +3,11 @@
 The wrappers, from the inside out, Gymnasium's own wherever it has one:
 
     the environment     gymnasium.make(id, **kwargs), or your `module:function`(**kwargs)
+    the suite's own     MiniGrid's pictures: see suites.py
     NoopStart           env.noop_max: simulator steps of the action that does nothing
     RepeatAction        env.action_repeat: rewards are summed, and the end of an episode ends the repeat
+                        (Atari: AtariPreprocessing in place of these two)
+    AddRenderObservation   env.observe: the rendered picture, drawn once for each repeat
     TransformObservation   a Dict of images (H, W, C) uint8 and vectors (D,) float32; env.image_size, env.grey
     TimeLimit           env.time_limit: in environment steps, that is, after the repeat
 """
@@ -24,15 +27,13 @@ from gymnasium import wrappers
 
 from dreamfleet.actors.actions import describe_action
 from dreamfleet.actors.observations import entry_reader, entry_space, list_entries
-from dreamfleet.actors.wrappers import NoopStart
+from dreamfleet.actors.suites import Environment, Suite, register_suite, suite_of
 from dreamfleet.common.errors import UserError, nearest
 from dreamfleet.common.settings import EnvironmentSettings
 from dreamfleet.common.spaces import ObservationSpec, Spaces
 
-Environment = gymnasium.Env[Any, Any]
+__all__ = ["Environment", "describe_spaces", "make_environment", "probe_environment"]
 
-_REGISTERING_MODULES = {"ALE": "ale_py"}
-"""Id prefixes whose package must be imported to register its environments; most packages register themselves."""
 _PROBE_STEPS = 4
 
 
@@ -46,17 +47,19 @@ def make_environment(settings: EnvironmentSettings, render: bool = False) -> Env
     Raises:
         UserError: if it cannot be made or has spaces that are not supported.
     """
-    env = _load(settings, render)
+    suite = suite_of(settings.id)
+    env = _load(settings, suite, render)
     try:
         describe_action(env.action_space)
+        env = suite.repeat(suite.show(env, settings), settings)
+        env = _show_rendered(env, settings)
         entries = list_entries(env.observation_space, settings.image_size, settings.grey)
     except UserError as error:
         env.close()
         raise UserError(f"env.id '{settings.id}': {error}") from error
-    if settings.noop_max:
-        env = NoopStart(env, settings.noop_max)
-    if settings.action_repeat > 1:
-        env = wrappers.RepeatAction(env, settings.action_repeat)
+    except Exception as error:
+        env.close()
+        raise UserError(f"env.id '{settings.id}' could not be wrapped: {_cause(error)}") from error
     env = wrappers.TransformObservation(env, entry_reader(entries), entry_space(entries))
     if settings.time_limit:
         env = wrappers.TimeLimit(env, settings.time_limit)
@@ -104,26 +107,26 @@ def _try(env: Environment) -> None:
             env.reset()
 
 
-def _load(settings: EnvironmentSettings, render: bool) -> Environment:
+def _load(settings: EnvironmentSettings, suite: Suite, render: bool) -> Environment:
     """Return the bare environment of this id."""
     module, _, function = settings.id.partition(":")
     own = bool(function) and function.replace(".", "").isidentifier()
-    env = _call(settings, _own_function(module, function) if own else _registered_function(settings.id), render)
+    make = _own_function(module, function) if own else _registered_function(settings.id, suite)
+    env = _call(settings, suite, make, render)
     if not isinstance(env, gymnasium.Env):
         raise UserError(f"env.id '{settings.id}' returned {type(env).__name__}: it should return a gymnasium.Env.")
     return env
 
 
-def _registered_function(name: str) -> Callable[..., Environment]:
+def _registered_function(name: str, suite: Suite) -> Callable[..., Environment]:
     """Return what makes the Gymnasium environment of this id, once it is known to be registered."""
-    module = _REGISTERING_MODULES.get(name.partition("/")[0]) if "/" in name else None
+    register_suite(suite, name)
     try:
-        if module:
-            importlib.import_module(module)
         spec = gymnasium.spec(name)
-    except (gymnasium.error.Error, ImportError) as error:
-        near = "" if isinstance(error, ImportError) else nearest(name, gymnasium.registry)
-        hint = near or f" Is the package that brings it installed? ({str(error).rstrip('.')})"
+    except gymnasium.error.Error as error:
+        space, inside, _ = name.partition("/")
+        known = [other for other in gymnasium.registry if not inside or other.startswith(f"{space}/")]
+        hint = nearest(name, known) or f" Is the package that brings it installed? ({str(error).rstrip('.')})"
         raise UserError(
             f"env.id '{name}' is not an environment that Gymnasium has here; a function of your own is written "
             f"module:function.{hint}"
@@ -133,6 +136,21 @@ def _registered_function(name: str) -> Callable[..., Environment]:
         return gymnasium.make(spec, disable_env_checker=True, **kwargs)
 
     return make
+
+
+def _show_rendered(env: Environment, settings: EnvironmentSettings) -> Environment:
+    """Return the environment with what it renders instead of its observations or beside them, as env.observe says."""
+    if settings.observe == "own":
+        return env
+    if env.render_mode != "rgb_array":
+        modes = env.metadata.get("render_modes") or "none"
+        raise UserError(
+            f"env.observe {settings.observe} needs an environment that renders pictures (rgb_array); this one's "
+            f"render modes are: {modes}."
+        )
+    return wrappers.AddRenderObservation(
+        env, render_only=settings.observe == "rendered", render_key="image", obs_key="own"
+    )
 
 
 def _own_function(module: str, function: str) -> Callable[..., Any]:
@@ -158,12 +176,16 @@ def _own_function(module: str, function: str) -> Callable[..., Any]:
     return found
 
 
-def _call(settings: EnvironmentSettings, make: Callable[..., Environment], render: bool) -> Environment:
+def _call(settings: EnvironmentSettings, suite: Suite, make: Callable[..., Environment], render: bool) -> Environment:
     """Return the environment that `make` makes from the settings' arguments."""
-    kwargs = dict(settings.kwargs)
+    wanted = render or settings.observe != "own"
+    reason = suite.cannot_render() if wanted else ""
+    if reason and settings.observe != "own":
+        raise UserError(f"env.observe {settings.observe}: '{settings.id}' cannot be drawn on this machine: {reason}.")
+    kwargs = suite.arguments(settings)
     try:
         env = make(**kwargs)
-        if not render or "render_mode" in kwargs or not _can_render(env, make):
+        if not wanted or reason or "render_mode" in kwargs or not _can_render(env, make):
             return env
         env.close()
         return make(**kwargs, render_mode="rgb_array")
@@ -172,7 +194,7 @@ def _call(settings: EnvironmentSettings, make: Callable[..., Environment], rende
     except gymnasium.error.DependencyNotInstalled as error:
         raise UserError(f"env.id '{settings.id}' needs a package that is not installed: {error}") from error
     except Exception as error:
-        given = f"env.kwargs {kwargs}" if kwargs else "no env.kwargs"
+        given = f"env.kwargs {settings.kwargs}" if settings.kwargs else "no env.kwargs"
         raise UserError(f"env.id '{settings.id}' could not be made with {given}: {_cause(error)}") from error
 
 

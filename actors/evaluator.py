@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +13,10 @@ import numpy as np
 from dreamfleet.actors.actions import action_converter
 from dreamfleet.actors.collector import EpisodeResult
 from dreamfleet.actors.environments import Environment, describe_spaces, make_environment
-from dreamfleet.common.policy import Policy
+from dreamfleet.common.notes import Note
+from dreamfleet.common.policy import Policy, make_policy
 from dreamfleet.common.seeds import derive_seed
-from dreamfleet.common.settings import EnvironmentSettings
+from dreamfleet.common.settings import EnvironmentSettings, Settings
 from dreamfleet.common.spaces import Spaces
 
 VIDEO_SIDE = 320
@@ -37,6 +39,53 @@ class Evaluation:
     episodes: list[EpisodeResult] = field(default_factory=list)
     videos: list[np.ndarray] = field(default_factory=list)
     cut_short: int = 0
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """What an evaluation of published weights found.
+
+    Attributes:
+        version: of the weights.
+        returns: of the episodes, in their order; `lengths` in environment steps.
+        cut_short: episodes that were ended before the environment ended them.
+        seconds: it took.
+        notes: what the process logged meanwhile.
+    """
+
+    version: int
+    returns: list[float]
+    lengths: list[int]
+    cut_short: int
+    seconds: float
+    notes: list[Note] = field(default_factory=list)
+
+
+def evaluate_weights(settings: Settings, version: int, weights: np.ndarray) -> EvaluationReport:
+    """Play the evaluation's episodes with published weights and without exploring; always from the same seeds.
+
+    Raises:
+        UserError: if the environment cannot be made.
+    """
+    seed = derive_seed(settings.seed, "evaluation during training")
+    begun = time.perf_counter()
+
+    def policy_of(spaces: Spaces) -> Policy:
+        policy = make_policy(settings, spaces, 1, seed, explores=False)
+        policy.adopt(version, weights)
+        return policy
+
+    records = settings.records
+    played = play_episodes(
+        settings.env, policy_of, records.evaluation_episodes, seed, max_steps=records.evaluation_steps
+    )
+    return EvaluationReport(
+        version,
+        [episode.total_reward for episode in played.episodes],
+        [episode.length for episode in played.episodes],
+        played.cut_short,
+        time.perf_counter() - begun,
+    )
 
 
 def play_episodes(

@@ -1,6 +1,9 @@
-"""Actions as the networks take them: stored choices become one-hots, and each step gets the action before it."""
+"""Actions as the networks take them, and back: choices are one-hots, boxes lie in [-1, 1]; and who came before whom."""
 
 from __future__ import annotations
+
+import math
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +18,46 @@ def encode_actions(spec: ActionSpec, stored: Tensor) -> Tensor:
     Args:
         spec: what an action is; A is `spec.width`.
         stored: integers for "discrete" () and "multi_discrete" (parts,), which become one-hots side by side; reals for
-            "box" (A,), which stay as they are, in the environment's own units.
+            "box" (A,), of which each bounded dimension is brought from its bounds to [-1, 1]; one without bounds
+            stays in the environment's own units.
     """
     if spec.kind == "box":
-        return stored.float()
+        middle, half = _scale(spec, stored.device)
+        return (stored.float() - middle) / half
     if spec.kind == "discrete":
         return F.one_hot(stored.long(), spec.sizes[0]).float()
     parts = [F.one_hot(part.long(), size) for part, size in zip(stored.unbind(-1), spec.sizes, strict=True)]
     return torch.cat(parts, dim=-1).float()
+
+
+def decode_actions(spec: ActionSpec, encoded: Tensor) -> Tensor:
+    """Return the stored actions (…, *stored_shape) for the network's (…, A): `encode_actions` backwards.
+
+    Choices are the places of the greatest numbers, as int32; a bounded dimension of a box is clipped to its bounds.
+    """
+    if spec.kind == "box":
+        middle, half = _scale(spec, encoded.device)
+        bounded = torch.tensor(_is_bounded(spec), device=encoded.device)
+        return torch.where(bounded, encoded.clamp(-1.0, 1.0), encoded) * half + middle
+    choices = [part.argmax(-1) for part in encoded.split(list(spec.sizes), dim=-1)]
+    return (choices[0] if spec.kind == "discrete" else torch.stack(choices, -1)).to(torch.int32)
+
+
+@cache
+def _scale(spec: ActionSpec, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return a box's middle and half width by dimension; 0 and 1 where it has no bounds."""
+    bounds = [
+        (low, high) if bounded else (-1.0, 1.0)
+        for low, high, bounded in zip(spec.low, spec.high, _is_bounded(spec), strict=True)
+    ]
+    middle = torch.tensor([(high + low) / 2 for low, high in bounds], device=device)
+    return middle, torch.tensor([(high - low) / 2 for low, high in bounds], device=device)
+
+
+def _is_bounded(spec: ActionSpec) -> list[bool]:
+    return [
+        math.isfinite(low) and math.isfinite(high) and low < high for low, high in zip(spec.low, spec.high, strict=True)
+    ]
 
 
 def previous_actions(encoded: Tensor, is_first: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ A record, as it travels and as it is stored (all integers little-endian):
 
     prefix   magic "DFCK" | header bytes u32 | body bytes u32 | CRC-32 of the header u32
     header   format u32 | actor u32 | incarnation u32 | stream u32 | sequence u64 | first_step u64 | episode u32
-             steps u32 | first mask u64 | last mask u64 | terminal mask u64 | oldest version u32 | newest version u32
+             steps u32 | first mask u64 | last mask u64 | terminal mask u64 | oldest version i32 | newest version i32
              blocks u32
              then for each block: stored bytes u32 (top bit: compressed) | CRC-32 of the stored bytes u32
     body     the blocks: first all small fields of all steps, then for each big field its steps 0-15, 16-31, ...
@@ -28,7 +28,7 @@ from dreamfleet.common.steps import BLOCK_STEPS, CHUNK_STEPS, Field, StepFormat
 
 MAGIC = b"DFCK"
 PREFIX = struct.Struct("<4sIII")
-_HEADER = struct.Struct("<IIIIQQIIQQQIII")
+_HEADER = struct.Struct("<IIIIQQIIQQQiiI")
 _COMPRESSED = 1 << 31
 
 

@@ -5,15 +5,18 @@ Shapes: N any leading axes flattened, F feature (D + S), H and W height and widt
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamfleet.common.encoder import image_size
-from dreamfleet.common.layers import dense_stack
-from dreamfleet.common.settings import ModelSettings
+from dreamfleet.common.convolutions import DoublingConv2d
+from dreamfleet.common.encoder import DREAMER_FACTORS, image_size
+from dreamfleet.common.images import lowest
+from dreamfleet.common.layers import ACTIVATIONS, BlockLinear, NormActivation, after, dense_stack, initialise
+from dreamfleet.common.model_settings import ModelSettings
 from dreamfleet.common.spaces import Spaces
 
 
@@ -62,20 +65,21 @@ class PlanetImageDecoder(nn.Module):
     Args:
         feature: F.
         channels: C of the 64×64 pictures.
-        settings: depth; the linear layer gives 32·depth numbers, the convolutions 4, 2 and 1 times the depth, then C.
+        settings: depth, the linear layer gives 32·depth numbers, the convolutions 4, 2 and 1 times the depth, then C; and
+            convolution_activation.
     """
 
     def __init__(self, feature: int, channels: int, settings: ModelSettings) -> None:
         super().__init__()
-        depth = settings.depth
+        depth, activation = settings.depth, ACTIVATIONS[settings.convolution_activation]
         self.input = nn.Linear(feature, 32 * depth)
         self.first = nn.ConvTranspose2d(32 * depth, 4 * depth, 5).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.convolutions = nn.Sequential(
-            nn.ReLU(inplace=True),
+            activation(inplace=True),
             nn.ConvTranspose2d(4 * depth, 2 * depth, 5, stride=2),
-            nn.ReLU(inplace=True),
+            activation(inplace=True),
             nn.ConvTranspose2d(2 * depth, depth, 6, stride=2),
-            nn.ReLU(inplace=True),
+            activation(inplace=True),
             nn.ConvTranspose2d(depth, channels, 6, stride=2),
         ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -88,11 +92,59 @@ class PlanetImageDecoder(nn.Module):
         return self.convolutions((pattern + self.first.bias).permute(0, 3, 1, 2))
 
 
+class DreamerImageDecoder(nn.Module):
+    """Dreamer V3's: h in blocks and z through two layers to the smallest pattern, then four times ×2 and 5×5.
+
+    The pattern is norm and activation of their sum; each of the four stages doubles every pixel and convolves; norm and
+    activation after the first three, a sigmoid after the last.
+
+    Args:
+        deterministic: D.
+        stochastic: S.
+        size: (H, W), each divisible by 16.
+        channels: C.
+        settings: depth, blocks, vector_units, norm, activation, convolution_activation and image_input.
+    """
+
+    def __init__(
+        self, deterministic: int, stochastic: int, size: tuple[int, int], channels: int, settings: ModelSettings
+    ) -> None:
+        super().__init__()
+        units, blocks, kind = 2 * settings.vector_units, settings.blocks, settings.convolution_activation
+        narrow_to_wide = [factor * settings.depth for factor in DREAMER_FACTORS]
+        widths = [*reversed(narrow_to_wide), channels]
+        self._widths = (deterministic, stochastic)
+        self._start = (size[0] // 16, size[1] // 16, widths[0])
+        self._lowest = lowest(settings.image_input)
+        self.from_state = BlockLinear(deterministic, math.prod(self._start), blocks)
+        self.latent_hidden = nn.Linear(stochastic, units)
+        self.latent_activation = after(units, settings)
+        self.latent_output = nn.Linear(units, math.prod(self._start))
+        self.activations = nn.ModuleList(NormActivation(width, settings.norm, kind) for width in widths[:-1])
+        self.convolutions = nn.ModuleList(DoublingConv2d(fed, width) for fed, width in pairwise(widths))
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Return pictures (N, C, H, W) for features (N, F), in the network's units."""
+        h, z = feature.split(self._widths, dim=-1)
+        height, width, channels = self._start
+        blocks = self.from_state(h).unflatten(-1, (height, width, -1))  # (N, G, H/16, W/16, 4·depth / G)
+        from_state = blocks.permute(0, 2, 3, 1, 4).flatten(-2)  # (N, H/16, W/16, 4·depth)
+        from_latent = self.latent_output(self.latent_activation(self.latent_hidden(z))).unflatten(-1, self._start)
+        pattern = from_state + from_latent
+        for activation, convolution in zip(self.activations, self.convolutions, strict=True):
+            pattern = convolution(activation(pattern).permute(0, 3, 1, 2))  # (N, 2·H, 2·W, C)
+        return torch.sigmoid(pattern.float()).permute(0, 3, 1, 2) + self._lowest
+
+
+ImageDecoder = StridedImageDecoder | PlanetImageDecoder | DreamerImageDecoder
+
+
 class Decoder(nn.Module):
     """The mean of every entry of the observation, each a unit-variance Normal.
 
     Args:
-        feature: F.
+        deterministic: D.
+        stochastic: S.
         spaces: what is observed.
         settings: the model's.
 
@@ -100,22 +152,26 @@ class Decoder(nn.Module):
         UserError: as from the encoder.
     """
 
-    def __init__(self, feature: int, spaces: Spaces, settings: ModelSettings) -> None:
+    def __init__(self, deterministic: int, stochastic: int, spaces: Spaces, settings: ModelSettings) -> None:
         super().__init__()
+        feature = deterministic + stochastic
         self._image_channels = {spec.name: spec.shape[2] for spec in spaces.images}
         self._vector_widths = {spec.name: spec.shape[0] for spec in spaces.vectors}
-        self.image: StridedImageDecoder | PlanetImageDecoder | None = None
+        self.image: ImageDecoder | None = None
         self.vector: nn.Sequential | None = None
         if spaces.images:
             size = image_size(spaces.images, settings)
             channels = sum(self._image_channels.values())
             if settings.encoder == "planet":
                 self.image = PlanetImageDecoder(feature, channels, settings)
+            elif settings.encoder == "dreamer":
+                self.image = DreamerImageDecoder(deterministic, stochastic, size, channels, settings)
             else:
                 self.image = StridedImageDecoder(feature, size, channels, settings)
         if spaces.vectors:
-            hidden = dense_stack(feature, settings.vector_units, settings.vector_layers, settings.activation)
+            hidden = dense_stack(feature, settings.vector_units, settings.vector_layers, settings)
             self.vector = hidden.append(nn.Linear(settings.vector_units, sum(self._vector_widths.values())))
+        initialise(self, settings.initialisation)
 
     def forward(self, feature: Tensor) -> dict[str, Tensor]:
         """Return float32 means for features (N, F): pictures (N, H, W, C), vectors (N, D), in the network's units."""

@@ -6,17 +6,22 @@ Shapes: B batch, T time, N = B·T flattened, E embedding, H and W height and wid
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamfleet.common.errors import UserError
-from dreamfleet.common.layers import dense_stack
-from dreamfleet.common.settings import ModelSettings
+from dreamfleet.common.layers import ACTIVATIONS, NormActivation, dense_stack, initialise
+from dreamfleet.common.model_settings import ModelSettings
 from dreamfleet.common.spaces import ObservationSpec, Spaces
 
 CHANNEL_FACTORS = (1, 2, 4, 8)
 """Channels of the four convolutions, in units of the depth."""
+
+DREAMER_FACTORS = (2, 3, 4, 4)
+"""The same of Dreamer V3's."""
 
 
 class StridedImageEncoder(nn.Module):
@@ -55,11 +60,11 @@ class StridedImageEncoder(nn.Module):
 
 
 class PlanetImageEncoder(nn.Module):
-    """PlaNet's convolutions (arXiv 1811.04551, from Ha and Schmidhuber 2018): four of 4×4, stride 2, no padding, ReLU.
+    """PlaNet's convolutions (arXiv 1811.04551, from Ha and Schmidhuber 2018): four of 4×4, stride 2, no padding.
 
     Args:
         channels: C of the 64×64 pictures.
-        settings: depth; at 32 the embedding has 1024 numbers.
+        settings: depth, at 32 the embedding has 1024 numbers; and convolution_activation, ReLU in PlaNet and V1, ELU in V2.
     """
 
     def __init__(self, channels: int, settings: ModelSettings) -> None:
@@ -67,7 +72,8 @@ class PlanetImageEncoder(nn.Module):
         widths = [factor * settings.depth for factor in CHANNEL_FACTORS]
         modules: list[nn.Module] = []
         for layer, width in enumerate(widths):
-            modules += [nn.Conv2d(widths[layer - 1] if layer else channels, width, 4, stride=2), nn.ReLU(inplace=True)]
+            fed = widths[layer - 1] if layer else channels
+            modules += [nn.Conv2d(fed, width, 4, stride=2), ACTIVATIONS[settings.convolution_activation](inplace=True)]
         self.convolutions = nn.Sequential(*modules).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.width = 4 * widths[-1]
 
@@ -77,12 +83,42 @@ class PlanetImageEncoder(nn.Module):
         return pattern.permute(0, 2, 3, 1).flatten(1)  # (N, 32·depth)
 
 
+class DreamerImageEncoder(nn.Module):
+    """Dreamer V3's convolutions: four stages of 5×5, stride 1, then 2×2 max-pooling, norm over the channels, activation.
+
+    Args:
+        size: (H, W), each divisible by 16.
+        channels: C.
+        settings: depth, norm and convolution_activation.
+    """
+
+    def __init__(self, size: tuple[int, int], channels: int, settings: ModelSettings) -> None:
+        super().__init__()
+        widths = [factor * settings.depth for factor in DREAMER_FACTORS]
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(fed, width, 5, padding=2) for fed, width in pairwise([channels, *widths])
+        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.activations = nn.ModuleList(
+            NormActivation(width, settings.norm, settings.convolution_activation) for width in widths
+        )
+        self.width = widths[-1] * (size[0] // 16) * (size[1] // 16)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return embeddings (N, E) of pictures (N, C, H, W), whose sides are halved four times."""
+        for convolution, activation in zip(self.convolutions, self.activations, strict=True):
+            pooled = F.max_pool2d(convolution(image), 2)
+            image = activation(pooled.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return image.permute(0, 2, 3, 1).flatten(1)  # (N, H/16 · W/16 · 4·depth)
+
+
+ImageEncoder = StridedImageEncoder | PlanetImageEncoder | DreamerImageEncoder
+
+
 class Encoder(nn.Module):
     """One embedding for all entries of an observation.
 
     The pictures go, stacked on their channels, through one stack of convolutions, the vectors, side by side, through
-    one stack of dense layers, and both results stand side by side in the embedding. Vectors are taken in the
-    environment's own units.
+    one stack of dense layers, and both results stand side by side in the embedding.
 
     Args:
         spaces: what is observed.
@@ -96,21 +132,23 @@ class Encoder(nn.Module):
         super().__init__()
         self._image_names = [spec.name for spec in spaces.images]
         self._vector_names = [spec.name for spec in spaces.vectors]
-        self.image: StridedImageEncoder | PlanetImageEncoder | None = None
+        self.image: ImageEncoder | None = None
         self.vector: nn.Sequential | None = None
         self.width = 0
         if spaces.images:
             size = image_size(spaces.images, settings)
             channels = sum(spec.shape[2] for spec in spaces.images)
-            planet = settings.encoder == "planet"
-            self.image = (
-                PlanetImageEncoder(channels, settings) if planet else StridedImageEncoder(size, channels, settings)
-            )
+            if settings.encoder == "planet":
+                self.image = PlanetImageEncoder(channels, settings)
+            else:
+                kind = DreamerImageEncoder if settings.encoder == "dreamer" else StridedImageEncoder
+                self.image = kind(size, channels, settings)
             self.width += self.image.width
         if spaces.vectors:
             width = sum(spec.shape[0] for spec in spaces.vectors)
-            self.vector = dense_stack(width, settings.vector_units, settings.vector_layers, settings.activation)
+            self.vector = dense_stack(width, settings.vector_units, settings.vector_layers, settings)
             self.width += settings.vector_units
+        initialise(self, settings.initialisation)
 
     def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
         """Return embeddings (N, E) of normalised observations: pictures (N, H, W, C), vectors (N, D)."""
@@ -143,10 +181,10 @@ def image_size(images: tuple[ObservationSpec, ...], settings: ModelSettings) -> 
             f"model.encoder planet takes pictures of 64×64, but the observation '{first.name}' is {_sides(first)}. "
             "Set env.image_size 64, or model.encoder strided."
         )
-    if settings.encoder == "strided" and (height % 16 or width % 16):
+    if height % 16 or width % 16:
         raise UserError(
-            f"model.encoder strided takes pictures whose sides are divisible by 16, but the observation '{first.name}' "
-            f"is {_sides(first)}. Set env.image_size to a multiple of 16, such as 64."
+            f"model.encoder {settings.encoder} takes pictures whose sides are divisible by 16, but the observation "
+            f"'{first.name}' is {_sides(first)}. Set env.image_size to a multiple of 16, such as 64."
         )
     return height, width
 

@@ -1,4 +1,7 @@
-"""What is predicted from the model's state beside the observation: the reward and whether the episode goes on."""
+"""What is predicted from the model's state beside the observation: the reward and whether the episode goes on.
+
+Shapes: F feature (D + S).
+"""
 
 from __future__ import annotations
 
@@ -6,42 +9,78 @@ import torch
 from torch import Tensor, nn
 
 from dreamfleet.common.distributions import Bernoulli, Gaussian, bounded_log_variance
-from dreamfleet.common.layers import dense_stack
-from dreamfleet.common.settings import ModelSettings
+from dreamfleet.common.layers import dense_stack, initialise
+from dreamfleet.common.model_settings import ModelSettings
+from dreamfleet.common.two_hot import BINS, TwoHot, symexp_bins
+
+REWARD_OUTPUTS = {"unit_normal": 1, "normal": 2, "two_hot": BINS}
+"""Numbers that describe a reward, by the kind of its distribution."""
 
 
-class RewardHead(nn.Module):
+class Head(nn.Module):
+    """Dense layers with norm and activation, then a linear one.
+
+    Args:
+        feature: F.
+        outputs: numbers it gives out.
+        layers: hidden ones.
+        units: width of these.
+        settings: the model's: norm, activation, initialisation.
+        output_scale: factor on the last layer's first weights, and on its first biases.
+    """
+
+    def __init__(
+        self, feature: int, outputs: int, layers: int, units: int, settings: ModelSettings, output_scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.hidden = dense_stack(feature, units, layers, settings)
+        self.output = nn.Linear(units, outputs)
+        initialise(self, settings.initialisation)
+        if output_scale != 1.0:
+            with torch.no_grad():
+                self.output.weight *= output_scale
+                self.output.bias *= output_scale
+
+    def raw(self, feature: Tensor) -> Tensor:
+        """Return the last layer's numbers (…, outputs), float32, for features (…, F)."""
+        numbers: Tensor = self.output(self.hidden(feature))
+        return numbers.float()
+
+
+class RewardHead(Head):
     """The reward received on arriving at a state.
 
     Args:
-        feature: width of the model's feature.
+        feature: F.
         settings: reward_layers, reward_units and reward_distribution: `unit_normal` (PlaNet) has deviation 1, `normal`
-            (the seed) learns its log-variance, softly kept within `LOG_VARIANCE_BOUND`.
+            (the seed) learns its log-variance, softly kept within `LOG_VARIANCE_BOUND`, `two_hot` (V3) has bins.
     """
 
-    def __init__(self, feature: int, settings: ModelSettings) -> None:
-        super().__init__()
-        self._learned_variance = settings.reward_distribution == "normal"
-        self.hidden = dense_stack(feature, settings.reward_units, settings.reward_layers, settings.activation)
-        self.output = nn.Linear(settings.reward_units, 2 if self._learned_variance else 1)
+    bins: Tensor
 
-    def forward(self, feature: Tensor) -> Gaussian:
-        """Return the reward's distribution, mean and std (…), float32, for features (…, D + S)."""
-        raw = self.output(self.hidden(feature)).float()
+    def __init__(self, feature: int, settings: ModelSettings) -> None:
+        self._kind = settings.reward_distribution
+        outputs, scale = REWARD_OUTPUTS[self._kind], settings.reward_output_scale
+        super().__init__(feature, outputs, settings.reward_layers, settings.reward_units, settings, scale)
+        self.register_buffer("bins", symexp_bins() if self._kind == "two_hot" else torch.empty(0), persistent=False)
+
+    def forward(self, feature: Tensor) -> Gaussian | TwoHot:
+        """Return the reward's distribution (…), float32, for features (…, F)."""
+        raw = self.raw(feature)
+        if self._kind == "two_hot":
+            return TwoHot(raw, self.bins)
         mean = raw[..., 0]
-        if not self._learned_variance:
+        if self._kind == "unit_normal":
             return Gaussian(mean, torch.ones_like(mean))
         return Gaussian(mean, torch.exp(0.5 * bounded_log_variance(raw[..., 1])))
 
 
-class ContinueHead(nn.Module):
-    """Whether the episode goes on after a state, which it does not where `is_terminal`; as big as the reward model."""
+class ContinueHead(Head):
+    """Whether the episode goes on after a state, which it does not where `is_terminal`."""
 
     def __init__(self, feature: int, settings: ModelSettings) -> None:
-        super().__init__()
-        self.hidden = dense_stack(feature, settings.reward_units, settings.reward_layers, settings.activation)
-        self.output = nn.Linear(settings.reward_units, 1)
+        super().__init__(feature, 1, settings.continue_layers, settings.reward_units, settings)
 
     def forward(self, feature: Tensor) -> Bernoulli:
-        """Return the distribution of 1 - is_terminal, logits (…), float32, for features (…, D + S)."""
-        return Bernoulli(self.output(self.hidden(feature)).float()[..., 0])
+        """Return the distribution of going on, logits (…), float32, for features (…, F)."""
+        return Bernoulli(self.raw(feature)[..., 0])

@@ -35,10 +35,15 @@ def normalise_image(image: Tensor, kind: ImageInput, noise: bool = False) -> Ten
     return levels + FIVE_BIT_STEP / 2
 
 
+def lowest(kind: ImageInput) -> float:
+    """Return the network's number for black, which lies 1 below that for white."""
+    return 0.0 if kind == "unit" else -0.5
+
+
 def to_display(image: Tensor, kind: ImageInput) -> Tensor:
     """Return the uint8 picture for the network's numbers: `normalise_image` backwards, out of range values cut off."""
-    offset = 0.0 if kind == "unit" else 0.5
+    unit = image.float() - lowest(kind)
     if kind == "five_bit":
         # A level's middle comes back as its own middle byte: 8 * level + 4.
-        return ((image.float() + offset) * 256.0).floor().clamp(0, 255).to(torch.uint8)
-    return ((image.float() + offset) * 255.0).round().clamp(0, 255).to(torch.uint8)
+        return (unit * 256.0).floor().clamp(0, 255).to(torch.uint8)
+    return (unit * 255.0).round().clamp(0, 255).to(torch.uint8)

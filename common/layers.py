@@ -1,4 +1,7 @@
-"""Small layers that several networks share."""
+"""Small layers that several networks share.
+
+Shapes: N any leading axes, G blocks.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,99 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU}
-"""Activations of the dense layers by the name they have in the settings."""
+from dreamfleet.common.model_settings import ModelSettings
+
+Activation = Literal["relu", "elu", "silu"]
+Norm = Literal["none", "layer", "rms"]
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
+"""Activations by the name they have in the settings."""
+
+TRUNCATION_GAIN = 1.1368
+"""What a normal distribution cut off at ±2σ is multiplied by, so that its deviation is σ (Dreamer V3)."""
 
 
-def dense_stack(width_in: int, units: int, layers: int, activation: Literal["relu", "elu"]) -> nn.Sequential:
-    """Return `layers` linear layers of `units`, each followed by the activation: (…, width_in) -> (…, units)."""
+class RMSNorm(nn.Module):
+    """Scale numbers to a mean square of 1: `x·rsqrt(mean(x²) + 1e-4)·weight` over the last axis, in float32.
+
+    Args:
+        width: of the last axis.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the scaled numbers (…, width), float32."""
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, 1e-4)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Shift and scale numbers to a mean of 0 and a variance of 1 over the last axis, in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised numbers (…, width), float32."""
+        return super().forward(x.float())
+
+
+NORMS: dict[str, type[nn.Module]] = {"none": nn.Identity, "layer": LayerNorm, "rms": RMSNorm}
+"""Norms by the name they have in the settings."""
+
+
+class NormActivation(nn.Module):
+    """What follows a linear layer: a norm over the last axis, if any, and an activation.
+
+    Args:
+        width: of the last axis.
+        norm: kind of norm.
+        activation: kind of activation.
+    """
+
+    def __init__(self, width: int, norm: Norm, activation: Activation) -> None:
+        super().__init__()
+        self.norm = NORMS[norm](width)
+        self.activation = ACTIVATIONS[activation]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what is activated, of the same shape."""
+        activated: Tensor = self.activation(self.norm(x))
+        return activated
+
+
+def after(width: int, settings: ModelSettings) -> NormActivation:
+    """Return what follows a dense layer of a model with these settings."""
+    return NormActivation(width, settings.norm, settings.activation)
+
+
+def dense_stack(width_in: int, units: int, layers: int, settings: ModelSettings) -> nn.Sequential:
+    """Return `layers` linear layers of `units`, each followed by norm and activation: (…, width_in) -> (…, units)."""
     modules: list[nn.Module] = []
     for layer in range(layers):
-        modules += [nn.Linear(units if layer else width_in, units), ACTIVATIONS[activation]()]
+        modules += [nn.Linear(units if layer else width_in, units), after(units, settings)]
     return nn.Sequential(*modules)
+
+
+class PartialLinear(nn.Linear):
+    """A linear layer that reads a part of a wider input, the rest of which is read elsewhere and added.
+
+    Args:
+        width_in: of its own part.
+        width: of the output.
+        joint: width of the whole input, for which the weights are drawn.
+        bias: whether it is the part that holds the bias.
+    """
+
+    def __init__(self, width_in: int, width: int, joint: int, bias: bool) -> None:
+        self.joint = joint  # reset_parameters, called by torch's constructor, draws for it
+        super().__init__(width_in, width, bias)
+
+    def reset_parameters(self) -> None:
+        """Draw weights and bias as torch does for a layer of the joint width."""
+        _draw_uniformly(self, self.joint)
 
 
 class JointLinear(nn.Module):
@@ -34,15 +118,36 @@ class JointLinear(nn.Module):
 
     def __init__(self, first: int, second: int, width: int) -> None:
         super().__init__()
-        self.first = nn.Linear(first, width)
-        self.second = nn.Linear(second, width, bias=False) if second else None
-        bound = 1.0 / math.sqrt(first + second)
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
+        self.first = PartialLinear(first, width, first + second, bias=True)
+        self.second = PartialLinear(second, width, first + second, bias=False) if second else None
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Return the layer's output (…, width) for both inputs."""
         return self.first(first) + self.second(second) if self.second is not None else self.first(first)
+
+
+class BlockLinear(nn.Module):
+    """A linear layer whose input and output are cut into blocks, each output block reading its own input block alone.
+
+    Args:
+        width_in: of the input.
+        width: of the output.
+        blocks: G, dividing both.
+        joint: width of the whole input where a part of it is read elsewhere; weights are drawn for all of it, not for a
+            block's share (Dreamer V3).
+    """
+
+    def __init__(self, width_in: int, width: int, blocks: int, joint: int | None = None) -> None:
+        super().__init__()
+        self.joint = joint or width_in
+        self.weight = nn.Parameter(torch.empty(blocks, width_in // blocks, width // blocks))
+        self.bias = nn.Parameter(torch.empty(blocks, 1, width // blocks))
+        _draw_uniformly(self, self.joint)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, G, width / G) for (N, width_in): the blocks side by side, one product for all of them."""
+        blocks = x.unflatten(-1, self.weight.shape[:2]).transpose(0, 1)  # (G, N, width_in / G)
+        return torch.baddbmm(self.bias, blocks, self.weight).transpose(0, 1)
 
 
 class GRUCell(nn.Module):
@@ -61,9 +166,8 @@ class GRUCell(nn.Module):
         self.input = nn.Linear(width_in, 3 * width)
         self.carried = nn.Linear(width, 3 * width)
         self._gates = (2 * width, width)
-        bound = 1.0 / math.sqrt(width)
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
+        for layer in (self.input, self.carried):
+            _draw_uniformly(layer, width)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """Return h' (B, width), float32, for x (B, width_in) and h (B, width)."""
@@ -72,3 +176,58 @@ class GRUCell(nn.Module):
         reset, update = torch.sigmoid(from_input + from_carried).chunk(2, dim=-1)
         candidate = torch.tanh(torch.addcmul(candidate_input, reset, candidate_carried))
         return torch.lerp(candidate, h, update)
+
+
+class NormGRUCell(nn.Module):
+    """Dreamer V2's gated recurrent unit: one layer norm over all gates, and a bias towards keeping what was.
+
+    `r, c, u = LayerNorm(W [x, h])`, `h' = σ(u − 1)·tanh(σ(r)·c) + (1 − σ(u − 1))·h`.
+
+    Args:
+        width_in: width of x.
+        width: width of h.
+    """
+
+    def __init__(self, width_in: int, width: int) -> None:
+        super().__init__()
+        self.gates = nn.Linear(width_in + width, 3 * width, bias=False)
+        self.norm = LayerNorm(3 * width)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        """Return h' (B, width), float32, for x (B, width_in) and h (B, width)."""
+        gates = self.norm(self.gates(torch.cat([x, h.to(x.dtype)], dim=-1)))
+        return gated(*gates.chunk(3, dim=-1), h)
+
+
+def gated(reset: Tensor, candidate: Tensor, update: Tensor, h: Tensor) -> Tensor:
+    """Return V2's and V3's h' = u·tanh(σ(reset)·candidate) + (1 − u)·h with u = σ(update − 1)."""
+    return torch.lerp(h, torch.tanh(torch.sigmoid(reset) * candidate), torch.sigmoid(update - 1.0))
+
+
+def initialise(network: nn.Module, kind: Literal["uniform", "truncated_normal"]) -> None:
+    """Draw a network's weights: `uniform` leaves them as torch drew them, else as Dreamer V3 does.
+
+    `truncated_normal`: deviation sqrt(1 / fan-in), cut off at two deviations of the normal it is drawn from; biases 0;
+    norms untouched. A partial layer's fan-in is the width of the whole input.
+    """
+    if kind == "uniform":
+        return
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | BlockLinear):
+            joint = getattr(module, "joint", None)
+            spread = TRUNCATION_GAIN / math.sqrt(joint or _fan_in(module))
+            nn.init.trunc_normal_(module.weight, std=spread, a=-2 * spread, b=2 * spread)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _fan_in(module: nn.Module) -> int:
+    weight = module.get_parameter("weight")
+    axis = 0 if isinstance(module, nn.ConvTranspose2d) else 1  # the input's channels
+    return weight.shape[axis] * math.prod(weight.shape[2:])
+
+
+def _draw_uniformly(layer: nn.Module, fan_in: int) -> None:
+    bound = 1.0 / math.sqrt(fan_in)
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter, -bound, bound)

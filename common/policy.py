@@ -9,7 +9,7 @@ import numpy as np
 
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.seeds import derive_seed
-from dreamfleet.common.settings import ActorSettings
+from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import ActionSpec, Spaces
 
 
@@ -97,9 +97,27 @@ class RandomPolicy:
         return np.where(bounded, uniform, np.clip(self._generator.normal(size=low.shape), low, high))
 
 
-def make_policy(settings: ActorSettings, spaces: Spaces, environments: int, seed: int) -> Policy:
-    """Return the policy that the settings name, for so many environments."""
-    assert settings.policy == "random", "the settings know no other policy"
-    return RandomPolicy(
-        spaces.action, environments, seed, settings.hold_min, settings.hold_max, settings.action_weights
+def make_policy(
+    settings: Settings, spaces: Spaces, environments: int, seed: int, explores: bool = True
+) -> Policy:
+    """Return the policy that the settings name, for so many environments.
+
+    Args:
+        settings: the run's.
+        spaces: what the environments show and take.
+        environments: K.
+        seed: of its random numbers.
+        explores: whether it is to try things out; else it does what it holds best.
+
+    Raises:
+        UserError: if it does not fit the spaces.
+    """
+    actors = settings.actors
+    by_chance = RandomPolicy(
+        spaces.action, environments, seed, actors.hold_min, actors.hold_max, actors.action_weights
     )
+    if settings.behaviour.kind == "random":
+        return by_chance
+    from dreamfleet.common.model_policy import ModelPolicy  # torch, which a random actor does without
+
+    return ModelPolicy(settings, spaces, environments, seed, explores, by_chance)

@@ -4,45 +4,37 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
-from pydantic_core import PydanticKnownError
+from pydantic import Field, field_validator, model_validator
+
+from dreamfleet.common.behaviour_settings import BehaviourSettings
+from dreamfleet.common.model_settings import LossSettings as LossSettings
+from dreamfleet.common.model_settings import ModelSettings as ModelSettings
+from dreamfleet.common.section import Section
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse true and false for numbers: pydantic would take them for 1 and 0."""
-        kind = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and kind in (int, float):
-            raise PydanticKnownError("int_type" if kind is int else "float_type")
-        return value
-
-
-class EnvironmentSettings(_Section):
+class EnvironmentSettings(Section):
     """The environment and its wrappers."""
 
     id: str = "CarRacing-v3"
     """A Gymnasium id, or `module:function` of your own that returns a Gymnasium environment."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Arguments for the environment, for example `{continuous: false}`; naming another env.id forgets them."""
+    """Arguments for the environment, for example `{continuous: false}`; naming another env.id forgets them, but for one
+    of the same namespace, such as `ALE/`."""
     action_repeat: int = Field(1, ge=1)
     """Simulator steps per environment step; their rewards are summed."""
     image_size: int = Field(64, ge=0)
     """Side to which pictures are resized (area interpolation); 0 keeps them as they are."""
     grey: bool = False
     """Turn pictures grey."""
+    observe: Literal["own", "rendered", "both"] = "own"
+    """What the model sees: the environment's own observations, the picture it renders instead, or both."""
     time_limit: int = Field(0, ge=0)
     """End (truncate) episodes after so many environment steps; 0 leaves it to the environment."""
     noop_max: int = Field(0, ge=0)
     """Begin each episode with 0 to so many simulator steps of the action that does nothing."""
 
 
-class ActorSettings(_Section):
+class ActorSettings(Section):
     """The processes that collect experience."""
 
     count: int | Literal["auto"] = 2
@@ -53,8 +45,6 @@ class ActorSettings(_Section):
     """Environments per actor, stepped as one batch."""
     steps_per_order: int = Field(64, ge=1, le=4096)
     """Environment steps of each environment that one order asks for."""
-    policy: Literal["random"] = "random"
-    """What chooses the actions."""
     hold_min: int = Field(1, ge=1)
     """A random action is held for at least so many environment steps."""
     hold_max: int = Field(1, ge=1)
@@ -81,7 +71,7 @@ class ActorSettings(_Section):
         return self
 
 
-class ReplaySettings(_Section):
+class ReplaySettings(Section):
     """The store of experience."""
 
     capacity_gb: float = Field(4.0, gt=0)
@@ -109,79 +99,27 @@ class ReplaySettings(_Section):
         return every
 
 
-class ModelSettings(_Section):
-    """The world model: which parts, and how big."""
-
-    encoder: Literal["strided", "planet"] = "planet"
-    """Convolutions for pictures: `strided` (3×3, the seed's; sides divisible by 16) or `planet` (4×4; 64×64 only)."""
-    depth: int = Field(32, ge=1)
-    """Channels of the first convolution; each further one doubles them."""
-    batch_norm: bool = False
-    """Batch norm after the convolutions (`strided` only)."""
-    image_input: Literal["unit", "centred", "five_bit"] = "centred"
-    """How bytes become the network's numbers: x/255, x/255 - 0.5, or PlaNet's 5 bits with noise."""
-    embedding: int = Field(1024, ge=1)
-    """Width to which the encoder's output is projected (`strided` only; `planet` gives what its convolutions give)."""
-    vector_units: int = Field(256, ge=1)
-    """Width of the encoder and decoder of vector observations."""
-    vector_layers: int = Field(2, ge=1)
-    """Layers of the encoder and decoder of vector observations."""
-    deterministic: int = Field(200, ge=1)
-    """Width of the deterministic state h."""
-    stochastic: int = Field(30, ge=1)
-    """Width of the stochastic state z."""
-    hidden: int = Field(200, ge=1)
-    """Width of the hidden layers of transition and posterior."""
-    gru_layers: int = Field(1, ge=1)
-    """GRU cells, one on top of the other."""
-    prior_sees_action: bool = False
-    """Whether the prior's hidden layer reads [h, a], as the seed's does, or h alone, as PlaNet's."""
-    std: Literal["softplus", "log_variance"] = "softplus"
-    """How a Gaussian state's deviation is made: `softplus(x) + min_std`, or `exp(x / 2)`, never under min_std."""
-    min_std: float = Field(0.1, gt=0)
-    """Smallest deviation of a Gaussian state."""
-    activation: Literal["relu", "elu"] = "relu"
-    """Activation of the dense layers."""
-    reward_layers: int = Field(2, ge=1)
-    """Hidden layers of the reward model."""
-    reward_units: int = Field(200, ge=1)
-    """Width of the reward model."""
-    reward_distribution: Literal["unit_normal", "normal"] = "unit_normal"
-    """What the reward model predicts: a Normal with deviation 1, or one with a learned variance."""
-    continue_head: bool = False
-    """Whether the end of an episode is predicted too."""
-
-
-class LossSettings(_Section):
-    """The world model's loss."""
-
-    reconstruction_scale: float = Field(1.0, ge=0)
-    """Weight of the observations' log-likelihood."""
-    reward_scale: float = Field(1.0, ge=0)
-    """Weight of the rewards' log-likelihood."""
-    continue_scale: float = Field(1.0, ge=0)
-    """Weight of the continue head's log-likelihood."""
-    kl_scale: float = Field(1.0, ge=0)
-    """Weight of KL(posterior || prior)."""
-    free_nats: float = Field(3.0, ge=0)
-    """KL below this costs nothing."""
-    free_nats_per: Literal["element", "mean"] = "element"
-    """Whether free nats are granted to each step of each sequence, or to the batch's mean."""
-
-
-class LearnerSettings(_Section):
+class LearnerSettings(Section):
     """The process that trains."""
 
     batch_size: int = Field(50, ge=1)
     """Sequences per update."""
     sequence_length: int = Field(50, ge=2)
     """Steps per sequence."""
+    optimiser: Literal["adam", "laprop"] = "adam"
+    """What makes steps of gradients: Adam, or V3's LaProp."""
     learning_rate: float = Field(1e-3, gt=0)
-    """Adam's learning rate."""
-    adam_epsilon: float = Field(1e-8, gt=0)
-    """Adam's epsilon."""
+    """The optimiser's learning rate."""
+    warm_up: int = Field(0, ge=0)
+    """Updates over which the learning rate rises linearly from 0; 0: none."""
+    epsilon: float = Field(1e-8, gt=0)
+    """The optimiser's epsilon."""
+    weight_decay: float = Field(0.0, ge=0, lt=1)
+    """Share by which every parameter shrinks at each update, whatever the learning rate."""
+    clipping: Literal["global", "adaptive"] = "global"
+    """Whether gradients are scaled down all together by their global norm, or each tensor by its own weights' norm."""
     clip: float = Field(1000.0, gt=0)
-    """Gradients are scaled down to this global norm."""
+    """Greatest global norm of the gradients; with `adaptive`, of each tensor's in units of its weights' norm."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` takes a GPU where there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -198,7 +136,7 @@ class LearnerSettings(_Section):
     """A learner that has not answered an order for so long is replaced, from the last checkpoint."""
 
 
-class TrainSettings(_Section):
+class TrainSettings(Section):
     """How long to train, and how much for each step collected."""
 
     env_steps: int = Field(1_000_000, ge=1)
@@ -211,7 +149,7 @@ class TrainSettings(_Section):
     """Directory of what `dreamfleet collect` stored: train on that alone, without environments (`--dataset DIR`)."""
 
 
-class RecordSettings(_Section):
+class RecordSettings(Section):
     """Checkpoints, logs and pictures."""
 
     log_every_s: float = Field(10.0, gt=0)
@@ -228,9 +166,15 @@ class RecordSettings(_Section):
     """Steps that a prediction sees before it goes on from the actions alone."""
     picture_steps: int = Field(50, ge=2)
     """Steps in a picture's sequence, those seen included."""
+    evaluate_every: int = Field(0, ge=0)
+    """Environment steps between two evaluations, on an actor of their own and without exploration; 0: none."""
+    evaluation_episodes: int = Field(5, ge=1)
+    """Episodes of one evaluation, always from the same seeds."""
+    evaluation_steps: int = Field(10_000, ge=1)
+    """Environment steps after which an evaluation's episode is cut."""
 
 
-class Settings(_Section):
+class Settings(Section):
     """All settings of a run."""
 
     seed: int = Field(0, ge=0)
@@ -240,6 +184,7 @@ class Settings(_Section):
     replay: ReplaySettings = ReplaySettings()
     model: ModelSettings = ModelSettings()
     loss: LossSettings = LossSettings()
+    behaviour: BehaviourSettings = BehaviourSettings()
     learner: LearnerSettings = LearnerSettings()
     train: TrainSettings = TrainSettings()
     records: RecordSettings = RecordSettings()
@@ -262,8 +207,6 @@ class Settings(_Section):
                 f"train.prefill {self.train.prefill} is more than train.env_steps {self.train.env_steps}: "
                 "training would never begin"
             )
-        if self.model.batch_norm and self.model.encoder == "planet":
-            raise ValueError("model.batch_norm true needs model.encoder strided: planet's convolutions have none")
         return self
 
     @model_validator(mode="after")
@@ -274,8 +217,10 @@ class Settings(_Section):
                 f"model.encoder planet needs pictures of 64×64, but env.image_size is {size}: "
                 "take 64, or model.encoder strided"
             )
-        if self.model.encoder == "strided" and size % 16:
-            raise ValueError(f"model.encoder strided needs sides divisible by 16, but env.image_size is {size}")
+        if self.model.encoder != "planet" and size % 16:
+            raise ValueError(
+                f"model.encoder {self.model.encoder} needs sides divisible by 16, but env.image_size is {size}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -105,6 +105,23 @@ class Spaces:
         )
 
 
+def first_difference(then: Spaces, now: Spaces) -> str | None:
+    """Return in words the first entry in which two spaces differ, with both versions of it; None if they are equal."""
+    before, after = _entries(then), _entries(now)
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            return f"its {name} was {before.get(name, 'not there')} and is now {after.get(name, 'not there')}"
+    return None
+
+
+def _entries(spaces: Spaces) -> dict[str, str]:
+    """Return by name what each entry of the spaces is, in words."""
+    action = spaces.action
+    entries = {f"observation '{spec.name}'": f"{spec.dtype} {spec.shape}" for spec in spaces.observations}
+    bounds = f" from {action.low} to {action.high} in {action.box_shape}" if action.kind == "box" else ""
+    return entries | {"action": f"{action.kind} {action.sizes}{bounds}"}
+
+
 def zero_action(spec: ActionSpec, count: int) -> np.ndarray:
     """Return `count` stored actions of zeros, shape (count, *stored_shape)."""
     return np.zeros((count, *spec.stored_shape), spec.stored_dtype)

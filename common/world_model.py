@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from torch import Tensor, nn
 
 from dreamfleet.common.decoder import Decoder
-from dreamfleet.common.distributions import Bernoulli, Gaussian
+from dreamfleet.common.distributions import Bernoulli, Gaussian, symexp, symlog
 from dreamfleet.common.dynamics import Dynamics, Rollout, State
 from dreamfleet.common.encoder import Encoder
 from dreamfleet.common.heads import ContinueHead, RewardHead
 from dreamfleet.common.images import normalise_image, to_display
-from dreamfleet.common.settings import ModelSettings
+from dreamfleet.common.model_settings import ModelSettings
 from dreamfleet.common.spaces import Spaces
+from dreamfleet.common.two_hot import TwoHot
 
 
 class WorldModel(nn.Module):
@@ -25,6 +26,9 @@ class WorldModel(nn.Module):
     States, distributions and decoded means are float32, also under autocast. Random numbers come from torch's global
     generators. In training mode `five_bit` pictures get their noise and batch norm takes the batch's statistics;
     acting and measuring call `eval()` first.
+
+    Attributes:
+        feature_width: F = D + S, of what decoder and heads read.
 
     Args:
         spaces: what is observed and done.
@@ -38,24 +42,34 @@ class WorldModel(nn.Module):
         super().__init__()
         self.spaces = spaces
         self.settings = settings
-        feature = settings.deterministic + settings.stochastic
         self.encoder = Encoder(spaces, settings)
         self.dynamics = Dynamics(spaces.action.width, self.encoder.width, settings)
-        self.decoder = Decoder(feature, spaces, settings)
+        stochastic = self.dynamics.latents.width
+        self.decoder = Decoder(settings.deterministic, stochastic, spaces, settings)
+        feature = self.feature_width = settings.deterministic + stochastic
         self.reward = RewardHead(feature, settings)
         self.continuation = ContinueHead(feature, settings) if settings.continue_head else None
 
     def normalise(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the observations in the network's units: float32, pictures as `image_input` says, vectors as they are.
+        """Return the observations in the network's units, float32: pictures as `image_input` says, vectors as they are.
 
-        This is also what the decoder is trained to give back, so the loss calls it once and uses the result for both:
-        with `five_bit` the noise that is encoded is the noise that is to be reconstructed.
+        With `vector_symlog` vectors become symlog(x). This is also what the decoder is trained to give back, so the loss
+        calls it once and uses the result for both: with `five_bit` the noise that is encoded is the noise that is to be
+        reconstructed.
         """
-        images = {spec.name for spec in self.spaces.images}
+        vector = symlog if self.settings.vector_symlog else _as_it_is
         return {
             spec.name: self._normalise_image(observations[spec.name])
-            if spec.name in images
-            else observations[spec.name].float()
+            if spec.is_image
+            else vector(observations[spec.name].float())
+            for spec in self.spaces.observations
+        }
+
+    def denormalise(self, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return decoded means in the environment's units: `normalise` backwards, pictures as uint8."""
+        vector = symexp if self.settings.vector_symlog else _as_it_is
+        return {
+            spec.name: self.to_display(means[spec.name]) if spec.is_image else vector(means[spec.name].float())
             for spec in self.spaces.observations
         }
 
@@ -81,9 +95,11 @@ class WorldModel(nn.Module):
         """Return the states inferred from (B, T, E), (B, T, A) and (B, T); see `Dynamics.observe`."""
         return self.dynamics.observe(embedding, previous_actions, is_first, state)
 
-    def observe_step(self, state: State, previous_action: Tensor, embedding: Tensor, is_first: Tensor) -> State:
+    def observe_step(
+        self, state: State, previous_action: Tensor, embedding: Tensor, is_first: Tensor, sample: bool = True
+    ) -> State:
         """Return the state after one more observation, from (B, A), (B, E) and (B,); see `Dynamics.observe_step`."""
-        return self.dynamics.observe_step(state, previous_action, embedding, is_first)
+        return self.dynamics.observe_step(state, previous_action, embedding, is_first, sample)
 
     def imagine(self, state: State, actions: Tensor, sample: bool = True) -> State:
         """Return the states (B, H, …) that actions (B, H, A) lead to from `state`; see `Dynamics.imagine`."""
@@ -99,12 +115,16 @@ class WorldModel(nn.Module):
         means = self.decoder(feature.reshape(-1, feature.shape[-1]))
         return {name: mean.unflatten(0, leading) for name, mean in means.items()}
 
-    def predict_reward(self, feature: Tensor) -> Gaussian:
+    def predict_reward(self, feature: Tensor) -> Gaussian | TwoHot:
         """Return the distribution (…) of the reward received on arriving at features (…, D + S)."""
         return self.reward(feature)
 
     def predict_continue(self, feature: Tensor) -> Bernoulli:
-        """Return the distribution (…) of 1 - is_terminal at features (…, D + S); only with `continue_head`."""
+        """Return the distribution (…) of going on at features (…, D + S); only with `continue_head`.
+
+        Its mean is the chance that the episode does not end here, or, where `loss.continue_horizon` is set, that times
+        the discount.
+        """
         assert self.continuation is not None, "predict_continue needs model.continue_head"
         return self.continuation(feature)
 
@@ -131,3 +151,7 @@ class WorldModel(nn.Module):
 
     def _normalise_image(self, image: Tensor) -> Tensor:
         return normalise_image(image, self.settings.image_input, noise=self.training)
+
+
+def _as_it_is(vector: Tensor) -> Tensor:
+    return vector

@@ -45,7 +45,7 @@ def collect(run: RunDirectory, settings: Settings, steps: int | None, inline: bo
     if any(run.checkpoints.glob("*.pt")):
         raise UserError(f"flag --out: {run.path} is a training run; name another directory for the dataset.")
     spaces = probe(run, settings, old)
-    make_policy(settings.actors, spaces, settings.actors.environments, seed=0)  # says so if it does not fit the action
+    make_policy(settings, spaces, settings.actors.environments, seed=0)  # says so if it does not fit the action
     settings = keep_all(settings, spaces, steps or settings.train.env_steps)
     run.create("--out")
     _warn_of_disk(run, settings)

@@ -34,7 +34,7 @@ def evaluate(run: RunDirectory, episodes: int, seed: int, videos: int, max_steps
     print(f"playing {episodes} episodes of {settings.env.id} with the policy '{settings.behaviour.kind}'", flush=True)
     evaluation = play_episodes(
         settings.env,
-        lambda spaces: make_policy(settings.actors, spaces, 1, seed),
+        lambda spaces: make_policy(settings, spaces, 1, seed),
         episodes,
         seed,
         record=min(videos, episodes),

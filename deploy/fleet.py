@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from dreamfleet.common.errors import RunFailedError, UserError
+from dreamfleet.common.notes import Note
 from dreamfleet.deploy.pool import Counters, Pool, WorkerFailedError, WorkerLostError
 from dreamfleet.deploy.ratio import TrainRatio
 from dreamfleet.deploy.roster import LOOK_EVERY_S, Roster
@@ -79,6 +80,8 @@ class Fleet:
         self._next_incarnation = 0
         self._weights: list[tuple[int, Any]] = []  # the newest published version, or nothing yet
         self._saved_at = 0
+        self._evaluations = 0  # of those wanted so far, those that have begun
+        self._wants_evaluation = False  # of the next checkpoint
         self._restored = not staffing.learns  # whether the learner has said what it goes on from
         self._stored_more = False  # whether the replay's counters are to be asked again
         self._recount_due = 0.0
@@ -118,6 +121,7 @@ class Fleet:
                 self._start_workers()
                 self._give_collect_orders()
                 self._give_train_orders()
+                self._give_evaluation_order()
                 self._give_last_save_order()
                 self._turn()
             self._end()
@@ -129,7 +133,8 @@ class Fleet:
     @property
     def finished(self) -> bool:
         """Whether all steps are collected, all their updates made, and what was learnt is saved."""
-        return self._has_all and self._restored and self.updates <= self._saved_at and not self._is_busy
+        learnt = self._has_all and self._restored and self.updates <= self._saved_at
+        return learnt and not self._is_busy and not self._evaluation_is_due
 
     @property
     def _has_all(self) -> bool:
@@ -181,8 +186,9 @@ class Fleet:
                 if len(slot.orders) <= depth:
                     steps = min(self.staffing.steps_per_order, left)
                     self._ordered_steps += steps
-                    slot.version = self.published_version
-                    self._give(slot, "collect", steps, steps, self._weights)
+                    weights = self._weights if self.env_steps >= self.ratio.prefill else []
+                    slot.version = weights[0][0] if weights else -1
+                    self._give(slot, "collect", steps, steps, weights)
                     del self._hungry[slot.number]  # and again to the end of the line, if it may have more
                     if len(slot.orders) < ORDERS_QUEUED:
                         self._hungry[slot.number] = slot
@@ -203,6 +209,27 @@ class Fleet:
     def _give_last_save_order(self) -> None:
         if self._has_all and self._restored and self.updates > self._saved_at and not self.learner.orders:
             self._order_save()
+
+    def _give_evaluation_order(self) -> None:
+        """Have a checkpoint written that is then evaluated."""
+        if self._evaluation_is_due:
+            self._evaluations = self._evaluations_wanted
+            self._wants_evaluation = True
+            self._order_save()
+
+    @property
+    def _evaluation_is_due(self) -> bool:
+        """Whether one is wanted and none is under way."""
+        evaluator = self.roster.evaluator
+        if not self._restored or not evaluator.is_placed or _unanswered(evaluator) or self._wants_evaluation:
+            return False
+        return self._evaluations_wanted > self._evaluations
+
+    @property
+    def _evaluations_wanted(self) -> int:
+        """Evaluations that should have begun by now: one each so many steps, and one of the last checkpoint."""
+        every = self.staffing.evaluate_every
+        return self.env_steps // every + self._has_all if every and self.updates else 0
 
     def _give(self, slot: Slot, kind: str, amount: int, *arguments: Any) -> None:
         assert slot.worker
@@ -239,7 +266,8 @@ class Fleet:
         del order
         slot.is_placed = True
         slot.node = node
-        self._hungry[slot.number] = slot
+        if slot is not self.roster.evaluator:
+            self._hungry[slot.number] = slot
 
     def _take_collect(self, slot: Slot, order: Order, report: Any) -> None:
         self._ordered_steps -= order.amount
@@ -269,17 +297,36 @@ class Fleet:
         self._weights = answer.published
         self.updates = self._saved_at = answer.updates
         self._restored = True
+        self._evaluations = self._evaluations_wanted  # those of earlier starts
         self.watcher.restored(self, answer.decisions)
 
-    def _take_save(self, slot: Slot, order: Order, facts: dict[str, Any]) -> None:
+    def _take_save(self, slot: Slot, order: Order, answer: Any) -> None:
         del slot, order
+        facts, self._weights = answer
         self._saved_at = facts["updates"]
         self.watcher.saved(self, facts)
+        if self._wants_evaluation and self.roster.evaluator.is_placed:
+            self._wants_evaluation = False
+            self._give(self.roster.evaluator, "evaluate", self.env_steps, self._weights)
+
+    def _take_evaluate(self, slot: Slot, order: Order, report: Any) -> None:
+        slot.succeeded()
+        self.watcher.evaluated(self, order.amount, report)
+        found = {"evaluation_return": sum(report.returns) / len(report.returns), "evaluation_returns": report.returns}
+        if self.learner.worker:  # else it was lost meanwhile, and the log has the return
+            self._give(self.learner, "judge", 0, report.version, found)
+
+    def _take_judge(self, slot: Slot, order: Order, is_kept: bool) -> None:
+        """The checkpoint that was evaluated knows its return now, unless newer ones have replaced it."""
 
     def _take_illustrate(self, slot: Slot, order: Order, pictures: Any) -> None:
         del slot, order
         if pictures is not None:
             self.watcher.illustrated(self, pictures)
+
+    def _take_finish(self, slot: Slot, order: Order, notes: list[Note] | None) -> None:
+        del slot, order
+        self.watcher.noted(notes or [])
 
     def _order_save(self) -> None:
         self.pool.sync_replay()
@@ -337,6 +384,13 @@ class Fleet:
         self._drain(self.actors, deadline)
         if self._stored_more:
             self._recount()
+        self._finish_learner(deadline)
+
+    def _finish_learner(self, deadline: float) -> None:
+        """Let the learner end what goes on beside its orders: the copy of its last checkpoint."""
+        if self._restored and self.learner.worker and not self.learner.orders:
+            self._give(self.learner, "finish", 0)
+            self._drain([self.learner], deadline)
 
     def _drain(self, slots: Iterable[Slot], deadline: float) -> None:
         """Wait until these workers have no orders left, but not for ever."""
@@ -357,7 +411,8 @@ class Fleet:
             self.pool.hurry(self.learner.worker)
             # The replay may be what failed: neither it nor a loss measured on it is asked for.
             self._give(self.learner, "save", 0, {"env_steps": self.env_steps, "held_out_loss": None})
-            self._drain([self.learner], self._clock() + STOP_TIMEOUT_S)
+            self._drain([self.learner], deadline := self._clock() + STOP_TIMEOUT_S)
+            self._finish_learner(deadline)
         except (RunFailedError, UserError) as error:
             log.warning("no last checkpoint could be written: %s", error)
 

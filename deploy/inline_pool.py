@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dreamfleet.actors.collector import CollectReport, build_collector
+from dreamfleet.actors.evaluator import EvaluationReport, evaluate_weights
 from dreamfleet.common.notes import Note
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
@@ -43,6 +44,21 @@ class InlineActor:
             if version > self.collector.version:
                 self.collector.adopt(version, flat)
         return self.collector.collect(steps)
+
+
+class InlineEvaluator:
+    """What an `ActorProcess` that only evaluates is on Ray."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def greet(self) -> str:
+        """Return nothing of note: it is where everything is."""
+        return ""
+
+    def evaluate(self, weights: list[tuple[int, np.ndarray]]) -> EvaluationReport:
+        """Play the evaluation's episodes with these weights."""
+        return evaluate_weights(self._settings, *weights[0])
 
 
 class InlineFuture:
@@ -96,6 +112,10 @@ class InlinePool:
     def start_actor(self, actor: int, incarnation: int) -> Worker:
         """Make an actor when its first order is carried out, so that a failing environment fails there."""
         return Worker(f"actor {actor}", (actor, incarnation))
+
+    def start_evaluator(self) -> Worker:
+        """Make the evaluator."""
+        return Worker("evaluator", InlineEvaluator(self._settings))
 
     def start_learner(self) -> Worker:
         """Make the learner."""
@@ -162,7 +182,7 @@ class InlinePool:
         self._replay.close()
 
     def _target(self, worker: Worker) -> Any:
-        if isinstance(worker.target, PublishingLearner):
+        if isinstance(worker.target, PublishingLearner | InlineEvaluator):
             return worker.target
         if worker not in self._actors:
             actor, incarnation = worker.target

@@ -61,6 +61,10 @@ class Pool(Protocol):
         """Start the actor with this number in its next life."""
         ...
 
+    def start_evaluator(self) -> Worker:
+        """Start the actor that only evaluates."""
+        ...
+
     def start_learner(self) -> Worker:
         """Start the learner."""
         ...

@@ -30,7 +30,6 @@ from dreamfleet.deploy.placement import Placement
 from dreamfleet.deploy.pool import Counters, Worker, WorkerFailedError, WorkerLostError
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.learner.process import LearnerProcess
-from dreamfleet.replay.client import RayReplay
 from dreamfleet.replay.server import start_replay_servers
 from dreamfleet.replay.sharded import ShardedReplay, shard_of
 from dreamfleet.replay.shards import plan_shards
@@ -118,6 +117,13 @@ class RayPool:
         actor_class: Any = ActorProcess
         target = actor_class.options(**options).remote(self._settings, actor, incarnation, server)
         return Worker(f"actor {actor}", target)
+
+    def start_evaluator(self) -> Worker:
+        """Start the actor that only evaluates, beside the learner; it needs no room of its own."""
+        options = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": self._placement.at_home}
+        options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}}
+        actor_class: Any = ActorProcess
+        return Worker("evaluator", actor_class.options(**options).remote(self._settings, 0, 0, self._servers[0]))
 
     def start_learner(self) -> Worker:
         """Start the learner process, beside the replay and with a GPU if that node has one."""

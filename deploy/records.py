@@ -67,6 +67,15 @@ class Records:
         for name, value in row.items():
             self._board.add_scalar(name, value, updates)
 
+    def evaluation(self, found: Mapping[str, Any]) -> None:
+        """Write an evaluation to evaluations.jsonl; in TensorBoard its axis is the number of environment steps."""
+        with self._run.evaluations_file.open("a") as file:
+            file.write(json.dumps({"time": round(time.time(), 3), **found}) + "\n")
+        if self._sink:
+            self._sink.show({"evaluation/return": found["mean"]}, found["env_steps"], found["updates"])
+        for name, key in (("return", "mean"), ("return_std", "std")):
+            self._board.add_scalar(f"evaluation/{name}", found[key], found["env_steps"])
+
     def picture(self, name: str, image: np.ndarray, updates: int) -> Path:
         """Write a picture (H, W, 3) uint8 and return its file, named by the update."""
         file = self._run.pictures / f"{name}-{updates:07d}.png"

@@ -128,9 +128,15 @@ def known_paths() -> list[str]:
 
 
 def _forget_other_environment(merged: dict[str, Any], layer: Mapping[str, Any]) -> None:
-    """Where a layer names another environment, drop the arguments meant for the one before it."""
+    """Where a layer names another environment, drop the arguments meant for the one before it.
+
+    Those for one of the same namespace stay: what is said for `ALE/Pong-v5` holds for `ALE/Breakout-v5` too.
+    """
     before, now = merged.get("env"), layer.get("env")
-    if isinstance(before, dict) and isinstance(now, Mapping) and now.get("id", before.get("id")) != before.get("id"):
+    if not isinstance(before, dict) or not isinstance(now, Mapping):
+        return
+    old, new = str(before.get("id")), str(now.get("id", before.get("id")))
+    if old != new and ("/" not in old or old.partition("/")[0] != new.partition("/")[0]):
         before.pop("kwargs", None)
 
 

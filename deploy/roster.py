@@ -12,6 +12,8 @@ from dreamfleet.deploy.staffing import Staffing
 
 ACTOR_PATIENCE_S = 60.0
 """An actor may take so long for an order even if all orders before it were quick."""
+EVALUATOR = -2
+"""The evaluator's number, which no actor has."""
 LOOK_EVERY_S = 2.0
 """Seconds between two looks at how much room there is, and at who is late."""
 WANTED_LOOKS = 5
@@ -28,7 +30,7 @@ class Roster:
     """The places of actors and learner: filled, emptied, and with `actors` None as many as there is room for.
 
     Attributes:
-        actors: the actors' slots; `learner` is the learner's.
+        actors: the actors' slots; `learner` is the learner's, `evaluator` that of the actor that only evaluates.
         restarts: how often a worker was replaced.
 
     Args:
@@ -43,6 +45,7 @@ class Roster:
         self._clock = clock
         self.actors: list[Slot] = []
         self.learner = Slot("learner", staffing.learner_timeout_s)
+        self.evaluator = Slot("evaluator", staffing.learner_timeout_s, number=EVALUATOR)
         self.restarts = 0
         self._wanted_looks = 0
         self._note_due = clock() + WAITING_NOTE_S
@@ -50,7 +53,7 @@ class Roster:
 
     def __iter__(self) -> Iterator[Slot]:
         """Return all slots, the learner's last."""
-        return iter([*self.actors, self.learner])
+        return iter([*self.actors, self.evaluator, self.learner])
 
     @property
     def placed(self) -> int:
@@ -66,13 +69,16 @@ class Roster:
         Raises:
             RunFailedError: if there is no actor or no learner that is not given up.
         """
-        now, filled = self._clock(), []
+        filled = []
         self._check_learner()
-        if self._staffing.learns and not self.learner.worker and now >= self.learner.restart_at:
+        if self._staffing.learns and not self.learner.worker and self._may_fill(self.learner):
             self.learner.worker = self._pool.start_learner()
             filled.append(self.learner)
+        if self._staffing.evaluate_every and not self.evaluator.worker and self._may_fill(self.evaluator):
+            self.evaluator.worker = self._pool.start_evaluator()
+            filled.append(self.evaluator)
         for slot in self.actors:
-            if not slot.worker and not slot.given_up and now >= slot.restart_at:
+            if not slot.worker and self._may_fill(slot):
                 slot.worker = self._pool.start_actor(slot.number, next_incarnation)
                 next_incarnation += 1
                 filled.append(slot)
@@ -137,6 +143,9 @@ class Roster:
             self._note_due = now + WAITING_NOTE_S
             log.warning("%d of %d actors have no place yet; there is room for %d", waiting, len(self.actors),
                         self._pool.room())  # fmt: skip
+
+    def _may_fill(self, slot: Slot) -> bool:
+        return not slot.given_up and self._clock() >= slot.restart_at
 
     def _check_learner(self) -> None:
         if self.learner.given_up:

@@ -25,6 +25,7 @@ class RunDirectory:
         tensorboard: event files.
         pictures: stills and videos of the model at work, and of episodes.
         metrics_file: the same scalars as TensorBoard's, a JSON object a line.
+        evaluations_file: what each evaluation found, a JSON object a line.
         log_file: what the run said.
     """
 
@@ -37,6 +38,7 @@ class RunDirectory:
         self.tensorboard = path / "tensorboard"
         self.pictures = path / "pictures"
         self.metrics_file = path / "metrics.jsonl"
+        self.evaluations_file = path / "evaluations.jsonl"
         self.log_file = path / "train.log"
 
     @staticmethod

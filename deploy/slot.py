@@ -26,7 +26,8 @@ class Order:
 
     Attributes:
         future: what its pool gave for it.
-        kind: the worker's method: "greet", "collect", "restore", "train", "save" or "illustrate".
+        kind: the worker's method: "greet", "collect", "restore", "train", "save",
+            "illustrate", "evaluate", "judge" or "finish".
         amount: environment steps or updates.
         begun: when it came to the head of its worker's queue, by the loop's clock.
     """

@@ -13,6 +13,7 @@ class Staffing:
 
     Attributes:
         actors: processes; None is as many as there is room for, and 0 trains on what is stored.
+        evaluate_every: environment steps between two evaluations; 0 has no evaluator.
         learns: whether there is a learner; without one the fleet collects only.
     """
 
@@ -25,6 +26,7 @@ class Staffing:
     actor_timeout_s: float
     learner_timeout_s: float
     learns: bool = True
+    evaluate_every: int = 0
 
     @staticmethod
     def of(settings: Settings, learns: bool = True) -> Staffing:
@@ -40,4 +42,5 @@ class Staffing:
             actor_timeout_s=settings.actors.order_timeout_s,
             learner_timeout_s=settings.learner.order_timeout_s,
             learns=learns,
+            evaluate_every=settings.records.evaluate_every if learns and not settings.train.dataset else 0,
         )

@@ -16,6 +16,7 @@ from dreamfleet.deploy.ratio import TrainRatio
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.session import Session, check_modes, probe
 from dreamfleet.deploy.watching import RunWatcher
+from dreamfleet.learner.checkpoint_url import check_checkpoint_url
 
 log = logging.getLogger("dreamfleet")
 
@@ -40,8 +41,9 @@ def train(run: RunDirectory, settings: Settings, inline: bool, address: str | No
         settings, spaces, ratio = _from_dataset(settings)
     else:
         spaces = probe(run, settings, old)  # before the directory is made: what is at fault leaves nothing behind
-        make_policy(settings.actors, spaces, settings.actors.environments, seed=0)  # says so if the action does not fit
+        make_policy(settings, spaces, settings.actors.environments, seed=0)  # says so if the action does not fit
     _check_model(settings, spaces)
+    check_checkpoint_url(settings.records.checkpoint_url)
     run.create()
     session = Session(run, old, settings, spaces, inline, address, f"dreamfleet train --run {run.path}")
     return session.play(True, ratio, lambda fleet, watcher: _sum_up(run, settings, fleet, watcher))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dreamfleet.common.notes import Note
 from dreamfleet.deploy.slot import Slot
 
 if TYPE_CHECKING:
@@ -27,6 +28,12 @@ class Watcher:
 
     def saved(self, fleet: Fleet, facts: dict[str, Any]) -> None:
         """A checkpoint was written."""
+
+    def evaluated(self, fleet: Fleet, env_steps: int, report: Any) -> None:
+        """The weights of a checkpoint were evaluated, of when so many environment steps had been collected."""
+
+    def noted(self, notes: list[Note]) -> None:
+        """The learner's process logged these."""
 
     def turned(self, fleet: Fleet) -> None:
         """The loop went round once."""

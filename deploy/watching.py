@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dreamfleet.common.notes import Note
 from dreamfleet.common.settings import Settings
 from dreamfleet.deploy.console import Console
@@ -78,8 +80,9 @@ class RunWatcher(Watcher):
             log.info("nothing is left to do; a greater train.env_steps goes on")
 
     def trained(self, fleet: Fleet, report: Any) -> None:
-        """Keep the order's metrics for the next row."""
+        """Log what the learner had to say; keep the order's metrics for the next row."""
         del fleet
+        self.noted(report.notes)
         self.first_metrics = self.first_metrics or dict(report.metrics)
         self.last_metrics = dict(report.metrics) or self.last_metrics
         seconds = sum(report.timings.values()) or 1.0
@@ -115,6 +118,33 @@ class RunWatcher(Watcher):
         log.info("checkpoint at update %d%s", facts["updates"], judged)
         if held_out is not None:
             self._records.scalars({"held_out/loss": held_out}, fleet.env_steps, fleet.updates)
+
+    def evaluated(self, fleet: Fleet, env_steps: int, report: Any) -> None:
+        """Say how well the policy does, and record it against steps and time."""
+        _log_notes(report.notes)
+        mean, std = float(np.mean(report.returns)), float(np.std(report.returns))
+        cut = f", {report.cut_short} cut short" if report.cut_short else ""
+        log.info(
+            "evaluation at %s env steps, update %d: return %.4g ± %.3g over %d episodes%s, best %.4g, worst %.4g",
+            f"{env_steps:,}", report.version, mean, std, len(report.returns), cut, max(report.returns),
+            min(report.returns),
+        )  # fmt: skip
+        self._records.evaluation(
+            {
+                "env_steps": env_steps,
+                "simulator_steps": env_steps * self._settings.env.action_repeat,
+                "updates": report.version,
+                "mean": mean,
+                "std": std,
+                "returns": report.returns,
+                "lengths": report.lengths,
+                "seconds": round(report.seconds, 1),
+            }
+        )
+
+    def noted(self, notes: list[Note]) -> None:
+        """Log what the learner had to say."""
+        _log_notes(notes)
 
     def turned(self, fleet: Fleet) -> None:
         """Show the status and write a row when they are due."""

@@ -12,6 +12,7 @@ from dreamfleet.common.errors import UserError
 from dreamfleet.learner.checkpoint_facts import (
     DamagedCheckpointError,
     file_name,
+    merit_of,
     number_of,
     parse_facts,
     worth_keeping,
@@ -108,11 +109,13 @@ class CheckpointCopies:
         folder = self._store.directory
         try:
             with (folder / vouching).open("rb") as facts_file, (folder / tensors).open("rb") as tensors_file:
-                if self._facts.pop(number, None) or vouching in self._there.names():
-                    self._there.remove(vouching)  # it vouches for a file that is about to be another one
-                size = self._there.write(tensors, tensors_file)
-                if size not in (None, facts["bytes"]):
-                    raise OSError(f"{tensors} arrived with {size} of its {facts['bytes']} bytes")
+                there = self._facts.pop(number, None)
+                if there is None or there["sha256"] != facts["sha256"]:  # else only the facts are others
+                    if vouching in self._there.names():
+                        self._there.remove(vouching)  # it vouches for a file that is about to be another one
+                    size = self._there.write(tensors, tensors_file)
+                    if size not in (None, facts["bytes"]):
+                        raise OSError(f"{tensors} arrived with {size} of its {facts['bytes']} bytes")
                 self._there.write(vouching, facts_file)
         except FileNotFoundError:
             if (folder / vouching).exists():
@@ -131,8 +134,8 @@ class CheckpointCopies:
                     self._facts.pop(number, None)
 
     def _keep(self, here: dict[int, dict[str, Any]], saved: int) -> set[int]:
-        losses = {number: facts.get("held_out_loss") for number, facts in (self._facts | here).items()}
-        return worth_keeping(losses, saved, self._store.kept)
+        merits = {number: merit_of(facts) for number, facts in (self._facts | here).items()}
+        return worth_keeping(merits, saved, self._store.kept)
 
     def _read_facts(self) -> None:
         """Read the facts of the copies that are not known yet, and forget those that are gone."""

@@ -13,6 +13,8 @@ from dreamfleet.common.errors import UserError
 
 FORMAT = 1
 """Version of the layout of state and facts."""
+Merit = tuple[int, float]
+"""What checkpoints are compared by: see `merit_of`."""
 _NAME = re.compile(r"checkpoint-(\d{9,})\.(pt|json)")
 
 
@@ -56,22 +58,34 @@ def parse_facts(data: bytes, origin: object) -> dict[str, Any]:
     return facts
 
 
-def best_of(losses: Mapping[int, float | None]) -> int | None:
-    """Return the number with the lowest held-out loss, the earlier of two alike, or None if none has one."""
-    measured = {number: loss for number, loss in losses.items() if loss is not None}
+def merit_of(facts: Mapping[str, Any]) -> Merit | None:
+    """Return how good a checkpoint is, the smaller the better, or None if nobody has measured it.
+
+    Those whose policy was evaluated come first, by their return; then the others, by their held-out loss.
+    """
+    if facts.get("evaluation_return") is not None:
+        return 0, -float(facts["evaluation_return"])
+    if facts.get("held_out_loss") is not None:
+        return 1, float(facts["held_out_loss"])
+    return None
+
+
+def best_of(merits: Mapping[int, Merit | None]) -> int | None:
+    """Return the number of the best checkpoint, the earlier of two alike, or None if none was measured."""
+    measured = {number: merit for number, merit in merits.items() if merit is not None}
     return min(measured, key=lambda number: (measured[number], number)) if measured else None
 
 
-def worth_keeping(losses: Mapping[int, float | None], saved: int, kept: int) -> set[int]:
+def worth_keeping(merits: Mapping[int, Merit | None], saved: int, kept: int) -> set[int]:
     """Return which checkpoints to keep: the newest up to the one just saved, and the best.
 
     Args:
-        losses: the held-out loss of each by its number, None where it has none.
+        merits: of each by its number, None where it has none.
         saved: the one just saved; later ones are damaged, or of another life.
         kept: how many of the newest.
     """
-    newest = sorted(number for number in losses if number <= saved)[-kept:]
-    best = best_of(losses)
+    newest = sorted(number for number in merits if number <= saved)[-kept:]
+    best = best_of(merits)
     return {*newest} if best is None else {*newest, best}
 
 

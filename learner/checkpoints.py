@@ -26,8 +26,10 @@ from dreamfleet.common.errors import UserError
 from dreamfleet.learner.checkpoint_facts import (
     FORMAT,
     DamagedCheckpointError,
+    Merit,
     best_of,
     file_name,
+    merit_of,
     number_of,
     parse_facts,
     plain,
@@ -44,7 +46,7 @@ class CheckpointStore:
 
     Args:
         directory: where they are; made when the first one is saved.
-        kept: how many of the newest to keep, beside the one with the lowest held-out loss.
+        kept: how many of the newest to keep, beside the best.
     """
 
     def __init__(self, directory: Path, kept: int) -> None:
@@ -66,7 +68,7 @@ class CheckpointStore:
         Args:
             number: its number of updates; a checkpoint of the same number is replaced.
             state: tensors, numbers, strings, and lists and dicts of these.
-            facts: plain JSON data; `held_out_loss` (lower is better) decides which is the best.
+            facts: plain JSON data; `merit_of` says which are read to find the best.
 
         Returns:
             The facts as they were written.
@@ -171,8 +173,25 @@ class CheckpointStore:
         return None
 
     def best(self) -> int | None:
-        """Return the number of the checkpoint with the lowest held-out loss, or None if none has one."""
-        return best_of(self._losses())
+        """Return the number of the best checkpoint, or None if none was measured; see `merit_of`."""
+        return best_of(self._merits())
+
+    def judge(self, number: int, found: Mapping[str, Any]) -> bool:
+        """Add what was found of a checkpoint to its facts, such as `evaluation_return`; False if it is gone.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
+        path = self._path(number, "json")
+        try:
+            text = json.dumps(self.facts(number) | plain(found), indent=1, allow_nan=False).encode()
+            _write_synced(_temporary(path), lambda file: file.write(text))
+            _rename_synced(_temporary(path), path)
+        except DamagedCheckpointError:
+            return False
+        except OSError as error:
+            raise UserError(f"the facts {path} could not be written: {error.strerror or error}") from error
+        return True
 
     def facts(self, number: int) -> dict[str, Any]:
         """Return the facts of one checkpoint, whose tensors are not looked at.
@@ -195,17 +214,17 @@ class CheckpointStore:
         for path in self.directory.glob("checkpoint-*.tmp"):
             path.unlink()
 
-    def _losses(self) -> dict[int, float | None]:
-        losses: dict[int, float | None] = {}
+    def _merits(self) -> dict[int, Merit | None]:
+        merits: dict[int, Merit | None] = {}
         for number in self.numbers():
-            losses[number] = None
+            merits[number] = None
             with suppress(DamagedCheckpointError):  # load_newest is where damage is told of
-                losses[number] = self.facts(number).get("held_out_loss")
-        return losses
+                merits[number] = merit_of(self.facts(number))
+        return merits
 
     def _prune(self, saved: int) -> None:
         """Drop what is neither among the newest up to the one just saved nor the best; later ones are damaged."""
-        keep = worth_keeping(self._losses(), saved, self.kept)
+        keep = worth_keeping(self._merits(), saved, self.kept)
         for ending in ("json", "pt"):  # in this order: without its facts it is no checkpoint
             for number in self._numbers(ending):
                 if number < saved and number not in keep:

@@ -210,11 +210,8 @@ def in_units(values: np.ndarray, spec: ObservationSpec) -> np.ndarray:
 
 
 def _shown(model: WorldModel, means: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """Return decoded means as they can be shown: pictures in bytes."""
-    images = {spec.name for spec in model.spaces.images}
-    return {
-        name: (model.to_display(mean) if name in images else mean.float()).cpu().numpy() for name, mean in means.items()
-    }
+    """Return decoded means in the environment's units, as they can be shown: pictures in bytes."""
+    return {name: value.cpu().numpy() for name, value in model.denormalise(means).items()}
 
 
 @contextmanager

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dreamfleet.common.agent import Agent
 from dreamfleet.common.notes import Note
 from dreamfleet.common.seeds import derive_seed
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
 from dreamfleet.common.steps import StepFormat
-from dreamfleet.common.world_model import WorldModel
+from dreamfleet.common.weights import flatten
+from dreamfleet.learner.actor_critic import ActorCritic
 from dreamfleet.learner.bad_batch import not_finite_loss
 from dreamfleet.learner.checkpoint_copies import CheckpointCopies
 from dreamfleet.learner.checkpoints import CheckpointStore
@@ -27,8 +29,9 @@ from dreamfleet.learner.illustration import draw_pictures, longest_episode
 from dreamfleet.learner.losses import world_model_loss
 from dreamfleet.learner.pictures import Pictures
 from dreamfleet.learner.prefetcher import BatchSource, DirectSource, Prefetcher
-from dreamfleet.learner.publisher import flatten
-from dreamfleet.learner.restoring import check_spaces, load_parameters
+from dreamfleet.learner.optimiser import load_moments
+from dreamfleet.learner.restoring import check_spaces, load_behaviour, load_parameters
+from dreamfleet.learner.staleness import staleness
 from dreamfleet.learner.updater import Stopwatch, Updater
 from dreamfleet.replay.errors import NotEnoughExperienceError
 from dreamfleet.replay.packed import PackedBatch, unpack
@@ -57,8 +60,7 @@ class TrainReport:
 
     Attributes:
         updates: made so far, in all lives of the run.
-        metrics: means over the order's updates; `staleness/mean` and `staleness/max` count the updates between the
-            weights that chose an action and the update that replayed it.
+        metrics: means over the order's updates; and how old the replayed actions were, see `learner/staleness.py`.
         timings: seconds of the order by what they went into: wait, transfer, forward_backward, optimiser, publish.
         notes: what the learner's process logged since the last order.
     """
@@ -70,14 +72,15 @@ class TrainReport:
 
 
 class Learner:
-    """Trains a world model.
+    """Trains a world model and, where the settings name an actor–critic, an actor in what the model imagines.
 
     Nothing random is stored: the batch and the noise of an update follow from the run's seed and the update's number,
     so that a run that was interrupted goes on as if it had not been.
 
     Attributes:
         updates: made so far, in all lives of the run.
-        model: the world model, on its device.
+        agent: the world model and what chooses actions, on their device.
+        model: the agent's world model.
         decisions: one sentence for each automatic choice.
 
     Args:
@@ -112,9 +115,13 @@ class Learner:
         self.decisions = list(self._hardware.decisions)
         self._device = self._hardware.device
         torch.manual_seed(derive_seed(settings.seed, "model"))
-        self.model = WorldModel(spaces, settings.model).to(self._device)
+        self.agent = Agent(spaces, settings).to(self._device)
+        self.model = self.agent.world_model
         self.decisions.append(f"model: {self.model.parameter_count():,} parameters")
-        self._updater = Updater(self.model, settings.loss, settings.learner, self._hardware)
+        learns = settings.behaviour.kind == "actor_critic"
+        self._actor_critic = ActorCritic(self.agent, settings).to(self._device) if learns else None
+        self.decisions += [self._actor_critic.decision] if self._actor_critic else []
+        self._updater = Updater(self.agent, self._actor_critic, settings, self._hardware)
         self._checkpoints = CheckpointStore(self._run_directory / "checkpoints", settings.records.checkpoints_kept)
         self._checkpoints.remove_unfinished()
         url = settings.records.checkpoint_url
@@ -134,21 +141,20 @@ class Learner:
         """
         stopwatch = Stopwatch()
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self._device))
-        staleness: list[np.ndarray] = []
+        batches: list[tuple[int, np.ndarray]] = []
         for _ in range(updates):
             if self._hurried.is_set():
                 break
             batch, metrics = self._make_next_update(stopwatch)
-            staleness.append(self.updates - batch["version"].numpy())
+            batches.append((self.updates, batch["version"].numpy()))
             self.updates += 1
             for name, value in metrics.items():
                 sums[name] += value
         means = {}
-        if staleness:
+        if batches:
             values = torch.stack(list(sums.values())).tolist()  # all in one transfer
-            means = {name: value / len(staleness) for name, value in zip(sums, values, strict=True)}
-            means["staleness/mean"] = float(np.mean(staleness))
-            means["staleness/max"] = float(np.max(staleness))
+            means = {name: value / len(batches) for name, value in zip(sums, values, strict=True)}
+            means |= staleness(*zip(*batches, strict=True))
         return TrainReport(self.updates, means, dict(stopwatch.seconds))
 
     def hurry(self) -> None:
@@ -164,7 +170,7 @@ class Learner:
         with stopwatch("transfer"):
             on_device = self._to_device(batch)
         self._seed("update", number)
-        update = self._updater.update(on_device, stopwatch)
+        update = self._updater.update(number, on_device, stopwatch)
         if update.not_finite:
             self.close()  # the batch was taken, its update not made: the source is to begin with it again
             arrays = {name: tensor.numpy() for name, tensor in batch.items()}
@@ -199,7 +205,7 @@ class Learner:
 
     def weights(self) -> tuple[int, np.ndarray]:
         """Return what acting needs as (version, flat float32 (N,)); the version is the number of updates."""
-        return self.updates, flatten(self.model.acting_parameters())
+        return self.updates, flatten(self.agent.acting_parameters())
 
     def save(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Write a checkpoint and return its facts.
@@ -216,6 +222,8 @@ class Learner:
             "optimiser": self._updater.optimiser.state_dict(),
             "updates": self.updates,
         }
+        if self._actor_critic is not None:
+            state["behaviour"] = self._actor_critic.state_dict()
         known = {"spaces": self._spaces.to_json(), "parameters": self.model.parameter_count(), **facts}
         if "held_out_loss" not in known:
             known["held_out_loss"] = self.held_out_loss()
@@ -223,6 +231,14 @@ class Learner:
         if self._copies:
             self._copies.copy(self.updates)
         return written
+
+    def judge(self, updates: int, found: Mapping[str, Any]) -> bool:
+        """Add what an evaluation found to the facts of a checkpoint; False if it is gone.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
+        return self._checkpoints.judge(updates, found)
 
     def restore(self) -> dict[str, Any] | None:
         """Go on from the newest checkpoint that is whole; return its facts, or None if there is none.
@@ -243,7 +259,8 @@ class Learner:
         origin = f"The checkpoint of update {facts['updates']} in {self._checkpoints.directory}"
         check_spaces(facts, self._spaces, origin)
         load_parameters(self.model, state["model"], origin)
-        self._updater.load_optimiser(state["optimiser"])
+        load_behaviour(self._actor_critic, state.get("behaviour"), self._settings.behaviour.kind, origin)
+        load_moments(self._updater.optimiser, state["optimiser"], origin)
         self.close()
         self.updates = int(state["updates"])
         self.decisions.append(f"start: from the checkpoint of update {self.updates}")

@@ -41,7 +41,7 @@ class LearnerProcess:
         busy_cores: int = 0,
     ) -> None:
         self._notes = NoteTaker.install()
-        shards = ShardedReplay([RayReplay(server) for server in replay], settings.seed)
+        shards = ShardedReplay([RayReplay(server) for server in replay], settings.seed, "learner: replay")
         self._life = (settings, Spaces.from_json(spaces), shards, Path(run_directory), True, busy_cores)
         self._built: PublishingLearner | None = None
 
@@ -63,9 +63,13 @@ class LearnerProcess:
         report, published = self._learner.train(updates)
         return dataclasses.replace(report, notes=self._notes.take()), published
 
-    def save(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """Write a checkpoint and return its facts."""
+    def save(self, facts: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[int, Any]]]:
+        """Write a checkpoint; return its facts and its weights."""
         return self._learner.save(facts)
+
+    def judge(self, updates: int, found: dict[str, Any]) -> bool:
+        """Add what an evaluation found to a checkpoint's facts; False if it is gone."""
+        return self._learner.judge(updates, found)
 
     def finish(self) -> list[Note]:
         """Wait for the copy of the last checkpoint, and return what this process logged since its last train order."""

@@ -63,9 +63,13 @@ class PublishingLearner:
         self._published = [(version, self._put(flat))]
         return self._published
 
-    def save(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """Write a checkpoint and return its facts."""
-        return self._learner.save(facts)
+    def save(self, facts: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[int, Any]]]:
+        """Write a checkpoint; return its facts, and its weights, for whoever is to evaluate it."""
+        return self._learner.save(facts), self.publish()
+
+    def judge(self, updates: int, found: dict[str, Any]) -> bool:
+        """Add what an evaluation found to a checkpoint's facts; False if it is gone."""
+        return self._learner.judge(updates, found)
 
     def finish(self) -> None:
         """See `Learner.finish`."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dreamfleet.common.errors import UserError
-from dreamfleet.common.settings import ModelSettings
-from dreamfleet.common.spaces import Spaces
+from dreamfleet.common.model_settings import ModelSettings
+from dreamfleet.common.spaces import Spaces, first_difference
 from dreamfleet.common.world_model import WorldModel
 from dreamfleet.learner.checkpoints import CheckpointStore
 
@@ -55,9 +55,36 @@ def load_parameters(model: torch.nn.Module, state: Mapping[str, torch.Tensor], o
                 f"{origin} is of another model: parameter '{name}' has shape {tuple(state[name].shape)} there and "
                 f"{tuple(tensor.shape)} by these settings; give the settings that it was trained with."
             )
-    _refuse(wanted.keys() - state.keys(), f"{origin} has no parameter", "which the model of these settings needs")
-    _refuse(state.keys() - wanted.keys(), f"{origin} has a parameter", "which the model of these settings lacks")
+    if wanted.keys() != state.keys():
+        raise UserError(
+            f"{origin} is of another kind of model: {_without_counterpart(state, wanted)} there, and "
+            f"{_without_counterpart(wanted, state)} by these settings; give the settings that it was trained with."
+        )
     model.load_state_dict(dict(state))
+
+
+def load_behaviour(
+    actor_critic: torch.nn.Module | None, state: Mapping[str, torch.Tensor] | None, kind: str, origin: str
+) -> None:
+    """Put a saved actor and critic into those of the settings.
+
+    Args:
+        actor_critic: what they are for, or None where the settings have none.
+        state: its parameters by name, or None where none was saved.
+        kind: `behaviour.kind` of the settings.
+        origin: where they come from, for the message.
+
+    Raises:
+        UserError: if there is one without the other, or a parameter is missing, unknown or of another shape.
+    """
+    if actor_critic is None and state is None:
+        return
+    if actor_critic is None or state is None:
+        has = "an actor" if state is not None else "no actor"
+        raise UserError(
+            f"{origin} has {has}, and behaviour.kind is {kind}: give the settings that it was trained with."
+        )
+    load_parameters(actor_critic, state, origin)
 
 
 def check_spaces(facts: Mapping[str, Any], spaces: Spaces, origin: str) -> None:
@@ -66,25 +93,14 @@ def check_spaces(facts: Mapping[str, Any], spaces: Spaces, origin: str) -> None:
     Raises:
         UserError: naming the first entry that differs, with both versions of it.
     """
-    then, now = _entries(Spaces.from_json(facts["spaces"])), _entries(spaces)
-    for name in sorted(then.keys() | now.keys()):
-        if then.get(name) != now.get(name):
-            raise UserError(
-                f"{origin} is of another environment: its {name} was {then.get(name, 'not there')} and is now "
-                f"{now.get(name, 'not there')}; give the env settings that it was trained with."
-            )
+    difference = first_difference(Spaces.from_json(facts["spaces"]), spaces)
+    if difference:
+        raise UserError(
+            f"{origin} is of another environment: {difference}; give the env settings that it was trained with."
+        )
 
 
-def _entries(spaces: Spaces) -> dict[str, str]:
-    """Return by name what each entry of the spaces is, in words."""
-    action = spaces.action
-    entries = {f"observation '{spec.name}'": f"{spec.dtype} {spec.shape}" for spec in spaces.observations}
-    bounds = f" from {action.low} to {action.high}" if action.kind == "box" else ""
-    return entries | {"action": f"{action.kind} {action.sizes}{bounds}"}
-
-
-def _refuse(names: Iterable[str], before: str, after: str) -> None:
-    """Raise for the first of the names, if any."""
-    first = min(names, default=None)
-    if first is not None:
-        raise UserError(f"{before} '{first}', {after}; give the settings that it was trained with.")
+def _without_counterpart(these: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> str:
+    """Return in words the first of these parameters that the others lack, with its shape."""
+    name = min(these.keys() - others.keys(), default=None)
+    return f"it has parameter '{name}' of shape {tuple(these[name].shape)}" if name else "no further parameter"

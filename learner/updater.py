@@ -6,15 +6,20 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dreamfleet.common.settings import LearnerSettings, LossSettings
-from dreamfleet.common.world_model import WorldModel
+from dreamfleet.common.agent import Agent
+from dreamfleet.common.dynamics import State
+from dreamfleet.common.settings import Settings
+from dreamfleet.learner.actor_critic import ActorCritic, BehaviourLosses
+from dreamfleet.learner.adaptive_clipping import clip_adaptively
 from dreamfleet.learner.hardware import Hardware
+from dreamfleet.learner.imagination import imagine
 from dreamfleet.learner.losses import world_model_loss
+from dreamfleet.learner.optimiser import ParameterGroup, make_optimiser
 
 
 class Stopwatch:
@@ -41,50 +46,112 @@ class Update(NamedTuple):
 
 
 class Updater:
-    """Adam on the world model's loss, with the gradient's global norm clipped.
+    """The optimiser on the losses of the world model and, where an actor learns, of actor and critic; clipped.
 
     Attributes:
-        optimiser: Adam.
+        optimiser: Adam or LaProp, with groups of parameters for model, actor and critic.
 
     Args:
-        model: on its device.
-        loss: weights and free nats.
-        settings: learning rate, epsilon, clip.
-        hardware: where the model is, and in which arithmetic.
+        agent: on its device.
+        actor_critic: how its actor learns, or None where nothing but the world model does.
+        settings: the run's: `loss`, `learner`, `behaviour`.
+        hardware: where the agent is, and in which arithmetic.
     """
 
-    def __init__(self, model: WorldModel, loss: LossSettings, settings: LearnerSettings, hardware: Hardware) -> None:
-        self._model = model
-        self._loss = loss
-        self._clip = settings.clip
+    def __init__(self, agent: Agent, actor_critic: ActorCritic | None, settings: Settings, hardware: Hardware) -> None:
+        self._agent = agent
+        self._model = agent.world_model
+        self._actor_critic = actor_critic
+        self._settings = settings
         self._hardware = hardware
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimiser = torch.optim.Adam(
-            self._parameters, lr=settings.learning_rate, eps=settings.adam_epsilon, fused=True
-        )
+        learner, behaviour = settings.learner, settings.behaviour
+        self._groups = [ParameterGroup("gradient/norm", self._model, learner.learning_rate, learner.clip)]
+        if actor_critic is not None:
+            self._groups += [
+                ParameterGroup(f"gradient/{name}_norm", network, rate, behaviour.actor_clip)
+                for name, network, rate in (
+                    ("actor", actor_critic.actor, behaviour.actor_learning_rate),
+                    ("critic", actor_critic.critic, behaviour.critic_learning_rate),
+                )
+            ]
+        self._parameters = [parameter for group in self._groups for parameter in group.parameters]
+        self.optimiser = make_optimiser(self._groups, learner)
 
-    def update(self, batch: Mapping[str, Tensor], stopwatch: Stopwatch) -> Update:
-        """Make one update from a batch on the device; one number comes back from it, to see that all is finite."""
-        buffers = [buffer.clone() for buffer in self._model.buffers()]
+    def update(self, number: int, batch: Mapping[str, Tensor], stopwatch: Stopwatch) -> Update:
+        """Make one update from a batch on the device; one number comes back from it, to see that all is finite.
+
+        Args:
+            number: of the update; the first is 1.
+            batch: the fields of the step format, (B, T, …).
+            stopwatch: gets the seconds.
+        """
+        kept = self._buffers()
+        before = [buffer.clone() for buffer in kept]
         with stopwatch("forward_backward"):
             self._model.train()
             self.optimiser.zero_grad(set_to_none=True)
-            with self._hardware.autocast():
-                result = world_model_loss(self._model, batch, self._loss)
-            result.total.backward()
-            norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip, foreach=True)
-            finite = bool(torch.isfinite(torch.stack([result.total.detach(), norm])).all())
-        metrics = {**result.metrics, "gradient/norm": norm.detach()}
+            metrics, total = self._go_backward(batch)
+            found = self._clip()
+            norms = [value for name, value in found.items() if name.endswith("norm")]
+            finite = bool(torch.isfinite(torch.stack([total, *norms])).all())
+        metrics |= found
         if not finite:
-            for buffer, before in zip(self._model.buffers(), buffers, strict=True):
-                buffer.copy_(before)
+            for buffer, value in zip(kept, before, strict=True):
+                buffer.copy_(value)
             return Update(metrics, [name for name, value in metrics.items() if not torch.isfinite(value)])
         with stopwatch("optimiser"):
-            self.optimiser.step()
+            self._step(number)
         return Update(metrics, [])
 
-    def load_optimiser(self, state: dict[str, Any]) -> None:
-        """Take over Adam's moments; learning rate and epsilon stay those of the settings."""
-        groups = zip(state["param_groups"], self.optimiser.param_groups, strict=True)
-        kept = [saved | {name: value for name, value in now.items() if name != "params"} for saved, now in groups]
-        self.optimiser.load_state_dict({"state": state["state"], "param_groups": kept})
+    def _go_backward(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """Compute all gradients; return the metrics and the sum of all losses, detached."""
+        with self._hardware.autocast():
+            world = world_model_loss(self._model, batch, self._settings.loss)
+        if self._actor_critic is None:
+            world.total.backward()
+            return dict(world.metrics), world.total.detach()
+        losses = self._behaviour_losses(self._actor_critic, world.rollout.states, batch)
+        others = world.total + losses.value + losses.replay_value
+        if self._actor_critic.through_model:
+            others.backward()
+            # Through the model this loss would reach everything; it is the actor's alone.
+            losses.policy.backward(inputs=list(self._actor_critic.actor.parameters()))
+        else:
+            (others + losses.policy).backward()
+        return {**world.metrics, **losses.metrics}, (others + losses.policy).detach()
+
+    def _behaviour_losses(
+        self, actor_critic: ActorCritic, states: State, batch: Mapping[str, Tensor]
+    ) -> BehaviourLosses:
+        horizon = self._settings.behaviour.horizon
+        with self._hardware.autocast():
+            imagined = imagine(self._agent, states, horizon, actor_critic.through_model)
+        with self._hardware.autocast():  # another one: see `imagine`
+            return actor_critic.losses(self._agent, imagined, states, batch)
+
+    def _clip(self) -> dict[str, Tensor]:
+        """Clip the gradients in place, and return what was found by the names of metrics."""
+        if self._settings.learner.clipping == "adaptive":
+            found = clip_adaptively(self._parameters, self._settings.learner.clip)
+            return {"gradient/norm": found.norm, "gradient/clipped_tensors": found.share}
+        return {
+            group.metric: torch.nn.utils.clip_grad_norm_(group.parameters, group.clip, foreach=True).detach()
+            for group in self._groups
+        }
+
+    def _step(self, number: int) -> None:
+        """Change the parameters."""
+        learner = self._settings.learner
+        if learner.weight_decay:
+            torch._foreach_mul_([parameter.data for parameter in self._parameters], 1.0 - learner.weight_decay)
+        if learner.warm_up and learner.optimiser == "adam":  # LaProp has a warm-up of its own
+            for group, own in zip(self._groups, self.optimiser.param_groups, strict=True):
+                own["lr"] = group.learning_rate * min(1.0, number / learner.warm_up)
+        self.optimiser.step()
+        if self._actor_critic is not None:
+            self._actor_critic.after_update(number)
+
+    def _buffers(self) -> list[Tensor]:
+        """Return what a forward pass changes without a gradient."""
+        normaliser = self._actor_critic.normaliser if self._actor_critic is not None else None
+        return [*self._model.buffers(), *(normaliser.buffers() if normaliser is not None else ())]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from dreamfleet.common.actions import encode_actions, previous_actions
+from dreamfleet.common.actions import decode_actions, encode_actions, previous_actions
 from dreamfleet.common.spaces import ActionSpec
 
 
@@ -24,10 +26,27 @@ def test_multi_discrete_parts_stand_side_by_side() -> None:
     assert encoded.tolist() == [[[0, 1, 0, 0, 1]], [[1, 0, 0, 1, 0]]]
 
 
-def test_a_box_stays_as_it_is() -> None:
-    """Reals are not rescaled."""
-    stored = torch.tensor([[[-7.5, 0.25]]])
-    assert torch.equal(encode_actions(ActionSpec("box", (2,), (-10, -1), (10, 1), (2,)), stored), stored)
+BOX = ActionSpec("box", (3,), (-10.0, 0.0, -math.inf), (10.0, 1.0, math.inf), (3,))
+
+
+def test_a_box_is_brought_to_one_scale() -> None:
+    """Bounded dimensions are brought to [-1, 1]; one without bounds stays as it is."""
+    stored = torch.tensor([[[-7.5, 0.25, 3.0]], [[10.0, 0.0, -40.0]]])
+    assert encode_actions(BOX, stored).tolist() == [[[-0.75, -0.5, 3.0]], [[1.0, -1.0, -40.0]]]
+
+
+def test_what_is_encoded_is_decoded() -> None:
+    """Decoding brings every kind of action back; a box beyond its bounds is clipped to them."""
+    stored = torch.tensor([[-7.5, 0.25, 3.0]])
+    assert torch.allclose(decode_actions(BOX, encode_actions(BOX, stored)), stored)
+    assert decode_actions(BOX, torch.tensor([[-1.5, 2.0, 7.0]])).tolist() == [[-10.0, 1.0, 7.0]]
+    for spec, choice in (
+        (ActionSpec("discrete", (3,)), torch.tensor([2, 0], dtype=torch.int32)),
+        (ActionSpec("multi_discrete", (2, 3)), torch.tensor([[1, 2], [0, 1]], dtype=torch.int32)),
+    ):
+        decoded = decode_actions(spec, encode_actions(spec, choice))
+        assert torch.equal(decoded, choice)
+        assert decoded.dtype == torch.int32
 
 
 def test_a_choice_that_does_not_exist_is_refused() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +19,8 @@ from moving_square import square_format, square_replay
 from small_runs import small_settings
 
 from dreamfleet.common.errors import UserError
+from dreamfleet.deploy.run_directory import RunDirectory
+from dreamfleet.deploy.train import train
 from dreamfleet.learner.checkpoint_copies import CheckpointCopies
 from dreamfleet.learner.checkpoint_url import check_checkpoint_url
 from dreamfleet.learner.checkpoints import CheckpointStore
@@ -129,6 +134,22 @@ def test_what_was_saved_without_copying_is_copied_later(url: str, tmp_path: Path
         store.save(number, {"updates": number}, {})
     save(store, copies, 3)
     assert len(names(url)) == 6
+
+
+def test_facts_that_change_are_copied_alone(faulty: type[FaultyFileSystem], tmp_path: Path) -> None:
+    """What is found out about a checkpoint later reaches the URL without its tensors travelling again."""
+    store, copies = both(tmp_path / "here", "faulty://box")
+    save(store, copies, 1, 2)
+    written: list[str] = []
+    faulty.before_write = staticmethod(written.append)
+    path = store.directory / "checkpoint-000000002.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"held_out_loss": 0.5}))
+    copies.copy(2)
+    assert copies.finish(WAIT_S)
+    assert [Path(name).name for name in written] == ["checkpoint-000000002.json"]
+    new, again = both(tmp_path / "new", "faulty://box")
+    again.fetch()
+    assert new.facts(2)["held_out_loss"] == 0.5
 
 
 def test_another_checkpoint_of_the_same_number_replaces_the_copy(url: str, tmp_path: Path) -> None:
@@ -336,3 +357,40 @@ def test_a_learner_goes_on_from_the_url_when_its_directory_is_lost(tmp_path: Pat
     assert again.restore() == saved
     assert not any("fetched" in decision for decision in again.decisions)
     replay.close()
+
+
+def test_a_run_waits_for_its_last_copy_and_another_goes_on_from_it(
+    faulty: type[FaultyFileSystem], tmp_path: Path
+) -> None:
+    """However slow the copying, a finished run is at the URL; without its directory a longer one goes on from there."""
+    faulty.before_write = staticmethod(lambda path: time.sleep(0.3))
+    assert inline_run(tmp_path / "run", env_steps=203) == 0
+    last = CheckpointStore(tmp_path / "run" / "checkpoints", 1).numbers()[-1]
+    assert f"checkpoint-{last:09d}.json" in names("faulty://box")
+    shutil.rmtree(tmp_path / "run")
+    assert inline_run(tmp_path / "run", env_steps=303) == 0
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert f"that of update {last} was fetched from faulty://box" in log
+    assert CheckpointStore(tmp_path / "run" / "checkpoints", 1).numbers()[-1] > last
+
+
+def test_a_run_goes_on_while_copying_fails(faulty: type[FaultyFileSystem], tmp_path: Path) -> None:
+    """The run ends as it should, and its log says what was not copied, and why."""
+    faulty.before_write = staticmethod(refuse)
+    assert inline_run(tmp_path / "run", env_steps=203) == 0
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "could not be copied to faulty://box" in log
+    assert "PermissionError: no entry" in log
+
+
+def inline_run(directory: Path, env_steps: int) -> int:
+    settings = small_settings(
+        env={"id": "faulty_environment:make", "kwargs": {"length": 20}, "image_size": 0},
+        model={"vector_units": 8, "vector_layers": 1},
+        actors={"count": 2, "environments": 2, "steps_per_order": 8},
+        replay={"capacity_gb": 0.1, "held_out_every": 5},
+        learner={"updates_per_order": 4, "publish_every": 8},
+        train={"env_steps": env_steps, "prefill": 100, "ratio": 4.0},
+        records={"checkpoint_every": 10, "checkpoint_url": "faulty://box"},
+    )
+    return train(RunDirectory(directory), settings, inline=True, address=None)

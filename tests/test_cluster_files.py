@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def test_the_marked_values_are_those_that_must_be_filled_in(name: str) -> None:
 @pytest.mark.parametrize("name", RAY_UP_FILES)
 def test_strangers_stay_out(name: str) -> None:
     config = _load(name)
-    assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"  # noqa: S105
     starts = [c for kind in ("head", "worker") for c in config[f"{kind}_start_ray_commands"] if "ray start" in c]
     assert len(starts) == 2
     for command in starts:
@@ -170,30 +171,56 @@ def test_the_image_has_the_environment_of_the_nodes() -> None:
 
 
 def test_the_image_is_not_run_by_root() -> None:
-    instructions = re.findall(r"^(?:USER|CMD|ENTRYPOINT|RUN|COPY)\b.*", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    instructions = re.findall(
+        r"^(?:USER|CMD|ENTRYPOINT|RUN|COPY)\b.*", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE
+    )
     user = [line for line in instructions if line.startswith("USER")]
     assert user == ["USER 1000:1000"]
     assert not any(line.startswith(("RUN", "COPY")) for line in instructions[instructions.index(user[0]) :])
 
 
 def test_the_linter_finds_nothing_in_the_dockerfile() -> None:
-    linter = _tool("hadolint")
-    done = subprocess.run([linter, str(DEPLOY / "Dockerfile")], capture_output=True, text=True, timeout=60, check=False)
+    done = _run(_tool("hadolint"), str(DEPLOY / "Dockerfile"))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", ["environment.sh", "install_node.sh", "../tests/cluster/testhosts"])
+@pytest.mark.parametrize(
+    "name", ["environment.sh", "install_node.sh", "end_with_raylet.sh", "../tests/cluster/testhosts"]
+)
 def test_the_shell_can_read_the_script(name: str) -> None:
-    subprocess.run(["bash", "-n", str(DEPLOY / name)], check=True, timeout=30)
+    done = _run("bash", "-n", str(DEPLOY / name))
+    assert done.returncode == 0, done.stderr
 
 
 def test_sourcing_the_environment_twice_changes_nothing_and_never_fails(tmp_path: Path) -> None:
     source = f". {DEPLOY / 'environment.sh'}"
     script = f"set -eu; ulimit -n 512; {source}; env >{tmp_path}/once; {source}; env >{tmp_path}/twice; ulimit -Sn"
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    done = _run("bash", "-c", script)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "512"  # all that the hard limit allows
     assert (tmp_path / "once").read_text() == (tmp_path / "twice").read_text()
+
+
+def test_a_node_without_token_is_told_how_to_get_one(tmp_path: Path) -> None:
+    done = _run("env", f"HOME={tmp_path}", "bash", str(DEPLOY / "install_node.sh"))
+    assert done.returncode == 1
+    assert "ray get-auth-token --generate" in done.stderr
+
+
+def test_a_node_takes_the_python_that_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("token")
+    (tmp_path / "dreamfleet").symlink_to(ROOT)
+    for _ in range(2):  # the second time changes nothing
+        install = str(tmp_path / "dreamfleet" / "deploy" / "install_node.sh")
+        done = _run("env", f"HOME={tmp_path}", f"DREAMFLEET_PYTHON={sys.executable}", "bash", install)
+        assert done.returncode == 0, done.stderr
+    assert len((tmp_path / ".bashrc").read_text().splitlines()) == 1
+    assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
+    done = _run("env", f"HOME={tmp_path}", "bash", "-c", ". ~/.bashrc && dreamfleet presets && which ray")
+    assert done.returncode == 0, done.stderr
+    assert "small" in done.stdout
+    assert f"{tmp_path}/.dreamfleet/venv/bin/ray" in done.stdout
 
 
 def test_kuberay_knows_the_keys_of_the_job() -> None:
@@ -253,9 +280,11 @@ def _ray_job() -> dict[str, Any]:
     return dict(job)
 
 
-def _tool(name: str) -> str:
-    import sys
+def _run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)  # noqa: S603
 
+
+def _tool(name: str) -> str:
     found = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
     if not found:
         pytest.skip(f"{name} is not installed")

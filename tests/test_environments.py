@@ -239,7 +239,7 @@ def test_the_null_action_of_each_space() -> None:
     [
         ({"id": "CarRacin-v3"}, ["'CarRacin-v3'", "Did you mean 'CarRacing-v3'?"]),
         ({"id": "CartPole-v7"}, ["'CartPole-v7'", "Did you mean 'CartPole-v"]),
-        ({"id": "ALE/Pong-v5"}, ["'ALE/Pong-v5'", "package", "installed?"]),
+        ({"id": "OtherSuite/Walk-v0"}, ["'OtherSuite/Walk-v0'", "package", "installed?"]),
         ({"id": "no_such_module:make"}, ["no module 'no_such_module'", "PYTHONPATH"]),
         ({"id": "counting_environment:mak"}, ["has no 'mak'", "Did you mean 'make'?"]),
         ({"id": "counting_environment:ACTION_SPACES"}, ["is dict", "function that returns a gymnasium.Env"]),
@@ -324,3 +324,44 @@ def test_car_racing_is_seen_in_64_grey_pixels() -> None:
     assert (described.action.kind, described.action.sizes) == ("discrete", (5,))
     assert first["image"].std() > 5
     assert not np.array_equal(first["image"], later["image"])
+
+
+@pytest.mark.parametrize(
+    ("observe", "expected"),
+    [
+        ("own", [ObservationSpec("vector", (4,), "float32")]),
+        ("rendered", [ObservationSpec("image", (64, 64, 3), "uint8")]),
+        ("both", [ObservationSpec("image", (64, 64, 3), "uint8"), ObservationSpec("own", (4,), "float32")]),
+    ],
+)
+def test_an_environment_of_vectors_can_be_seen_as_pictures(observe: str, expected: list[ObservationSpec]) -> None:
+    """CartPole's four numbers, the picture that it renders, or both; the picture is the rendered one, resized."""
+    env = make_environment(EnvironmentSettings.model_validate({"id": "CartPole-v1", "observe": observe}))
+    shown = env.reset(seed=0)[0]
+    assert sorted(spec(env), key=lambda entry: entry.name) == expected
+    if observe != "own":
+        rendered: Any = env.render()
+        assert np.array_equal(shown["image"], cv2.resize(rendered, (64, 64), interpolation=cv2.INTER_AREA))
+    env.close()
+
+
+def test_the_picture_is_drawn_once_for_each_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an action repeat of 4, the frames in between are not drawn."""
+    from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+
+    drawn: list[Any] = []
+    draw = CartPoleEnv.render
+    monkeypatch.setattr(CartPoleEnv, "render", lambda self: drawn.append(1) or draw(self))
+    env = make_environment(EnvironmentSettings(id="CartPole-v1", observe="rendered", action_repeat=4))
+    env.reset(seed=0)
+    drawn.clear()
+    for _ in range(2):
+        env.step(0)
+    env.close()
+    assert len(drawn) == 2
+
+
+def test_what_renders_nothing_cannot_be_seen_rendered() -> None:
+    """The sentence names the setting and the environment's render modes."""
+    with pytest.raises(UserError, match=r"fixed_environment:make.*env.observe rendered.*render modes are: none"):
+        fixed(spaces.Box(-1, 1, (2,)), observe="rendered")

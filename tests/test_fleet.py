@@ -305,3 +305,59 @@ class Turns(Watcher):
 
     def collected(self, fleet: Fleet, slot: Slot, report: Any) -> None:
         self.orders[slot.name] += 1
+
+
+def test_checkpoints_are_evaluated_on_the_way_and_at_the_end() -> None:
+    """Each so many steps, and at the end, a checkpoint is written, evaluated, and told of its return."""
+    pool = SimulatedPool(seconds_per_update=0.2)
+    evaluations = Evaluations()
+    fleet = Fleet(pool, dataclasses.replace(STAFFING, evaluate_every=300), RATIO, evaluations, clock=pool.clock)
+    fleet.run()
+    assert fleet.env_steps == pool.total_steps == RATIO.env_steps
+    steps = [steps for steps, _ in evaluations.found]
+    assert len(steps) >= 3
+    assert steps == sorted(steps)
+    assert evaluations.found[-1] == (RATIO.env_steps, RATIO.updates)
+    assert pool.judged == [(version, 1.5) for _, version in evaluations.found]
+    assert set(dict(pool.judged)) <= set(evaluations.saved_updates), "what is evaluated is a checkpoint"
+
+
+def test_without_evaluation_there_is_no_evaluator() -> None:
+    """With evaluate_every 0 nobody is started for it."""
+    pool = SimulatedPool()
+    fleet = Fleet(pool, STAFFING, RATIO, clock=pool.clock)
+    fleet.run()
+    assert fleet.roster.evaluator.worker is None
+
+
+def test_actors_act_by_chance_until_the_prefill_is_there() -> None:
+    """Weights are handed out only once the prefill is collected; what chose the actions before is version -1."""
+    pool = SimulatedPool(seconds_per_step=0.05)
+    versions = Versions()
+    Fleet(pool, STAFFING, RATIO, versions, clock=pool.clock).run()
+    assert {version for steps, version in versions.seen if steps < 60} == {-1}
+    assert max(version for _, version in versions.seen) > 0
+
+
+class Evaluations(Watcher):
+    """Notes what was evaluated, and what was saved."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[int, int]] = []
+        self.saved_updates: list[int] = []
+
+    def evaluated(self, fleet: Fleet, env_steps: int, report: Any) -> None:
+        self.found.append((env_steps, report.version))
+
+    def saved(self, fleet: Fleet, facts: dict[str, Any]) -> None:
+        self.saved_updates.append(facts["updates"])
+
+
+class Versions(Watcher):
+    """Notes which weights the actors had."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int]] = []
+
+    def collected(self, fleet: Fleet, slot: Slot, report: Any) -> None:
+        self.seen.append((fleet.env_steps, slot.version))

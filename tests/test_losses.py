@@ -8,11 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from dreamfleet.common.distributions import Bernoulli, Gaussian, gaussian_kl, state_gaussian
-from dreamfleet.common.settings import LossSettings, ModelSettings
+from dreamfleet.common.distributions import Bernoulli, Gaussian, gaussian_kl, state_gaussian, state_one_hot
+from dreamfleet.common.dynamics import Rollout, State
+from dreamfleet.common.model_settings import LossSettings, ModelSettings
 from dreamfleet.common.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.world_model import WorldModel
-from dreamfleet.learner.losses import free_nats, likelihood_loss, reconstruction_loss, world_model_loss
+from dreamfleet.learner.losses import (
+    continue_target,
+    free_nats,
+    kl_loss,
+    likelihood_loss,
+    reconstruction_loss,
+    world_model_loss,
+)
 
 SPACES = Spaces(
     (ObservationSpec("image", (16, 16, 1), "uint8"), ObservationSpec("speed", (3,), "float32")),
@@ -143,6 +151,92 @@ def test_free_nats_per_element_and_on_the_mean() -> None:
     assert free_nats(kl, 3.0, "mean").item() == 0.0
     assert free_nats(kl, 2.5, "mean").item() == 0.5
     assert free_nats(kl, 0.0, "element").item() == free_nats(kl, 0.0, "mean").item() == 3.0
+
+
+def one_hot_rollout() -> tuple[Rollout, Tensor, Tensor]:
+    """Return a rollout of categorical states of 2 variables of 3 classes, and the raw posterior and prior logits."""
+    generator = torch.Generator().manual_seed(4)
+    raw = [torch.randn(B, T, 6, generator=generator).requires_grad_() for _ in range(2)]
+    posterior, prior = (state_one_hot(numbers, 3, 0.01) for numbers in raw)
+    return Rollout(State(torch.zeros(B, T, 1, 1), torch.zeros(B, T, 6)), prior, posterior), raw[0], raw[1]
+
+
+def test_a_split_kl_by_hand() -> None:
+    """dyn·max(KL - free, 0) + rep·max(KL - free, 0) on each step, the KL summed over variables, unimix included."""
+    rollout, posterior, prior = one_hot_rollout()
+    settings = LossSettings(kl_split=True, dynamics_scale=1.0, representation_scale=0.1, free_nats=0.6)
+    kls = []
+    for b in range(B):
+        for t in range(T):
+            q, p = (
+                0.99 * raw[b, t].detach().double().view(2, 3).softmax(-1) + 0.01 / 3 for raw in (posterior, prior)
+            )
+            kls.append((q * (q / p).log()).sum().item())
+    assert min(kls) < 0.6 < max(kls), "some steps are to be within the free nats, others not"
+    loss, metrics = kl_loss(rollout, settings)
+    assert metrics["kl/nats"].item() == pytest.approx(sum(kls) / len(kls), rel=1e-5)
+    assert loss.item() == pytest.approx(1.1 * sum(max(kl - 0.6, 0.0) for kl in kls) / len(kls), rel=1e-5)
+
+
+@pytest.mark.parametrize(("dynamics", "representation"), [(0.8, 0.2), (1.0, 0.1), (0.0, 1.0)])
+def test_a_split_kl_trains_prior_and_posterior_by_their_own_weights(dynamics: float, representation: float) -> None:
+    """The gradients are those of the one KL(q || p), times the weight of each side."""
+    gradients = []
+    for split in (False, True):
+        rollout, posterior, prior = one_hot_rollout()
+        scales = {"dynamics_scale": dynamics, "representation_scale": representation}
+        settings = LossSettings(kl_split=split, free_nats=0.0, **scales)
+        kl_loss(rollout, settings)[0].backward()
+        gradients.append((posterior.grad, prior.grad))
+    (posterior_whole, prior_whole), (posterior_split, prior_split) = gradients
+    assert torch.allclose(posterior_split, representation * posterior_whole, atol=1e-6)
+    assert torch.allclose(prior_split, dynamics * prior_whole, atol=1e-6)
+
+
+def test_free_nats_of_a_split_kl_on_the_mean() -> None:
+    """V2 with free nats on DMC: beyond the mean KL alone is anything paid."""
+    rollout, *_ = one_hot_rollout()
+    plain, metrics = kl_loss(rollout, LossSettings(free_nats=0.3, free_nats_per="mean"))
+    scales = {"dynamics_scale": 0.8, "representation_scale": 0.2}
+    split, _ = kl_loss(rollout, LossSettings(free_nats=0.3, free_nats_per="mean", kl_split=True, **scales))
+    assert plain.item() == pytest.approx(metrics["kl/nats"].item() - 0.3, rel=1e-5)
+    assert split.item() == pytest.approx(plain.item(), rel=1e-5)
+
+
+def test_the_continue_head_can_carry_the_discount() -> None:
+    """Its target is (1 - terminal)·(1 - 1/horizon); without a horizon it is whether the episode goes on."""
+    terminal = torch.tensor([[False, True]])
+    assert continue_target(terminal, 0).tolist() == [[1.0, 0.0]]
+    assert continue_target(terminal, 333)[0].tolist() == pytest.approx([1 - 1 / 333, 0.0])
+    assert continue_target(terminal, 100)[0, 0].item() == pytest.approx(0.99)
+    model, batch = make_model(), make_batch()
+    torch.manual_seed(1)
+    result = world_model_loss(model, batch, LossSettings(continue_horizon=5))
+    chance = model.predict_continue(result.rollout.states.feature).mean.double()
+    target = 0.8 * (1 - batch["is_terminal"].double())
+    by_hand = -(target * chance.log() + (1 - target) * (1 - chance).log()).mean()
+    assert result.metrics["loss/continue"].item() == pytest.approx(by_hand.item(), rel=1e-4)
+
+
+def test_a_two_hot_reward_costs_the_cross_entropy_of_its_neighbouring_bins() -> None:
+    """A reward head that begins at zeros predicts 0 at log 255 nats; its loss by hand from the logits of two bins."""
+    model, batch = make_model(reward_distribution="two_hot", reward_output_scale=0.0), make_batch()
+    result = world_model_loss(model, batch, LossSettings())
+    assert result.metrics["loss/reward"].item() == pytest.approx(math.log(255), rel=1e-6)
+    assert model.predict_reward(result.rollout.states.feature).mean.abs().max() == 0.0
+    torch.nn.init.normal_(model.reward.output.weight)
+    result = world_model_loss(model, batch, LossSettings())
+    logits = model.reward.raw(result.rollout.states.feature).double().log_softmax(-1)
+    ladder = torch.linspace(-20, 20, 255, dtype=torch.float64)
+    bins = ladder.sign() * (ladder.abs().exp() - 1)
+    expected = 0.0
+    for b in range(B):
+        for t in range(T):
+            reward = batch["reward"][b, t].item()
+            below = int((bins <= reward).sum()) - 1
+            share = (reward - bins[below]) / (bins[below + 1] - bins[below])
+            expected -= ((1 - share) * logits[b, t, below] + share * logits[b, t, below + 1]).item()
+    assert result.metrics["loss/reward"].item() == pytest.approx(expected / (B * T), rel=1e-4)
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:

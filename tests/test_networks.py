@@ -7,14 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dreamfleet.common.decoder import Decoder, PlanetImageDecoder
+from dreamfleet.common.convolutions import DoublingConv2d
+from dreamfleet.common.decoder import Decoder, DreamerImageDecoder, PlanetImageDecoder
 from dreamfleet.common.distributions import LOG_VARIANCE_BOUND
-from dreamfleet.common.encoder import Encoder, PlanetImageEncoder, StridedImageEncoder
+from dreamfleet.common.encoder import DreamerImageEncoder, Encoder, PlanetImageEncoder, StridedImageEncoder
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.heads import ContinueHead, RewardHead
 from dreamfleet.common.images import ImageInput, normalise_image, to_display
 from dreamfleet.common.layers import JointLinear
-from dreamfleet.common.settings import ModelSettings
+from dreamfleet.common.model_settings import ModelSettings
 from dreamfleet.common.spaces import ActionSpec, ObservationSpec, Spaces
 
 BYTES = torch.arange(256, dtype=torch.uint8)
@@ -122,10 +123,110 @@ def test_strided_networks_have_the_seeds_layers() -> None:
     assert encoder.output.weight.shape == (1024, 256 * 8 * 8)
 
 
+def test_dreamers_networks_have_the_published_stages() -> None:
+    """Four stages of 5×5 to 2, 3, 4 and 4 times the depth; 64×64 becomes 4×4; the decoder's go back the same way."""
+    settings = ModelSettings(encoder="dreamer", depth=6, norm="rms", deterministic=16)
+    encoder = DreamerImageEncoder((64, 64), 3, settings)
+    decoder = DreamerImageDecoder(16, 9, (64, 64), 3, settings)
+    for network, expected in (
+        (encoder, [(3, 12), (12, 18), (18, 24), (24, 24)]),
+        (decoder, [(24, 24), (24, 18), (18, 12), (12, 3)]),
+    ):
+        kernels = [
+            (*layer.weight.shape[1::-1], *layer.weight.shape[2:])
+            for layer in network.convolutions
+            if isinstance(layer, nn.Conv2d)
+        ]
+        assert kernels == [(*channels, 5, 5) for channels in expected]
+    assert encoder(torch.rand(2, 3, 64, 64)).shape == (2, 4 * 4 * 24)
+    assert encoder.width == 4 * 4 * 24
+    picture = decoder(torch.randn(2, 25))
+    assert picture.shape == (2, 3, 64, 64)
+    assert -0.5 < picture.min() < picture.max() < 0.5
+
+
+def test_dreamers_encoder_is_the_published_one() -> None:
+    """Convolution, max-pool, RMS norm over channels and SiLU four times over, written out."""
+    torch.manual_seed(0)
+    settings = ModelSettings(encoder="dreamer", depth=2, norm="rms", convolution_activation="silu", blocks=4)
+    encoder = DreamerImageEncoder((32, 48), 3, settings)
+    image = torch.rand(2, 3, 32, 48)
+    pattern = image
+    for convolution in encoder.convolutions:
+        assert isinstance(convolution, nn.Conv2d)
+        pattern = F.max_pool2d(F.conv2d(pattern, convolution.weight, convolution.bias, padding=2), 2)
+        pattern = F.silu(pattern / (pattern.square().mean(1, keepdim=True) + 1e-4).sqrt())
+    assert torch.allclose(encoder(image), pattern.permute(0, 2, 3, 1).flatten(1), atol=1e-5)
+
+
+def test_doubling_then_convolving_in_one_is_the_same() -> None:
+    """The 3×3 kernels of the four doubles give what 5×5 gives on the doubled picture, edges and gradients included."""
+    torch.manual_seed(0)
+    layer = DoublingConv2d(3, 5)
+    image = torch.randn(2, 3, 6, 7)
+    doubled = image.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    plain = F.conv2d(doubled, layer.weight, layer.bias, padding=2).permute(0, 2, 3, 1)
+    quick = layer(image)
+    assert torch.allclose(quick, plain, atol=1e-5)
+    weights = torch.randn_like(plain)
+    gradients = [torch.autograd.grad((out * weights).sum(), layer.weight)[0] for out in (quick, plain)]
+    assert torch.allclose(*gradients, atol=1e-3)
+
+
+def test_dreamers_decoder_reads_h_in_blocks_and_z_whole() -> None:
+    """A block of h reaches its own channels of the smallest pattern alone; z reaches all."""
+    torch.manual_seed(0)
+    settings = ModelSettings(encoder="dreamer", depth=2, blocks=4, deterministic=16)
+    decoder = DreamerImageDecoder(16, 5, (64, 64), 3, settings)
+    seen: list[torch.Tensor] = []
+    decoder.activations[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    feature = torch.randn(1, 21)
+    other_h, other_z = feature.clone(), feature.clone()
+    other_h[:, 4:8] += 1.0  # the second of four blocks
+    other_z[:, 16:] += 1.0
+    for inputs in (feature, other_h, other_z):
+        decoder(inputs)
+    assert seen[0].shape == (1, 4, 4, 8)
+    assert (seen[0] != seen[1]).flatten(0, 2).any(0).tolist() == [False] * 2 + [True] * 2 + [False] * 4
+    assert (seen[0] != seen[2]).flatten(0, 2).any(0).all()
+
+
+@pytest.mark.parametrize("kind", ["unit", "centred", "five_bit"])
+def test_dreamers_pictures_lie_between_black_and_white(kind: ImageInput) -> None:
+    """The sigmoid's 0 and 1 are black and white in the network's units."""
+    settings = ModelSettings(encoder="dreamer", depth=2, deterministic=8, image_input=kind)
+    decoder = DreamerImageDecoder(8, 2, (64, 64), 1, settings)
+    last = decoder.convolutions[-1]
+    for bias, byte in ((-50.0, 0), (50.0, 255)):
+        nn.init.constant_(last.bias, bias)
+        assert (to_display(decoder(torch.randn(1, 10)), kind) == byte).all()
+
+
+def test_v3s_weights_are_drawn_for_their_fan_in() -> None:
+    """Deviation sqrt(1 / fan-in), cut off at two of the normal's; biases 0; a head's last layer scaled."""
+    torch.manual_seed(0)
+    settings = small(initialisation="truncated_normal", reward_units=300, reward_output_scale=0.5, encoder="dreamer")
+    head = RewardHead(400, settings)
+    encoder = Encoder(spaces(image=(64, 64, 16)), settings)
+    assert isinstance(encoder.image, DreamerImageEncoder)
+    for layer, fan_in, scale in (
+        (head.hidden[0], 400, 1.0),
+        (head.output, 300, 0.5),
+        (encoder.image.convolutions[0], 16 * 25, 1.0),
+    ):
+        assert isinstance(layer, nn.Linear | nn.Conv2d)
+        assert layer.weight.std().item() == pytest.approx(scale * fan_in**-0.5, rel=0.1)
+        assert layer.weight.abs().max() <= 2 * 1.1368 * scale * fan_in**-0.5
+        assert layer.bias is not None
+        assert not layer.bias.any()
+
+
 @pytest.mark.parametrize(
     ("of", "changes"),
     [
         (spaces(image=(64, 64, 1)), {"encoder": "planet"}),
+        (spaces(left=(64, 48, 3), right=(64, 48, 1), joints=(4,)), {"encoder": "dreamer", "norm": "rms"}),
+        (spaces(joints=(4,), speed=(2,)), {"norm": "layer", "activation": "silu"}),
         (spaces(image=(64, 64, 3)), {"encoder": "planet", "activation": "elu"}),
         (spaces(image=(128, 96, 3)), {"encoder": "strided"}),
         (spaces(image=(32, 16, 1)), {"encoder": "strided", "batch_norm": True}),
@@ -137,7 +238,7 @@ def test_strided_networks_have_the_seeds_layers() -> None:
 def test_every_kind_of_observation_is_encoded_and_decoded(of: Spaces, changes: dict[str, object]) -> None:
     """One embedding of the announced width, and a mean of its own shape for every entry."""
     settings = small(**changes)
-    encoder, decoder = Encoder(of, settings), Decoder(11, of, settings)
+    encoder, decoder = Encoder(of, settings), Decoder(8, 3, of, settings)
     assert encoder(random_inputs(of, 3)).shape == (3, encoder.width)
     means = decoder(torch.randn(3, 11))
     assert {name: tuple(mean.shape) for name, mean in means.items()} == {
@@ -159,7 +260,7 @@ def test_every_entry_reaches_the_embedding() -> None:
 def test_decoded_entries_are_not_mixed_up() -> None:
     """Each entry gets its own channels, in the order of the names."""
     of = spaces(left=(32, 32, 1), right=(32, 32, 2), joints=(2,), speed=(1,))
-    decoder = Decoder(5, of, small(encoder="strided"))
+    decoder = Decoder(3, 2, of, small(encoder="strided"))
     assert decoder.image is not None
     assert decoder.vector is not None
     for last, values in ((decoder.image.convolutions[-1], [1.0, 2.0, 3.0]), (decoder.vector[-1], [4.0, 5.0, 6.0])):
@@ -179,6 +280,7 @@ def test_decoded_entries_are_not_mixed_up() -> None:
     [
         (spaces(image=(128, 96, 3)), "planet", ["model.encoder planet", "'image' is 128×96", "64×64"]),
         (spaces(image=(100, 96, 3)), "strided", ["model.encoder strided", "'image' is 100×96", "16"]),
+        (spaces(image=(64, 84, 3)), "dreamer", ["model.encoder dreamer", "'image' is 64×84", "16"]),
         (spaces(a=(64, 64, 3), b=(32, 64, 3)), "strided", ["'b' is 32×64", "'a' is 64×64", "env.image_size"]),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.policy import RandomPolicy, make_policy
-from dreamfleet.common.settings import ActorSettings
+from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import ActionSpec, ObservationSpec, Spaces
 
 BOX = ActionSpec("box", (2,), (-2.0, float("-inf")), (3.0, float("inf")), (2,))
@@ -67,7 +67,7 @@ def test_an_episode_begins_with_a_new_action() -> None:
 def test_the_settings_make_the_policy() -> None:
     """The factory gives the hold of the settings to as many environments as asked for."""
     spaces = Spaces((ObservationSpec("vector", (1,), "float32"),), BOX)
-    policy = make_policy(ActorSettings(hold_min=3, hold_max=3), spaces, 2, 7)
+    policy = make_policy(Settings(actors={"hold_min": 3, "hold_max": 3}), spaces, 2, 7)
     actions = np.stack([policy.act({}, np.zeros(2, bool)) for _ in range(6)])
     assert np.array_equal(actions, draw(BOX, 6, 7, 2, (3, 3)))
     policy.adopt(5, np.zeros(1, np.float32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -12,10 +13,25 @@ from dreamfleet.common.settings import LossSettings, ModelSettings, Settings
 from dreamfleet.common.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.world_model import WorldModel
 from dreamfleet.deploy.resolve import resolve
+from dreamfleet.learner.adaptive_clipping import clip_adaptively
 from dreamfleet.learner.losses import world_model_loss
+from dreamfleet.learner.optimiser import ParameterGroup, make_optimiser
 
 GREY = Spaces((ObservationSpec("image", (64, 64, 1), "uint8"),), ActionSpec("discrete", (5,)))
 SMALL = {"depth": 4, "embedding": 32, "deterministic": 24, "stochastic": 6, "hidden": 24, "reward_units": 24}
+V3 = {
+    "encoder": "dreamer",
+    "convolution_activation": "silu",
+    "recurrence": "block_gru",
+    "latent": "categorical",
+    "classes": 4,
+    "activation": "silu",
+    "norm": "rms",
+    "initialisation": "truncated_normal",
+    "reward_distribution": "two_hot",
+    "continue_head": True,
+    "vector_symlog": True,
+}
 
 
 def small(**changes: object) -> ModelSettings:
@@ -50,21 +66,25 @@ def random_batch(spaces: Spaces, batch: int, length: int, seed: int = 0) -> dict
     return fields
 
 
-def preset(name: str) -> tuple[Spaces, Settings]:
-    """Return a preset's settings, and the spaces its environment has."""
-    settings = resolve([name])
+def preset(*names: str) -> tuple[Spaces, Settings]:
+    """Return the settings of presets laid over each other, and the spaces CarRacing has with them."""
+    settings = resolve(names)
     side, channels = settings.env.image_size, 1 if settings.env.grey else 3
     box = ActionSpec("box", (3,), (-1, 0, 0), (1, 1, 1), (3,))
-    action = box if settings.env.kwargs["continuous"] else ActionSpec("discrete", (5,))
+    action = box if settings.env.kwargs.get("continuous", True) else ActionSpec("discrete", (5,))
     return Spaces((ObservationSpec("image", (side, side, channels), "uint8"),), action), settings
 
 
-@pytest.mark.parametrize("name", ["quickstart", "seed", "planet"])
-def test_gradients_reach_every_parameter_of_a_preset(name: str) -> None:
-    """No part of a preset's model is left out of its loss."""
-    spaces, settings = preset(name)
+@pytest.mark.parametrize(
+    "names", [["quickstart"], ["seed"], ["planet"], ["dreamer_v1"], ["dreamer_v2", "debug"], ["dreamer_v3", "debug"]]
+)
+def test_gradients_reach_every_parameter_of_a_preset(names: list[str]) -> None:
+    """No part of a preset's model is left out of its loss, once V3's reward model has left its first zeros."""
+    spaces, settings = preset(*names)
     torch.manual_seed(0)
     model = WorldModel(spaces, settings.model)
+    if settings.model.reward_output_scale == 0.0:
+        torch.nn.init.normal_(model.reward.output.weight)
     without_free_nats = settings.loss.model_copy(update={"free_nats": 0.0})
     world_model_loss(model, random_batch(spaces, 2, 4), without_free_nats).total.backward()
     idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
@@ -91,6 +111,13 @@ def test_gradients_reach_every_parameter_of_a_preset(name: str) -> None:
             ),
             {"encoder": "strided", "batch_norm": True, "continue_head": True, "gru_layers": 2},
         ),
+        (
+            Spaces(
+                (ObservationSpec("camera", (48, 64, 3), "uint8"), ObservationSpec("speed", (2,), "float32")),
+                GREY.action,
+            ),
+            V3,
+        ),
     ],
 )
 def test_every_kind_of_space_passes_through(spaces: Spaces, changes: dict[str, object]) -> None:
@@ -111,6 +138,51 @@ def test_every_kind_of_space_passes_through(spaces: Spaces, changes: dict[str, o
         if model.settings.continue_head:
             assert model.predict_continue(feature).mean.shape == feature.shape[:-1]
     assert world_model_loss(model, batch, LossSettings()).total.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("size", "millions"), [("1m", 0.69), ("12m", 10.5), ("25m", 23.5), ("50m", 41.7), ("200m", 166.0), ("400m", 373.0)]
+)
+def test_v3s_sizes_have_their_parameters(size: str, millions: float) -> None:
+    """With V3's actor and critic counted by hand; the names say a little more than what is there."""
+    spaces, settings = preset("dreamer_v3", f"size_{size}")
+    with torch.device("meta"):
+        model = WorldModel(spaces, settings.model)
+    units, actions = settings.model.reward_units, 2 * spaces.action.width
+    trunk = model.feature_width * units + 2 * units + 2 * (units * units + 2 * units)
+    outputs = (units + 1) * (actions + 255)
+    assert (model.parameter_count() + 2 * trunk + outputs) / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["planet", "dreamer_v1", "dreamer_v2", "dreamer_v3"])
+def test_every_algorithm_learns_a_batch_at_debug_size(name: str) -> None:
+    """Its own loss, optimiser and clipping bring the loss of one small batch down, and nothing is ever not a number."""
+    spaces, settings = preset(name, "debug")
+    torch.manual_seed(0)
+    model = WorldModel(spaces, settings.model)
+    optimiser = make_optimiser([ParameterGroup("norm", model, 1e-3, settings.learner.clip)], settings.learner)
+    batch = random_batch(spaces, 2, 4)
+    batch["image"] = torch.full_like(batch["image"], 255)
+    losses = []
+    for _ in range(12):
+        optimiser.zero_grad()
+        total = world_model_loss(model, batch, settings.loss).total
+        total.backward()
+        if settings.learner.clipping == "adaptive":
+            clip_adaptively(model.parameters(), settings.learner.clip)
+        optimiser.step()
+        losses.append(total.item())
+    assert all(math.isfinite(loss) for loss in losses)
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_vectors_are_learnt_as_their_symlog() -> None:
+    """With `vector_symlog` 1e6 is a small number to the network, comes back as 1e6, and is wrong by its symlog."""
+    spaces = Spaces((ObservationSpec("vector", (2,), "float32"),), GREY.action)
+    model = WorldModel(spaces, small(vector_symlog=True))
+    normalised = model.normalise({"vector": torch.tensor([[0.0, -1e6]])})["vector"]
+    assert torch.allclose(normalised, torch.tensor([[0.0, -13.8155]]), atol=1e-3)
+    assert torch.allclose(model.denormalise({"vector": normalised})["vector"], torch.tensor([[0.0, -1e6]]), rtol=1e-4)
 
 
 def test_noise_is_for_training_only() -> None:
@@ -170,10 +242,13 @@ def test_the_seeds_model_has_as_many_parameters_as_counted_by_hand() -> None:
     assert WorldModel(spaces, settings.model).parameter_count() == encoder + dynamics + decoder + reward
 
 
-def test_bfloat16_stays_close_to_float32() -> None:
+@pytest.mark.parametrize(
+    "changes", [{"encoder": "strided", "batch_norm": True, "continue_head": True, "gru_layers": 2}, V3]
+)
+def test_bfloat16_stays_close_to_float32(changes: dict[str, object]) -> None:
     """Under autocast states, deviations and losses are float32 and near those of float32 arithmetic."""
     torch.manual_seed(0)
-    model = WorldModel(GREY, small(encoder="strided", batch_norm=True, continue_head=True, gru_layers=2))
+    model = WorldModel(GREY, small(**changes))
     batch = random_batch(GREY, 3, 6)
     results = []
     for enabled in (False, True):
@@ -182,7 +257,8 @@ def test_bfloat16_stays_close_to_float32() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             result = world_model_loss(model, batch, LossSettings(free_nats=0.0))
             feature = result.rollout.states.feature
-            outputs = [model.decode(feature)["image"], *model.predict_reward(feature), *model.predict_continue(feature)]
+            reward = model.predict_reward(feature).mean
+            outputs = [model.decode(feature)["image"], reward, *model.predict_continue(feature)]
         result.total.backward()
         results.append(result)
     exact, rounded = results
@@ -238,10 +314,11 @@ def test_the_loss_falls_on_one_batch() -> None:
     assert losses[-1]["reward/absolute_error"] < 0.5 * losses[0]["reward/absolute_error"]
 
 
-def test_the_loss_is_one_graph() -> None:
+@pytest.mark.parametrize("changes", [{"continue_head": True, "gru_layers": 2, "image_input": "five_bit"}, V3])
+def test_the_loss_is_one_graph(changes: dict[str, object]) -> None:
     """Nothing in the model depends on data or leaves torch, so that it compiles as a whole."""
     torch._dynamo.reset()
-    model = WorldModel(GREY, small(continue_head=True, gru_layers=2, image_input="five_bit"))
+    model = WorldModel(GREY, small(**changes))
     batch = random_batch(GREY, 2, 3)
     settings = LossSettings()
 

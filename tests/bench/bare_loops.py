@@ -117,7 +117,7 @@ def _step_on_demand(settings: Settings, actor: int, pipe: Connection) -> None:
 
 def _policy(settings: Settings, actor: int, spaces: Spaces) -> Policy:
     """Return the policy that the actor of this number has in its first life."""
-    return make_policy(settings.actors, spaces, 1, derive_seed(settings.seed, "policy", actor, 0))
+    return make_policy(settings, spaces, 1, derive_seed(settings.seed, "policy", actor, 0))
 
 
 def _make_single_threaded(settings: EnvironmentSettings) -> Environment:

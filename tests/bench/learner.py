@@ -71,7 +71,7 @@ def _start(settings: Settings, spaces: Spaces, server: Any, run_directory: Path)
     learner_class: Any = LearnerProcess
     options = {"num_cpus": 1, "num_gpus": int(has_gpu), "runtime_env": {"env_vars": variables}}
     run_directory.mkdir()
-    learner = learner_class.options(**options).remote(settings, spaces.to_json(), server, str(run_directory))
+    learner = learner_class.options(**options).remote(settings, spaces.to_json(), [server], str(run_directory))
     for decision in ray.get(learner.restore.remote(), timeout=_TIMEOUT_S).decisions:
         say(f"{NAME}: {decision}")
     return learner

@@ -70,16 +70,19 @@ class CheckingLearner:
             self._updates += 1
             self._check(self._updates)
             time.sleep(UPDATE_S)
-        return SimpleNamespace(updates=self._updates, metrics={}, timings={}), self._publish()
+        return SimpleNamespace(updates=self._updates, metrics={}, timings={}, notes=[]), self._publish()
 
-    def save(self, facts: dict[str, Any]) -> dict[str, Any]:
+    def save(self, facts: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
         """Write down the number of updates, and of the episodes seen of each kind."""
         episodes = {"trained_on": len(self._trained_on), "held_out": len(self._held_out)}
         written = {**facts, **episodes, "updates": self._updates}
         unfinished = self._checkpoint.with_suffix(".tmp")
         unfinished.write_text(json.dumps(written))
         unfinished.rename(self._checkpoint)
-        return written
+        return written, self._published
+
+    def finish(self) -> None:
+        """There is nothing to wait for."""
 
     def illustrate(self) -> None:
         """Draw nothing."""

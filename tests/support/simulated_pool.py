@@ -63,6 +63,7 @@ class SimulatedPool:
         self._actors: list[Worker] = []
         self._placed: set[Worker] = set()
         self.asked_for: list[int] = []
+        self.judged: list[tuple[int, float]] = []
 
     def clock(self) -> float:
         return self.now
@@ -72,6 +73,9 @@ class SimulatedPool:
         worker = self._started(Worker(f"actor {actor}", actor))
         self._actors.append(worker)
         return worker
+
+    def start_evaluator(self) -> Worker:
+        return self._started(Worker("evaluator", "evaluator"))
 
     def start_learner(self) -> Worker:
         self.updates = -1
@@ -148,7 +152,18 @@ class SimulatedPool:
         return worker
 
     def _greet(self, worker: Worker) -> tuple[float, Callable[[], Any]]:
-        return float("inf"), lambda: "a simulated node"
+        return 0.5 if worker.target == "evaluator" else float("inf"), lambda: "a simulated node"
+
+    def _evaluate(self, worker: Worker, weights: list[Any]) -> tuple[float, Callable[[], Any]]:
+        version = weights[0][0]
+        return 3.0, lambda: SimpleNamespace(version=version, returns=[1.0, 2.0], notes=[])
+
+    def _judge(self, worker: Worker, updates: int, found: dict[str, Any]) -> tuple[float, Callable[[], Any]]:
+        def finish() -> bool:
+            self.judged.append((updates, found["evaluation_return"]))
+            return True
+
+        return 0.1, finish
 
     def _collect(self, worker: Worker, steps: int, weights: list[Any]) -> tuple[float, Callable[[], Any]]:
         self._orders += 1
@@ -186,16 +201,19 @@ class SimulatedPool:
             before, self.updates = self.updates, self.updates + (0 if self.hurried else updates)
             due = self.updates // self.publish_every > before // self.publish_every
             published = [(self.updates, "weights")] if due else []
-            return SimpleNamespace(updates=self.updates, metrics={}, timings={}), published
+            return SimpleNamespace(updates=self.updates, metrics={}, timings={}, notes=[]), published
 
         return updates * self.seconds_per_update, finish
 
     def _save(self, worker: Worker, facts: dict[str, Any]) -> tuple[float, Callable[[], Any]]:
         def finish() -> Any:
             self.saved = facts | {"updates": self.updates}
-            return self.saved
+            return self.saved, [(self.updates, "weights")]
 
         return 0.2, finish
+
+    def _finish(self, worker: Worker) -> tuple[float, Callable[[], Any]]:
+        return 0.1, lambda: None
 
     def _illustrate(self, worker: Worker) -> tuple[float, Callable[[], Any]]:
         return 0.2, lambda: None

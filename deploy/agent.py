@@ -1,0 +1,138 @@
+"""A trained agent as a library: load a run, show it observations, do what it says.
+
+    agent = Agent.load("runs/mine")
+    env = agent.make_environment()
+    observation, _ = env.reset()
+    action = agent.act(observation)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dreamfleet.actors.actions import action_converter
+from dreamfleet.actors.environments import Environment, make_environment
+from dreamfleet.common.errors import UserError
+from dreamfleet.common.policy import Policy, make_policy
+from dreamfleet.common.settings import Settings
+from dreamfleet.common.spaces import Spaces
+from dreamfleet.deploy.run_directory import RunDirectory
+from dreamfleet.learner.acting_weights import load_acting_weights
+
+
+class Agent:
+    """Acts as a run's policy does, without Ray, in one environment or in several at once.
+
+    The recurrent state is kept here: say where an episode begins, with `reset` or with `is_first`.
+
+    Attributes:
+        settings: the run's.
+        spaces: what the environment shows and takes.
+        updates: of the checkpoint that acts; 0 for a run that acts by chance.
+
+    Args:
+        settings: the run's.
+        spaces: what the environment shows and takes.
+        weights: flat acting weights and their updates; None for a run that acts by chance.
+        environments: how many environments it acts in.
+        seed: of its random numbers.
+        explores: whether it explores as it did while collecting.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        spaces: Spaces,
+        weights: tuple[int, np.ndarray] | None,
+        environments: int = 1,
+        seed: int = 0,
+        explores: bool = False,
+    ) -> None:
+        self.settings = settings
+        self.spaces = spaces
+        self.updates = weights[0] if weights else 0
+        self._environments = environments
+        self._policy: Policy = make_policy(settings, spaces, environments, seed, explores)
+        if weights:
+            self._policy.adopt(*weights)
+        self._begins = np.ones(environments, bool)
+
+    @staticmethod
+    def load(
+        run: str | Path, checkpoint: str = "newest", environments: int = 1, seed: int = 0, explores: bool = False
+    ) -> Agent:
+        """Return the agent of a run, which may be training meanwhile.
+
+        Args:
+            run: its directory.
+            checkpoint: "newest", or "best" by evaluation return (or held-out loss, where nothing was evaluated).
+            environments: how many environments it is to act in.
+            seed: of its random numbers.
+            explores: whether it explores as it did while collecting.
+
+        Raises:
+            UserError: if there is no such run, or no checkpoint that is whole.
+        """
+        directory = RunDirectory(Path(run)).existing()
+        settings, spaces = directory.settings(), directory.spaces()
+        weights = None
+        if settings.behaviour.kind != "random":
+            weights = load_acting_weights(directory.checkpoints, settings, checkpoint)
+        return Agent(settings, spaces, weights, environments, seed, explores)
+
+    def make_environment(self, render: bool = False) -> Environment:
+        """Return one environment as the run's actors make it: its observations are what `act` takes.
+
+        Raises:
+            UserError: if it cannot be made.
+        """
+        return make_environment(self.settings.env, render)
+
+    def reset(self) -> None:
+        """Say that the next observations begin new episodes."""
+        self._begins[:] = True
+
+    def act(self, observation: Mapping[str, np.ndarray], is_first: np.ndarray | bool | None = None) -> Any:
+        """Return the action for an observation of `make_environment`, as that environment takes it.
+
+        With several environments every entry has them along its first axis, and so has the returned array of stored
+        actions (K, *stored_shape).
+
+        Args:
+            observation: by name, as the environment gives it.
+            is_first: whether, or for which environments, an episode begins here; else what `reset` said.
+
+        Raises:
+            UserError: if an entry is missing or of another shape.
+        """
+        single = self._environments == 1 and self._is_single(observation)
+        batch = {name: np.asarray(value)[None] if single else np.asarray(value) for name, value in observation.items()}
+        self._check(batch)
+        begins = self._begins if is_first is None else np.broadcast_to(np.asarray(is_first, bool), self._begins.shape)
+        actions = self._policy.act(batch, begins.copy())
+        self._begins = np.zeros(self._environments, bool)
+        return action_converter(self._action_space())(actions[0]) if single else actions
+
+    def _is_single(self, observation: Mapping[str, np.ndarray]) -> bool:
+        spec = self.spaces.observations[0]
+        return spec.name in observation and np.asarray(observation[spec.name]).ndim == len(spec.shape)
+
+    def _check(self, batch: Mapping[str, np.ndarray]) -> None:
+        for spec in self.spaces.observations:
+            wanted = (self._environments, *spec.shape)
+            if spec.name not in batch:
+                raise UserError(f"the observation lacks '{spec.name}', which has the shape {spec.shape}")
+            if batch[spec.name].shape != wanted:
+                raise UserError(f"the observation's '{spec.name}' has the shape {batch[spec.name].shape}, not {wanted}")
+
+    def _action_space(self) -> Any:
+        if not hasattr(self, "_space"):
+            env = self.make_environment()
+            self._space = env.action_space
+            env.close()
+        return self._space
+

@@ -1,0 +1,81 @@
+"""Returns: what lies ahead of a state, from rewards and values (Dreamers V1 to V3); pure functions of tensors.
+
+Time is the last axis, and index t always means state t:
+
+    reward[t]        received on arriving at state t
+    continuation[t]  how much of what follows state t counts: probability that the episode goes on there, times the
+                     discount where the continue head does not carry it (V1 and V2: γ·c; V3: c)
+    value[t]         of what is received after state t
+    R_t = reward[t + 1] + continuation[t + 1]·((1 − λ)·value[t + 1] + λ·R_{t + 1})
+
+so that reward and continuation of the first state do not enter any return. Values and returns are without the reward of
+their own state, as in V3; in the releases of V1 and V2 they are with it, one index later, which trains the same policy.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def lambda_returns(
+    reward: Tensor, value: Tensor, continuation: Tensor, lambda_: float, bootstrap: Tensor | None = None
+) -> Tensor:
+    """Return R_0 … R_{H−1} (…, H), with gradients to all arguments.
+
+    Args:
+        reward: (…, H + 1).
+        value: (…, H + 1).
+        continuation: (…, H + 1).
+        lambda_: 0 for one step and then the value, 1 for all rewards and then the bootstrap.
+        bootstrap: R_H (…); the last state's value if None.
+    """
+    following = continuation[..., 1:]
+    certain = torch.addcmul(reward[..., 1:], following, value[..., 1:], value=1.0 - lambda_)
+    return _accumulate(certain, lambda_ * following, value[..., -1] if bootstrap is None else bootstrap)
+
+
+def replay_returns(
+    reward: Tensor, bootstrap: Tensor, is_last: Tensor, is_terminal: Tensor, discount: float, lambda_: float
+) -> Tensor:
+    """Return R_0 … R_{T−2} (…, T − 1) of replayed sequences, which may run over several episodes.
+
+    After a terminal step nothing counts; after a last step that is not terminal the bootstrap stands for all that
+    would have followed. The return of a last step itself mixes two episodes and must get no weight.
+
+    Args:
+        reward: (…, T), as received.
+        bootstrap: (…, T), what lies ahead of each state by another account; V3: the imagined R_0 from it.
+        is_last: (…, T).
+        is_terminal: (…, T).
+        discount: per step, V3: 1 − 1/333.
+        lambda_: share of the sequence's own rewards against the bootstrap, at each step.
+    """
+    alive = discount * (1.0 - is_terminal[..., 1:].to(reward.dtype))
+    onward = lambda_ * (1.0 - is_last[..., 1:].to(reward.dtype))
+    certain = torch.addcmul(reward[..., 1:], alive * (1.0 - onward), bootstrap[..., 1:])
+    return _accumulate(certain, alive * onward, bootstrap[..., -1])
+
+
+def discount_weights(continuation: Tensor, with_first: bool = True) -> Tensor:
+    """Return how much each imagined state counts (…, H), without gradient: the product of the continuations so far.
+
+    Args:
+        continuation: (…, H + 1), as for the returns.
+        with_first: whether the first state's own counts too (V3: an imagined future from a terminal state weighs
+            nothing); else the first weight is 1 (V1).
+    """
+    reached = continuation.detach()[..., :-1]
+    if not with_first:
+        reached = torch.cat([torch.ones_like(reached[..., :1]), reached[..., 1:]], dim=-1)
+    return reached.cumprod(-1)
+
+
+def _accumulate(certain: Tensor, carried: Tensor, last: Tensor) -> Tensor:
+    """Return R_t = certain_t + carried_t·R_{t+1} (…, H) from R_H = last (…)."""
+    returns: list[Tensor] = []
+    # Unbound once, not indexed: the gradient is then one stack instead of H padded sums.
+    for step, share in zip(reversed(certain.unbind(-1)), reversed(carried.unbind(-1)), strict=True):
+        last = torch.addcmul(step, share, last)
+        returns.append(last)
+    return torch.stack(returns[::-1], dim=-1)

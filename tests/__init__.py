@@ -1,0 +1,1 @@
+"""Tests and benchmarks: a package, since others install one called `tests`, which would hide a mere folder."""

@@ -1,0 +1,168 @@
+"""The deterministic path: V3's cell of blocks and V2's cell, against the equations written out in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dreamfleet.common.layers import BlockLinear, NormActivation, NormGRUCell, RMSNorm, initialise
+from dreamfleet.common.model_settings import ModelSettings
+from dreamfleet.common.recurrence import BlockGRU, StackedGRU, make_recurrence
+
+B, A, S, D, U, G = 3, 4, 6, 16, 5, 4
+SIZES = {"deterministic": D, "hidden": U, "blocks": G, "activation": "silu", "norm": "rms"}
+
+
+def make_block_gru() -> BlockGRU:
+    """Return a small cell whose biases and norms are not what they begin as."""
+    torch.manual_seed(0)
+    cell = make_recurrence(S, A, ModelSettings.model_validate({**SIZES, "recurrence": "block_gru"}))
+    assert isinstance(cell, BlockGRU)
+    for parameter in cell.parameters():
+        nn.init.normal_(parameter, 0.3, 0.5)
+    return cell
+
+
+def numbers(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64, without gradient."""
+    return tensor.detach().double()
+
+
+def silu_rms(x: Tensor, stage: NormActivation) -> Tensor:
+    """Return SiLU(RMS norm) of one row, written out."""
+    assert isinstance(stage.norm, RMSNorm)
+    scaled = x / math.sqrt(sum(value.item() ** 2 for value in x) / len(x) + 1e-4) * numbers(stage.norm.weight)
+    return scaled / (1 + torch.exp(-scaled))
+
+
+def affine(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Return a linear layer of one row in float64."""
+    return numbers(layer.weight) @ x + (0 if layer.bias is None else numbers(layer.bias))
+
+
+def naive_block_step(cell: BlockGRU, h: Tensor, z: Tensor, a: Tensor) -> Tensor:
+    """Return h' of one row: block by block, each with the one kernel over [h's slice, x0, x1, x2]."""
+    x0 = silu_rms(affine(cell.from_state, h), cell.state_activation)
+    x1 = silu_rms(affine(cell.from_latent, z), cell.latent_activation)
+    x2 = silu_rms(affine(cell.from_action, a / a.abs().clamp(min=1)), cell.action_activation)
+    part = D // G
+    shared = torch.cat([numbers(cell.hidden_known.weight), numbers(cell.hidden_action.weight)], 1)  # (D, 3·U)
+    y = []
+    for g in range(G):
+        rows = slice(g * part, (g + 1) * part)
+        kernel = torch.cat([numbers(cell.hidden_blocks.weight[g]).T, shared[rows]], 1)  # (D / G, D / G + 3·U)
+        y.append(kernel @ torch.cat([h[rows], x0, x1, x2]) + numbers(cell.hidden_blocks.bias[g, 0]))
+    hidden = silu_rms(torch.cat(y), cell.hidden_activation)
+    risen = []
+    for g in range(G):
+        rows = slice(g * part, (g + 1) * part)
+        gates = numbers(cell.gates.weight[g]).T @ hidden[rows] + numbers(cell.gates.bias[g, 0])
+        reset, candidate, update = gates[:part], gates[part : 2 * part], gates[2 * part :]
+        u = torch.sigmoid(update - 1)
+        risen.append(u * torch.tanh(torch.sigmoid(reset) * candidate) + (1 - u) * h[rows])
+    return torch.cat(risen)
+
+
+def test_a_block_step_is_the_published_one() -> None:
+    """The cell, in float64, equals the naive loop over rows and blocks to 1e-12; in float32 it is near it."""
+    cell = make_block_gru()
+    h, z, a = torch.randn(B, D).tanh(), torch.randn(B, S), 2 * torch.randn(B, A)
+    expected = torch.stack([naive_block_step(cell, *row) for row in zip(h.double(), z.double(), a.double(), strict=True)])
+    (single,) = cell.advance((h,), z, cell.prepare(a))
+    assert torch.allclose(single.double(), expected, atol=1e-5)
+    assert (a.abs() > 1).any(), "an action is to be beyond 1"
+
+
+def test_a_block_sees_its_own_slice_and_all_that_is_shared() -> None:
+    """Without the projection of h, a block of h reaches its own block alone, through norms that are taken out."""
+    cell = make_block_gru()
+    nn.init.zeros_(cell.from_state.weight)
+    cell.hidden_activation = NormActivation(D, "none", "silu")
+    h, z, prepared = torch.randn(1, D), torch.randn(1, S), cell.prepare(torch.randn(1, A))
+    (before,) = cell.advance((h,), z, prepared)
+    h[:, 4:8] += 1.0
+    (after,) = cell.advance((h,), z, prepared)
+    assert (before != after)[0].unflatten(0, (G, -1)).any(-1).tolist() == [False, True, False, False]
+    (after,) = cell.advance((h,), z + 1.0, prepared)
+    assert (before != after)[0].unflatten(0, (G, -1)).any(-1).all()
+
+
+def test_an_action_beyond_one_counts_as_one() -> None:
+    """Each number of its own: (0.5, 3, -7) acts as (0.5, 1, -1), and its gradient does not pass through the bound."""
+    cell = make_block_gru()
+    far, bounded = torch.tensor([[0.5, 3.0, -7.0, 0.0]]), torch.tensor([[0.5, 1.0, -1.0, 0.0]])
+    assert torch.allclose(cell.prepare(far), cell.prepare(bounded))
+
+
+def test_blocks_are_drawn_for_the_whole_input() -> None:
+    """V3's fan-in of a block-linear is all that its blocks read together, and weights lie within two deviations."""
+    cell = make_recurrence(
+        S, A, ModelSettings(recurrence="block_gru", deterministic=256, hidden=32, blocks=8, norm="rms", activation="silu")
+    )
+    initialise(cell, "truncated_normal")
+    assert isinstance(cell, BlockGRU)
+    joint = 256 + 8 * 3 * 32
+    for weight, fan_in in (
+        (cell.hidden_blocks.weight, joint),
+        (cell.hidden_known.weight, joint),
+        (cell.hidden_action.weight, joint),
+        (cell.gates.weight, 256),
+        (cell.from_state.weight, 256),
+    ):
+        assert weight.std().item() == pytest.approx(math.sqrt(1 / fan_in), rel=0.05)
+        assert weight.abs().max().item() <= 2 * 1.1368 * math.sqrt(1 / fan_in)
+    assert not cell.gates.bias.any()
+    assert torch.equal(cell.state_activation.norm.weight, torch.ones(32))
+
+
+def test_a_block_linear_is_a_linear_layer_of_blocks() -> None:
+    """It equals one dense layer whose weights are zero off the diagonal of blocks."""
+    torch.manual_seed(0)
+    layer = BlockLinear(12, 8, 4)
+    dense = torch.block_diag(*layer.weight.detach())  # (12, 8)
+    x = torch.randn(5, 12)
+    assert torch.allclose(layer(x).flatten(-2), x @ dense + layer.bias.flatten(), atol=1e-6)
+
+
+def test_rms_norm_has_a_mean_square_of_one_and_no_shift() -> None:
+    """By hand: (3, 4) has a mean square of 12.5; half-precision input is computed in float32."""
+    norm = RMSNorm(2)
+    norm.weight.data = torch.tensor([1.0, 2.0])
+    x = torch.tensor([[3.0, 4.0]])
+    scale = 1 / math.sqrt(12.5 + 1e-4)
+    assert torch.allclose(norm(x), torch.tensor([[3 * scale, 2 * 4 * scale]]))
+    assert norm(x.bfloat16()).dtype == torch.float32
+    assert torch.allclose(norm(torch.zeros(1, 2)), torch.zeros(1, 2))
+
+
+def test_v2s_cell_is_the_published_one() -> None:
+    """One layer norm over all gates, the update gate biased by -1, in float64 by hand."""
+    torch.manual_seed(0)
+    cell = NormGRUCell(5, 4)
+    for parameter in cell.parameters():
+        nn.init.normal_(parameter)
+    x, h = torch.randn(3, 5), torch.randn(3, 4)
+    gates = torch.cat([x, h], 1).double() @ numbers(cell.gates.weight).T
+    centred = gates - gates.mean(-1, keepdim=True)
+    normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    reset, candidate, update = (normed * numbers(cell.norm.weight) + numbers(cell.norm.bias)).chunk(3, -1)
+    u = torch.sigmoid(update - 1)
+    expected = u * torch.tanh(torch.sigmoid(reset) * candidate) + (1 - u) * h.double()
+    assert torch.allclose(cell(x, h).double(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gru", "norm_gru", "block_gru"])
+def test_preparing_is_for_all_steps_at_once(kind: str) -> None:
+    """The share of a whole sequence's actions is that of each step's, and `advance` keeps float32."""
+    recurrence = make_recurrence(S, A, ModelSettings.model_validate({**SIZES, "recurrence": kind}))
+    assert isinstance(recurrence, BlockGRU if kind == "block_gru" else StackedGRU)
+    actions = torch.randn(B, 7, A)
+    whole = recurrence.prepare(actions)
+    assert torch.allclose(whole[:, 3], recurrence.prepare(actions[:, 3]), atol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        (h,) = recurrence.advance((torch.zeros(B, D),), torch.randn(B, S), recurrence.prepare(actions[:, 0]))
+    assert h.dtype == torch.float32
+    assert h.shape == (B, D)
