@@ -15,6 +15,8 @@ INSTALL = set -o pipefail; $(PIP) install --progress-bar off --constraint constr
 		"Installing collected"*) echo "  Installing all of it" ;; \
 	esac; done
 
+comma := ,
+
 .PHONY: help train test cluster-test check bench clean
 
 help:
@@ -52,8 +54,8 @@ $(VENV)/main.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/dev.installed: $(VENV)/main.installed
-	@echo "installing pytest, ruff and mypy into $(VENV)"
-	@$(call INSTALL,'.[dev]')
+	@echo "installing pytest, ruff, mypy and the environment suites into $(VENV)"
+	@$(call INSTALL,'.[dev$(comma)dmc$(comma)atari$(comma)minigrid$(comma)crafter]')
 	@touch $@
 
 $(VENV)/bench.installed: $(VENV)/dev.installed

@@ -26,6 +26,7 @@ import gymnasium
 from gymnasium import wrappers
 
 from dreamfleet.actors.actions import describe_action
+from dreamfleet.actors.announcements import announce
 from dreamfleet.actors.observations import entry_reader, entry_space, list_entries
 from dreamfleet.actors.suites import Environment, Suite, register_suite, suite_of
 from dreamfleet.common.errors import UserError, nearest
@@ -182,6 +183,8 @@ def _call(settings: EnvironmentSettings, suite: Suite, make: Callable[..., Envir
     reason = suite.cannot_render() if wanted else ""
     if reason and settings.observe != "own":
         raise UserError(f"env.observe {settings.observe}: '{settings.id}' cannot be drawn on this machine: {reason}.")
+    if reason:
+        announce(f"'{settings.id}' is not drawn, so there will be no video of it: {reason}")
     kwargs = suite.arguments(settings)
     try:
         env = make(**kwargs)

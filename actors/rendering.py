@@ -8,12 +8,12 @@ the choice.
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import subprocess
 import sys
 
-log = logging.getLogger(__name__)
+from dreamfleet.actors.announcements import announce
+from dreamfleet.common.errors import UserError, nearest
 
 VARIABLE = "MUJOCO_GL"
 LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}
@@ -23,9 +23,13 @@ ADVICE = (
 )
 _NOTHING = ("off", "false", "0", "disable", "disabled")
 """The values of MUJOCO_GL by which MuJoCo draws nothing."""
+_WINDOWS = ("glfw", "on", "true", "1", "enable", "enabled", "")
+"""The values by which it draws by way of a hidden window, which needs a screen all the same."""
 _TRIAL_TIMEOUT_S = 120
 _TRIAL = """
+import importlib, sys
 import mujoco
+importlib.import_module("mujoco." + sys.argv[1])
 model = mujoco.MjModel.from_xml_string("<mujoco/>")
 renderer = mujoco.Renderer(model, 8, 8)
 renderer.update_scene(mujoco.MjData(model))
@@ -39,16 +43,22 @@ print("drawn")
 def choose_library() -> str:
     """Set MUJOCO_GL, unless it is set or MuJoCo is imported already, and return why nothing can be drawn, if so.
 
-    Each library is tried in a process of its own, since one that fails cannot be unloaded. The choice is logged with
-    its reason. Where none works MUJOCO_GL becomes `off`: then everything but drawing works.
+    Each library is tried in a process of its own, since one that fails cannot be unloaded. The choice is announced
+    with its reason. Where none works MUJOCO_GL becomes `off`: then everything but drawing works.
+
+    Raises:
+        UserError: if MUJOCO_GL is set to what MuJoCo does not know.
     """
     given = os.environ.get(VARIABLE)
     if given is not None:
+        if given.lower() not in (*LIBRARIES, *_WINDOWS, *_NOTHING):
+            known = ", ".join([*LIBRARIES, "glfw"])
+            raise UserError(f"{VARIABLE} is '{given}', but must be one of {known} and off.{nearest(given, LIBRARIES)}")
         if given.lower() in _NOTHING:
             return (
                 f"{VARIABLE} is '{given}', which means that MuJoCo draws nothing; where no library is there, {ADVICE}"
             )
-        log.info("MuJoCo draws with '%s', as %s says", given, VARIABLE)
+        announce(f"MuJoCo draws with '{given}', as {VARIABLE} says")
         return ""
     if not sys.platform.startswith("linux") or "mujoco" in sys.modules:
         return ""  # a Mac draws without a window by itself; and once MuJoCo is imported, it has chosen
@@ -57,21 +67,22 @@ def choose_library() -> str:
         failure = _try(value)
         if not failure:
             os.environ[VARIABLE] = value
-            log.info("MuJoCo draws with %s: it works here without a screen%s", name, _after(failures))
+            announce(f"MuJoCo draws with {name}: it works here without a screen{_after(failures)}")
             return ""
         failures.append(f"{name} does not ({failure})")
     os.environ[VARIABLE] = "off"
-    log.info("MuJoCo draws nothing: %s", ", ".join(failures))
+    announce(f"MuJoCo draws nothing: {', '.join(failures)}")
     return f"neither EGL nor OSMesa draws here ({', '.join(failures)}); {ADVICE}"
 
 
 def _after(failures: list[str]) -> str:
+    """Return what to add where one library works after others failed."""
     return f", while {', '.join(failures)}" if failures else ""
 
 
 def _try(value: str) -> str:
     """Return the last line of why this library draws nothing in a fresh process, or an empty string if it does."""
-    command = [sys.executable, "-c", _TRIAL]
+    command = [sys.executable, "-c", _TRIAL, value]
     environment = os.environ | {VARIABLE: value}
     try:
         done = subprocess.run(  # noqa: S603 (our own interpreter and text)

@@ -7,26 +7,23 @@
     Crafter...                crafter    an adapter to Gymnasium's interface
     Gymnasium's MuJoCo        dmc        a library to draw with is chosen
 
-A wrapper that comes with a suite is told in the log, once in each process.
+A wrapper that comes with a suite is announced: see announcements.py.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
-import logging
 from typing import Any
 
 import gymnasium
 from gymnasium import spaces, wrappers
 
 from dreamfleet.actors import rendering
+from dreamfleet.actors.announcements import announce
 from dreamfleet.actors.wrappers import NoopStart
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings import EnvironmentSettings
-
-log = logging.getLogger(__name__)
 
 Environment = gymnasium.Env[Any, Any]
 
@@ -97,7 +94,7 @@ class DeepMindControl(Mujoco):
 
     def arguments(self, settings: EnvironmentSettings) -> dict[str, Any]:
         """Return env.kwargs, with the papers' camera, and pictures as big as they are used."""
-        camera = 2 if settings.id.startswith("dm_control/quadruped") else 0  # 0 is inside the quadruped's scenery
+        camera = 2 if settings.id.startswith("dm_control/quadruped") else 0  # as in Dreamer's releases
         drawn: dict[str, Any] = {"camera_id": camera}
         if settings.observe != "own" and settings.image_size:
             drawn |= {"height": settings.image_size, "width": settings.image_size}
@@ -137,7 +134,7 @@ class Atari(Suite):
             grayscale_newaxis=True,
         )
         sticky = env.unwrapped.ale.getFloat("repeat_action_probability")  # type: ignore[attr-defined]
-        _tell(
+        announce(
             f"Atari: AtariPreprocessing with {settings.action_repeat} frames per step and the maximum of the last two, "
             f"at most {settings.noop_max} no-ops at the start, {'grey' if settings.grey else 'colour'}, lost lives go "
             f"on; an action sticks with probability {sticky:g} (env.kwargs.repeat_action_probability)"
@@ -160,7 +157,7 @@ class MiniGrid(Suite):
         minigrid = importlib.import_module("minigrid.wrappers")
         env = minigrid.ImgObsWrapper(minigrid.RGBImgPartialObsWrapper(env))
         shape = env.observation_space.shape or ()
-        _tell(
+        announce(
             f"MiniGrid: RGBImgPartialObsWrapper shows what the agent sees as a picture of {shape[0]}×{shape[1]}, "
             "ImgObsWrapper leaves out the compass direction and the text of the mission"
         )
@@ -198,10 +195,13 @@ def register_suite(suite: Suite, name: str) -> None:
     """Make the suite's environments known to Gymnasium.
 
     Raises:
-        UserError: if its package is not installed, or cannot be imported; `name` is the id for which it is needed.
+        UserError: if its package is not installed or cannot be imported, or MUJOCO_GL is wrong; `name` is the id for
+            which it is needed.
     """
     try:
         suite.register()
+    except UserError:
+        raise
     except ModuleNotFoundError as error:
         raise UserError(
             f"env.id '{name}' belongs to {suite.name}, which is not installed (there is no '{error.name}'): "
@@ -210,11 +210,5 @@ def register_suite(suite: Suite, name: str) -> None:
     except Exception as error:
         raise UserError(
             f"env.id '{name}' belongs to {suite.name}, whose package cannot be imported: "
-            f"{type(error).__name__}: {error}. The extra '{suite.extra}' names versions that work."
+            f"{type(error).__name__}: {str(error).rstrip('.')}. The extra '{suite.extra}' names versions that work."
         ) from error
-
-
-@functools.cache
-def _tell(line: str) -> None:
-    """Log a line, the same one only once."""
-    log.info("%s", line)

@@ -34,11 +34,10 @@ class DoublingConv2d(nn.Conv2d):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return (N, 2·H, 2·W, C), channels last, for (N, channels_in, H, W)."""
-        doubles = F.conv2d(image, self.small_kernels(), padding=1)  # (N, 4·C, H, W)
-        doubles = doubles.permute(0, 2, 3, 1).unflatten(-1, (2, 2, -1))  # (N, H, W, 2, 2, C)
-        picture = doubles.transpose(2, 3).reshape(len(image), 2 * image.shape[2], 2 * image.shape[3], -1)
         assert self.bias is not None
-        return picture + self.bias
+        doubles = F.conv2d(image, self.small_kernels(), self.bias.repeat(4), padding=1)  # (N, 4·C, H, W)
+        doubles = doubles.permute(0, 2, 3, 1).unflatten(-1, (2, 2, -1))  # (N, H, W, 2, 2, C)
+        return doubles.transpose(2, 3).reshape(len(image), 2 * image.shape[2], 2 * image.shape[3], -1)
 
     def small_kernels(self) -> Tensor:
         """Return the 3×3 kernels of the four doubles (4·C, channels_in, 3, 3), float32, the row's double first."""

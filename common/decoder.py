@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from dreamfleet.common.convolutions import DoublingConv2d
 from dreamfleet.common.encoder import DREAMER_FACTORS, image_size
 from dreamfleet.common.images import lowest
-from dreamfleet.common.layers import ACTIVATIONS, BlockLinear, NormActivation, after, dense_stack, initialise
+from dreamfleet.common.layers import ACTIVATIONS, NormActivation, after, dense_stack, initialise
+from dreamfleet.common.loop_layers import BlockLinear
 from dreamfleet.common.model_settings import ModelSettings
 from dreamfleet.common.spaces import Spaces
 
@@ -65,8 +66,8 @@ class PlanetImageDecoder(nn.Module):
     Args:
         feature: F.
         channels: C of the 64×64 pictures.
-        settings: depth, the linear layer gives 32·depth numbers, the convolutions 4, 2 and 1 times the depth, then C; and
-            convolution_activation.
+        settings: convolution_activation and depth: the linear layer gives 32·depth numbers, the convolutions 4, 2 and 1
+            times the depth, then C.
     """
 
     def __init__(self, feature: int, channels: int, settings: ModelSettings) -> None:
@@ -126,7 +127,7 @@ class DreamerImageDecoder(nn.Module):
     def forward(self, feature: Tensor) -> Tensor:
         """Return pictures (N, C, H, W) for features (N, F), in the network's units."""
         h, z = feature.split(self._widths, dim=-1)
-        height, width, channels = self._start
+        height, width, _ = self._start
         blocks = self.from_state(h).unflatten(-1, (height, width, -1))  # (N, G, H/16, W/16, 4·depth / G)
         from_state = blocks.permute(0, 2, 3, 1, 4).flatten(-2)  # (N, H/16, W/16, 4·depth)
         from_latent = self.latent_output(self.latent_activation(self.latent_hidden(z))).unflatten(-1, self._start)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from dreamfleet.common.distributions import StateDistribution
 from dreamfleet.common.latents import make_latents
 from dreamfleet.common.layers import JointLinear, after, dense_stack, initialise
+from dreamfleet.common.loop_layers import LoopLinear, in_loop
 from dreamfleet.common.model_settings import ModelSettings
 from dreamfleet.common.recurrence import Layers, make_recurrence, second_part
 
@@ -72,7 +73,7 @@ class Dynamics(nn.Module):
         self.prior_output = nn.Linear(hidden, self.latents.parameters)
         self.posterior_hidden = JointLinear(width, embedding, hidden)
         self.posterior_activation = after(hidden, settings)
-        self.posterior_output = nn.Linear(hidden, self.latents.parameters)
+        self.posterior_output = LoopLinear(hidden, self.latents.parameters)
         initialise(self, settings.initialisation)
 
     def initial(self, batch: int) -> State:
@@ -107,9 +108,10 @@ class Dynamics(nn.Module):
         from_embedding = second_part(self.posterior_hidden, embedding).unbind(1)  # T × (B, hidden)
         layers, z = state.deterministic.unbind(-2), state.stochastic
         steps: list[tuple[Layers, Tensor, Tensor]] = []
-        for inputs in zip(first.unbind(1), prepared, from_embedding, noise.unbind(1), strict=True):
-            layers, z, raw = self._observe_once(layers, z, *inputs)
-            steps.append((layers, z, raw))
+        with in_loop(self, length):
+            for inputs in zip(first.unbind(1), prepared, from_embedding, noise.unbind(1), strict=True):
+                layers, z, raw = self._observe_once(layers, z, *inputs)
+                steps.append((layers, z, raw))
         states = _stack_states([step[0] for step in steps], [step[1] for step in steps])
         posterior = self.latents.distribution(torch.stack([step[2] for step in steps], 1))
         prior = self.prior(states.deterministic[..., -1, :], actions)

@@ -64,7 +64,8 @@ class PlanetImageEncoder(nn.Module):
 
     Args:
         channels: C of the 64×64 pictures.
-        settings: depth, at 32 the embedding has 1024 numbers; and convolution_activation, ReLU in PlaNet and V1, ELU in V2.
+        settings: depth, at 32 the embedding has 1024 numbers, and convolution_activation, ReLU in PlaNet and V1, ELU in
+            V2.
     """
 
     def __init__(self, channels: int, settings: ModelSettings) -> None:
@@ -84,7 +85,7 @@ class PlanetImageEncoder(nn.Module):
 
 
 class DreamerImageEncoder(nn.Module):
-    """Dreamer V3's convolutions: four stages of 5×5, stride 1, then 2×2 max-pooling, norm over the channels, activation.
+    """Dreamer V3's convolutions: four stages of 5×5, 2×2 max-pooling, norm over the channels, activation.
 
     Args:
         size: (H, W), each divisible by 16.

@@ -38,8 +38,8 @@ class Head(nn.Module):
         initialise(self, settings.initialisation)
         if output_scale != 1.0:
             with torch.no_grad():
-                self.output.weight *= output_scale
-                self.output.bias *= output_scale
+                self.output.weight.mul_(output_scale)
+                self.output.bias.mul_(output_scale)
 
     def raw(self, feature: Tensor) -> Tensor:
         """Return the last layer's numbers (…, outputs), float32, for features (…, F)."""

@@ -9,10 +9,11 @@ import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamfleet.common.loop_layers import BlockLinear, LoopLinear, draw_uniformly
 from dreamfleet.common.model_settings import ModelSettings
+from dreamfleet.common.norms import LayerNorm, RMSNorm
 
 Activation = Literal["relu", "elu", "silu"]
 Norm = Literal["none", "layer", "rms"]
@@ -22,30 +23,6 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU, "silu
 
 TRUNCATION_GAIN = 1.1368
 """What a normal distribution cut off at ±2σ is multiplied by, so that its deviation is σ (Dreamer V3)."""
-
-
-class RMSNorm(nn.Module):
-    """Scale numbers to a mean square of 1: `x·rsqrt(mean(x²) + 1e-4)·weight` over the last axis, in float32.
-
-    Args:
-        width: of the last axis.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the scaled numbers (…, width), float32."""
-        return F.rms_norm(x.float(), self.weight.shape, self.weight, 1e-4)
-
-
-class LayerNorm(nn.LayerNorm):
-    """Shift and scale numbers to a mean of 0 and a variance of 1 over the last axis, in float32."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the normalised numbers (…, width), float32."""
-        return super().forward(x.float())
 
 
 NORMS: dict[str, type[nn.Module]] = {"none": nn.Identity, "layer": LayerNorm, "rms": RMSNorm}
@@ -85,7 +62,7 @@ def dense_stack(width_in: int, units: int, layers: int, settings: ModelSettings)
     return nn.Sequential(*modules)
 
 
-class PartialLinear(nn.Linear):
+class PartialLinear(LoopLinear):
     """A linear layer that reads a part of a wider input, the rest of which is read elsewhere and added.
 
     Args:
@@ -101,7 +78,7 @@ class PartialLinear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Draw weights and bias as torch does for a layer of the joint width."""
-        _draw_uniformly(self, self.joint)
+        draw_uniformly(self, self.joint)
 
 
 class JointLinear(nn.Module):
@@ -126,30 +103,6 @@ class JointLinear(nn.Module):
         return self.first(first) + self.second(second) if self.second is not None else self.first(first)
 
 
-class BlockLinear(nn.Module):
-    """A linear layer whose input and output are cut into blocks, each output block reading its own input block alone.
-
-    Args:
-        width_in: of the input.
-        width: of the output.
-        blocks: G, dividing both.
-        joint: width of the whole input where a part of it is read elsewhere; weights are drawn for all of it, not for a
-            block's share (Dreamer V3).
-    """
-
-    def __init__(self, width_in: int, width: int, blocks: int, joint: int | None = None) -> None:
-        super().__init__()
-        self.joint = joint or width_in
-        self.weight = nn.Parameter(torch.empty(blocks, width_in // blocks, width // blocks))
-        self.bias = nn.Parameter(torch.empty(blocks, 1, width // blocks))
-        _draw_uniformly(self, self.joint)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (N, G, width / G) for (N, width_in): the blocks side by side, one product for all of them."""
-        blocks = x.unflatten(-1, self.weight.shape[:2]).transpose(0, 1)  # (G, N, width_in / G)
-        return torch.baddbmm(self.bias, blocks, self.weight).transpose(0, 1)
-
-
 class GRUCell(nn.Module):
     """A gated recurrent unit with torch's formula and parameters, whose carried state stays float32 under autocast.
 
@@ -163,11 +116,11 @@ class GRUCell(nn.Module):
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
-        self.input = nn.Linear(width_in, 3 * width)
-        self.carried = nn.Linear(width, 3 * width)
+        self.input = LoopLinear(width_in, 3 * width)
+        self.carried = LoopLinear(width, 3 * width)
         self._gates = (2 * width, width)
         for layer in (self.input, self.carried):
-            _draw_uniformly(layer, width)
+            draw_uniformly(layer, width)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """Return h' (B, width), float32, for x (B, width_in) and h (B, width)."""
@@ -190,17 +143,23 @@ class NormGRUCell(nn.Module):
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
-        self.gates = nn.Linear(width_in + width, 3 * width, bias=False)
+        self.gates = LoopLinear(width_in + width, 3 * width, bias=False)
         self.norm = LayerNorm(3 * width)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """Return h' (B, width), float32, for x (B, width_in) and h (B, width)."""
         gates = self.norm(self.gates(torch.cat([x, h.to(x.dtype)], dim=-1)))
-        return gated(*gates.chunk(3, dim=-1), h)
+        return gated(gates, h)
 
 
-def gated(reset: Tensor, candidate: Tensor, update: Tensor, h: Tensor) -> Tensor:
-    """Return V2's and V3's h' = u·tanh(σ(reset)·candidate) + (1 − u)·h with u = σ(update − 1)."""
+def gated(gates: Tensor, h: Tensor) -> Tensor:
+    """Return V2's and V3's h' = u·tanh(σ(reset)·candidate) + (1 − u)·h with u = σ(update − 1).
+
+    Args:
+        gates: (…, 3·width): reset, candidate and update.
+        h: (…, width).
+    """
+    reset, candidate, update = gates.chunk(3, dim=-1)
     return torch.lerp(h, torch.tanh(torch.sigmoid(reset) * candidate), torch.sigmoid(update - 1.0))
 
 
@@ -225,9 +184,3 @@ def _fan_in(module: nn.Module) -> int:
     weight = module.get_parameter("weight")
     axis = 0 if isinstance(module, nn.ConvTranspose2d) else 1  # the input's channels
     return weight.shape[axis] * math.prod(weight.shape[2:])
-
-
-def _draw_uniformly(layer: nn.Module, fan_in: int) -> None:
-    bound = 1.0 / math.sqrt(fan_in)
-    for parameter in layer.parameters():
-        nn.init.uniform_(parameter, -bound, bound)

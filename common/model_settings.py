@@ -13,7 +13,7 @@ class ModelSettings(Section):
     """The world model: which parts, and how big."""
 
     encoder: Literal["strided", "planet", "dreamer"] = "planet"
-    """Convolutions for pictures: `strided` (3×3, the seed's), `planet` (4×4; 64×64 only; V1, V2) or `dreamer` (V3's)."""
+    """Convolutions for pictures: `strided` (3×3, the seed's), `planet` (4×4; 64×64 only; V1, V2) or `dreamer` (V3)."""
     depth: int = Field(32, ge=1)
     """Channels of the first convolution, 1, 2, 4 and 8 times; with `dreamer` 2, 3, 4 and 4 times."""
     convolution_activation: Literal["relu", "elu", "silu"] = "relu"
@@ -23,7 +23,7 @@ class ModelSettings(Section):
     image_input: Literal["unit", "centred", "five_bit"] = "centred"
     """How bytes become the network's numbers: x/255, x/255 - 0.5, or PlaNet's 5 bits with noise."""
     embedding: int = Field(1024, ge=1)
-    """Width to which the encoder's output is projected (`strided` only; the others give what their convolutions give)."""
+    """Width to which the encoder's output is projected (`strided` only; else what the convolutions give)."""
     vector_units: int = Field(256, ge=1)
     """Width of the encoder and decoder of vector observations, and half that of `dreamer`'s first layer of pictures."""
     vector_layers: int = Field(2, ge=1)

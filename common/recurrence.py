@@ -13,7 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from dreamfleet.common.layers import BlockLinear, GRUCell, JointLinear, NormGRUCell, PartialLinear, after, gated
+from dreamfleet.common.layers import GRUCell, JointLinear, NormGRUCell, PartialLinear, after, gated
+from dreamfleet.common.loop_layers import BlockLinear, LoopLinear
 from dreamfleet.common.model_settings import ModelSettings
 
 Layers = tuple[Tensor, ...]
@@ -86,8 +87,8 @@ class BlockGRU(nn.Module):
         width, hidden, blocks = settings.deterministic, settings.hidden, settings.blocks
         joint = width + blocks * 3 * hidden  # what a block-linear over all inputs of all blocks would read
         self._blocks = blocks
-        self.from_state = nn.Linear(width, hidden)
-        self.from_latent = nn.Linear(stochastic, hidden)
+        self.from_state = LoopLinear(width, hidden)
+        self.from_latent = LoopLinear(stochastic, hidden)
         self.from_action = nn.Linear(action, hidden)
         self.state_activation = after(hidden, settings)
         self.latent_activation = after(hidden, settings)
@@ -110,8 +111,8 @@ class BlockGRU(nn.Module):
         x0 = self.state_activation(self.from_state(h))
         x1 = self.latent_activation(self.from_latent(z))
         y = self.hidden_blocks(h).flatten(-2) + self.hidden_known(torch.cat([x0, x1], dim=-1)) + prepared  # (B, D)
-        gates = self.gates(self.hidden_activation(y)).float().chunk(3, dim=-1)  # 3 × (B, G, D / G)
-        return (gated(*gates, h.unflatten(-1, (self._blocks, -1))).flatten(-2),)
+        gates = self.gates(self.hidden_activation(y)).float()  # (B, G, 3·D / G)
+        return (gated(gates, h.unflatten(-1, (self._blocks, -1))).flatten(-2),)
 
 
 def make_recurrence(stochastic: int, action: int, settings: ModelSettings) -> StackedGRU | BlockGRU:

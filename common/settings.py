@@ -7,8 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from dreamfleet.common.behaviour_settings import BehaviourSettings
-from dreamfleet.common.model_settings import LossSettings as LossSettings
-from dreamfleet.common.model_settings import ModelSettings as ModelSettings
+from dreamfleet.common.model_settings import LossSettings, ModelSettings
 from dreamfleet.common.section import Section
 
 

@@ -53,9 +53,9 @@ class WorldModel(nn.Module):
     def normalise(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the observations in the network's units, float32: pictures as `image_input` says, vectors as they are.
 
-        With `vector_symlog` vectors become symlog(x). This is also what the decoder is trained to give back, so the loss
-        calls it once and uses the result for both: with `five_bit` the noise that is encoded is the noise that is to be
-        reconstructed.
+        With `vector_symlog` vectors become symlog(x). This is also what the decoder is trained to give back, so the
+        loss calls it once and uses the result for both: with `five_bit` the noise that is encoded is the noise that is
+        to be reconstructed.
         """
         vector = symlog if self.settings.vector_symlog else _as_it_is
         return {

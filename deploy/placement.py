@@ -17,7 +17,7 @@ from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.settings import Settings
 
 ACTOR_RESOURCE = "actor"
-"""Node resource: so many actors may run there. Where no node declares it, free CPUs alone decide."""
+"""Node resource: so many actors may run there."""
 LEARNER_RESOURCE = "learner"
 """Node resource: this is the node for learner and replay."""
 LOOK_TIMEOUT_S = 120.0
@@ -48,6 +48,14 @@ def list_nodes() -> list[Node]:
     ]
 
 
+def declares_roles(nodes: list[Node]) -> bool:
+    """Whether actors go only where `actor` is declared; where no node declares any role, free CPUs alone decide.
+
+    A cluster that is just coming up may consist of its learner's node alone: those that declare `actor` are yet to join.
+    """
+    return any(node.has(ACTOR_RESOURCE) or node.has(LEARNER_RESOURCE) for node in nodes)
+
+
 def choose_home(nodes: list[Node], driver: str, wants_gpu: bool) -> Node:
     """Return the node for learner and replay: one with the resource `learner`, else one with a GPU, else the driver's.
 
@@ -75,7 +83,7 @@ def room_for_actors(nodes: list[Node], home: str, learner_cpus: float, actor_cpu
         learner_cpus: logical CPUs that the learner takes there.
         actor_cpus: logical CPUs that an actor takes.
     """
-    declared = any(node.has(ACTOR_RESOURCE) for node in nodes)
+    declared = declares_roles(nodes)
     room = {}
     for node in nodes:
         cpus = node.resources.get("CPU", 0) - (learner_cpus if node.id == home else 0)
@@ -124,14 +132,14 @@ class Placement:
     def actor_options(self) -> dict[str, Any]:
         """Return Ray's options for an actor; the least loaded nodes come first."""
         options: dict[str, Any] = {"num_cpus": self._actor_cpus, "num_gpus": 0, "scheduling_strategy": "SPREAD"}
-        if any(node.has(ACTOR_RESOURCE) for node in list_nodes()):
+        if declares_roles(list_nodes()):
             options["resources"] = {ACTOR_RESOURCE: 1}
         return options
 
     def actor_bundle(self) -> dict[str, float]:
         """Return what an actor takes, as Ray's autoscaler is asked for it."""
         bundle = {"CPU": self._actor_cpus}
-        if any(node.has(ACTOR_RESOURCE) for node in list_nodes()):
+        if declares_roles(list_nodes()):
             bundle[ACTOR_RESOURCE] = 1
         return bundle
 

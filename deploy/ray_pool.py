@@ -30,6 +30,7 @@ from dreamfleet.deploy.placement import Placement
 from dreamfleet.deploy.pool import Counters, Worker, WorkerFailedError, WorkerLostError
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.learner.process import LearnerProcess
+from dreamfleet.replay.client import RayReplay
 from dreamfleet.replay.server import start_replay_servers
 from dreamfleet.replay.sharded import ShardedReplay, shard_of
 from dreamfleet.replay.shards import plan_shards
@@ -91,6 +92,9 @@ class RayPool:
             read_only,
             scheduling_strategy=self._placement.at_home,
         )
+        clients = [
+            RayReplay(server, directory=plan.directory) for server, plan in zip(self._servers, plans, strict=True)
+        ]
         self._replay = ShardedReplay(clients, settings.seed)
         for sentence in self._decisions():
             log.info("cluster: %s", sentence)

@@ -214,7 +214,7 @@ class ActorCritic(nn.Module):
 
 
 def _entropy(policy: ActionDistribution) -> Tensor:
-    """Return the policy's entropy (…); a squashed Normal's by one draw, since a mean over thousands of states follows."""
+    """Return the policy's entropy (…); a squashed Normal's by one draw: a mean over thousands of states follows."""
     if isinstance(policy, TanhNormal):
         return policy.entropy(torch.randn_like(policy.mean)[None])
     return policy.entropy()

@@ -27,9 +27,9 @@ from dreamfleet.learner.checkpoints import CheckpointStore
 from dreamfleet.learner.hardware import choose_hardware
 from dreamfleet.learner.illustration import draw_pictures, longest_episode
 from dreamfleet.learner.losses import world_model_loss
+from dreamfleet.learner.optimiser import load_moments
 from dreamfleet.learner.pictures import Pictures
 from dreamfleet.learner.prefetcher import BatchSource, DirectSource, Prefetcher
-from dreamfleet.learner.optimiser import load_moments
 from dreamfleet.learner.restoring import check_spaces, load_behaviour, load_parameters
 from dreamfleet.learner.staleness import staleness
 from dreamfleet.learner.updater import Stopwatch, Updater

@@ -104,8 +104,8 @@ def world_model_loss(model: WorldModel, batch: Mapping[str, Tensor], settings: L
         total; metrics `loss/total`, `loss/reconstruction` (and `loss/reconstruction/NAME` if there are several
         entries), `loss/reward`, `loss/continue` (if predicted) and `loss/kl` (beyond the free nats), each before its
         weight; `kl/nats` (before the free nats), `kl/free_fraction` (share of the steps whose KL is within them),
-        `kl/prior_std` and `kl/posterior_std` or, of categorical states, `_entropy` in nats, `reward/absolute_error`; and
-        the rollout.
+        `kl/prior_std` and `kl/posterior_std` or, of categorical states, `_entropy` in nats, `reward/absolute_error`;
+        and the rollout.
     """
     is_first = batch["is_first"].bool()
     targets = model.normalise(batch)

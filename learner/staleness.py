@@ -18,8 +18,8 @@ def staleness(updates: Sequence[int], versions: Sequence[np.ndarray]) -> dict[st
         versions: of each batch's actions, of any shape: the updates of the weights that chose them, or `CHANCE`.
 
     Returns:
-        `staleness/mean`, `staleness/p50`, `staleness/p90` and `staleness/max` in updates, over all batches' actions that
-        weights chose, and left out where there is none; `staleness/by_chance`, the share of the others.
+        `staleness/mean`, `staleness/p50`, `staleness/p90` and `staleness/max` in updates, over all batches' actions
+        that weights chose, and left out where there is none; `staleness/by_chance`, the share of the others.
     """
     found = np.concatenate([version.ravel() for version in versions])
     now = np.repeat(np.asarray(updates), [version.size for version in versions])

@@ -300,6 +300,31 @@ def test_gradients_flow_from_the_last_state_to_the_first_inputs(changes: dict[st
 
 
 @pytest.mark.parametrize("changes", KINDS)
+def test_the_gradients_of_a_sequence_are_those_of_its_steps(changes: dict[str, object]) -> None:
+    """Weights' gradients taken as one product over all steps equal the sum over single steps."""
+    dynamics, inputs = make_with_inputs(**changes)
+    weights = torch.randn(B, T, D + dynamics.latents.width)
+    gradients = []
+    for whole in (True, False):
+        dynamics.zero_grad()
+        if whole:
+            features = inputs.observe(dynamics).states.feature
+        else:
+            state, states = dynamics.initial(B), []
+            for t in range(T):
+                step = (inputs.actions[:, t], inputs.embedding[:, t], inputs.is_first[:, t])
+                state = dynamics.observe_step(state, *step, noise=inputs.noise[:, t])
+                states.append(state.feature)
+            features = torch.stack(states, 1)
+        (features * weights).sum().backward()
+        gradients.append({name: p.grad for name, p in dynamics.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert len(gradients[0]) > 5
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], atol=1e-4), name
+
+
+@pytest.mark.parametrize("changes", KINDS)
 def test_observing_is_the_plain_loop(changes: dict[str, object]) -> None:
     """Zeroed at first steps, recurrence, posterior and prior one after the other give what `observe` gives."""
     dynamics, inputs = make_with_inputs(**changes)

@@ -20,6 +20,7 @@ from dreamfleet.learner.bad_batch import write_arrays
 from dreamfleet.learner.dream import dream
 from dreamfleet.learner.learner import Learner
 from dreamfleet.learner.restoring import load_world_model
+from dreamfleet.learner.staleness import staleness
 from dreamfleet.replay.errors import NotEnoughExperienceError
 from dreamfleet.replay.packed import unpack
 from dreamfleet.replay.replay import Replay
@@ -144,6 +145,17 @@ def test_staleness_counts_updates_since_the_acting_weights(tmp_path: Path) -> No
     metrics = learner.train(3).metrics
     assert (metrics["staleness/mean"], metrics["staleness/max"]) == (5.0, 6.0)
     with_version.close()
+
+
+def test_staleness_is_a_distribution_over_what_weights_chose() -> None:
+    """Ages 1 to 9 after 10 updates and 4 after 5, two actions by chance: those have no age, but a share."""
+    versions = [np.arange(1, 10).reshape(3, 3), np.array([1, -1, -1], np.int32)]
+    found = staleness([10, 5], versions)
+    assert found["staleness/by_chance"] == pytest.approx(2 / 12)
+    assert found["staleness/mean"] == pytest.approx((45 + 4) / 10)
+    assert (found["staleness/p50"], found["staleness/max"]) == (4.5, 9.0)
+    assert found["staleness/p90"] == pytest.approx(8.1)
+    assert staleness([3], [np.full(4, -1)]) == {"staleness/by_chance": 1.0}
 
 
 # What must not be trained on -----------------------------------------------------------------------------------------

@@ -168,9 +168,7 @@ def test_a_split_kl_by_hand() -> None:
     kls = []
     for b in range(B):
         for t in range(T):
-            q, p = (
-                0.99 * raw[b, t].detach().double().view(2, 3).softmax(-1) + 0.01 / 3 for raw in (posterior, prior)
-            )
+            q, p = (0.99 * raw[b, t].detach().double().view(2, 3).softmax(-1) + 0.01 / 3 for raw in (posterior, prior))
             kls.append((q * (q / p).log()).sum().item())
     assert min(kls) < 0.6 < max(kls), "some steps are to be within the free nats, others not"
     loss, metrics = kl_loss(rollout, settings)

@@ -40,8 +40,8 @@ def test_the_learner_goes_to_the_named_node_then_to_a_gpu_then_to_the_driver(
 
 def test_room_is_what_cpus_hold_beside_the_learner() -> None:
     """Without the resource `actor` the CPUs decide; the learner's are taken off on its node, and rounding is down."""
-    assert room_for_actors([HEAD, NAMED], HEAD_ID, 1, 1.0) == {HEAD_ID: 7, "named": 4}
-    assert room_for_actors([HEAD, NAMED], HEAD_ID, 0, 1.5) == {HEAD_ID: 5, "named": 2}
+    assert room_for_actors([HEAD, GPU], HEAD_ID, 1, 1.0) == {HEAD_ID: 7, GPU_ID: 16}
+    assert room_for_actors([HEAD, GPU], HEAD_ID, 0, 1.5) == {HEAD_ID: 5, GPU_ID: 10}
     assert room_for_actors([HEAD], HEAD_ID, 1, 0.1) == {HEAD_ID: 70}
     assert room_for_actors([Node("small", "", {"CPU": 1.0})], "small", 1, 1.0) == {"small": 0}
 
@@ -50,6 +50,7 @@ def test_where_a_node_declares_actors_only_such_nodes_hold_any() -> None:
     """As soon as one node declares the resource `actor`, no other takes actors, and it no more than it declares."""
     assert room_for_actors([HEAD, WORKER], HEAD_ID, 1, 1.0) == {HEAD_ID: 0, "worker": 3}
     assert room_for_actors([HEAD, WORKER], HEAD_ID, 1, 2.0) == {HEAD_ID: 0, "worker": 2}
+    assert room_for_actors([NAMED], "named", 1, 1.0) == {"named": 0}, "the nodes for actors are yet to join"
 
 
 @pytest.fixture

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from dreamfleet.common.layers import BlockLinear, NormActivation, NormGRUCell, RMSNorm, initialise
+from dreamfleet.common.layers import NormActivation, NormGRUCell, initialise
+from dreamfleet.common.loop_layers import BlockLinear, LoopLinear, in_loop
 from dreamfleet.common.model_settings import ModelSettings
+from dreamfleet.common.norms import RMSNorm
 from dreamfleet.common.recurrence import BlockGRU, StackedGRU, make_recurrence
 
 B, A, S, D, U, G = 3, 4, 6, 16, 5, 4
@@ -54,12 +57,12 @@ def naive_block_step(cell: BlockGRU, h: Tensor, z: Tensor, a: Tensor) -> Tensor:
     for g in range(G):
         rows = slice(g * part, (g + 1) * part)
         kernel = torch.cat([numbers(cell.hidden_blocks.weight[g]).T, shared[rows]], 1)  # (D / G, D / G + 3·U)
-        y.append(kernel @ torch.cat([h[rows], x0, x1, x2]) + numbers(cell.hidden_blocks.bias[g, 0]))
+        y.append(kernel @ torch.cat([h[rows], x0, x1, x2]) + numbers(cell.hidden_blocks.bias[g]))
     hidden = silu_rms(torch.cat(y), cell.hidden_activation)
     risen = []
     for g in range(G):
         rows = slice(g * part, (g + 1) * part)
-        gates = numbers(cell.gates.weight[g]).T @ hidden[rows] + numbers(cell.gates.bias[g, 0])
+        gates = numbers(cell.gates.weight[g]).T @ hidden[rows] + numbers(cell.gates.bias[g])
         reset, candidate, update = gates[:part], gates[part : 2 * part], gates[2 * part :]
         u = torch.sigmoid(update - 1)
         risen.append(u * torch.tanh(torch.sigmoid(reset) * candidate) + (1 - u) * h[rows])
@@ -70,7 +73,9 @@ def test_a_block_step_is_the_published_one() -> None:
     """The cell, in float64, equals the naive loop over rows and blocks to 1e-12; in float32 it is near it."""
     cell = make_block_gru()
     h, z, a = torch.randn(B, D).tanh(), torch.randn(B, S), 2 * torch.randn(B, A)
-    expected = torch.stack([naive_block_step(cell, *row) for row in zip(h.double(), z.double(), a.double(), strict=True)])
+    expected = torch.stack(
+        [naive_block_step(cell, *row) for row in zip(h.double(), z.double(), a.double(), strict=True)]
+    )
     (single,) = cell.advance((h,), z, cell.prepare(a))
     assert torch.allclose(single.double(), expected, atol=1e-5)
     assert (a.abs() > 1).any(), "an action is to be beyond 1"
@@ -100,7 +105,9 @@ def test_an_action_beyond_one_counts_as_one() -> None:
 def test_blocks_are_drawn_for_the_whole_input() -> None:
     """V3's fan-in of a block-linear is all that its blocks read together, and weights lie within two deviations."""
     cell = make_recurrence(
-        S, A, ModelSettings(recurrence="block_gru", deterministic=256, hidden=32, blocks=8, norm="rms", activation="silu")
+        S,
+        A,
+        ModelSettings(recurrence="block_gru", deterministic=256, hidden=32, blocks=8, norm="rms", activation="silu"),
     )
     initialise(cell, "truncated_normal")
     assert isinstance(cell, BlockGRU)
@@ -138,6 +145,22 @@ def test_rms_norm_has_a_mean_square_of_one_and_no_shift() -> None:
     assert torch.allclose(norm(torch.zeros(1, 2)), torch.zeros(1, 2))
 
 
+def test_rms_norms_gradients_are_those_of_the_plain_formula() -> None:
+    """On the CPU they are put together by hand: against autograd's in float64, also for a permuted input."""
+    torch.manual_seed(0)
+    norm = RMSNorm(7)
+    nn.init.normal_(norm.weight)
+    for x in (torch.randn(4, 5, 7), torch.randn(7, 4, 5).permute(1, 2, 0)):
+        weights = torch.randn(4, 5, 7)
+        x.requires_grad_()
+        got = torch.autograd.grad((norm(x) * weights).sum(), (x, norm.weight))
+        exact, scale = x.detach().double().requires_grad_(), norm.weight.detach().double().requires_grad_()
+        plain = exact * (exact.square().mean(-1, keepdim=True) + 1e-4).rsqrt() * scale
+        expected = torch.autograd.grad((plain * weights.double()).sum(), (exact, scale))
+        assert torch.allclose(norm(x).double(), plain, atol=1e-5)
+        assert all(torch.allclose(ours.double(), theirs, atol=1e-5) for ours, theirs in zip(got, expected, strict=True))
+
+
 def test_v2s_cell_is_the_published_one() -> None:
     """One layer norm over all gates, the update gate biased by -1, in float64 by hand."""
     torch.manual_seed(0)
@@ -166,3 +189,42 @@ def test_preparing_is_for_all_steps_at_once(kind: str) -> None:
         (h,) = recurrence.advance((torch.zeros(B, D),), torch.randn(B, S), recurrence.prepare(actions[:, 0]))
     assert h.dtype == torch.float32
     assert h.shape == (B, D)
+
+
+@pytest.mark.parametrize("layer", [LoopLinear(6, 4), LoopLinear(6, 4, bias=False), BlockLinear(6, 4, 2)])
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_loops_gradients_are_one_product(layer: nn.Module, bfloat16: bool) -> None:
+    """Within `in_loop` values are the same, and gradients of weight, bias and inputs but for the order of sums."""
+    torch.manual_seed(0)
+    x, results = torch.randn(5, 3, 6, requires_grad=True), []
+    for deferred in (False, True):
+        layer.zero_grad()
+        x.grad = None
+        context = in_loop(layer, 5) if deferred else nullcontext()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16), context:
+            h = torch.zeros(3, 6)
+            for step in x.unbind(0):
+                h = h + torch.tanh(layer(step + h).float().flatten(1)).repeat(1, 2)[:, :6]
+        h.square().sum().backward()
+        results.append([h.detach(), x.grad, *(p.grad for p in layer.parameters())])
+    for plain, quick in zip(*results, strict=True):
+        assert plain is not None
+        assert quick is not None
+        assert plain.dtype == quick.dtype == torch.float32
+        assert (plain - quick).abs().max() <= (0.03 if bfloat16 else 1e-5) * plain.abs().max()
+
+
+def test_a_loop_without_gradients_is_left_alone() -> None:
+    """Acting makes no slots, and after a loop, also one that failed, the layer is what it was."""
+    layer, x = LoopLinear(2, 2), torch.randn(1, 2)
+    with torch.no_grad(), in_loop(layer, 3):
+        assert layer._steps is None
+
+    def fail() -> None:
+        with in_loop(layer, 3):
+            layer(x)
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        fail()
+    assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))

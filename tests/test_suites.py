@@ -21,7 +21,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from dreamfleet.actors import rendering
+from dreamfleet.actors import announcements, rendering
 from dreamfleet.actors.collector import build_collector
 from dreamfleet.actors.environments import make_environment, probe_environment
 from dreamfleet.common.chunk import decode_chunk, parse_header
@@ -201,15 +201,18 @@ def test_proprioception_needs_nothing_to_draw_with() -> None:
     """With drawing switched off vectors come as ever, and pictures are refused with what would have to be installed."""
     need("dm_control", "dmc")
     program = (
+        "from dreamfleet.actors.announcements import announced\n"
         "from dreamfleet.actors.environments import make_environment, probe_environment\n"
         "from dreamfleet.common.settings import EnvironmentSettings as E\n"
         "print(len(probe_environment(E(id='dm_control/walker-walk-v0')).observations))\n"
         "print(make_environment(E(id='dm_control/walker-walk-v0'), render=True).render_mode)\n"
+        "print(announced())\n"
         "try: probe_environment(E(id='dm_control/walker-walk-v0', observe='rendered'))\n"
         "except Exception as error: print(type(error).__name__, error)\n"
     )
-    observations, render_mode, refusal = run_alone(program, MUJOCO_GL="off").strip().split("\n")
+    observations, render_mode, told, refusal = run_alone(program, MUJOCO_GL="off").strip().split("\n")
     assert (observations, render_mode) == ("3", "None")
+    assert "there will be no video" in told
     assert refusal.startswith("UserError env.observe rendered: 'dm_control/walker-walk-v0' cannot be drawn")
     assert "apt-get install libegl1" in refusal
 
@@ -278,6 +281,7 @@ def test_the_library_that_draws_is_chosen_and_told(
         monkeypatch.delenv("MUJOCO_GL")
     monkeypatch.setattr(rendering.sys, "platform", "linux")
     monkeypatch.delitem(sys.modules, "mujoco", raising=False)
+    monkeypatch.setattr(announcements, "_lines", {})
     monkeypatch.setattr(rendering, "_try", lambda value: "" if value in working else "none")
     with caplog.at_level(logging.INFO, "dreamfleet"):
         refusal = rendering.choose_library.__wrapped__()
@@ -285,6 +289,13 @@ def test_the_library_that_draws_is_chosen_and_told(
     assert said in caplog.text
     assert refused in refusal
     assert bool(refused) == bool(refusal)
+
+
+def test_a_mistyped_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MUJOCO_GL is refused by name, before MuJoCo is imported."""
+    monkeypatch.setenv("MUJOCO_GL", "osmessa")
+    with pytest.raises(UserError, match=r"MUJOCO_GL is 'osmessa'.*egl, osmesa, glfw and off.*Did you mean 'osmesa'"):
+        rendering.choose_library.__wrapped__()
 
 
 def test_a_library_that_is_not_there_does_not_draw() -> None:
@@ -352,16 +363,15 @@ def test_arguments_stay_within_a_namespace() -> None:
     assert resolve(["atari100k", "dmc_vision"]).env.kwargs == {}
 
 
-def test_minigrid_leaves_out_the_mission(caplog: pytest.LogCaptureFixture) -> None:
-    """BabyAI's mission is text, which is no observation here: the picture alone is left, and the log says so."""
+def test_minigrid_leaves_out_the_mission(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """BabyAI's mission is text, which is no observation here: only the picture is left, and that is announced once."""
     need("minigrid", "minigrid")
-    from dreamfleet.actors import suites
-
-    suites._tell.cache_clear()
+    monkeypatch.setattr(announcements, "_lines", {})
     with caplog.at_level(logging.INFO, "dreamfleet"):
         for name in ("BabyAI-GoToRedBallGrey-v0", "MiniGrid-Empty-5x5-v0"):
             assert probe_environment(EnvironmentSettings(id=name)).observations == PICTURE
     assert caplog.text.count("the text of the mission") == 1
+    assert [line for line in announcements.announced() if "the text of the mission" in line]
 
 
 def test_minigrid_can_be_seen_from_above() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from moving_square import square_format
 
-from dreamfleet.common.settings import ModelSettings
+from dreamfleet.common.model_settings import ModelSettings
 from dreamfleet.common.world_model import WorldModel
 from dreamfleet.learner.learner import TrainReport
 from dreamfleet.common.weights import flatten, load_flat

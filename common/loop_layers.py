@@ -1,0 +1,149 @@
+"""Linear layers in a loop over time, whose weights' gradients are one product over all steps.
+
+Autograd would give each step a product of its own, with as few rows as the batch has sequences, and add up T matrices
+as large as the weights. Here the steps use the weights as constants, and each adds its slot of one tensor (T, B, …),
+which holds the bias; backward, the slots' gradients side by side are those of all steps' outputs, and with the steps'
+inputs side by side they give the weights' gradient at once.
+
+Shapes: T time, B batch, G blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class LoopLinear(nn.Linear):
+    """A linear layer that may stand in a loop; see `in_loop`."""
+
+    _steps: Steps | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output (…, width)."""
+        if self._steps is None:
+            return super().forward(x)
+        slot, weight = self._steps.next(self, x)
+        return torch.addmm(slot, x, weight.t())
+
+
+class BlockLinear(nn.Module):
+    """A linear layer whose input and output are cut into blocks, each output block reading its own input block alone.
+
+    Args:
+        width_in: of the input.
+        width: of the output.
+        blocks: G, dividing both.
+        joint: width of the whole input where a part of it is read elsewhere; weights are drawn for all of it, not for a
+            block's share (Dreamer V3).
+    """
+
+    _steps: Steps | None = None
+
+    def __init__(self, width_in: int, width: int, blocks: int, joint: int | None = None) -> None:
+        super().__init__()
+        self.joint = joint or width_in
+        self.weight = nn.Parameter(torch.empty(blocks, width_in // blocks, width // blocks))
+        self.bias = nn.Parameter(torch.empty(blocks, width // blocks))
+        draw_uniformly(self, self.joint)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, G, width / G) for (B, width_in): the blocks side by side, one product for all of them."""
+        blocks = x.unflatten(-1, self.weight.shape[:2]).transpose(0, 1)  # (G, B, width_in / G)
+        if self._steps is None:
+            return torch.baddbmm(self.bias[:, None], blocks, self.weight).transpose(0, 1)
+        slot, weight = self._steps.next(self, x)
+        return torch.baddbmm(slot.transpose(0, 1), blocks, weight).transpose(0, 1)
+
+
+LoopLayer = LoopLinear | BlockLinear
+
+
+class Steps:
+    """The steps of one layer in one loop.
+
+    Args:
+        length: T.
+    """
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+        self._inputs: list[Tensor] = []
+        self._slots: tuple[Tensor, ...] = ()
+        self._weight: Tensor | None = None
+
+    def next(self, layer: LoopLayer, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the slot of the next step, which reads x (B, width_in), and the weights as a constant."""
+        if self._weight is None:
+            kind = x.device.type
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else layer.weight.dtype
+            self._weight = layer.weight.detach().to(dtype)
+            slots = _Slots.apply(layer.weight, layer.bias, self._inputs, (self._length, len(x)), dtype)
+            self._slots = slots.unbind(0)
+        slot = self._slots[len(self._inputs)]
+        self._inputs.append(x.detach())
+        return slot, self._weight
+
+
+@contextmanager
+def in_loop(network: nn.Module, length: int) -> Iterator[None]:
+    """Let the network's layers know that each of them is called `length` times within, or not at all.
+
+    Where no gradient is asked for, and where a compiler sees the whole loop anyway, nothing changes.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, LoopLinear | BlockLinear)]
+    plain = torch.compiler.is_compiling() or not torch.is_grad_enabled() or layers[0].weight.is_meta
+    if plain or not all(layer.weight.requires_grad for layer in layers):
+        yield
+        return
+    for layer in layers:
+        layer._steps = Steps(length)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._steps = None
+
+
+class _Slots(torch.autograd.Function):
+    """The bias once for each step; its gradient is that of all steps' outputs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        bias: Tensor | None,
+        inputs: list[Tensor],
+        leading: tuple[int, int],
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Return (T, B, *width), `inputs` being filled with x (B, width_in) by the time of the backward."""
+        ctx.inputs, ctx.weight_shape, ctx.dtype, ctx.has_bias = inputs, weight.shape, weight.dtype, bias is not None
+        if bias is None:
+            return weight.new_zeros(1, dtype=dtype).expand(*leading, weight.shape[0])
+        return bias.to(dtype, copy=True).expand(*leading, *bias.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+        """Return the gradients of weight and bias."""
+        gradient = gradients[0].flatten(0, 1)  # (T·B, width) or (T·B, G, width / G)
+        inputs = torch.cat(ctx.inputs).to(gradient.dtype)  # (T·B, width_in)
+        if gradient.dim() == 2:
+            to_weight = gradient.t() @ inputs
+        else:
+            blocks = inputs.unflatten(-1, ctx.weight_shape[:2])  # (T·B, G, width_in / G)
+            to_weight = torch.bmm(blocks.permute(1, 2, 0), gradient.transpose(0, 1))
+        to_bias = gradient.sum(0, dtype=ctx.dtype) if ctx.has_bias else None
+        return to_weight.to(ctx.dtype), to_bias, None, None, None
+
+
+def draw_uniformly(layer: nn.Module, fan_in: int) -> None:
+    """Draw a layer's weights and bias as torch does for a linear layer of so many inputs."""
+    bound = 1.0 / math.sqrt(fan_in)
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter, -bound, bound)

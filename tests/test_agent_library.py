@@ -1,0 +1,101 @@
+"""The library: an agent is loaded in a line, and acts in a plain script as it does in the evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_runs import write_workshop
+
+from dreamfleet.common.errors import UserError
+from dreamfleet.deploy.agent import Agent
+from dreamfleet.deploy.command_line import main
+
+SMALL = (
+    "--env.id", "my_world:make", "--env.kwargs", "{length: 20}", "--learner.batch_size", "4", "--learner.sequence_length",
+    "8", "--learner.device", "cpu", "--train.env_steps", "200", "--train.prefill", "60", "--train.ratio", "4",
+    "--records.picture_context", "3", "--records.picture_steps", "8", "--records.evaluate_every", "100",
+    "--records.evaluation_episodes", "2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run of the smallest Dreamer V3, trained for some updates and evaluated on the way."""
+    folder = tmp_path_factory.mktemp("library")
+    write_workshop(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["train", "--inline", "--preset", "dreamer_v3", "--preset", "debug", *SMALL, "--run", "run"]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(autouse=True)
+def _beside_the_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment's module lies beside the run."""
+    monkeypatch.chdir(run.parent)
+
+
+def play(agent: Agent, steps: int) -> list[int]:
+    env = agent.make_environment()
+    observation, _ = env.reset(seed=5)
+    agent.reset()
+    actions = []
+    for _ in range(steps):
+        actions.append(agent.act(observation))
+        observation, _, terminated, truncated, _ = env.step(actions[-1])
+        if terminated or truncated:
+            observation, _ = env.reset()
+            agent.reset()
+    env.close()
+    return actions
+
+
+def test_a_loaded_agent_acts_and_repeats_itself(run: Path) -> None:
+    """Three lines load a run and act; without exploration the same observations give the same actions."""
+    agent = Agent.load(run)
+    assert agent.updates > 0
+    first = play(agent, 30)
+    assert all(agent.make_environment().action_space.contains(action) for action in first)
+    assert play(Agent.load(run), 30) == first
+
+
+def test_one_environment_among_several_gets_what_it_gets_alone(run: Path) -> None:
+    """A batch of environments is a call; the first gets the actions that it gets alone."""
+    alone, together = Agent.load(run), Agent.load(run, environments=3)
+    env = alone.make_environment()
+    observation, _ = env.reset(seed=5)
+    for step in range(12):
+        batch = {name: np.stack([value, value * 0, value]) for name, value in observation.items()}
+        actions = together.act(batch, is_first=step == 0)
+        action = alone.act(observation)
+        assert actions.shape == (3,)
+        assert actions[0] + env.action_space.start == action, "stored actions count from 0"
+        observation, *_ = env.step(action)
+
+
+def test_the_best_checkpoint_is_the_one_with_the_highest_evaluation(run: Path) -> None:
+    """What was evaluated is compared by its return, and can be loaded."""
+    import json
+
+    facts = [json.loads(path.read_text()) for path in (run / "checkpoints").glob("*.json")]
+    judged = {entry["updates"]: entry["evaluation_return"] for entry in facts if "evaluation_return" in entry}
+    assert judged
+    best = max(judged.values())
+    assert Agent.load(run, checkpoint="best").updates == min(u for u, found in judged.items() if found == best)
+    lines = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    assert {line["updates"] for line in lines} >= set(judged)
+    assert {"time", "env_steps", "simulator_steps", "mean", "std", "returns", "lengths", "seconds"} <= set(lines[0])
+
+
+def test_what_does_not_fit_is_a_sentence(run: Path, tmp_path: Path) -> None:
+    """A missing run, a missing entry and a wrong shape are named."""
+    with pytest.raises(UserError, match="does not exist"):
+        Agent.load(tmp_path / "none")
+    agent = Agent.load(run)
+    name = agent.spaces.observations[0].name
+    with pytest.raises(UserError, match=f"lacks '{name}'"):
+        agent.act({"other": np.zeros(3)})
+    with pytest.raises(UserError, match="has the shape"):
+        agent.act({name: np.zeros((2, 99), np.float32)})
