@@ -54,9 +54,7 @@ class ModelPolicy:
         self._explores = explores
         self._agent = Agent(spaces, settings).eval()
         self._model = self._agent.world_model
-        self._generators = [
-            torch.Generator().manual_seed(derive_seed(seed, "acting", k)) for k in range(environments)
-        ]
+        self._generators = [torch.Generator().manual_seed(derive_seed(seed, "acting", k)) for k in range(environments)]
         self._state = self._model.initial(environments)
         self._previous = torch.zeros(environments, spaces.action.width)
         self._begins_anew = True

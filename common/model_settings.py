@@ -25,7 +25,7 @@ class ModelSettings(Section):
     embedding: int = Field(1024, ge=1)
     """Width to which the encoder's output is projected (`strided` only; else what the convolutions give)."""
     vector_units: int = Field(256, ge=1)
-    """Width of the encoder and decoder of vector observations, and half that of `dreamer`'s first layer of pictures."""
+    """Width of the encoder and decoder of vectors; `dreamer` decodes pictures from z through twice that."""
     vector_layers: int = Field(2, ge=1)
     """Layers of the encoder and decoder of vector observations."""
     vector_symlog: bool = False

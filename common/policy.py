@@ -97,9 +97,7 @@ class RandomPolicy:
         return np.where(bounded, uniform, np.clip(self._generator.normal(size=low.shape), low, high))
 
 
-def make_policy(
-    settings: Settings, spaces: Spaces, environments: int, seed: int, explores: bool = True
-) -> Policy:
+def make_policy(settings: Settings, spaces: Spaces, environments: int, seed: int, explores: bool = True) -> Policy:
     """Return the policy that the settings name, for so many environments.
 
     Args:
@@ -113,9 +111,7 @@ def make_policy(
         UserError: if it does not fit the spaces.
     """
     actors = settings.actors
-    by_chance = RandomPolicy(
-        spaces.action, environments, seed, actors.hold_min, actors.hold_max, actors.action_weights
-    )
+    by_chance = RandomPolicy(spaces.action, environments, seed, actors.hold_min, actors.hold_max, actors.action_weights)
     if settings.behaviour.kind == "random":
         return by_chance
     from dreamfleet.common.model_policy import ModelPolicy  # torch, which a random actor does without

@@ -1,9 +1,7 @@
 """A trained agent as a library: load a run, show it observations, do what it says.
 
-    agent = Agent.load("runs/mine")
-    env = agent.make_environment()
-    observation, _ = env.reset()
-    action = agent.act(observation)
+Three lines: `agent = Agent.load("runs/mine")`, `env = agent.make_environment()`, and in the loop
+`action = agent.act(observation)`, with `agent.reset()` where an episode begins.
 """
 
 from __future__ import annotations
@@ -135,4 +133,3 @@ class Agent:
             self._space = env.action_space
             env.close()
         return self._space
-

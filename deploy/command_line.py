@@ -73,7 +73,14 @@ def _eval(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     run = RunDirectory(given.run).existing()
     from dreamfleet.deploy.evaluate import evaluate
 
-    return evaluate(run, episodes=given.episodes, seed=given.seed, videos=given.videos, max_steps=given.max_steps)
+    return evaluate(
+        run,
+        episodes=given.episodes,
+        seed=given.seed,
+        videos=given.videos,
+        max_steps=given.max_steps,
+        checkpoint=given.checkpoint,
+    )
 
 
 def _dream(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:

@@ -9,12 +9,14 @@ import numpy as np
 
 from dreamfleet.actors.collector import EpisodeResult
 from dreamfleet.actors.evaluator import play_episodes
-from dreamfleet.common.policy import make_policy
+from dreamfleet.common.policy import Policy, make_policy
+from dreamfleet.common.spaces import Spaces
 from dreamfleet.common.video import write_webm
 from dreamfleet.deploy.run_directory import RunDirectory
+from dreamfleet.learner.acting_weights import load_acting_weights
 
 
-def evaluate(run: RunDirectory, episodes: int, seed: int, videos: int, max_steps: int) -> int:
+def evaluate(run: RunDirectory, episodes: int, seed: int, videos: int, max_steps: int, checkpoint: str) -> int:
     """Play episodes, print each as it ends, write results and videos, and return the exit code.
 
     Args:
@@ -23,6 +25,10 @@ def evaluate(run: RunDirectory, episodes: int, seed: int, videos: int, max_steps
         seed: of the first episode.
         videos: how many episodes, from the first on, are filmed.
         max_steps: environment steps after which an episode is cut; 0 never cuts one.
+        checkpoint: "newest" or "best"; a run that acts by chance needs none.
+
+    Raises:
+        UserError: if there is no checkpoint, or it does not fit the run's settings.
     """
     settings = run.settings()
     numbers = itertools.count()
@@ -31,10 +37,23 @@ def evaluate(run: RunDirectory, episodes: int, seed: int, videos: int, max_steps
         note = ", cut there by --max-steps" if cut else ""
         print(f"  episode {next(numbers)}: return {result.total_reward:.2f}, {result.length} steps{note}", flush=True)
 
-    print(f"playing {episodes} episodes of {settings.env.id} with the policy '{settings.behaviour.kind}'", flush=True)
+    weights = None
+    if settings.behaviour.kind != "random":
+        weights = load_acting_weights(run.checkpoints, settings, checkpoint)
+
+    def policy_of(spaces: Spaces) -> Policy:
+        policy = make_policy(settings, spaces, 1, seed, explores=weights is None)
+        if weights:
+            policy.adopt(*weights)
+        return policy
+
+    of = f" of update {weights[0]}, without exploring" if weights else ""
+    print(
+        f"playing {episodes} episodes of {settings.env.id} with the policy '{settings.behaviour.kind}'{of}", flush=True
+    )
     evaluation = play_episodes(
         settings.env,
-        lambda spaces: make_policy(settings, spaces, 1, seed),
+        policy_of,
         episodes,
         seed,
         record=min(videos, episodes),
@@ -48,8 +67,8 @@ def evaluate(run: RunDirectory, episodes: int, seed: int, videos: int, max_steps
     print(
         f"return {returns.mean():.2f} ± {returns.std():.2f} over {episodes} episodes, mean length {lengths.mean():.1f}"
     )
-    results = {"policy": settings.behaviour.kind, "seed": seed, "returns": returns.tolist(), "lengths": lengths.tolist(),
-               "cut_short": evaluation.cut_short,
+    results = {"policy": settings.behaviour.kind, "updates": weights[0] if weights else None, "seed": seed,
+               "returns": returns.tolist(), "lengths": lengths.tolist(), "cut_short": evaluation.cut_short,
                "mean": float(returns.mean()), "std": float(returns.std())}  # fmt: skip
     (folder / "results.json").write_text(json.dumps(results, indent=1))
     for number, frames in enumerate(evaluation.videos):

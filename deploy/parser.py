@@ -112,6 +112,8 @@ def _add_eval(commands: Any) -> None:
     evaluate.add_argument(
         "--seed", type=_natural, default=1_000_000, help="seed of the first episode (default: 1000000)"
     )
+    evaluate.add_argument("--checkpoint", choices=["newest", "best"], default="newest", help="best: by evaluation "
+                          "return, or held-out loss where nothing was evaluated (default: newest)")  # fmt: skip
     evaluate.add_argument("--max-steps", type=_natural, default=10_000, metavar="STEPS", help="environment steps after "
                           "which an episode is cut; 0: never (default: 10000)")  # fmt: skip
 

@@ -51,7 +51,7 @@ def list_nodes() -> list[Node]:
 def declares_roles(nodes: list[Node]) -> bool:
     """Whether actors go only where `actor` is declared; where no node declares any role, free CPUs alone decide.
 
-    A cluster that is just coming up may consist of its learner's node alone: those that declare `actor` are yet to join.
+    A cluster that is coming up may consist of its learner's node alone: those that declare `actor` are yet to join.
     """
     return any(node.has(ACTOR_RESOURCE) or node.has(LEARNER_RESOURCE) for node in nodes)
 

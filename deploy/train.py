@@ -127,5 +127,6 @@ def _tensorboard_command(directory: Path) -> str:
     import sys
 
     beside = Path(sys.executable).with_name("tensorboard")
-    program = os.path.relpath(beside) if beside.exists() else "tensorboard"
+    near = os.path.relpath(beside)
+    program = "tensorboard" if not beside.exists() else str(beside) if near.startswith("..") else near
     return f"{program} --logdir {directory}"

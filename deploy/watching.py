@@ -121,6 +121,7 @@ class RunWatcher(Watcher):
 
     def evaluated(self, fleet: Fleet, env_steps: int, report: Any) -> None:
         """Say how well the policy does, and record it against steps and time."""
+        del fleet
         _log_notes(report.notes)
         mean, std = float(np.mean(report.returns)), float(np.std(report.returns))
         cut = f", {report.cut_short} cut short" if report.cut_short else ""

@@ -13,7 +13,8 @@ from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
 from dreamfleet.common.weights import flatten
 from dreamfleet.learner.actor_critic import ActorCritic
-from dreamfleet.learner.checkpoints import CheckpointStore, DamagedCheckpointError
+from dreamfleet.learner.checkpoint_facts import DamagedCheckpointError
+from dreamfleet.learner.checkpoints import CheckpointStore
 from dreamfleet.learner.restoring import load_behaviour, load_parameters
 
 
@@ -40,7 +41,8 @@ def load_acting_weights(checkpoints: Path, settings: Settings, which: str = "new
     origin = f"The checkpoint of update {facts['updates']}"
     agent = Agent(Spaces.from_json(facts["spaces"]), settings)
     load_parameters(agent.world_model, state["model"], origin)
-    learns = settings.behaviour.kind == "actor_critic"
-    load_behaviour(ActorCritic(agent, settings) if learns else None, state.get("behaviour"), settings.behaviour.kind, origin)
+    kind = settings.behaviour.kind
+    actor_critic = ActorCritic(agent, settings) if kind == "actor_critic" else None
+    load_behaviour(actor_critic, state.get("behaviour"), kind, origin)
     with torch.no_grad():
         return int(facts["updates"]), flatten(agent.acting_parameters())

@@ -23,7 +23,6 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 @pytest.fixture(autouse=True)
 def _alarm(request: pytest.FixtureRequest) -> Iterator[None]:
     """End a test that hangs: an exception from a signal handler interrupts `ray.get`, other time limits do not."""
-
     patience_s = CLUSTER_HANG_S if request.node.get_closest_marker("cluster") else HANG_S
 
     def ring(_number: int, _frame: FrameType | None) -> None:

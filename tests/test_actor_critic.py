@@ -107,7 +107,7 @@ def unlike_at_first(network: nn.Module) -> None:
     """Change a network's parameters, so that it is told from a copy that was made before."""
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
 
 
 # Against an account of its own ---------------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ def test_v1s_gradient_is_that_of_the_return_by_every_action(action: ActionSpec) 
     step = 1e-3
     with torch.no_grad():
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter -= step * gradient
+            parameter.sub_(gradient, alpha=step)
     assert (before - loss()).item() == pytest.approx(step * size.item(), rel=0.05, abs=1e-6)
 
 

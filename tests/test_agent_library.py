@@ -13,10 +13,10 @@ from dreamfleet.deploy.agent import Agent
 from dreamfleet.deploy.command_line import main
 
 SMALL = (
-    "--env.id", "my_world:make", "--env.kwargs", "{length: 20}", "--learner.batch_size", "4", "--learner.sequence_length",
-    "8", "--learner.device", "cpu", "--train.env_steps", "200", "--train.prefill", "60", "--train.ratio", "4",
-    "--records.picture_context", "3", "--records.picture_steps", "8", "--records.evaluate_every", "100",
-    "--records.evaluation_episodes", "2",
+    "--env.id", "my_world:make", "--env.kwargs", "{length: 20}", "--learner.batch_size", "4",
+    "--learner.sequence_length", "8", "--learner.device", "cpu", "--train.env_steps", "200", "--train.prefill", "60",
+    "--train.ratio", "4", "--records.picture_context", "3", "--records.picture_steps", "8",
+    "--records.evaluate_every", "100", "--records.evaluation_episodes", "2",
 )  # fmt: skip
 
 

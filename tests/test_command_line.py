@@ -83,7 +83,7 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     assert left.value.code == 0
     text = capsys.readouterr().out
     assert "--learner.batch_size  [whole number; default: 50]" in text
-    assert "--model.encoder  [strided | planet; default: planet]" in text
+    assert "--model.encoder  [strided | planet | dreamer; default: planet]" in text
     assert text.index("learner: The process that trains.") < text.index("--learner.batch_size")
     assert (
         text.index("--learner.order_timeout_s") < text.index("train: How long to train") < text.index("--train.ratio")

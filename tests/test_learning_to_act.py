@@ -129,7 +129,7 @@ def test_every_dreamer_resumes_bit_for_bit(tmp_path: Path, preset: str) -> None:
 
 
 def test_dreaming_needs_no_actor(tmp_path: Path) -> None:
-    """The world model of such a checkpoint loads by the model's settings alone, and the actor's weights are published."""
+    """The world model of such a checkpoint loads by the model's settings; the actor's weights are published."""
     replay = places_replay(tmp_path / "replay", "choices", sequence_length=8, steps=400)
     settings = dreamer("dreamer_v3")
     learner = learner_on(replay, tmp_path, settings)

@@ -12,9 +12,9 @@ import torch
 from moving_square import square_format
 
 from dreamfleet.common.model_settings import ModelSettings
+from dreamfleet.common.weights import flatten, load_flat
 from dreamfleet.common.world_model import WorldModel
 from dreamfleet.learner.learner import TrainReport
-from dreamfleet.common.weights import flatten, load_flat
 from dreamfleet.learner.publishing_learner import PublishingLearner
 
 SMALL = ModelSettings(encoder="strided", batch_norm=True, depth=2, embedding=8, deterministic=6, stochastic=3, hidden=5)

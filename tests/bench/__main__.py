@@ -16,8 +16,8 @@ from tests.bench.report import Row, render_misses, render_page, render_table, wr
 
 PARTS = {"replay": "replay", "replay-ray": "replay_ray", "collect": "collect", "learner": "learner"}
 """Names of the parts, and the modules that measure them."""
-SCALE = {"loop": "loop", "ingest": "ingest", "weights": "weights"}
-"""Parts that say how far one head carries; measured only where they are named."""
+NAMED = {"loop": "loop", "ingest": "ingest", "weights": "weights", "agents": "agents", "acting": "acting"}
+"""Parts that are measured only where they are named: how far one head carries, and what learning to act costs."""
 _BUSY = 0.1
 """A machine that is busier than this with other work gives no figures to rely on."""
 
@@ -37,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="dreamfleet-bench-") as scratch:
         bench = Bench(options.quick, Path(scratch), options.address)
         for name in options.only:
-            module = importlib.import_module(f"tests.bench.{(PARTS | SCALE)[name]}")
+            module = importlib.import_module(f"tests.bench.{(PARTS | NAMED)[name]}")
             methods[name] = " ".join(module.METHOD.split())
             for row in module.measure(bench):
                 say(" | ".join(cell for cell in row.cells() if cell))
@@ -61,8 +61,8 @@ def _parse() -> argparse.Namespace:
         prog="python -m tests.bench", description="Measure dreamfleet beside its yardsticks."
     )
     parser.add_argument("--quick", action="store_true", help="measure less, to see that all runs")
-    names = f"{', '.join(PARTS)} (all of these unless given), {', '.join(SCALE)}"
-    parser.add_argument("--only", nargs="+", choices=PARTS | SCALE, default=list(PARTS), metavar="NAME", help=names)
+    names = f"{', '.join(PARTS)} (all of these unless given), {', '.join(NAMED)}"
+    parser.add_argument("--only", nargs="+", choices=PARTS | NAMED, default=list(PARTS), metavar="NAME", help=names)
     parser.add_argument("--address", help="a Ray cluster that the part weights joins; without, Ray is started here")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder of the Markdown page")
     return parser.parse_args()

@@ -24,7 +24,8 @@ RUN = "proof"
 TRAIN = (
     "train", "--preset", "small", "--env.id", "Pendulum-v1", "--actors.count", "auto", "--replay.shards", "2",
     "--learner.batch_size", "4", "--learner.sequence_length", "16", "--train.env_steps", "10_000_000",
-    "--train.prefill", "500", "--train.ratio", "2", "--records.checkpoint_every", "50", "--records.picture_every", "100000",
+    "--train.prefill", "500", "--train.ratio", "2", "--records.checkpoint_every", "50",
+    "--records.picture_every", "100000",
     "--records.log_every_s", "2", "--run", f"runs/{RUN}",
 )  # fmt: skip
 

@@ -1,8 +1,8 @@
 """Two tiny worlds for tests of behaviour, in which it is known what to do.
 
-`choices`: there are two places; action 0 stays, action 1 goes to the other; arriving at place 1 is worth 1. So in place
-0 one is to go, in place 1 to stay. `box`: a place between -1 and 1, moved by up to 0.5; it is worth 1 less the square of
-the distance to 0. So one is to move towards 0. Observed is the place; episodes are cut after some steps.
+`choices`: there are two places; action 0 stays, action 1 goes to the other; arriving at place 1 is worth 1. So in
+place 0 one is to go, in place 1 to stay. `box`: a place between -1 and 1, moved by up to 0.5, is worth 1 less its
+square. So one is to move towards 0. Observed is the place; episodes are cut after some steps.
 """
 
 from __future__ import annotations
