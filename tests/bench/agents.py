@@ -37,9 +37,9 @@ count. The arithmetic is counted in the multiplications and additions of the ope
 papers' (a convolution of doubled pixels is made with 9 products instead of 25). The parts are timed one by one
 afterwards: the world model's loss and its backward, and of these again encoder, dynamics and decoder, each with its own
 backward; imagination and the behaviour's losses with theirs; the optimiser is the update's own. They add up to a little
-more or less than the update. r2dreamer's figures are others' measurement (with its decoder, eager, float32, on two cores
-of 147 GFLOP/s in matrix products), not rerun here: the ratio says something on such a machine alone, so it is left out
-on a GPU.
+more or less than the update. r2dreamer's figures are others' measurement (with its decoder, eager, float32, on two
+cores of 147 GFLOP/s in matrix products), not rerun here: the ratio says something on such a machine alone, and is left
+out on a GPU.
 """
 SPACES = {
     "choice of 6": ActionSpec("discrete", (6,)),
@@ -108,8 +108,8 @@ def make_batch(spaces: Spaces, batch: int, length: int, device: torch.device) ->
 
 
 def _settings(bench: Bench, presets: Sequence[str]) -> Settings:
-    cores = str(len(os.sched_getaffinity(0)))
-    return resolve(presets, [("learner.threads", cores), *(_QUICK if bench.quick else ())])
+    cores = bench.choose(len(os.sched_getaffinity(0)), 1)
+    return resolve(presets, [("learner.threads", str(cores)), *(_QUICK if bench.quick else ())])
 
 
 def _contestant(bench: Bench, contestant: Contestant, product_rate: float) -> Iterator[Row]:
@@ -190,6 +190,9 @@ class Trial:
             with self.hardware.autocast():
                 kept["world"] = world_model_loss(agent.world_model, self._batch, settings.loss)
 
+        def backward() -> None:
+            kept["world"].total.backward()
+
         def dream() -> None:
             assert learns is not None
             kept["states"] = kept["world"].rollout.states.map(lambda part: part.detach())
@@ -205,7 +208,7 @@ class Trial:
 
         steps: dict[str, Callable[[], object]] = {
             "world model forward": forward,
-            "its backward": lambda: kept["world"].total.backward(),
+            "its backward": backward,
         }
         return steps | ({"imagination": dream, "behaviour's losses and backward": behave} if learns else {})
 

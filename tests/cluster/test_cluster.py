@@ -215,9 +215,9 @@ def test_a_cluster_from_up_to_down(hosts: Hosts, laptop: Laptop, tmp_path: Path)
             found += [line.strip() for line in status.splitlines() if line.startswith(("progress", "actors", "replay"))]
 
         with diary.stage("`dreamfleet submit --stop`") as found:
-            job = re.search(r"--stop (\S+)", said())
+            job = re.search(r"--stop ([\w-]+)", said())
             assert job, said()
-            laptop.submit("--stop", job[1], within_s=300, code=None)
+            laptop.submit("--stop", job[1], within_s=300)
             train.wait(120)
             stopped = re.search(r"stopped at (\d+) env steps and (\d+) updates", said())
             assert stopped, said()
