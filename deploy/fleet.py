@@ -1,6 +1,7 @@
 """The fleet loop: gives collect orders to actors and train orders to the learner, and decides who may go on.
 
-Two counters decide: S, the acknowledged environment steps (the replay's own count), and U, the learner's updates.
+Two counters of its ledger decide: S, the acknowledged environment steps (the replay's own count), and U, the learner's
+updates.
 
     the learner may train   while U and its orders stay within ratio.updates_allowed(S)
     an actor may collect    while the learner has less than two orders' worth of updates allowed and not yet made
@@ -19,7 +20,9 @@ from typing import Any
 
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.notes import Note
-from dreamfleet.deploy.pool import Counters, Pool, WorkerFailedError, WorkerLostError
+from dreamfleet.deploy.evaluation_schedule import EvaluationSchedule
+from dreamfleet.deploy.ledger import Ledger
+from dreamfleet.deploy.pool import Pool, WorkerFailedError, WorkerLostError
 from dreamfleet.deploy.ratio import TrainRatio
 from dreamfleet.deploy.roster import LOOK_EVERY_S, Roster
 from dreamfleet.deploy.slot import Order, Slot
@@ -40,8 +43,7 @@ class Fleet:
     What it does per order does not depend on how many workers there are.
 
     Attributes:
-        env_steps: S, acknowledged environment steps.
-        updates: U, updates made.
+        ledger: what was collected and trained, and what is ordered.
         roster: who is in it.
 
     Args:
@@ -64,30 +66,43 @@ class Fleet:
     ) -> None:
         self.pool = pool
         self.staffing = staffing
-        self.ratio = ratio
         self.watcher = watcher or Watcher()
         self.roster = Roster(pool, staffing, clock)
-        self.env_steps = 0
-        self.updates = 0
+        self.ledger = Ledger(ratio)
         self._stop = stop
         self._clock = clock
         self._open: dict[Any, tuple[Slot, Order]] = {}  # orders given and not answered, by their futures
         self._hungry: dict[int, Slot] = {}  # placed actors that may have more orders, by turns
-        self._ordered_steps = 0  # given to actors and not yet answered
-        self._uncounted_steps = 0  # answered since the replay's counters were asked
-        self._ordered_updates = 0  # given to the learner and not yet answered
-        self._valid_starts = 0
         self._next_incarnation = 0
         self._weights: list[tuple[int, Any]] = []  # the newest published version, or nothing yet
         self._saved_at = 0
-        self._evaluations = 0  # of those wanted so far, those that have begun
-        self._wants_evaluation = False  # of the next checkpoint
+        self._evaluations = EvaluationSchedule(staffing.evaluate_every)
         self._restored = not staffing.learns  # whether the learner has said what it goes on from
         self._stored_more = False  # whether the replay's counters are to be asked again
         self._recount_due = 0.0
         self._look_due = 0.0
         self._most_updates = 0  # made by any learner of this start
         self._told: set[tuple[str, ...]] = set()  # failures whose traceback is in the log
+
+    @property
+    def ratio(self) -> TrainRatio:
+        """What allows updates."""
+        return self.ledger.ratio
+
+    @property
+    def env_steps(self) -> int:
+        """S, acknowledged environment steps."""
+        return self.ledger.env_steps
+
+    @property
+    def updates(self) -> int:
+        """U, updates made."""
+        return self.ledger.updates
+
+    @property
+    def updates_allowed(self) -> int:
+        """Updates that may have been made by now."""
+        return self.ledger.updates_allowed
 
     @property
     def actors(self) -> list[Slot]:
@@ -133,23 +148,13 @@ class Fleet:
     @property
     def finished(self) -> bool:
         """Whether all steps are collected, all their updates made, and what was learnt is saved."""
-        learnt = self._has_all and self._restored and self.updates <= self._saved_at
+        learnt = self.ledger.has_all and self._restored and self.updates <= self._saved_at
         return learnt and not self._is_busy and not self._evaluation_is_due
-
-    @property
-    def _has_all(self) -> bool:
-        trained = self.updates >= self.ratio.updates or self._valid_starts == 0
-        return trained and self.env_steps >= self.ratio.env_steps
 
     @property
     def _is_busy(self) -> bool:
         """Whether an order is being carried out; an actor that waits for its place does nothing."""
         return any(_unanswered(slot) for slot in self.roster)
-
-    @property
-    def updates_allowed(self) -> int:
-        """Updates that may have been made by now; none before the replay holds a whole sequence."""
-        return self.ratio.updates_allowed(self.env_steps) if self._valid_starts else 0
 
     @property
     def published_version(self) -> int:
@@ -170,7 +175,7 @@ class Fleet:
             self._look_due = now + LOOK_EVERY_S
             for slot in self.roster.late():
                 self._lost(slot, f"it gave no answer for {slot.allowed_s:.0f} s")
-            self.roster.follow(is_scarce=self._may_collect() and self.env_steps < self.ratio.env_steps)
+            self.roster.follow(is_scarce=self._may_collect() and not self.ledger.has_all_steps)
         if self._stored_more and now >= self._recount_due:
             self._recount()
         self.watcher.turned(self)
@@ -180,12 +185,12 @@ class Fleet:
     def _give_collect_orders(self) -> None:
         for depth in range(ORDERS_QUEUED):  # everyone gets one before anyone gets two
             for slot in list(self._hungry.values()):
-                left = self.ratio.env_steps - self.env_steps - self._ordered_steps - self._uncounted_steps
+                left = self.ledger.steps_left
                 if left <= 0 or not self._may_collect():
                     return
                 if len(slot.orders) <= depth:
                     steps = min(self.staffing.steps_per_order, left)
-                    self._ordered_steps += steps
+                    self.ledger.ordered_steps += steps
                     weights = self._weights if self.env_steps >= self.ratio.prefill else []
                     slot.version = weights[0][0] if weights else -1
                     self._give(slot, "collect", steps, steps, weights)
@@ -194,42 +199,31 @@ class Fleet:
                         self._hungry[slot.number] = slot
 
     def _may_collect(self) -> bool:
-        backlog = self.updates_allowed - self.updates - self._ordered_updates
-        return backlog < ORDERS_QUEUED * self.staffing.updates_per_order
+        return self.ledger.backlog < ORDERS_QUEUED * self.staffing.updates_per_order
 
     def _give_train_orders(self) -> None:
         while self._restored and len(self.learner.orders) < ORDERS_QUEUED:
-            backlog = self.updates_allowed - self.updates - self._ordered_updates
-            updates = min(backlog, self.staffing.updates_per_order)
+            updates = min(self.ledger.backlog, self.staffing.updates_per_order)
             if updates < 1 or (updates < self.staffing.updates_per_order and self.learner.orders):
                 return  # a short order only so that the learner does not idle
-            self._ordered_updates += updates
+            self.ledger.ordered_updates += updates
             self._give(self.learner, "train", updates, updates)
 
     def _give_last_save_order(self) -> None:
-        if self._has_all and self._restored and self.updates > self._saved_at and not self.learner.orders:
+        if self.ledger.has_all and self._restored and self.updates > self._saved_at and not self.learner.orders:
             self._order_save()
 
     def _give_evaluation_order(self) -> None:
         """Have a checkpoint written that is then evaluated."""
         if self._evaluation_is_due:
-            self._evaluations = self._evaluations_wanted
-            self._wants_evaluation = True
+            self._evaluations.begin(self.ledger)
             self._order_save()
 
     @property
     def _evaluation_is_due(self) -> bool:
-        """Whether one is wanted and none is under way."""
         evaluator = self.roster.evaluator
-        if not self._restored or not evaluator.is_placed or _unanswered(evaluator) or self._wants_evaluation:
-            return False
-        return self._evaluations_wanted > self._evaluations
-
-    @property
-    def _evaluations_wanted(self) -> int:
-        """Evaluations that should have begun by now: one each so many steps, and one of the last checkpoint."""
-        every = self.staffing.evaluate_every
-        return self.env_steps // every + self._has_all if every and self.updates else 0
+        is_free = self._restored and evaluator.is_placed and not _unanswered(evaluator)
+        return is_free and self._evaluations.is_due(self.ledger)
 
     def _give(self, slot: Slot, kind: str, amount: int, *arguments: Any) -> None:
         assert slot.worker
@@ -270,8 +264,8 @@ class Fleet:
             self._hungry[slot.number] = slot
 
     def _take_collect(self, slot: Slot, order: Order, report: Any) -> None:
-        self._ordered_steps -= order.amount
-        self._uncounted_steps += order.amount
+        self.ledger.ordered_steps -= order.amount
+        self.ledger.uncounted_steps += order.amount
         self._stored_more = True
         self._hungry[slot.number] = slot
         slot.succeeded()
@@ -279,8 +273,8 @@ class Fleet:
 
     def _take_train(self, slot: Slot, order: Order, answer: Any) -> None:
         report, published = answer
-        self._ordered_updates -= order.amount
-        before, self.updates = self.updates, report.updates
+        self.ledger.ordered_updates -= order.amount
+        before, self.ledger.updates = self.updates, report.updates
         if self.updates > self._most_updates:  # one that always dies at the same update would be restarted for ever
             self._most_updates = self.updates
             slot.succeeded()
@@ -295,9 +289,9 @@ class Fleet:
     def _take_restore(self, slot: Slot, order: Order, answer: Any) -> None:
         del slot, order
         self._weights = answer.published
-        self.updates = self._saved_at = answer.updates
+        self.ledger.updates = self._saved_at = answer.updates
         self._restored = True
-        self._evaluations = self._evaluations_wanted  # those of earlier starts
+        self._evaluations.skip(self.ledger)
         self.watcher.restored(self, answer.decisions)
 
     def _take_save(self, slot: Slot, order: Order, answer: Any) -> None:
@@ -305,8 +299,8 @@ class Fleet:
         facts, self._weights = answer
         self._saved_at = facts["updates"]
         self.watcher.saved(self, facts)
-        if self._wants_evaluation and self.roster.evaluator.is_placed:
-            self._wants_evaluation = False
+        if self._evaluations.awaits_checkpoint and self.roster.evaluator.is_placed:
+            self._evaluations.awaits_checkpoint = False
             self._give(self.roster.evaluator, "evaluate", self.env_steps, self._weights)
 
     def _take_evaluate(self, slot: Slot, order: Order, report: Any) -> None:
@@ -334,7 +328,7 @@ class Fleet:
 
     def _check_trained(self) -> None:
         """A run that collected everything and could train on nothing did not do what it was for."""
-        if self._has_all and not self._valid_starts and self.ratio.updates:
+        if self.ledger.has_all and not self.ledger.valid_starts and self.ratio.updates:
             raise RunFailedError(
                 f"no training sequence could be cut from the {self.env_steps} steps collected: episodes or actors' "
                 "lives are shorter than learner.sequence_length, or too much is held out"
@@ -354,20 +348,18 @@ class Fleet:
     def _lost(self, slot: Slot, cause: str) -> None:
         """Empty a worker's slot; it is filled again by the next turn, or in a while if it failed before."""
         self._hungry.pop(slot.number, None)
-        self._ordered_steps -= self.roster.empty(slot, cause)
+        self.ledger.ordered_steps -= self.roster.empty(slot, cause)
         self._stored_more = True
         if slot is self.learner:
             self._restored = False
-            self._ordered_updates = 0
+            self.ledger.ordered_updates = 0
 
     def _recount(self) -> None:
-        """Take S from the replay itself: nobody else knows whether a lost actor's last chunks were stored."""
+        """Ask the replay for its counters."""
         self._stored_more = False
-        self._uncounted_steps = 0
         self._recount_due = self._clock() + self.pool.counters_every_s
-        counters: Counters = self.pool.counters()
-        self.env_steps = counters.total_steps
-        self._valid_starts = counters.valid_starts
+        counters = self.pool.counters()
+        self.ledger.count(counters)
         self._next_incarnation = max(self._next_incarnation, counters.next_incarnation)
 
     # The end --------------------------------------------------------------------------------------------------------

@@ -12,13 +12,7 @@ from typing import Any
 
 import ray
 from ray.autoscaler.sdk import request_resources
-from ray.exceptions import (
-    ActorUnschedulableError,
-    ObjectLostError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-)
+from ray.exceptions import RayError, RayTaskError
 
 from dreamfleet.actors.actor import ActorProcess
 from dreamfleet.common.errors import RunFailedError, UserError
@@ -184,7 +178,7 @@ class RayPool:
             return future.result(timeout=0)
         except RayTaskError as error:
             raise WorkerFailedError(_cause(error), _plain(error)) from None
-        except (RayActorError, ActorUnschedulableError, ObjectLostError) as error:
+        except RayError as error:  # it died, has no place any more, or was ended for want of memory
             cause = _construction_cause(error)
             if cause is not None:
                 raise WorkerFailedError(cause, _plain(error)) from None

@@ -119,7 +119,7 @@ def _contestant(bench: Bench, contestant: Contestant, product_rate: float) -> It
     what = f"{' '.join(contestant.presets)}, {size}×{length}, {contestant.action}"
     say(f"{NAME}: {what}")
     trial = Trial(settings, picture_spaces(SPACES[contestant.action]))
-    rounds = bench.choose(5, 1)
+    rounds = bench.choose(3, 1)
     whole_s, optimiser_s = trial.updates(rounds)
     known = None if bench.quick or trial.hardware.device.type != "cpu" else contestant.others_s
     ratio = known / whole_s if known else None

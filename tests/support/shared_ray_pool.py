@@ -130,7 +130,7 @@ class Attendant(Watcher):
                 next(self._unfolding)
             except StopIteration:
                 self._plot = None
-                fleet.ratio = dataclasses.replace(fleet.ratio, env_steps=fleet.env_steps + STEPS_AFTER_PLOT)
+                fleet.ledger.ratio = dataclasses.replace(fleet.ratio, env_steps=fleet.env_steps + STEPS_AFTER_PLOT)
 
     def lives_of(self, actor: int) -> list[int]:
         """Return the incarnations of an actor that have had steps acknowledged, oldest first."""
