@@ -26,7 +26,7 @@ WEIGHTS_TIMEOUT_S = 30.0
 class ActorProcess:
     """Owns K environments and one policy, and sends what they show to the replay.
 
-    Whoever creates it hides the GPUs from it; it imports no torch and computes on one thread.
+    Whoever creates it hides the GPUs from it; it computes on one thread, and by chance imports no torch.
 
     Args:
         settings: the run's.

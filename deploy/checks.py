@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from dreamfleet.common.amounts import in_bytes
 from dreamfleet.common.settings import Settings
 from dreamfleet.deploy.check_node import MachineFacts
-from dreamfleet.deploy.footprint import CUDA_CONTEXT_BYTES, Footprint, in_bytes
+from dreamfleet.deploy.footprint import CUDA_CONTEXT_BYTES, Footprint
 
 Level = Literal["ok", "warning", "error"]
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from dreamfleet.common.amounts import in_bytes
 from dreamfleet.common.errors import UserError
+from dreamfleet.common.notes import Note
 from dreamfleet.common.policy import make_policy
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
@@ -13,9 +17,15 @@ from dreamfleet.common.steps import StepFormat
 from dreamfleet.deploy.fleet import Fleet
 from dreamfleet.deploy.progress import duration
 from dreamfleet.deploy.ratio import TrainRatio
+from dreamfleet.deploy.resolve import resolve
 from dreamfleet.deploy.run_directory import RunDirectory
-from dreamfleet.deploy.session import Session, check_modes, probe
+from dreamfleet.deploy.session import Session, check_modes, check_same_spaces, probe
 from dreamfleet.deploy.watching import RunWatcher
+from dreamfleet.replay.report import count_steps
+from dreamfleet.replay.shards import plan_shards, shard_paths
+
+if TYPE_CHECKING:
+    import numpy as np
 
 OVERHEAD = 1.1
 """What is stored takes at most so many times its raw bytes, headers included; mostly a tenth of them."""
@@ -24,7 +34,15 @@ LEAST_CAPACITY_GB = 1.0
 log = logging.getLogger("dreamfleet")
 
 
-def collect(run: RunDirectory, settings: Settings, steps: int | None, inline: bool, address: str | None) -> int:
+def collect(
+    run: RunDirectory,
+    settings: Settings,
+    steps: int | None,
+    inline: bool,
+    address: str | None,
+    policy: RunDirectory | None = None,
+    checkpoint: str = "newest",
+) -> int:
     """Start or continue a dataset; return the exit code.
 
     A dataset is a run's directory without a learner's files: `dreamfleet train --dataset` trains from it.
@@ -35,56 +53,127 @@ def collect(run: RunDirectory, settings: Settings, steps: int | None, inline: bo
         steps: environment steps that it is to hold in the end; `train.env_steps` if None.
         inline: all in this process, without Ray.
         address: a Ray cluster to join; None starts Ray here.
+        policy: a run whose learned policy acts, exploring as it did; None acts by chance.
+        checkpoint: of that run, "newest" or "best".
 
     Raises:
-        UserError: if the settings, the environment or the directory are at fault.
+        UserError: if the settings, the environment, the policy or the directory are at fault.
     """
     check_modes(inline, address)
     old = run.settings() if run.config_file.exists() else None
     run.check_usable("--out")
-    if any(run.checkpoints.glob("*.pt")):
+    if any(run.checkpoints.glob("*.pt")) or (old and not run.is_dataset() and run.replay.is_dir()):
         raise UserError(f"flag --out: {run.path} is a training run; name another directory for the dataset.")
     spaces = probe(run, settings, old)
     make_policy(settings, spaces, settings.actors.environments, seed=0)  # says so if it does not fit the action
-    settings = keep_all(settings, spaces, steps or settings.train.env_steps)
+    remarks: list[Note] = []
+    weights = _weights(settings, spaces, policy, checkpoint, remarks)
+    wanted = _wanted(run, settings, steps, remarks)
+    shards = shard_paths(run.replay, settings.replay.shards)  # some may be of a start that asked for more
+    settings = keep_all(settings, spaces, wanted, len(shards))
+    plan_shards(run.replay, settings.replay, settings.learner.sequence_length, settings.seed)  # a fault leaves nothing
     run.create("--out")
-    _warn_of_disk(run, settings)
-    wanted = settings.train.env_steps
-    session = Session(run, old, settings, spaces, inline, address, f"dreamfleet collect --out {run.path}")
+    remarks += _disk_remarks(run, settings, len(shards))
+    command = f"dreamfleet collect --out {run.path}" + (f" --policy {policy.path}" if policy else "")
+    session = Session(run, old, settings, spaces, inline, address, command, remarks)
     ratio = TrainRatio(settings.train.ratio, 1, prefill=wanted, env_steps=wanted)  # no update is ever allowed
-    return session.play(False, ratio, lambda fleet, watcher: _sum_up(run, settings, fleet, watcher))
+    return session.play(False, ratio, lambda fleet, watcher: _sum_up(run, settings, fleet, watcher), weights)
 
 
-def keep_all(settings: Settings, spaces: Spaces, steps: int) -> Settings:
-    """Return the settings with a replay that holds so many steps whatever they are: nothing collected is dropped."""
-    shards = settings.replay.shards  # each may come to hold more than its part, so each is given the whole
+def settings_to_collect(
+    presets: Sequence[str], flags: Sequence[tuple[str, str]], run: RunDirectory, policy: RunDirectory | None
+) -> Settings:
+    """Return the settings of a dataset, new or not; with a policy, a new one's are over those of the policy's run.
+
+    Raises:
+        UserError: as `resolve`.
+    """
+    base = run.config_file if run.config_file.exists() else None
+    if policy is None:
+        return resolve(presets, flags, base=base)
+    learned = resolve(presets, flags, base=policy.config_file)
+    if base is None:
+        return learned
+    parts = {"model": learned.model, "behaviour": learned.behaviour}
+    return resolve(presets, flags, base=base).model_copy(update=parts)
+
+
+def keep_all(settings: Settings, spaces: Spaces, steps: int, shards: int) -> Settings:
+    """Return the settings with a replay that holds so many steps whatever they are: nothing collected is dropped.
+
+    Args:
+        settings: the dataset's.
+        spaces: what its environment shows and takes.
+        steps: that it is to hold.
+        shards: how many share the replay's capacity; each may come to hold more than its part, so each is given all.
+    """
     raw_gb = steps * StepFormat(spaces).step_bytes / 1e9
     capacity = max(LEAST_CAPACITY_GB, raw_gb * OVERHEAD)
-    train = settings.train.model_copy(update={"env_steps": steps, "prefill": min(settings.train.prefill, steps)})
+    train = {"env_steps": steps, "prefill": min(settings.train.prefill, steps), "dataset": ""}
     replay = settings.replay.model_copy(
         update={
             "capacity_gb": max(settings.replay.capacity_gb, capacity * shards),
             "capacity_steps": max(settings.replay.capacity_steps, 2 * steps * shards),
         }
     )
-    return settings.model_copy(update={"train": train, "replay": replay})
+    return settings.model_copy(update={"train": settings.train.model_copy(update=train), "replay": replay})
 
 
-def _warn_of_disk(run: RunDirectory, settings: Settings) -> None:
+def _weights(
+    settings: Settings, spaces: Spaces, policy: RunDirectory | None, checkpoint: str, remarks: list[Note]
+) -> tuple[int, np.ndarray] | None:
+    """Return the version and the weights that the actors act with, None for chance; say which they are.
+
+    Raises:
+        UserError: if a learned policy is wanted and there is none, or it does not fit.
+    """
+    kind = settings.behaviour.kind
+    if policy is None:
+        if kind != "random":
+            raise UserError(
+                f"behaviour.kind is {kind}, which acts with what a run has learned: name one with --policy RUN, or "
+                "give --behaviour.kind random."
+            )
+        return None
+    if kind == "random":
+        raise UserError(f"flag --policy: behaviour.kind of {policy.path} is random: there is no learned policy in it.")
+    from dreamfleet.learner.acting_weights import load_acting_weights
+
+    check_same_spaces(policy, spaces)
+    weights = load_acting_weights(policy.checkpoints, settings, checkpoint)
+    text = f"policy: {kind} of {policy.path} at update {weights[0]:,}, exploring as in training"
+    remarks.append((logging.INFO, text))
+    return weights
+
+
+def _wanted(run: RunDirectory, settings: Settings, steps: int | None, remarks: list[Note]) -> int:
+    """Return the steps that the dataset is to hold in the end: those that it holds already at least."""
+    wanted, held = steps or settings.train.env_steps, count_steps(run.replay)
+    if held > wanted:
+        remarks.append((logging.INFO, f"{run.path} holds {held:,} steps already, more than the {wanted:,} asked for"))
+    return max(wanted, held)
+
+
+def _disk_remarks(run: RunDirectory, settings: Settings, shards: int) -> list[Note]:
     """Say so if the dataset might not fit on the disk; how well it will compress is not known yet."""
-    needed_gb = settings.replay.capacity_gb / settings.replay.shards
-    free_gb = shutil.disk_usage(run.path).free / 1e9
-    if needed_gb > free_gb > 0:
-        log.warning("the disk of %s has %.1f GB free; uncompressed the dataset would take up to %.1f GB, mostly it "
-                    "takes a tenth of that", run.path, free_gb, needed_gb)  # fmt: skip
+    needed, free = settings.replay.capacity_gb * 1e9 / shards, shutil.disk_usage(run.path).free
+    if not needed > free > 0:
+        return []
+    text = (f"the disk of {run.path} has {in_bytes(free)} free; uncompressed the dataset would take up to "
+            f"{in_bytes(needed)}, mostly it takes a tenth of that")  # fmt: skip
+    return [(logging.WARNING, text)]
 
 
 def _sum_up(run: RunDirectory, settings: Settings, fleet: Fleet, watcher: RunWatcher) -> None:
     steps = fleet.env_steps
     lines = [f"env steps    {steps:,} ({steps * settings.env.action_repeat:,} simulator steps)"]
+    held = int(watcher.last_replay.get("steps", steps))
+    if held < steps:
+        log.warning("%s holds %d of the %d steps collected: the oldest were dropped, since an earlier start gave the "
+                    "replay too little room", run.path, held, steps)  # fmt: skip
     if watcher.last_replay.get("bytes_stored"):
         stored, raw = (watcher.last_replay[name] for name in ("bytes_stored", "bytes_raw"))
-        lines.append(f"stored       {stored / 1e9:.3g} GB, {raw / stored:.1f} times smaller than raw")
+        lines.append(f"stored       {in_bytes(stored)}, {raw / stored:.1f} times smaller than raw")
     if watcher.progress:
         overall = watcher.progress.overall()
         lines.append(

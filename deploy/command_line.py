@@ -10,6 +10,7 @@ from dreamfleet.common.errors import UserError, nearest
 from dreamfleet.common.settings import Settings
 from dreamfleet.deploy.parser import TAKE_SETTINGS, make_parser
 from dreamfleet.deploy.resolve import known_paths, preset_names, preset_summary, resolve
+from dreamfleet.deploy.token import use_token
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,6 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(sys.argv[1:] if arguments is None else list(arguments))
     except UserError as error:
         print(f"dreamfleet: {error}", file=sys.stderr)
+        return 2
+    except PermissionError as error:
+        print(f"dreamfleet: {error.filename} may not be read or written: permission denied.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ndreamfleet: interrupted.", file=sys.stderr)
@@ -32,6 +36,8 @@ def _run(arguments: list[str]) -> int:
         make_parser().print_help()
         return 2
     given, flags = parse(arguments)
+    if getattr(given, "address", None):
+        use_token()
     return _COMMANDS[given.command](given, flags)
 
 
@@ -94,13 +100,21 @@ def _dream(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
 
 
 def _collect(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
-    from dreamfleet.deploy.collect import collect
+    from dreamfleet.deploy.collect import collect, settings_to_collect
     from dreamfleet.deploy.run_directory import RunDirectory
 
     run = RunDirectory(given.out)
+    policy = RunDirectory(given.policy).existing("--policy") if given.policy else None
     flags = [*flags, ("actors.count", given.actors)] if given.actors else flags
-    settings = resolve(given.preset, flags, base=run.config_file if run.config_file.exists() else None)
-    return collect(run, settings, steps=given.steps, inline=given.inline, address=given.address)
+    return collect(
+        run,
+        settings_to_collect(given.preset, flags, run, policy),
+        steps=given.steps,
+        inline=given.inline,
+        address=given.address,
+        policy=policy,
+        checkpoint=given.checkpoint,
+    )
 
 
 def _submit(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:

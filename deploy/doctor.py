@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import socket
 import sys
+import tempfile
 import textwrap
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -16,13 +16,13 @@ from typing import Any, cast
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings import Settings
 from dreamfleet.deploy import check_fleet, checks
+from dreamfleet.deploy.address import check_address
 from dreamfleet.deploy.check_learner import learner_lines, sizes
 from dreamfleet.deploy.check_node import MachineFacts, environment_facts, machine_facts
 from dreamfleet.deploy.checks import Section
 
 ENVIRONMENT_S = 120.0
 """An environment that is not built and stepped within this time on this machine counts as failed."""
-KNOCK_S = 10.0
 WIDTH = 100
 _INDENT = " " * 24
 _COLOURS = {"ok": "\x1b[32m", "warning": "\x1b[33m", "error": "\x1b[31m"}
@@ -129,6 +129,9 @@ def try_environment(settings: Settings, timeout_s: float) -> dict[str, Any]:
 
 
 def _send_facts(pipe: Connection, settings: dict[str, Any]) -> None:
+    os.environ.setdefault(
+        "XDG_RUNTIME_DIR", tempfile.gettempdir()
+    )  # else SDL complains on stderr, of nothing that matters
     pipe.send(environment_facts(settings))
 
 
@@ -141,17 +144,10 @@ def _join(address: str) -> str:
     import ray
     from ray.exceptions import RayError
 
+    check_address(address)
     try:
-        _knock(address)
         context = ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"flag --address: no Ray cluster answers at '{address}': {reason}") from None
     return str(context.dashboard_url or "")
-
-
-def _knock(address: str) -> None:
-    """Raise OSError if nobody listens at host:port: Ray itself would try for two minutes."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), KNOCK_S).close()

@@ -29,6 +29,12 @@ class EvaluationSchedule:
         self.awaits_checkpoint = True
         self.skip(ledger)
 
+    def take_back(self) -> None:
+        """Note that the checkpoint will not come: the learner was lost, and the evaluation is due again."""
+        if self.awaits_checkpoint:
+            self.awaits_checkpoint = False
+            self._begun -= 1
+
     def skip(self, ledger: Ledger) -> None:
         """Count those wanted so far as done: by earlier starts of the run."""
         self._begun = self._wanted(ledger)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from dreamfleet.common.errors import RunFailedError, UserError
@@ -53,6 +53,7 @@ class Fleet:
         watcher: who is told of what happens.
         stop: asked every turn; true ends the run cleanly.
         clock: seconds, for tests.
+        weights: what the actors of a fleet without learner act with: a version and what stands for its weights.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Fleet:
         watcher: Watcher | None = None,
         stop: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
+        weights: Sequence[tuple[int, Any]] = (),
     ) -> None:
         self.pool = pool
         self.staffing = staffing
@@ -74,10 +76,12 @@ class Fleet:
         self._open: dict[Any, tuple[Slot, Order]] = {}  # orders given and not answered, by their futures
         self._hungry: dict[int, Slot] = {}  # placed actors that may have more orders, by turns
         self._next_incarnation = 0
-        self._weights: list[tuple[int, Any]] = []  # the newest published version, or nothing yet
+        self._weights: list[tuple[int, Any]] = list(weights)  # the newest published version, or nothing yet
         self._saved_at = 0
         self._evaluations = EvaluationSchedule(staffing.evaluate_every)
         self._restored = not staffing.learns  # whether the learner has said what it goes on from
+        self._has_collected = False  # whether any actor ever did
+        self._is_failing = False  # whether the run has failed, and only what was learnt is to be saved
         self._stored_more = False  # whether the replay's counters are to be asked again
         self._recount_due = 0.0
         self._look_due = 0.0
@@ -170,6 +174,8 @@ class Fleet:
             given = self._open.pop(future, None)
             if given and given[1] in given[0].orders:  # else the slot was emptied since
                 self._take(*given)
+        if self._is_failing:
+            return  # the replay may be what failed: nothing is asked of it any more
         now = self._clock()
         if now >= self._look_due:
             self._look_due = now + LOOK_EVERY_S
@@ -191,12 +197,17 @@ class Fleet:
                 if len(slot.orders) <= depth:
                     steps = min(self.staffing.steps_per_order, left)
                     self.ledger.ordered_steps += steps
-                    weights = self._weights if self.env_steps >= self.ratio.prefill else []
+                    weights = self._weights if self._is_prefilled else []
                     slot.version = weights[0][0] if weights else -1
                     self._give(slot, "collect", steps, steps, weights)
                     del self._hungry[slot.number]  # and again to the end of the line, if it may have more
                     if len(slot.orders) < ORDERS_QUEUED:
                         self._hungry[slot.number] = slot
+
+    @property
+    def _is_prefilled(self) -> bool:
+        """Whether actors are to act on weights; until there is a prefill, chance acts."""
+        return not self.staffing.learns or self.env_steps >= self.ratio.prefill
 
     def _may_collect(self) -> bool:
         return self.ledger.backlog < ORDERS_QUEUED * self.staffing.updates_per_order
@@ -240,14 +251,23 @@ class Fleet:
         except WorkerLostError as error:
             self._lost(slot, f"its process was lost: {error}")
         except WorkerFailedError as error:
-            fatal = UserError if slot is not self.learner else (UserError, RunFailedError)
-            if isinstance(error.cause, fatal):  # an actor that cannot reach the replay is lost; the others may reach it
+            if self._is_fatal(slot, error.cause):
                 raise error.cause from None
             self._tell_trace(slot, error)
             self._lost(slot, str(error))
         else:
             slot.answered(order, self._clock())
             getattr(self, f"_take_{order.kind}")(slot, order, answer)
+
+    def _is_fatal(self, slot: Slot, cause: BaseException) -> bool:
+        """Whether a failure ends the run: of the learner what no other learner would mend, of an actor wrong input.
+
+        Once an actor has collected, the input is right, and what is wrong is where the failing one is. An actor that
+        cannot reach the replay is lost; the others may reach it.
+        """
+        if slot is self.learner:
+            return isinstance(cause, UserError | RunFailedError)
+        return isinstance(cause, UserError) and not self._has_collected
 
     def _tell_trace(self, slot: Slot, error: WorkerFailedError) -> None:
         """Log the traceback of a failure; once, if workers fail of the same in the same place again and again."""
@@ -266,7 +286,7 @@ class Fleet:
     def _take_collect(self, slot: Slot, order: Order, report: Any) -> None:
         self.ledger.ordered_steps -= order.amount
         self.ledger.uncounted_steps += order.amount
-        self._stored_more = True
+        self._stored_more = self._has_collected = True
         self._hungry[slot.number] = slot
         slot.succeeded()
         self.watcher.collected(self, slot, report)
@@ -291,7 +311,8 @@ class Fleet:
         self._weights = answer.published
         self.ledger.updates = self._saved_at = answer.updates
         self._restored = True
-        self._evaluations.skip(self.ledger)
+        if not self._most_updates:  # else a learner before this one has begun those that were due
+            self._evaluations.skip(self.ledger)
         self.watcher.restored(self, answer.decisions)
 
     def _take_save(self, slot: Slot, order: Order, answer: Any) -> None:
@@ -353,6 +374,9 @@ class Fleet:
         if slot is self.learner:
             self._restored = False
             self.ledger.ordered_updates = 0
+            self._evaluations.take_back()
+        elif slot is not self.roster.evaluator:
+            self.pool.retire(slot.number, slot.incarnation)  # whatever of it is still on its way is not stored
 
     def _recount(self) -> None:
         """Ask the replay for its counters."""
@@ -394,6 +418,7 @@ class Fleet:
 
     def _save_if_learner_lives(self) -> None:
         """After a failure, keep what was learnt; the failure itself is what the user must hear of."""
+        self._is_failing = True
         self._open.clear()  # the order that failed among them; whatever the others bring comes too late
         for slot in self.roster:
             slot.orders.clear()

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from dreamfleet.common.errors import UserError
 from dreamfleet.deploy.entry_point import ENVIRONMENT
 from dreamfleet.deploy.resolve import read_yaml
+from dreamfleet.deploy.token import has_token
 
 CALL_TIMEOUT_S = 120.0
 """Time for one `ray` command that answers at once; asking a cloud for the head's address takes seconds of it."""
@@ -111,7 +112,7 @@ class Head:
     def _start(self, command: list[str], output: IO[bytes] | int, errors: IO[bytes] | int) -> subprocess.Popen[bytes]:
         """Start a command in a session of its own: Ctrl-C is for us, and SSH does not take the terminal."""
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        if _has_token():
+        if has_token():
             environment.setdefault("RAY_AUTH_MODE", "token")  # else Ray does not look for it
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors,  # noqa: S603
                                 start_new_session=True, env=environment)  # fmt: skip
@@ -179,13 +180,6 @@ def _checked_address(address: str) -> str:
     if not parts.hostname:
         raise UserError(f"submit: '{address}' names no host; http://HOST:8265 would be right.")
     return address.rstrip("/")
-
-
-def _has_token() -> bool:
-    return (
-        any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
-        or (Path.home() / ".ray" / "auth_token").is_file()
-    )
 
 
 def _pass_on(process: subprocess.Popen[bytes], lines: Queue[bytes]) -> None:

@@ -159,6 +159,14 @@ class InlinePool:
         """
         return future.result()
 
+    def publish(self, flat: np.ndarray) -> np.ndarray:
+        """Return the weights themselves."""
+        return flat
+
+    def retire(self, actor: int, incarnation: int) -> None:
+        """Have the replay store nothing more of a life that is over; here there is nothing on its way."""
+        self._replay.retire(actor, incarnation)
+
     def counters(self) -> Counters:
         """Ask the replay for its counters."""
         return Counters(*self._replay.counters())

@@ -6,10 +6,11 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from dreamfleet.common.amounts import in_bytes
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
-from dreamfleet.deploy.footprint import Footprint, footprint_of, in_bytes
+from dreamfleet.deploy.footprint import Footprint, footprint_of
 from dreamfleet.deploy.progress import duration
 from dreamfleet.deploy.rates import Known, Rates, measure_actor, rates_of_run
 from dreamfleet.deploy.ratio import TrainRatio

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from dreamfleet.common.notes import Note
 
 
@@ -100,6 +102,14 @@ class Pool(Protocol):
 
     def ask_for_room(self, actors: int) -> None:
         """Ask for room for so many actors in all, where room can grow; 0 takes back what was asked for."""
+        ...
+
+    def publish(self, flat: np.ndarray) -> Any:
+        """Return what stands for flat weights in orders to actors."""
+        ...
+
+    def retire(self, actor: int, incarnation: int) -> None:
+        """Have the replay store nothing more of a life that is over, and return once what came before is counted."""
         ...
 
     def counters(self) -> Counters:

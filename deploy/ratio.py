@@ -49,5 +49,5 @@ class TrainRatio:
 
     def reached(self, env_steps: int, updates: int) -> float:
         """Return the ratio so far: replayed steps per step after the prefill."""
-        counted = env_steps - self.prefill
+        counted = min(env_steps, self.env_steps) - self.prefill  # a dataset may hold fewer than were collected
         return updates * self.replayed_per_update / counted if counted > 0 else 0.0

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any
 
+import numpy as np
 import ray
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError, RayTaskError
@@ -61,7 +62,6 @@ class RayPool:
         self._run = run
         self._is_local = address is None
         self._done: SimpleQueue[Future[Any]] = SimpleQueue()
-        self._asked_for = 0
         _start_ray(settings, address)
         try:
             self._begin()
@@ -90,8 +90,18 @@ class RayPool:
             RayReplay(server, directory=plan.directory) for server, plan in zip(self._servers, plans, strict=True)
         ]
         self._replay = ShardedReplay(clients, settings.seed)
+        self._take_back_request()
         for sentence in self._decisions():
             log.info("cluster: %s", sentence)
+
+    def _take_back_request(self) -> None:
+        """Ask the autoscaler for nothing: a request stands until another is made, also after who made it was killed."""
+        if self._is_local or self._settings.actors.count != "auto":
+            return
+        try:
+            self.ask_for_room(0)
+        except RayError as error:
+            log.warning("the cluster could not be told that no more room is wanted: %s", error)
 
     def _decisions(self) -> list[str]:
         """Return a sentence for each place that was chosen; on one machine there is nothing to choose."""
@@ -125,7 +135,8 @@ class RayPool:
 
     def start_learner(self) -> Worker:
         """Start the learner process, beside the replay and with a GPU if that node has one."""
-        threads = self._settings.learner.threads or os.cpu_count() or 1
+        cores = os.cpu_count() if self._is_local else int(self._placement.home.resources.get("CPU", 1))
+        threads = self._settings.learner.threads or cores or 1
         variables = {"OMP_NUM_THREADS": str(threads)} | ({} if self._placement.has_gpu else KEEP_MEMORY)
         options = self._placement.learner_options() | {"max_restarts": 0, "runtime_env": {"env_vars": variables}}
         learner_class: Any = LearnerProcess
@@ -190,8 +201,16 @@ class RayPool:
 
     def ask_for_room(self, actors: int) -> None:
         """Have an autoscaling cluster grow so that it holds so many actors; it knows its own limits."""
-        self._asked_for = actors
         request_resources(bundles=[self._placement.actor_bundle()] * actors)
+
+    def publish(self, flat: np.ndarray) -> Any:
+        """Put flat weights into the object store, and hold them there."""
+        self._published = ray.put(flat)
+        return self._published
+
+    def retire(self, actor: int, incarnation: int) -> None:
+        """Have the replay store nothing more of a life that is over, and return once what came before is counted."""
+        self._replay.retire(actor, incarnation)
 
     def counters(self) -> Counters:
         """Ask the replay for its counters."""
@@ -212,8 +231,7 @@ class RayPool:
     def close(self) -> None:
         """Close the replay and leave Ray, which ends all that this process started."""
         try:
-            if self._asked_for:
-                self.ask_for_room(0)
+            self._take_back_request()
             self._replay.close()
         except RunFailedError as error:
             log.warning("the replay was not closed in order, what it acknowledged is on disk: %s", error)
@@ -234,10 +252,23 @@ def _start_ray(settings: Settings, address: str | None) -> None:
             ray.init(address="local", num_cpus=actors + 1, include_dashboard=False, logging_level=logging.ERROR)
     except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
         if address:
-            raise UserError(f"flag --address: no Ray cluster answers at '{address}': {error}") from None
+            raise UserError(f"flag --address: {_why_not_joined(address, error)}") from None
         raise RunFailedError(f"Ray did not start: {error}") from error
     finally:
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there, which leaves without a checkpoint
+
+
+def _why_not_joined(address: str, error: BaseException) -> str:
+    """Return in words why a cluster could not be joined."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if "uthenticat" in f"{type(chain).__name__} {chain}":
+            return (
+                f"the cluster at '{address}' asks for its token: put it into ~/.ray/auth_token (mode 600), as `ray up` "
+                "does on its nodes."
+            )
+        chain = chain.__cause__ or chain.__context__
+    return f"no Ray cluster answers at '{address}': {error}"
 
 
 def _plain(error: BaseException) -> str:

@@ -80,6 +80,7 @@ class Roster:
         for slot in self.actors:
             if not slot.worker and self._may_fill(slot):
                 slot.worker = self._pool.start_actor(slot.number, next_incarnation)
+                slot.incarnation = next_incarnation
                 next_incarnation += 1
                 filled.append(slot)
         self._check_actors()
@@ -111,7 +112,8 @@ class Roster:
             return
         self._resize(max(1, self._pool.room()))
         placed = self.placed
-        self._wanted_looks = self._wanted_looks + 1 if is_scarce and placed == len(self.actors) else 0
+        all_placed = placed == sum(not slot.given_up for slot in self.actors)
+        self._wanted_looks = self._wanted_looks + 1 if is_scarce and all_placed else 0
         if self._wanted_looks >= WANTED_LOOKS:
             self._wanted_looks = 0
             self._pool.ask_for_room(placed + max(LEAST_GROWTH, placed))

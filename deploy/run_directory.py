@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 
 from dreamfleet.common.errors import UserError, nearest
+from dreamfleet.common.lock import LOCK_NAME
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
 from dreamfleet.deploy.resolve import resolve, write_settings
+from dreamfleet.deploy.state import STATE_NAME, read_state
 
 
 class RunDirectory:
@@ -78,6 +81,21 @@ class RunDirectory:
                 raise UserError(
                     f"flag {flag}: {self.path} holds files, but no run (no config.yaml); name another directory."
                 )
+
+    def is_dataset(self) -> bool:
+        """Whether this was collected or imported, and is no training run: the newest start of it says so."""
+        state = read_state(self.path)
+        if state is not None:
+            return bool(state["kind"] == "collect")
+        return self.replay.is_dir() and not self.checkpoints.exists()  # imported, before that wrote a state
+
+    def discard(self) -> None:
+        """Remove a run that was just made and has come to nothing; one that holds anything else is left as it is."""
+        made = {self.config_file, self.spaces_file, self.log_file, self.path / STATE_NAME, self.path / LOCK_NAME}
+        folders = (self.replay, self.checkpoints, self.tensorboard, self.pictures)
+        there = set(self.path.iterdir())
+        if there <= {*made, *folders} and not any(folder.is_dir() and any(folder.iterdir()) for folder in folders):
+            shutil.rmtree(self.path)
 
     def create(self, flag: str = "--run") -> None:
         """Make the directory and its folders.

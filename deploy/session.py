@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +13,10 @@ from dreamfleet import __version__
 from dreamfleet.actors.announcements import announced
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.lock import DirectoryLock
+from dreamfleet.common.notes import Note
 from dreamfleet.common.settings import Settings
-from dreamfleet.common.spaces import Spaces
+from dreamfleet.common.spaces import Spaces, first_difference
+from dreamfleet.deploy.address import check_address
 from dreamfleet.deploy.console import Console, open_log
 from dreamfleet.deploy.fleet import Fleet
 from dreamfleet.deploy.pool import Pool
@@ -27,6 +29,8 @@ from dreamfleet.deploy.stop import StopRequest
 from dreamfleet.deploy.watching import RunWatcher
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from dreamfleet.deploy.records import Sink
 
 LOCK_WAIT_S = 2.0
@@ -46,6 +50,7 @@ class Session:
         inline: all in this process, without Ray.
         address: a Ray cluster to join; None starts Ray here.
         come_back: the command that goes on with the run, for messages.
+        remarks: what was found out before there was a log, to be logged first.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class Session:
         inline: bool,
         address: str | None,
         come_back: str,
+        remarks: Sequence[Note] = (),
     ) -> None:
         self._run = run
         self._old = old
@@ -65,30 +71,56 @@ class Session:
         self._inline = inline
         self._address = address
         self._come_back = come_back
+        self._remarks = remarks
+        self._has_begun = False  # whether the workers' pool was open
 
-    def play(self, learns: bool, ratio: TrainRatio, sum_up: Callable[[Fleet, RunWatcher], None]) -> int:
+    def play(
+        self,
+        learns: bool,
+        ratio: TrainRatio,
+        sum_up: Callable[[Fleet, RunWatcher], None],
+        weights: tuple[int, np.ndarray] | None = None,
+    ) -> int:
         """Run the fleet and return the exit code.
 
         Args:
             learns: whether there is a learner.
             ratio: how many steps and updates there are to be.
             sum_up: says how it went, once all is done.
+            weights: what the actors act with where there is no learner: a version and its flat weights.
 
         Raises:
             UserError: if the settings, the environment or the directory are at fault.
         """
+        with DirectoryLock(self._run.path, wait_s=LOCK_WAIT_S):
+            try:
+                return self._play(learns, ratio, sum_up, weights)
+            except UserError:
+                if not self._old and not self._has_begun:
+                    self._run.discard()
+                raise
+
+    def _play(
+        self,
+        learns: bool,
+        ratio: TrainRatio,
+        sum_up: Callable[[Fleet, RunWatcher], None],
+        weights: tuple[int, np.ndarray] | None,
+    ) -> int:
         run, console = self._run, Console()
-        with DirectoryLock(run.path, wait_s=LOCK_WAIT_S), StopRequest() as stop, open_log(console, run.log_file):
+        with StopRequest() as stop, open_log(console, run.log_file):
             log.info("dreamfleet %s: %s %s", __version__, "resuming" if self._old else "new run", run.path)
             for change in changes(self._old, self._settings) if self._old else []:
                 log.info("changed since the last start: %s", change)
+            for level, text in self._remarks:
+                log.log(level, "%s", text)
             self._tell_environment()
             if not self._old:  # an old run's are written over once its checkpoint is found to fit the new ones
                 run.write(self._settings, self._spaces)
             kind, pause_s = "train" if learns else "collect", self._settings.records.log_every_s
             try:
                 with StateWriter(run.path, kind, pause_s) as state:
-                    return self._run_fleet(learns, ratio, sum_up, console, stop, state)
+                    return self._run_fleet(learns, ratio, sum_up, weights, console, stop, state)
             except UserError as error:
                 log.error("%s", error, extra={"only_to_file": True})  # noqa: TRY400 (the command line prints it)
                 raise
@@ -102,6 +134,7 @@ class Session:
         learns: bool,
         ratio: TrainRatio,
         sum_up: Callable[[Fleet, RunWatcher], None],
+        weights: tuple[int, np.ndarray] | None,
         console: Console,
         stop: StopRequest,
         state: StateWriter,
@@ -110,10 +143,14 @@ class Session:
 
         run, settings = self._run, self._settings
         with closing(self._open_pool()) as pool, closing(Records(run, self._sink(ratio))) as records:
+            self._has_begun = True
             watcher = RunWatcher(
                 settings, records, console, state, on_restored=lambda: run.write(settings, self._spaces)
             )
-            fleet = Fleet(pool, Staffing.of(settings, learns), ratio, watcher, stop=lambda: bool(stop))
+            published = [(weights[0], pool.publish(weights[1]))] if weights else []
+            fleet = Fleet(
+                pool, Staffing.of(settings, learns), ratio, watcher, stop=lambda: bool(stop), weights=published
+            )
             fleet.run()
             watcher.write_last_row(fleet)
         if stop:
@@ -144,7 +181,12 @@ class Session:
 
         where = f"Ray cluster at {self._address}" if self._address else "Ray on this machine"
         log.info("mode: %s, actors: %s", where, _describe_actors(settings))
-        return RayPool(settings, self._spaces, self._run, self._address)
+        pool = RayPool(settings, self._spaces, self._run, self._address)
+        if self._address:
+            import ray
+
+            log.info("cluster: joined the one at %s", ray.get_runtime_context().gcs_address)
+        return pool
 
     def _tell_environment(self) -> None:
         spaces = self._spaces
@@ -156,13 +198,15 @@ class Session:
 
 
 def check_modes(inline: bool, address: str | None) -> None:
-    """Refuse flags that contradict each other.
+    """Refuse flags that contradict each other, and the address of a cluster that is not there.
 
     Raises:
-        UserError: if they do.
+        UserError: if they do, or it is not.
     """
     if inline and address:
         raise UserError("flag --address: a cluster has no part in a run with --inline; leave one of the two out.")
+    if address:
+        check_address(address)
 
 
 def probe(run: RunDirectory, settings: Settings, old: Settings | None) -> Spaces:
@@ -175,10 +219,23 @@ def probe(run: RunDirectory, settings: Settings, old: Settings | None) -> Spaces
 
     spaces = probe_environment(settings.env)
     if old and run.spaces_file.exists():
-        from dreamfleet.learner.restoring import check_spaces
-
-        check_spaces({"spaces": run.spaces().to_json()}, spaces, f"The run {run.path}")
+        check_same_spaces(run, spaces)
     return spaces
+
+
+def check_same_spaces(run: RunDirectory, spaces: Spaces) -> None:
+    """Refuse an environment with other spaces than those of a run or a dataset.
+
+    Raises:
+        UserError: naming the first entry that differs, with both versions of it.
+    """
+    difference = first_difference(run.spaces(), spaces)
+    if difference:
+        kind, verb = ("dataset", "collected") if run.is_dataset() else ("run", "trained")
+        raise UserError(
+            f"The {kind} {run.path} is of another environment: {difference}; give the env settings that it was "
+            f"{verb} with."
+        )
 
 
 def _describe_actors(settings: Settings) -> str:

@@ -48,6 +48,7 @@ class Slot:
         patience_s: once orders have been answered, the next may take ten times as long as the slowest, and at least
             this long; so a hung environment is found soon, and a slow one is not taken for hung. 0: always `timeout_s`.
         number: the actor's; -1 for the learner.
+        incarnation: which of the actor's lives fills it.
         worker: who fills it; None while it waits to be filled again.
         is_placed: whether the worker has its place and answers; on a cluster it may wait for room.
         orders: given and not answered, oldest first.
@@ -65,6 +66,7 @@ class Slot:
     timeout_s: float
     patience_s: float = 0.0
     number: int = -1
+    incarnation: int = -1
     worker: Worker | None = None
     is_placed: bool = False
     orders: deque[Order] = field(default_factory=deque)

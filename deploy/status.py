@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dreamfleet.common.amounts import in_bytes
 from dreamfleet.common.errors import UserError, nearest
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.standing import standing
@@ -159,8 +160,8 @@ def _fleet_rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         parts = [f"{figures['replay/steps']:,.0f} steps"]
         stored, raw = figures.get("replay/bytes_stored"), figures.get("replay/bytes_raw")
         if stored:
-            of_capacity = f" of {_size(found['replay_capacity_bytes'])}" if found["replay_capacity_bytes"] else ""
-            parts.append(f"{_size(stored)}{of_capacity}")
+            of_capacity = f" of {in_bytes(found['replay_capacity_bytes'])}" if found["replay_capacity_bytes"] else ""
+            parts.append(f"{in_bytes(stored)}{of_capacity}")
             if raw:
                 parts.append(f"{raw / stored:.1f} times smaller than raw")
         if figures.get("replay/shards", 1) != 1:
@@ -178,8 +179,8 @@ def _file_rows(found: dict[str, Any], now: float) -> Iterator[tuple[str, str]]:
             yield "best", f"at update {best['updates']:,}, held-out loss {best['held_out_loss']:.4g}"
     elif found["kind"] == "train":
         yield "checkpoint", "none yet"
-    parts = [f"{name} {_size(size)}" for name, size in found["disk_bytes"].items() if size >= 1000]
-    yield "disk", f"{_size(sum(found['disk_bytes'].values()))}: {', '.join(parts[:6])}"
+    parts = [f"{name} {in_bytes(size)}" for name, size in found["disk_bytes"].items() if size >= 1000]
+    yield "disk", f"{in_bytes(sum(found['disk_bytes'].values()))}: {', '.join(parts[:6])}"
     if found["complaint_about_config"]:
         yield "config.yaml", found["complaint_about_config"]
     complaints = found["complaints"]
@@ -213,15 +214,6 @@ def _duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}:{whole % 60:02d} min"
     return f"{whole // 3600}:{whole // 60 % 60:02d} h" if whole < 172_800 else f"{whole // 86_400} days"
-
-
-def _size(amount: float) -> str:
-    """Return bytes as a reader says them: 13 kB, 8.2 MB, 4 GB."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:.3g} {unit}"
-        amount /= 1000
-    return f"{amount:.3g} TB"
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from dreamfleet.common.errors import UserError
+from dreamfleet.common.notes import Note
 from dreamfleet.common.policy import make_policy
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
@@ -17,6 +18,7 @@ from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.session import Session, check_modes, probe
 from dreamfleet.deploy.watching import RunWatcher
 from dreamfleet.learner.checkpoint_url import check_checkpoint_url
+from dreamfleet.replay.shards import plan_shards
 
 log = logging.getLogger("dreamfleet")
 
@@ -36,20 +38,28 @@ def train(run: RunDirectory, settings: Settings, inline: bool, address: str | No
     check_modes(inline, address)
     old = run.settings() if run.config_file.exists() else None
     run.check_usable()
+    if old and run.is_dataset():
+        raise UserError(
+            f"flag --run: {run.path} is a dataset; `dreamfleet train --dataset {run.path}` trains on it, in a run of "
+            "its own."
+        )
     ratio = TrainRatio.of(settings)
+    remarks: list[Note] = []
     if settings.train.dataset:
-        settings, spaces, ratio = _from_dataset(settings)
+        settings, spaces, ratio = _from_dataset(settings, remarks)
     else:
         spaces = probe(run, settings, old)  # before the directory is made: what is at fault leaves nothing behind
         make_policy(settings, spaces, settings.actors.environments, seed=0)  # says so if the action does not fit
     _check_model(settings, spaces)
     check_checkpoint_url(settings.records.checkpoint_url)
+    experience, read_only = run.experience(settings)
+    plan_shards(experience, settings.replay, settings.learner.sequence_length, settings.seed, read_only)
     run.create()
-    session = Session(run, old, settings, spaces, inline, address, f"dreamfleet train --run {run.path}")
+    session = Session(run, old, settings, spaces, inline, address, f"dreamfleet train --run {run.path}", remarks)
     return session.play(True, ratio, lambda fleet, watcher: _sum_up(run, settings, fleet, watcher))
 
 
-def _from_dataset(settings: Settings) -> tuple[Settings, Spaces, TrainRatio]:
+def _from_dataset(settings: Settings, remarks: list[Note]) -> tuple[Settings, Spaces, TrainRatio]:
     """Return the settings with the dataset's environment, its spaces, and the updates that its steps allow.
 
     All of its steps are there from the beginning, so there is nothing to prefill: the updates are
@@ -62,9 +72,15 @@ def _from_dataset(settings: Settings) -> tuple[Settings, Spaces, TrainRatio]:
 
     dataset = RunDirectory(Path(settings.train.dataset)).existing("--dataset")
     spaces = dataset.spaces()
-    steps = describe(dataset.replay)["steps"]
+    stored = describe(dataset.replay)
+    steps, dropped = stored["steps"], stored["total_steps"] - stored["steps"]
     if not steps:
         raise UserError(f"flag --dataset: {dataset.path} holds no step yet.")
+    if dropped > 0:
+        text = (
+            f"{dataset.path} holds {steps:,} steps, and has dropped {dropped:,}: train.ratio is of those that it holds"
+        )
+        remarks.append((logging.WARNING, text))
     parts = {
         "env": dataset.settings().env,
         "train": settings.train.model_copy(update={"dataset": str(dataset.path.resolve())}),

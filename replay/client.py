@@ -63,6 +63,10 @@ class RayReplay:
         total_steps, valid_starts, next_incarnation = self._call("counters")
         return total_steps, valid_starts, next_incarnation
 
+    def retire(self, actor: int, incarnation: int) -> None:
+        """See `Replay.retire`."""
+        self._call("retire", actor, incarnation)
+
     def stats(self) -> dict[str, float]:
         """See `Replay.stats`."""
         return dict(self._call("stats"))

@@ -68,6 +68,7 @@ class Replay:
             threading.Lock()
         )  # guards the index and the pins of segments; never held while a disk is waited for
         self._duplicates = self._damaged_chunks = 0
+        self._retired: set[tuple[int, int]] = set()
         self._is_closed = False
         self._fault: OSError | None = None
         try:
@@ -101,6 +102,7 @@ class Replay:
     def append(self, record: bytes | memoryview | np.ndarray) -> bool:
         """Store a record; True if it is new, False if its chunk was stored before.
 
+        A record of a life that was retired is not stored either: nobody counts on it any more.
         Once this returns, the record outlives this process, by SIGKILL too.
 
         Raises:
@@ -112,6 +114,8 @@ class Replay:
         view = record.data if isinstance(record, np.ndarray) else memoryview(record)
         header = check_record(self._step_format, view)
         with self._writing:
+            if (header.key.actor, header.key.incarnation) in self._retired:
+                return False
             with self._lock:
                 if self._index.knows(header.key):
                     self._duplicates += 1
@@ -176,6 +180,15 @@ class Replay:
     def notes(self) -> list[Note]:
         """Return nothing: what it has to say is in the log of its process."""
         return []
+
+    def retire(self, actor: int, incarnation: int) -> None:
+        """Store nothing more of a life of an actor that is over.
+
+        Chunks of it may be on their way still, from a process that was killed or one that was cut off and lives on. The
+        fleet has its steps collected by others; stored later, they would be more than were asked for.
+        """
+        with self._writing:
+            self._retired.add((actor, incarnation))
 
     def stats(self) -> dict[str, float]:
         """Return what is stored, in steps, chunks and bytes, and how much memory the index takes."""

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dreamfleet.common.amounts import in_bytes
 from dreamfleet.common.blocks import DamagedChunkError, read_small_fields
 from dreamfleet.common.chunk import ChunkHeader, decode_chunk
 from dreamfleet.common.errors import UserError
@@ -80,6 +81,17 @@ def describe(directory: Path) -> dict[str, Any]:
     for field in step_format.fields:
         facts[f"field {field.name}"] = f"{field.dtype} {field.shape}"
     return facts | (_shares(shards, held) if len(shards) > 1 else {})
+
+
+def count_steps(directory: Path) -> int:
+    """Return how many steps were ever stored in a replay, those since dropped included; only newest files are read."""
+    if not any(segment_paths(shard) for shard in shard_directories(directory)):
+        return 0
+    with _opened(directory) as shards:
+        newest = [shard._replace(segments=shard.segments[-1:]) for shard in shards]
+        return sum(
+            shard.newest.steps_before + sum(record.header.steps for record in _whole_records(shard)) for shard in newest
+        )
 
 
 def verify(directory: Path) -> list[str]:
@@ -189,8 +201,8 @@ def _shares(shards: list[_Shard], held: dict[str, list[_Record]]) -> dict[str, s
         records = held[shard.directory.name]
         steps = sum(record.header.steps for record in records)
         actors = len({record.header.key.actor for record in records})
-        stored = sum(segment.size for segment in shard.segments) / 1e9
-        shares[shard.directory.name] = f"{steps} steps of {actors} actors in {stored:.3f} GB"
+        stored = sum(segment.size for segment in shard.segments)
+        shares[shard.directory.name] = f"{steps} steps of {actors} actors in {in_bytes(stored)}"
     return shares
 
 

@@ -55,6 +55,10 @@ class Shard(Protocol):
         """See `Replay.notes`."""
         ...
 
+    def retire(self, actor: int, incarnation: int) -> None:
+        """See `Replay.retire`."""
+        ...
+
     def sync(self) -> None:
         """See `Replay.sync`."""
         ...
@@ -154,6 +158,10 @@ class ShardedReplay:
         figures = list(self._figures)
         total_steps = sum(shard.total_steps for shard in figures)
         return total_steps, sum(starts.values()), max(shard.next_incarnation for shard in figures)
+
+    def retire(self, actor: int, incarnation: int) -> None:
+        """See `Replay.retire`; all shards are told, since nobody need know which of them the life wrote to."""
+        self._ask_all(lambda shard: shard.retire(actor, incarnation))
 
     def stats(self) -> dict[str, float]:
         """Return the sums of what the shards that are left say (of versions the extremes), and how many those are."""

@@ -5,6 +5,7 @@ A run's replay directory holds `shard-0`, `shard-1`, and so on, each of which is
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -31,10 +32,31 @@ class ShardPlan(NamedTuple):
 
 
 def shard_directories(directory: Path) -> list[Path]:
-    """Return the shards that are there, in order; a directory that stores chunks itself is a shard, and the first."""
-    numbers = {int(match[1]): path for path in directory.glob("shard-*") if (match := _NAME.fullmatch(path.name))}
+    """Return the shards that are there, in order; a directory that stores chunks itself is a shard, and the first.
+
+    Raises:
+        UserError: if one may not be read: what it holds would be left out without a word.
+    """
+    numbers = {int(match[1]): directory / name for name in _names(directory) if (match := _NAME.fullmatch(name))}
     itself = [directory] if segment_paths(directory) else []
-    return itself + [numbers[number] for number in sorted(numbers) if numbers[number].is_dir()]
+    shards = [numbers[number] for number in sorted(numbers) if numbers[number].is_dir()]
+    for shard in shards:
+        _names(shard)
+    return itself + shards
+
+
+def _names(directory: Path) -> list[str]:
+    """Return the names in a directory, none if it is not there; `Path.glob` would not tell it from an unreadable one.
+
+    Raises:
+        UserError: if it may not be read.
+    """
+    try:
+        return os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{directory} cannot be read: {error.strerror}.") from None
 
 
 def shard_paths(directory: Path, count: int) -> list[Path]:

@@ -136,12 +136,12 @@ def test_a_training_run_is_no_place_for_a_dataset(folder: Path, capsys: pytest.C
 def test_nothing_collected_is_ever_dropped() -> None:
     """The replay of a dataset is large enough for all steps uncompressed, whichever shard they come to."""
     spaces = Spaces((ObservationSpec("image", (64, 64, 3), "uint8"),), ActionSpec("discrete", (5,)))
-    settings = keep_all(Settings(replay={"shards": 4, "capacity_gb": 0.5}), spaces, 2_000_000)
+    settings = keep_all(Settings(replay={"shards": 4, "capacity_gb": 0.5}), spaces, 2_000_000, 4)
     raw_gb = 2_000_000 * StepFormat(spaces).step_bytes / 1e9
     assert settings.replay.capacity_gb / 4 > raw_gb
     assert settings.replay.capacity_steps / 4 >= 2_000_000
     assert Settings.model_validate(settings.model_dump()) == settings
-    small = keep_all(Settings(), spaces, 100)
+    small = keep_all(Settings(), spaces, 100, 1)
     assert Settings.model_validate(small.model_dump()) == small
     assert np.isclose(small.replay.capacity_gb, Settings().replay.capacity_gb)
 

@@ -12,7 +12,7 @@ from simulated_pool import SimulatedPool
 
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.deploy.fleet import Fleet
-from dreamfleet.deploy.pool import WorkerFailedError
+from dreamfleet.deploy.pool import WorkerFailedError, WorkerLostError
 from dreamfleet.deploy.ratio import TrainRatio
 from dreamfleet.deploy.slot import Order, Slot
 from dreamfleet.deploy.staffing import Staffing
@@ -361,3 +361,70 @@ class Versions(Watcher):
 
     def collected(self, fleet: Fleet, slot: Slot, report: Any) -> None:
         self.seen.append((fleet.env_steps, slot.version))
+
+
+def test_a_lost_life_is_retired_before_its_steps_are_counted() -> None:
+    """Whatever a lost actor still had on its way must not be stored on top of what others collect in its place."""
+    pool = SimulatedPool(lose=lambda actor, order: "lost" if order in (5, 11) else "")
+    fleet = run(pool)
+    assert fleet.restarts == len(pool.retired) == 2
+    assert set(pool.retired) <= set(pool.started)
+
+
+def test_input_that_one_actor_finds_wrong_ends_the_run_only_at_first() -> None:
+    """A UserError of the first order is the user's; once an actor has collected, it is the failing one's place."""
+    faults = {1: UserError("there is no such environment")}
+
+    def refuse(self: SimulatedPool, future: Any) -> Any:
+        if future.worker.name == "actor 0" and faults:
+            raise WorkerFailedError(faults.pop(1), "Traceback: simulated")
+        return future.finish()
+
+    late = SimulatedPool(seconds_per_step=0.01)
+    late.result = lambda future: (  # type: ignore[method-assign]
+        refuse(late, future) if late.total_steps > 100 else future.finish()
+    )
+    assert run(late).env_steps == RATIO.env_steps
+    faults[1] = UserError("there is no such environment")
+    soon = SimulatedPool()
+    soon.result = lambda future: refuse(soon, future)  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="no such environment"):
+        run(soon)
+
+
+def test_auto_asks_for_room_also_when_a_slot_is_given_up() -> None:
+    """An actor that was given up does not keep the fleet from growing."""
+    pool = SimulatedPool(room_at=lambda now: 3, seconds_per_step=0.1, seconds_per_update=0.001,
+                         lose=lambda actor, order: "failed" if actor == 0 else "")  # fmt: skip
+    Fleet(pool, AUTO, RATIO, clock=pool.clock).run()
+    assert pool.asked_for
+
+
+def test_a_collecting_fleet_acts_on_the_weights_it_is_given() -> None:
+    """Without a learner there is no prefill by chance: the weights given act from the first step on."""
+    pool = SimulatedPool()
+    versions = Versions()
+    ratio = TrainRatio(ratio=8.0, replayed_per_update=40, prefill=500, env_steps=500)
+    staffing = dataclasses.replace(STAFFING, learns=False)
+    Fleet(pool, staffing, ratio, versions, clock=pool.clock, weights=[(77, "weights")]).run()
+    assert {version for _, version in versions.seen} == {77}
+
+
+def test_an_evaluation_whose_checkpoint_was_lost_is_made_up_for() -> None:
+    """A learner that dies while it writes the last checkpoint to be evaluated does not cost the evaluation."""
+    pool = SimulatedPool(seconds_per_update=0.2)
+    evaluations = Evaluations()
+    died = []
+
+    def result(future: Any) -> Any:
+        answer = future.finish()
+        if isinstance(answer, tuple) and isinstance(answer[0], dict) and pool.updates == RATIO.updates and not died:
+            died.append(True)
+            raise WorkerLostError("the simulated learner died while it saved")
+        return answer
+
+    pool.result = result  # type: ignore[method-assign]
+    fleet = Fleet(pool, dataclasses.replace(STAFFING, evaluate_every=300), RATIO, evaluations, clock=pool.clock)
+    fleet.run()
+    assert died
+    assert evaluations.found[-1] == (RATIO.env_steps, RATIO.updates)

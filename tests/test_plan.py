@@ -10,6 +10,7 @@ import pytest
 import torch
 from make_chunks import cut, image_format, make_stream, mixed_format
 
+from dreamfleet.common.amounts import in_bytes
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings import ReplaySettings, Settings
 from dreamfleet.common.steps import StepFormat
@@ -20,7 +21,6 @@ from dreamfleet.deploy.command_line import main
 from dreamfleet.deploy.footprint import (
     Footprint,
     footprint_of,
-    in_bytes,
     mean_chunk_steps,
     model_sizes,
     packed_sequence_bytes,

@@ -601,3 +601,17 @@ def test_a_directory_without_replay_is_refused(tmp_path: Path) -> None:
     for report in (describe, verify):
         with pytest.raises(UserError, match=r"holds no replay.*segment-\*\.dfl"):
             report(tmp_path)
+
+
+def test_nothing_more_is_stored_of_a_life_that_was_retired(tmp_path: Path) -> None:
+    """Chunks of a retired life that arrive late are passed over; what was stored of it before stays, others go on."""
+    replay = open_replay(tmp_path)
+    records = cut(FORMAT, make_stream(FORMAT, [200]), actor=3, incarnation=7)
+    assert replay.append(records[0])
+    replay.retire(3, 7)
+    assert not replay.append(records[1])
+    assert replay.total_steps == 64
+    for record in cut(FORMAT, make_stream(FORMAT, [200]), actor=3, incarnation=8):
+        assert replay.append(record)
+    assert replay.total_steps > 64
+    replay.close()

@@ -63,6 +63,7 @@ class SimulatedPool:
         self._actors: list[Worker] = []
         self._placed: set[Worker] = set()
         self.asked_for: list[int] = []
+        self.retired: list[tuple[int, int]] = []
         self.judged: list[tuple[int, float]] = []
 
     def clock(self) -> float:
@@ -114,6 +115,12 @@ class SimulatedPool:
 
     def result(self, future: SimulatedFuture) -> Any:
         return future.finish()
+
+    def publish(self, flat: Any) -> Any:
+        return flat
+
+    def retire(self, actor: int, incarnation: int) -> None:
+        self.retired.append((actor, incarnation))
 
     def counters(self) -> Counters:
         next_incarnation = 1 + max((incarnation for _, incarnation in self.started), default=-1)
