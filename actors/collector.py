@@ -13,6 +13,7 @@ import numpy as np
 
 from dreamfleet.actors.environment_batch import EnvironmentBatch
 from dreamfleet.actors.stream import Stream
+from dreamfleet.common.errors import UserError, WrongHereError
 from dreamfleet.common.notes import Note
 from dreamfleet.common.policy import Policy, make_policy
 from dreamfleet.common.seeds import derive_seed
@@ -208,10 +209,13 @@ def build_collector(settings: Settings, actor: int, incarnation: int, sink: Sink
     """Return the collector of one life of an actor, made as the settings say.
 
     Raises:
-        UserError: if the environment cannot be made.
+        WrongHereError: if the environment cannot be made.
     """
     seeds = environment_seeds(settings, actor, incarnation)
-    environments = EnvironmentBatch(settings.env, seeds, actor)
+    try:
+        environments = EnvironmentBatch(settings.env, seeds, actor)
+    except UserError as error:
+        raise WrongHereError(str(error)) from error
     policy_seed = derive_seed(settings.seed, "policy", actor, incarnation)
     policy = make_policy(settings, environments.spaces, len(seeds), policy_seed)
     log.info("actor %d, incarnation %d: environments' seeds %s", actor, incarnation, seeds)

@@ -62,7 +62,7 @@ def collect(
     check_modes(inline, address)
     old = run.settings() if run.config_file.exists() else None
     run.check_usable("--out")
-    if any(run.checkpoints.glob("*.pt")) or (old and not run.is_dataset() and run.replay.is_dir()):
+    if run.kind() == "train" or any(run.checkpoints.glob("*.pt")):
         raise UserError(f"flag --out: {run.path} is a training run; name another directory for the dataset.")
     spaces = probe(run, settings, old)
     make_policy(settings, spaces, settings.actors.environments, seed=0)  # says so if it does not fit the action

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dreamfleet: {error}", file=sys.stderr)
         return 2
     except PermissionError as error:
-        print(f"dreamfleet: {error.filename} may not be read or written: permission denied.", file=sys.stderr)
+        print(f"dreamfleet: {error.filename or 'a file'} may not be read or written: permission denied.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ndreamfleet: interrupted.", file=sys.stderr)
@@ -67,8 +67,9 @@ def _train(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     flags = [*flags, ("train.dataset", str(given.dataset))] if given.dataset else flags
     settings = resolve(given.preset, flags, base=base)
     run = run or RunDirectory.new(given.preset[-1] if given.preset else settings.env.id)
-    from dreamfleet.deploy.train import train
+    from dreamfleet.deploy.train import check_environment_flags, train
 
+    check_environment_flags(settings, flags)
     return train(run, settings, inline=given.inline, address=given.address)
 
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from dreamfleet.common.errors import RunFailedError, UserError
+from dreamfleet.common.errors import RunFailedError, UserError, WrongHereError
 from dreamfleet.common.notes import Note
 from dreamfleet.deploy.evaluation_schedule import EvaluationSchedule
 from dreamfleet.deploy.ledger import Ledger
@@ -260,14 +260,14 @@ class Fleet:
             getattr(self, f"_take_{order.kind}")(slot, order, answer)
 
     def _is_fatal(self, slot: Slot, cause: BaseException) -> bool:
-        """Whether a failure ends the run: of the learner what no other learner would mend, of an actor wrong input.
+        """Whether a failure ends the run: what no other worker in its place would mend.
 
-        Once an actor has collected, the input is right, and what is wrong is where the failing one is. An actor that
-        cannot reach the replay is lost; the others may reach it.
+        Once an actor has collected, an environment that cannot be made elsewhere is a fault of that place. An actor
+        that cannot reach the replay is lost; the others may reach it.
         """
         if slot is self.learner:
             return isinstance(cause, UserError | RunFailedError)
-        return isinstance(cause, UserError) and not self._has_collected
+        return isinstance(cause, UserError) and not (isinstance(cause, WrongHereError) and self._has_collected)
 
     def _tell_trace(self, slot: Slot, error: WorkerFailedError) -> None:
         """Log the traceback of a failure; once, if workers fail of the same in the same place again and again."""

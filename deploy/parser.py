@@ -66,7 +66,7 @@ def _add_collect(commands: Any) -> None:
     collect.add_argument("--policy", type=Path, metavar="RUN", help="a run whose learned policy acts, exploring as it "
                          "did; its settings are the new dataset's (default: actions by chance)")  # fmt: skip
     collect.add_argument("--checkpoint", choices=["newest", "best"], default="newest", help="of --policy; best: by "
-                         "evaluation return, or held-out loss where nothing was evaluated (default: newest)")  # fmt: skip
+                         "evaluation return, or held-out loss if nothing was evaluated (default: newest)")  # fmt: skip
     collect.add_argument("--actors", metavar="COUNT", help="short for --actors.count")
     _takes_inline(collect)
     _takes_address(collect)

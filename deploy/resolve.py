@@ -106,7 +106,7 @@ def write_settings(settings: Settings, path: Path) -> None:
 
 def changes(old: Settings, new: Settings) -> list[str]:
     """Return "path: old → new" for every setting that differs."""
-    before, after = dict(_leaves(old.model_dump())), dict(_leaves(new.model_dump()))
+    before, after = dict(leaves(old.model_dump())), dict(leaves(new.model_dump()))
     paths = list(dict.fromkeys([*before, *after]))
     return [f"{p}: {before.get(p)} → {after.get(p)}" for p in paths if before.get(p) != after.get(p)]
 
@@ -258,10 +258,11 @@ def _self_and_parents(path: str) -> Iterator[str]:
     return (".".join(parts[:length]) for length in range(len(parts), 0, -1))
 
 
-def _leaves(data: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(data: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted path, value) for everything in nested mappings that is no mapping itself, but for empty ones."""
     for key, value in data.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{at}{key}.")
+            yield from leaves(value, f"{at}{key}.")
         else:
             yield f"{at}{key}", value
 

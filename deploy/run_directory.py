@@ -82,12 +82,18 @@ class RunDirectory:
                     f"flag {flag}: {self.path} holds files, but no run (no config.yaml); name another directory."
                 )
 
-    def is_dataset(self) -> bool:
-        """Whether this was collected or imported, and is no training run: the newest start of it says so."""
+    def kind(self) -> str:
+        """Return the command that this is of, "train" or "collect", as its newest start says; "" if none ever said."""
         state = read_state(self.path)
         if state is not None:
-            return bool(state["kind"] == "collect")
-        return self.replay.is_dir() and not self.checkpoints.exists()  # imported, before that wrote a state
+            return str(state["kind"])
+        imported = self.replay.is_dir() and not self.checkpoints.exists()
+        return "collect" if imported else ""
+
+    @property
+    def is_dataset(self) -> bool:
+        """Whether this was collected or imported, and is no training run."""
+        return self.kind() == "collect"
 
     def discard(self) -> None:
         """Remove a run that was just made and has come to nothing; one that holds anything else is left as it is."""

@@ -231,7 +231,7 @@ def check_same_spaces(run: RunDirectory, spaces: Spaces) -> None:
     """
     difference = first_difference(run.spaces(), spaces)
     if difference:
-        kind, verb = ("dataset", "collected") if run.is_dataset() else ("run", "trained")
+        kind, verb = ("dataset", "collected") if run.is_dataset else ("run", "trained")
         raise UserError(
             f"The {kind} {run.path} is of another environment: {difference}; give the env settings that it was "
             f"{verb} with."

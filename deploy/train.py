@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from dreamfleet.common.errors import UserError
@@ -14,6 +15,7 @@ from dreamfleet.common.spaces import Spaces
 from dreamfleet.deploy.fleet import Fleet
 from dreamfleet.deploy.progress import duration
 from dreamfleet.deploy.ratio import TrainRatio
+from dreamfleet.deploy.resolve import leaves
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.session import Session, check_modes, probe
 from dreamfleet.deploy.watching import RunWatcher
@@ -38,7 +40,7 @@ def train(run: RunDirectory, settings: Settings, inline: bool, address: str | No
     check_modes(inline, address)
     old = run.settings() if run.config_file.exists() else None
     run.check_usable()
-    if old and run.is_dataset():
+    if old and run.is_dataset:
         raise UserError(
             f"flag --run: {run.path} is a dataset; `dreamfleet train --dataset {run.path}` trains on it, in a run of "
             "its own."
@@ -57,6 +59,26 @@ def train(run: RunDirectory, settings: Settings, inline: bool, address: str | No
     run.create()
     session = Session(run, old, settings, spaces, inline, address, f"dreamfleet train --run {run.path}", remarks)
     return session.play(True, ratio, lambda fleet, watcher: _sum_up(run, settings, fleet, watcher))
+
+
+def check_environment_flags(settings: Settings, flags: Sequence[tuple[str, str]]) -> None:
+    """Refuse flags that want another environment than that of the dataset that is trained on.
+
+    Raises:
+        UserError: for the first that does.
+    """
+    if not settings.train.dataset:
+        return
+    dataset = RunDirectory(Path(settings.train.dataset)).existing("--dataset")
+    own = dict(leaves({"env": dataset.settings().env.model_dump()}))
+    wanted = dict(leaves({"env": settings.env.model_dump()}))
+    for flag in [path for path, _ in flags if path.split(".", 1)[0] == "env"]:
+        for path in wanted:
+            if f"{path}.".startswith(f"{flag}.") and wanted[path] != own.get(path):
+                raise UserError(
+                    f"flag --{flag}: the dataset {dataset.path} has {path} {own.get(path)}, not {wanted[path]}: it "
+                    "comes with its environment; leave the flag out."
+                )
 
 
 def _from_dataset(settings: Settings, remarks: list[Note]) -> tuple[Settings, Spaces, TrainRatio]:

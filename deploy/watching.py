@@ -77,7 +77,9 @@ class RunWatcher(Watcher):
         if fleet.env_steps:
             log.info("replay: %s env steps collected so far", f"{fleet.env_steps:,}")
         if fleet.finished:
-            log.info("nothing is left to do; a greater train.env_steps goes on")
+            dataset = self._settings.train.dataset
+            more = "train.ratio" if dataset else "train.env_steps" if fleet.staffing.learns else "--steps"
+            log.info("nothing is left to do; a greater %s goes on", more)
 
     def trained(self, fleet: Fleet, report: Any) -> None:
         """Log what the learner had to say; keep the order's metrics for the next row."""

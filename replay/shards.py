@@ -5,7 +5,6 @@ A run's replay directory holds `shard-0`, `shard-1`, and so on, each of which is
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -52,7 +51,7 @@ def _names(directory: Path) -> list[str]:
         UserError: if it may not be read.
     """
     try:
-        return os.listdir(directory)
+        return [path.name for path in directory.iterdir()]
     except FileNotFoundError:
         return []
     except OSError as error:

@@ -18,7 +18,7 @@ CLUSTER_HANG_S = 3600
 # Ray would otherwise write an authentication token to the home of whoever runs the tests.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small gain nothing by more, and on a busy machine lose much
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small networks gain nothing by more, and on a busy machine lose
 
 
 @pytest.fixture(autouse=True)

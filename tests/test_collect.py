@@ -15,6 +15,7 @@ from counted_streams import read_streams
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.steps import StepFormat
+from dreamfleet.deploy import collect as collect_module
 from dreamfleet.deploy.collect import keep_all
 from dreamfleet.deploy.command_line import main
 from dreamfleet.deploy.run_directory import RunDirectory
@@ -22,6 +23,7 @@ from dreamfleet.replay.report import describe, verify
 from dreamfleet.replay.shards import shard_directories
 
 COLLECT = ("collect", "--preset", "tiny.yaml", "--out", "data")
+QUICK = ("--env.kwargs.delay_s", "0")
 TRAIN = ("train", "--preset", "tiny.yaml", "--inline", "--run", "run")
 
 
@@ -144,6 +146,84 @@ def test_nothing_collected_is_ever_dropped() -> None:
     small = keep_all(Settings(), spaces, 100, 1)
     assert Settings.model_validate(small.model_dump()) == small
     assert np.isclose(small.replay.capacity_gb, Settings().replay.capacity_gb)
+
+
+def test_fewer_shards_asked_for_than_there_are_drop_nothing(folder: Path) -> None:
+    """A dataset that has four shards and is continued with one keeps all steps: the capacity is shared by the four."""
+    del folder
+    small = ("--actors", "1", "--replay.capacity_steps", "2048", "--inline", *QUICK)
+    assert main([*COLLECT, *small, "--steps", "300", "--replay.shards", "4"]) == 0
+    assert main(["collect", "--out", "data", "--steps", "3000", "--replay.shards", "1", *small]) == 0
+    assert_dataset(Path("data"), 3000)
+
+
+def test_a_dataset_that_has_dropped_steps_says_so(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was dropped for want of room is told, and the train ratio is that of what is left."""
+
+    def keep_some(settings: Settings, spaces: Spaces, steps: int, shards: int) -> Settings:
+        kept = keep_all(settings, spaces, steps, shards)
+        return kept.model_copy(update={"replay": kept.replay.model_copy(update={"capacity_steps": 1000})})
+
+    monkeypatch.setattr(collect_module, "keep_all", keep_some)
+    assert main([*COLLECT, "--inline", "--steps", "1600", "--actors", "1", *QUICK]) == 0
+    held = describe(folder / "data" / "replay")["steps"]
+    assert held < 1600
+    assert f"data holds {held} of the 1600 steps collected" in capsys.readouterr().out
+    assert main([*TRAIN, "--dataset", "data"]) == 0
+    told = capsys.readouterr().out
+    assert f"data holds {held:,} steps, and has dropped {1600 - held}" in told
+    updates = 2 * held // 32
+    assert f"updates      {updates} (ratio {updates * 32 / held:.1f})" in told
+
+
+def test_fewer_steps_than_there_are_keep_those(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A dataset asked for less than it holds says so, and its settings go on to name what it holds."""
+    assert main([*COLLECT, "--inline", "--steps", "300"]) == 0
+    assert main(["collect", "--out", "data", "--inline", "--steps", "100"]) == 0
+    told = capsys.readouterr().out
+    assert "data holds 300 steps already, more than the 100 asked for" in told
+    assert "nothing is left to do; a greater --steps goes on" in told
+    assert RunDirectory(folder / "data").settings().train.env_steps == 300
+
+
+def test_a_dataset_is_no_run_to_go_on_with(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`train --run` refuses a dataset and leaves it as it is; so does `collect --out` a run."""
+    assert main([*COLLECT, "--inline", "--steps", "300"]) == 0
+    before = {path: path.read_bytes() for path in (folder / "data").rglob("*") if path.is_file()}
+    assert main(["train", "--inline", "--run", "data"]) == 2
+    assert "flag --run: data is a dataset; `dreamfleet train --dataset data` trains on it" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (folder / "data").rglob("*") if path.is_file()} == before
+
+
+def test_a_dataset_comes_with_its_environment(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A flag that wants another environment is refused; one that says what the dataset has is not."""
+    del folder
+    assert main([*COLLECT, "--inline", "--steps", "300"]) == 0
+    assert main([*TRAIN, "--dataset", "data", "--env.id", "CartPole-v1"]) == 2
+    sentence = "flag --env.id: the dataset data has env.id my_world:make, not CartPole-v1: it comes with its environment"
+    assert sentence in capsys.readouterr().err
+    assert main([*TRAIN, "--dataset", "data", "--env.kwargs.length", "9"]) == 2
+    assert "flag --env.kwargs.length: the dataset data has env.kwargs.length 20, not 9" in capsys.readouterr().err
+    assert main([*TRAIN, "--dataset", "data", "--env.id", "my_world:make"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--address", "127.0.0.1:9"), "flag --address: no Ray cluster answers at '127.0.0.1:9'"),
+        (("--inline", "--replay.capacity_steps", "1000", "--replay.shards", "8"), "too small for replay.shards 8"),
+        (("--inline", "--replay.capacity_gb", "0.000001"), "replay.capacity_gb"),
+    ],
+)
+def test_what_cannot_begin_leaves_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], sentence: str
+) -> None:
+    """A wrong address, and a capacity that is too small, are found before a run is made, or it is removed again."""
+    assert main(["train", "--preset", "tiny.yaml", "--run", "run", *arguments]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (folder / "run").exists()
 
 
 @pytest.mark.ray

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
@@ -116,3 +118,27 @@ def test_help_and_errors_import_nothing_heavy(arguments: list[str]) -> None:
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)  # noqa: S603
     assert done.stdout.endswith("heavy: []\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("status", "run"), ("collect", "--out", "run"), ("train", "--run", "run"), ("train", "--dataset", "run"),
+     ("plan", "--run", "run"), ("eval", "--run", "run"), ("replay", "info", "run")],
+)  # fmt: skip
+def test_what_may_not_be_read_is_a_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    """Another user's run or dataset is named, instead of a traceback."""
+
+    def refuse(path: Path, *_: Any, **__: Any) -> NoReturn:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for question in ("exists", "is_file", "is_dir", "iterdir"):
+        plain = getattr(Path, question)
+        ask = lambda path, plain=plain: refuse(path) if path.parts[:1] == ("run",) else plain(path)  # noqa: E731
+        monkeypatch.setattr(Path, question, ask)
+    message = complaint(capsys, *arguments)
+    assert "run" in message
+    assert "may not be read or written: permission denied." in message

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from simulated_pool import SimulatedPool
 
-from dreamfleet.common.errors import RunFailedError, UserError
+from dreamfleet.common.errors import RunFailedError, UserError, WrongHereError
 from dreamfleet.deploy.fleet import Fleet
 from dreamfleet.deploy.pool import WorkerFailedError, WorkerLostError
 from dreamfleet.deploy.ratio import TrainRatio
@@ -372,8 +372,8 @@ def test_a_lost_life_is_retired_before_its_steps_are_counted() -> None:
 
 
 def test_input_that_one_actor_finds_wrong_ends_the_run_only_at_first() -> None:
-    """A UserError of the first order is the user's; once an actor has collected, it is the failing one's place."""
-    faults = {1: UserError("there is no such environment")}
+    """An environment that cannot be made is the user's fault; once an actor has collected, that of a place."""
+    faults = {1: WrongHereError("there is no such environment")}
 
     def refuse(self: SimulatedPool, future: Any) -> Any:
         if future.worker.name == "actor 0" and faults:
@@ -385,7 +385,7 @@ def test_input_that_one_actor_finds_wrong_ends_the_run_only_at_first() -> None:
         refuse(late, future) if late.total_steps > 100 else future.finish()
     )
     assert run(late).env_steps == RATIO.env_steps
-    faults[1] = UserError("there is no such environment")
+    faults[1] = WrongHereError("there is no such environment")
     soon = SimulatedPool()
     soon.result = lambda future: refuse(soon, future)  # type: ignore[method-assign]
     with pytest.raises(UserError, match="no such environment"):

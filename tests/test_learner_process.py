@@ -46,9 +46,9 @@ def test_a_killed_learner_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     assert updates == published[0][0] == 0
     assert any("device" in decision for decision in decisions)
     assert ask(first, "train", 3)[1] == []  # type: ignore[index]
-    saved = ask(first, "save", {"env_steps": 400})
-    assert saved["updates"] == 3  # type: ignore[index]
-    assert saved["held_out_loss"] > 0  # type: ignore[index, operator]
+    saved, [(version, _)] = ask(first, "save", {"env_steps": 400})  # type: ignore[misc]
+    assert saved["updates"] == version == 3
+    assert saved["held_out_loss"] > 0
     report, [(version, reference)] = ask(first, "train", 3)  # type: ignore[misc]
     assert version == report.updates == 6
     weights = np.array(ray.get(reference, timeout=WAIT_S))
