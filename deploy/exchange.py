@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from dreamfleet import __version__
+from dreamfleet.common.amounts import in_bytes
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings import EnvironmentSettings, ReplaySettings, Settings
 from dreamfleet.deploy.minari_format import DATA_FOLDER, describe_dataset
@@ -19,6 +20,7 @@ from dreamfleet.deploy.minari_source import MinariSource
 from dreamfleet.deploy.minari_writer import require_minari, write_dataset
 from dreamfleet.deploy.resolve import resolve
 from dreamfleet.deploy.run_directory import RunDirectory
+from dreamfleet.deploy.state import StateWriter
 from dreamfleet.replay.episodes import Piece, StoredStreams, cut_records
 from dreamfleet.replay.replay import Replay
 from dreamfleet.replay.shards import shard_directories
@@ -69,8 +71,13 @@ def import_replay(directory: Path, out: Path) -> int:
         run = RunDirectory(target)
         settings = _settings_of(source, run.config_file)
         steps, stored_bytes = _store(source, run.replay / "shard-0", settings)
-        replay = _roomy(settings.replay, stored_bytes, steps)
-        run.write(settings.model_copy(update={"replay": replay}), source.step_format.spaces)
+        train = settings.train.model_copy(
+            update={"env_steps": max(1, steps), "prefill": min(settings.train.prefill, steps), "dataset": ""}
+        )
+        parts = {"replay": _roomy(settings.replay, stored_bytes, steps), "train": train}
+        with StateWriter(target, "collect", pause_s=0) as state:  # finished, as a dataset that was collected is
+            state.beat({"env_steps": steps})
+            run.write(settings.model_copy(update=parts), source.step_format.spaces)
     for note in source.notes:
         print(f"note: {note}.")
     print(f"imported {steps:,} steps to {out}")
@@ -84,12 +91,12 @@ def _check_room(out: Path, target: Path, streams: StoredStreams) -> None:
     Raises:
         UserError: if it will not fit on the disk.
     """
-    needed_gb, free_gb = streams.steps * streams.step_format.step_bytes / 1e9, shutil.disk_usage(target).free / 1e9
+    needed, free = streams.steps * streams.step_format.step_bytes, shutil.disk_usage(target).free
     print(
-        f"exporting {streams.steps:,} steps: {needed_gb:.2f} GB or somewhat more, since Minari does not compress them"
+        f"exporting {streams.steps:,} steps: {in_bytes(needed)} or somewhat more, since Minari does not compress them"
     )
-    if needed_gb > free_gb:
-        raise UserError(f"flag --out: {out} would take {needed_gb:.1f} GB, and the disk has {free_gb:.1f} GB left.")
+    if needed > free:
+        raise UserError(f"flag --out: {out} would take {in_bytes(needed)}, and the disk has {in_bytes(free)} left.")
 
 
 def _store(source: MinariSource, directory: Path, settings: Settings) -> tuple[int, int]:

@@ -29,6 +29,9 @@ RECORDS = ("--log-style", "record", "--log-color", "false")
 """Makes `ray job` begin what it says itself with a time and a place, so that it can be told from a job's log."""
 
 
+_KUBERNETES = re.compile(r"^apiVersion:.*$[\s\S]*^kind:|^kind:.*$[\s\S]*^apiVersion:", re.MULTILINE)
+
+
 class LostContactError(Exception):
     """The head did not answer, or not as it should; the sentence says how."""
 
@@ -59,6 +62,11 @@ class Head:
         if not self.file.is_file():
             raise UserError(f"submit: '{target}' is neither a file that is there nor an address such as "
                             "http://127.0.0.1:8265 (`ray dashboard FILE` opens that one).")  # fmt: skip
+        if _KUBERNETES.search(self.file.read_text(errors="replace")):
+            raise UserError(
+                f"file {target}: is for Kubernetes, where `kubectl apply -f {target}` starts cluster and command; to "
+                "submit to one that runs, give the address of its dashboard."
+            )
         self.config = read_yaml(self.file, f"file {target}")
         if not {"cluster_name", "provider"} <= self.config.keys():
             raise UserError(f"file {target}: has no cluster_name or no provider: it is no file for `ray up`.")

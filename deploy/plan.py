@@ -20,7 +20,7 @@ from dreamfleet.deploy.traffic import GIGABIT, Flow, Limit, actors_wanted, fed_u
 SUPPOSED_UPDATES_PER_S = (1.0, 3.0, 10.0, 30.0, 100.0)
 """Columns of the table where nobody knows how fast the learner is."""
 WIDTH = 100
-_LABEL, _COLUMN = 34, 13
+_LABEL, _COLUMN, _FIGURE = 34, 13, 22
 
 
 def plan(
@@ -65,7 +65,7 @@ def describe(settings: Settings, footprint: Footprint, rates: Rates) -> list[str
     learner, env = settings.learner, settings.env.id
     return [
         f"plan: {env}, batches of {learner.batch_size} × {learner.sequence_length}, train ratio "
-        f"{settings.train.ratio:g}, {settings.actors.count} actors of {settings.actors.environments}",
+        f"{settings.train.ratio:g}, {_actors_wanted(settings)}",
         "",
         *_rate_lines(rates),
         "",
@@ -100,16 +100,23 @@ def _actors(settings: Settings, steps: float, updates: float | None) -> int:
     return actors_wanted(settings, updates, steps) if updates else 1
 
 
+def _actors_wanted(settings: Settings) -> str:
+    """Return in words how many actors the settings ask for, and of how many environments."""
+    count, environments = settings.actors.count, settings.actors.environments
+    some = "as many actors as there is room for" if count == "auto" else f"{count} actor{'s' * (count != 1)}"
+    return f"{some}, of {environments} environment{'s' * (environments != 1)} each"
+
+
 def _rate_lines(rates: Rates) -> list[str]:
     rows = [
-        ("one actor", rates.steps_per_actor, "{:.3g} env steps/s"),
-        ("the learner", rates.updates_per_s, "{:.3g} updates/s"),
-        ("compression", rates.compression, "{:.3g} times"),
+        ("one actor", rates.steps_per_actor, "{} env steps/s"),
+        ("the learner", rates.updates_per_s, "{} updates/s"),
+        ("compression", rates.compression, "{} times"),
     ]
-    lines = [f"{'rate':<{_LABEL}}{'':<20}from"]
+    lines = [f"{'rate':<{_LABEL}}{'':<{_FIGURE}}from"]
     for name, known, form in rows:
-        text = form.format(known.value) if known.value is not None else "unknown"
-        lines.append(f"{name:<{_LABEL}}{text:<20}{known.source if known.value is not None else 'nowhere'}")
+        text = form.format(_figure(known.value)) if known.value is not None else "unknown"
+        lines.append(f"{name:<{_LABEL}}{_padded(text)}{known.source if known.value is not None else 'nowhere'}")
     return lines
 
 
@@ -127,12 +134,11 @@ def _traffic_lines(
     needed = [actors_wanted(settings, column.updates_per_s, steps) for column in columns]
     return [
         _row("traffic", heads),
-        _row("updates/s", [f"{column.updates_per_s:.3g}" for column in columns]),
-        _row("env steps/s that the ratio wants", [f"{column.env_steps_per_s:,.3g}" if column.env_steps_per_s < 100
-                                                  else f"{column.env_steps_per_s:,.0f}" for column in columns]),
-        _row(f"actors for that, of {steps:.3g}/s", [f"{count:,}" for count in needed]),
+        _row("updates/s", [_figure(column.updates_per_s) for column in columns]),
+        _row("env steps/s that the ratio wants", [_figure(column.env_steps_per_s) for column in columns]),
+        _row(f"actors for that, of {_figure(steps)}/s", [f"{count:,}" for count in needed]),
         *_edge_rows(columns),
-        _row("orders of the driver's loop", [f"{column.orders_per_s:,.3g} /s" for column in columns]),
+        _row("orders of the driver's loop", [f"{_figure(column.orders_per_s)} /s" for column in columns]),
     ]  # fmt: skip
 
 
@@ -164,8 +170,8 @@ def _memory_lines(settings: Settings, footprint: Footprint, actors: int) -> list
 
 
 def _limit_lines(found: Sequence[Limit]) -> list[str]:
-    lines = [f"{'what saturates, first to last':<{_LABEL}}{'at':<20}because"]
-    return lines + [f"{limit.name:<{_LABEL}}{_rate(limit.updates_per_s):<20}{limit.because}" for limit in found]
+    lines = [f"{'what saturates, first to last':<{_LABEL}}{'at':<{_FIGURE}}because"]
+    return lines + [f"{limit.name:<{_LABEL}}{_padded(_rate(limit.updates_per_s))}{limit.because}" for limit in found]
 
 
 def _sentences(
@@ -174,7 +180,10 @@ def _sentences(
     """Return what follows from the tables, in words."""
     brought, ratio = actors * steps, settings.train.ratio
     fed = fed_updates(settings, brought)
-    have = f"{_actors_of(actors, steps)} bring {brought:.3g} env steps/s, which feed {fed:.3g} updates/s"
+    have = (
+        f"{_actors_of(actors, steps)} {'bring' if actors > 1 else 'brings'} {_figure(brought)} env "
+        f"steps/s, which feed {_figure(fed)} updates/s"
+    )
     others = [limit for limit in found if limit.name not in ("the actors", "the learner")]
     if updates is None:
         return [
@@ -183,7 +192,7 @@ def _sentences(
             f"Beside actors and learner, the first to saturate is {_limit_sentence(others[0])}",
         ]
     wanted, needed = wanted_env_steps(settings, updates), actors_wanted(settings, updates, steps)
-    lines = [f"One learner at {updates:.3g} updates/s and ratio {ratio:g} wants {wanted:.3g} env steps/s: "
+    lines = [f"One learner at {_figure(updates)} updates/s and ratio {ratio:g} wants {_figure(wanted)} env steps/s: "
              f"{_actors_of(needed, steps)}."]  # fmt: skip
     if fed >= updates:
         lines.append(f"{have}: the learner is busy, and the actors wait {1 - updates / fed:.0%} of the time.")
@@ -219,16 +228,26 @@ def _limit_sentence(limit: Limit) -> str:
 
 
 def _actors_of(count: int, steps: float) -> str:
-    return f"{count:,} actors of {steps:.3g}/s each" if count > 1 else f"1 actor of {steps:.3g}/s"
+    return f"{count:,} actors of {_figure(steps)}/s each" if count > 1 else f"1 actor of {_figure(steps)}/s"
 
 
 def _rate(updates_per_s: float) -> str:
-    return f"{updates_per_s:,.0f} updates/s" if updates_per_s >= 100 else f"{updates_per_s:.3g} updates/s"
+    return f"{_figure(updates_per_s)} updates/s"
+
+
+def _figure(value: float) -> str:
+    """Return a number with three digits, or with all before the point if these are more."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _padded(text: str) -> str:
+    """Return a cell of a table's second column, which never touches the third."""
+    return f"{text:<{_FIGURE - 1}} "
 
 
 def _row(name: str, cells: Sequence[str]) -> str:
-    return f"{name:<{_LABEL}}" + "".join(f"{cell:>{_COLUMN}}" for cell in cells)
+    return f"{name:<{_LABEL}}" + "".join(f" {cell:>{_COLUMN - 1}}" for cell in cells)
 
 
 def _size(name: str, count: float, note: str) -> str:
-    return f"{name:<{_LABEL}}{in_bytes(count):<12}{note}"
+    return f"{name:<{_LABEL}}{in_bytes(count):<11} {note}"

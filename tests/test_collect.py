@@ -202,7 +202,9 @@ def test_a_dataset_comes_with_its_environment(folder: Path, capsys: pytest.Captu
     del folder
     assert main([*COLLECT, "--inline", "--steps", "300"]) == 0
     assert main([*TRAIN, "--dataset", "data", "--env.id", "CartPole-v1"]) == 2
-    sentence = "flag --env.id: the dataset data has env.id my_world:make, not CartPole-v1: it comes with its environment"
+    sentence = (
+        "flag --env.id: the dataset data has env.id my_world:make, not CartPole-v1: it comes with its environment"
+    )
     assert sentence in capsys.readouterr().err
     assert main([*TRAIN, "--dataset", "data", "--env.kwargs.length", "9"]) == 2
     assert "flag --env.kwargs.length: the dataset data has env.kwargs.length 20, not 9" in capsys.readouterr().err

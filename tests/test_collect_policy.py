@@ -77,7 +77,10 @@ def test_a_dataset_of_chance_goes_on_with_a_policy(run: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--preset", "dreamer_v3"), "behaviour.kind is actor_critic, which acts with what a run has learned: name one"),
+        (
+            ("--preset", "dreamer_v3"),
+            "behaviour.kind is actor_critic, which acts with what a run has learned: name one",
+        ),
         (("--policy", "rnu"), "flag --policy: rnu does not exist. Did you mean 'run'?"),
         (("--policy", "run", "--behaviour.kind", "random"), "flag --policy: behaviour.kind of run is random"),
         (("--policy", "run", "--env.kwargs", "{picture: true, image: 16}"), "The run run is of another environment"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -49,6 +51,24 @@ def test_all_shards_that_are_there_are_opened_and_new_ones_fill_up(tmp_path: Pat
     assert names(shard_directories(tmp_path)) == ["shard-1", "shard-10"]
     assert names(shard_paths(tmp_path, 1)) == ["shard-1", "shard-10"]
     assert names(shard_paths(tmp_path, 4)) == ["shard-0", "shard-1", "shard-2", "shard-10"]
+
+
+def test_a_shard_that_may_not_be_read_is_not_left_out(
+    replay: ShardedReplay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that opened the others alone would count too few steps: it is refused, and so is a report."""
+    assert len(replay.shards) == 3
+    plain = Path.iterdir
+
+    def iterdir(path: Path) -> Iterator[Path]:
+        if path.name == "shard-1":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return plain(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    for ask in (describe, lambda path: plan_shards(path, settings_of(3), LENGTH, SEED)):
+        with pytest.raises(UserError, match=r"shard-1 cannot be read: Permission denied\."):
+            ask(tmp_path)
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 5])
