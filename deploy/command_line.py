@@ -21,9 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dreamfleet: {error}", file=sys.stderr)
         return 2
     except PermissionError as error:
-        print(
-            f"dreamfleet: {error.filename or 'a file'} may not be read or written: permission denied.", file=sys.stderr
-        )
+        what = error.filename or "a file"
+        print(f"dreamfleet: {what} may not be read or written: permission denied.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ndreamfleet: interrupted.", file=sys.stderr)

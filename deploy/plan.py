@@ -20,7 +20,7 @@ from dreamfleet.deploy.traffic import GIGABIT, Flow, Limit, actors_wanted, fed_u
 SUPPOSED_UPDATES_PER_S = (1.0, 3.0, 10.0, 30.0, 100.0)
 """Columns of the table where nobody knows how fast the learner is."""
 WIDTH = 100
-_LABEL, _COLUMN, _FIGURE = 34, 13, 22
+_LABEL, _COLUMN, _FIGURE = 34, 13, 21
 
 
 def plan(

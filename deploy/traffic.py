@@ -110,9 +110,10 @@ def limits(
         steps_per_actor: env steps per second of one.
         updates_per_s: of the learner, if known.
     """
+    rate = f"{steps_per_actor:,.0f}" if steps_per_actor >= 100 else f"{steps_per_actor:.3g}"
     found = [
         Limit("the actors", fed_updates(settings, actors * steps_per_actor),
-              f"{actors} × {steps_per_actor:.3g} env steps/s", "more actors, on more nodes"),
+              f"{actors} × {rate} env steps/s", "more actors, on more nodes"),
         *_replay_limits(settings, footprint),
         *[_network_limit(settings, footprint, gigabits) for gigabits in (1, 10)],
         Limit("the disk", DISK_BYTES_PER_S / _written_per_update(settings, footprint),

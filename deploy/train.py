@@ -73,11 +73,11 @@ def check_environment_flags(settings: Settings, flags: Sequence[tuple[str, str]]
     own = dict(leaves({"env": dataset.settings().env.model_dump()}))
     wanted = dict(leaves({"env": settings.env.model_dump()}))
     for flag in [path for path, _ in flags if path.split(".", 1)[0] == "env"]:
-        for path in wanted:
-            if f"{path}.".startswith(f"{flag}.") and wanted[path] != own.get(path):
+        for path, value in wanted.items():
+            if f"{path}.".startswith(f"{flag}.") and value != own.get(path):
                 raise UserError(
-                    f"flag --{flag}: the dataset {dataset.path} has {path} {own.get(path)}, not {wanted[path]}: it "
-                    "comes with its environment; leave the flag out."
+                    f"flag --{flag}: the dataset {dataset.path} has {path} {own.get(path)}, not {value}: it comes with "
+                    "its environment; leave the flag out."
                 )
 
 

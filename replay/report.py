@@ -202,7 +202,7 @@ def _shares(shards: list[_Shard], held: dict[str, list[_Record]]) -> dict[str, s
         steps = sum(record.header.steps for record in records)
         actors = len({record.header.key.actor for record in records})
         stored = sum(segment.size for segment in shard.segments)
-        shares[shard.directory.name] = f"{steps} steps of {actors} actors in {in_bytes(stored)}"
+        shares[shard.directory.name] = f"{steps} steps of {actors} actor{'s' * (actors != 1)} in {in_bytes(stored)}"
     return shares
 
 

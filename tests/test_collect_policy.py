@@ -79,7 +79,7 @@ def test_a_dataset_of_chance_goes_on_with_a_policy(run: Path) -> None:
     [
         (
             ("--preset", "dreamer_v3"),
-            "behaviour.kind is actor_critic, which acts with what a run has learned: name one",
+            "behaviour.kind is actor_critic, which acts with what a run has learned",
         ),
         (("--policy", "rnu"), "flag --policy: rnu does not exist. Did you mean 'run'?"),
         (("--policy", "run", "--behaviour.kind", "random"), "flag --policy: behaviour.kind of run is random"),

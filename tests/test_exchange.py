@@ -22,10 +22,11 @@ from dreamfleet.common.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.steps import StepFormat
 from dreamfleet.deploy.exchange import export_replay, import_replay
 from dreamfleet.deploy.run_directory import RunDirectory
+from dreamfleet.deploy.status import status
 from dreamfleet.replay.episodes import Piece, StoredStreams, cut_records
 from dreamfleet.replay.recovery import Found, scan
 from dreamfleet.replay.replay import Replay
-from dreamfleet.replay.report import verify
+from dreamfleet.replay.report import describe, verify
 from dreamfleet.replay.segment import open_segments, segment_paths
 
 minari: Any = pytest.importorskip("minari", reason="Minari is an extra: pip install 'dreamfleet[minari]'")
@@ -182,6 +183,22 @@ def test_steps_that_do_not_follow_are_refused() -> None:
     for pieces in ([piece(0, 30), piece(31, 100)], [piece(0, 60), piece(64, 100)], [piece(64, 100), piece(0, 64)]):
         with pytest.raises(ValueError, match="comes after"):
             list(cut_records(step_format, pieces))
+
+
+def test_an_imported_dataset_is_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`status` says that it holds all it was to hold, and the next `collect` counts on from there."""
+    run = fragmented_run(tmp_path / "run", StepFormat(Spaces((ObservationSpec("image", (2,), "float32"),), DISCRETE)))
+    export_replay(run.path, tmp_path / "out")
+    import_replay(tmp_path / "out", tmp_path / "back")
+    back = RunDirectory(tmp_path / "back")
+    steps = describe(back.replay)["steps"]
+    assert back.settings().train.env_steps == steps
+    assert back.is_dataset
+    capsys.readouterr()
+    assert status(back, as_json=False) == 0
+    told = capsys.readouterr().out
+    assert ": finished\n" in told
+    assert f"{steps} of {steps} env steps (100%)" in told
 
 
 def test_names_with_a_slash_come_back(tmp_path: Path) -> None:

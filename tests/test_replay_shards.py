@@ -173,7 +173,7 @@ def test_info_tells_the_whole_and_each_shard(replay: ShardedReplay, tmp_path: Pa
         facts = dict(line for line in lines if len(line) == 2)
         assert (facts["steps"], facts["total_steps"], facts["actors"]) == ("382", "382", "3")
         assert facts["complete_episodes"] == "3"
-        assert facts["shard-1"].startswith("59 steps of 1 actors in 0.0")
+        assert facts["shard-1"].startswith("59 steps of 1 actor in 8")
     assert info(tmp_path / "shard-1") == 0
     said = capsys.readouterr().out
     assert "shard" not in said

@@ -17,7 +17,8 @@ from dreamfleet.deploy import head, job, package
 from dreamfleet.deploy.command_line import main
 
 HTTP = "http://10.0.0.1:8265"
-PACKAGE = Path(__file__).resolve().parent.parent / ".pkg"
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / ".pkg"
 TRAIN = ["train", "--preset", "small", "--env.id", "Pendulum-v1"]
 
 
@@ -69,6 +70,13 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert said.startswith("dreamfleet: ")
     assert said.count("\n") == 1, "one sentence, on one line"
     return said
+
+
+def test_a_file_for_kubernetes_is_told_from_others(ray: FakeRay, capsys: pytest.CaptureFixture[str]) -> None:
+    """`submit` sends nothing there: kubectl starts both the cluster and the command."""
+    file = ROOT / "deploy" / "kuberay.yaml"
+    assert f"`kubectl apply -f {file}` starts cluster and command" in complaint(capsys, str(file), "--", "presets")
+    assert ray.calls() == []
 
 
 @pytest.mark.parametrize(
