@@ -393,7 +393,8 @@ class Fleet:
         deadline = self._clock() + STOP_TIMEOUT_S
         if self.learner.worker and self.learner.orders:
             self.pool.hurry(self.learner.worker)
-        self._drain([self.learner], deadline)
+        if self._restored:  # else it has learnt nothing yet, and may even wait for its place
+            self._drain([self.learner], deadline)
         if self._restored and self.updates > self._saved_at:
             self._order_save()
             self._drain([self.learner], deadline)

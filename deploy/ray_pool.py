@@ -111,8 +111,8 @@ class RayPool:
         nodes = len(room)
         count = self._settings.actors.count
         return [
-            f"learner{' (GPU)' if self._placement.has_gpu else ''} and {len(self._servers)} replay shards on "
-            f"{home.address}",
+            f"replay shards: {len(self._servers)}, on {home.address}, which is the learner's place"
+            + (", with a GPU" if self._placement.has_gpu else ""),
             f"room for {sum(room.values())} actors on {nodes} nodes; "
             + ("all of it is used" if count == "auto" else f"{count} are wanted"),
         ]

@@ -8,12 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
-from command_runs import ROOT, Command, still_running, write_workshop
+from command_runs import PATIENCE_S, ROOT, Command, still_running, write_workshop
 
 from dreamfleet.replay.report import verify
 
@@ -69,6 +71,7 @@ def address(tmp_path: Path) -> Iterator[str]:
         ],
         env=environment, stdout=log, stderr=log, start_new_session=True,
     )  # fmt: skip
+    wait_for_listener(head, port, tmp_path / "head.log")
     yield address
     family = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
     os.killpg(head.pid, signal.SIGTERM)
@@ -76,6 +79,17 @@ def address(tmp_path: Path) -> Iterator[str]:
         process.kill()
     head.wait(10)
     log.close()
+
+
+def wait_for_listener(head: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    """Wait until the head listens: who joins is refused at once where nobody does."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        assert head.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.2)
 
 
 @pytest.mark.ray
