@@ -70,14 +70,13 @@ def evaluate_weights(settings: Settings, version: int, weights: np.ndarray) -> E
     seed = derive_seed(settings.seed, "evaluation during training")
     begun = time.perf_counter()
 
-    def policy_of(spaces: Spaces) -> Policy:
-        policy = make_policy(settings, spaces, 1, seed, explores=False)
-        policy.adopt(version, weights)
-        return policy
-
     records = settings.records
     played = play_episodes(
-        settings.env, policy_of, records.evaluation_episodes, seed, max_steps=records.evaluation_steps
+        settings.env,
+        lambda spaces: make_policy(settings, spaces, 1, seed, explores=False, weights=(version, weights)),
+        records.evaluation_episodes,
+        seed,
+        max_steps=records.evaluation_steps,
     )
     return EvaluationReport(
         version,

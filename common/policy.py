@@ -97,7 +97,14 @@ class RandomPolicy:
         return np.where(bounded, uniform, np.clip(self._generator.normal(size=low.shape), low, high))
 
 
-def make_policy(settings: Settings, spaces: Spaces, environments: int, seed: int, explores: bool = True) -> Policy:
+def make_policy(
+    settings: Settings,
+    spaces: Spaces,
+    environments: int,
+    seed: int,
+    explores: bool = True,
+    weights: tuple[int, np.ndarray] | None = None,
+) -> Policy:
     """Return the policy that the settings name, for so many environments.
 
     Args:
@@ -106,14 +113,18 @@ def make_policy(settings: Settings, spaces: Spaces, environments: int, seed: int
         environments: K.
         seed: of its random numbers.
         explores: whether it is to try things out; else it does what it holds best.
+        weights: a version and the flat array that it begins with; None leaves it to who calls `adopt`.
 
     Raises:
         UserError: if it does not fit the spaces.
     """
     actors = settings.actors
     by_chance = RandomPolicy(spaces.action, environments, seed, actors.hold_min, actors.hold_max, actors.action_weights)
-    if settings.behaviour.kind == "random":
-        return by_chance
-    from dreamfleet.common.model_policy import ModelPolicy  # torch, which a random actor does without
+    policy: Policy = by_chance
+    if settings.behaviour.kind != "random":
+        from dreamfleet.common.model_policy import ModelPolicy  # torch, which a random actor does without
 
-    return ModelPolicy(settings, spaces, environments, seed, explores, by_chance)
+        policy = ModelPolicy(settings, spaces, environments, seed, explores, by_chance)
+    if weights:
+        policy.adopt(*weights)
+    return policy

@@ -15,7 +15,7 @@ import numpy as np
 from dreamfleet.actors.actions import action_converter
 from dreamfleet.actors.environments import Environment, make_environment
 from dreamfleet.common.errors import UserError
-from dreamfleet.common.policy import Policy, make_policy
+from dreamfleet.common.policy import make_policy
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
 from dreamfleet.deploy.run_directory import RunDirectory
@@ -54,9 +54,7 @@ class Agent:
         self.spaces = spaces
         self.updates = weights[0] if weights else 0
         self._environments = environments
-        self._policy: Policy = make_policy(settings, spaces, environments, seed, explores)
-        if weights:
-            self._policy.adopt(*weights)
+        self._policy = make_policy(settings, spaces, environments, seed, explores, weights)
         self._begins = np.ones(environments, bool)
 
     @staticmethod

@@ -9,8 +9,7 @@ import numpy as np
 
 from dreamfleet.actors.collector import EpisodeResult
 from dreamfleet.actors.evaluator import play_episodes
-from dreamfleet.common.policy import Policy, make_policy
-from dreamfleet.common.spaces import Spaces
+from dreamfleet.common.policy import make_policy
 from dreamfleet.common.video import write_webm
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.learner.acting_weights import load_acting_weights
@@ -41,19 +40,13 @@ def evaluate(run: RunDirectory, episodes: int, seed: int, videos: int, max_steps
     if settings.behaviour.kind != "random":
         weights = load_acting_weights(run.checkpoints, settings, checkpoint)
 
-    def policy_of(spaces: Spaces) -> Policy:
-        policy = make_policy(settings, spaces, 1, seed, explores=weights is None)
-        if weights:
-            policy.adopt(*weights)
-        return policy
-
     of = f" of update {weights[0]}, without exploring" if weights else ""
     print(
         f"playing {episodes} episodes of {settings.env.id} with the policy '{settings.behaviour.kind}'{of}", flush=True
     )
     evaluation = play_episodes(
         settings.env,
-        policy_of,
+        lambda spaces: make_policy(settings, spaces, 1, seed, explores=weights is None, weights=weights),
         episodes,
         seed,
         record=min(videos, episodes),

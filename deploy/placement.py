@@ -131,10 +131,9 @@ class Placement:
 
     def actor_options(self) -> dict[str, Any]:
         """Return Ray's options for an actor; the least loaded nodes come first."""
-        options: dict[str, Any] = {"num_cpus": self._actor_cpus, "num_gpus": 0, "scheduling_strategy": "SPREAD"}
-        if declares_roles(list_nodes()):
-            options["resources"] = {ACTOR_RESOURCE: 1}
-        return options
+        resources = self.actor_bundle()
+        options: dict[str, Any] = {"num_cpus": resources.pop("CPU"), "num_gpus": 0, "scheduling_strategy": "SPREAD"}
+        return options | ({"resources": resources} if resources else {})
 
     def actor_bundle(self) -> dict[str, float]:
         """Return what an actor takes, as Ray's autoscaler is asked for it."""

@@ -8,14 +8,11 @@ import numpy as np
 import torch
 
 from dreamfleet.common.agent import Agent
-from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
 from dreamfleet.common.weights import flatten
 from dreamfleet.learner.actor_critic import ActorCritic
-from dreamfleet.learner.checkpoint_facts import DamagedCheckpointError
-from dreamfleet.learner.checkpoints import CheckpointStore
-from dreamfleet.learner.restoring import load_behaviour, load_parameters
+from dreamfleet.learner.restoring import find_checkpoint, load_behaviour, load_parameters
 
 
 def load_acting_weights(checkpoints: Path, settings: Settings, which: str = "newest") -> tuple[int, np.ndarray]:
@@ -29,15 +26,7 @@ def load_acting_weights(checkpoints: Path, settings: Settings, which: str = "new
     Raises:
         UserError: if there is none, or it is not of a model of these settings.
     """
-    store = CheckpointStore(checkpoints, kept=1)
-    best = store.best() if which == "best" else None
-    try:
-        found = store.load_newest() if best is None else store.load(best)
-    except DamagedCheckpointError as error:
-        raise UserError(f"the best checkpoint cannot be read: {error}; take the newest") from None
-    if found is None:
-        raise UserError(f"There is no checkpoint in {checkpoints}: the run has not come as far as its first one.")
-    state, facts = found
+    state, facts = find_checkpoint(checkpoints, which)
     origin = f"The checkpoint of update {facts['updates']}"
     agent = Agent(Spaces.from_json(facts["spaces"]), settings)
     load_parameters(agent.world_model, state["model"], origin)

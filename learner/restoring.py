@@ -12,6 +12,7 @@ from dreamfleet.common.errors import UserError
 from dreamfleet.common.model_settings import ModelSettings
 from dreamfleet.common.spaces import Spaces, first_difference
 from dreamfleet.common.world_model import WorldModel
+from dreamfleet.learner.checkpoint_facts import DamagedCheckpointError
 from dreamfleet.learner.checkpoints import CheckpointStore
 
 
@@ -28,13 +29,34 @@ def load_world_model(
     Raises:
         UserError: if there is no checkpoint that is whole, or it is not of a model of these settings.
     """
-    found = CheckpointStore(checkpoints, kept=1).load_newest(device)
-    if found is None:
-        raise UserError(f"There is no checkpoint in {checkpoints}: the run has not come as far as its first one.")
-    state, facts = found
+    state, facts = find_checkpoint(checkpoints, device=device)
     model = WorldModel(Spaces.from_json(facts["spaces"]), settings).to(device)
     load_parameters(model, state["model"], f"The checkpoint of update {facts['updates']}")
     return model.eval(), facts
+
+
+def find_checkpoint(
+    checkpoints: Path, which: str = "newest", device: str | torch.device = "cpu"
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the state and the facts of a run's newest or best whole checkpoint.
+
+    Args:
+        checkpoints: the directory of the checkpoints.
+        which: "newest" or "best"; where none was measured the newest is the best.
+        device: where to put the tensors.
+
+    Raises:
+        UserError: if there is none.
+    """
+    store = CheckpointStore(checkpoints, kept=1)
+    best = store.best() if which == "best" else None
+    try:
+        found = store.load_newest(device) if best is None else store.load(best, device)
+    except DamagedCheckpointError as error:
+        raise UserError(f"the best checkpoint cannot be read: {error}; take the newest") from None
+    if found is None:
+        raise UserError(f"There is no checkpoint in {checkpoints}: the run has not come as far as its first one.")
+    return found
 
 
 def load_parameters(model: torch.nn.Module, state: Mapping[str, torch.Tensor], origin: str) -> None:

@@ -6,29 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_runs import write_workshop
+from dreamer_run import train_small_dreamer
 
 from dreamfleet.common.errors import UserError
 from dreamfleet.deploy.agent import Agent
-from dreamfleet.deploy.command_line import main
-
-SMALL = (
-    "--env.id", "my_world:make", "--env.kwargs", "{length: 20}", "--learner.batch_size", "4",
-    "--learner.sequence_length", "8", "--learner.device", "cpu", "--train.env_steps", "200", "--train.prefill", "60",
-    "--train.ratio", "4", "--records.picture_context", "3", "--records.picture_steps", "8",
-    "--records.evaluate_every", "100", "--records.evaluation_episodes", "2",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run of the smallest Dreamer V3, trained for some updates and evaluated on the way."""
-    folder = tmp_path_factory.mktemp("library")
-    write_workshop(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert main(["train", "--inline", "--preset", "dreamer_v3", "--preset", "debug", *SMALL, "--run", "run"]) == 0
-    return folder / "run"
+    flags = ("--train.env_steps", "200", "--records.evaluate_every", "100", "--records.evaluation_episodes", "2")
+    return train_small_dreamer(tmp_path_factory.mktemp("library"), *flags)
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from command_runs import write_workshop
 from counted_streams import read_streams
+from dreamer_run import train_small_dreamer
 
 from dreamfleet.common.steps import StepFormat
 from dreamfleet.deploy.command_line import main
@@ -15,23 +15,12 @@ from dreamfleet.learner.acting_weights import load_acting_weights
 from dreamfleet.replay.report import describe
 from dreamfleet.replay.shards import shard_directories
 
-SMALL = (
-    "--env.id", "my_world:make", "--env.kwargs", "{length: 20}", "--learner.batch_size", "4",
-    "--learner.sequence_length", "8", "--learner.device", "cpu", "--train.env_steps", "120", "--train.prefill", "60",
-    "--train.ratio", "4", "--records.picture_context", "3", "--records.picture_steps", "8",
-    "--records.evaluate_every", "0", "--actors.count", "1",
-)  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run of the smallest Dreamer V3, trained for some updates."""
-    folder = tmp_path_factory.mktemp("policy")
-    write_workshop(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert main(["train", "--inline", "--preset", "dreamer_v3", "--preset", "debug", *SMALL, "--run", "run"]) == 0
-    return folder / "run"
+    flags = ("--train.env_steps", "120", "--records.evaluate_every", "0", "--actors.count", "1")
+    return train_small_dreamer(tmp_path_factory.mktemp("policy"), *flags)
 
 
 @pytest.fixture(autouse=True)
