@@ -92,19 +92,21 @@ class Agent:
         """Say that the next observations begin new episodes."""
         self._begins[:] = True
 
-    def act(self, observation: Mapping[str, np.ndarray], is_first: np.ndarray | bool | None = None) -> Any:
+    def act(self, observation: Mapping[str, np.ndarray] | np.ndarray, is_first: np.ndarray | bool | None = None) -> Any:
         """Return the action for an observation of `make_environment`, as that environment takes it.
 
         With several environments every entry has them along its first axis, and so has the returned array of stored
         actions (K, *stored_shape).
 
         Args:
-            observation: by name, as the environment gives it.
+            observation: by name, as `make_environment` gives it; an array where there is one entry.
             is_first: whether, or for which environments, an episode begins here; else what `reset` said.
 
         Raises:
             UserError: if an entry is missing or of another shape.
         """
+        if not isinstance(observation, Mapping):
+            observation = self._named(observation)
         single = self._environments == 1 and self._is_single(observation)
         batch = {name: np.asarray(value)[None] if single else np.asarray(value) for name, value in observation.items()}
         self._check(batch)
@@ -112,6 +114,14 @@ class Agent:
         actions = self._policy.act(batch, begins.copy())
         self._begins = np.zeros(self._environments, bool)
         return action_converter(self._action_space())(actions[0]) if single else actions
+
+    def _named(self, observation: np.ndarray) -> dict[str, np.ndarray]:
+        """Return an array as the only entry that there is."""
+        specs = self.spaces.observations
+        if len(specs) > 1:
+            names = ", ".join(f"'{spec.name}'" for spec in specs)
+            raise UserError(f"the observation is one array, and the agent observes {names}: give a mapping of these")
+        return {specs[0].name: observation}
 
     def _is_single(self, observation: Mapping[str, np.ndarray]) -> bool:
         spec = self.spaces.observations[0]

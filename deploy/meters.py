@@ -51,6 +51,8 @@ GAUGES = {
     "dreamfleet_staleness_mean_updates": Meter(
         "staleness/mean", "Updates between the weights that chose an action and its training, mean over a batch."
     ),
+    "dreamfleet_staleness_median_updates": Meter("staleness/p50", "The same, median over the batches of a row."),
+    "dreamfleet_staleness_late_updates": Meter("staleness/p90", "The same, what nine tenths stay below."),
     "dreamfleet_staleness_max_updates": Meter("staleness/max", "The same, most in a batch."),
     "dreamfleet_held_out_loss": Meter("held_out/loss", "Loss of the last checkpoint on what is never trained on."),
     "dreamfleet_gradient_norm": Meter("gradient/norm", "Norm of the gradient before it is clipped."),

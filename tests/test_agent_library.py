@@ -6,9 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from dreamer_run import train_small_dreamer
 
+from dreamfleet.common.agent import Agent as Network
 from dreamfleet.common.errors import UserError
+from dreamfleet.common.settings import Settings
+from dreamfleet.common.spaces import ActionSpec, ObservationSpec, Spaces
+from dreamfleet.common.weights import flatten
 from dreamfleet.deploy.agent import Agent
 
 
@@ -61,6 +66,20 @@ def test_one_environment_among_several_gets_what_it_gets_alone(run: Path) -> Non
         assert actions.shape == (3,)
         assert actions[0] + env.action_space.start == action, "stored actions count from 0"
         observation, *_ = env.step(action)
+
+
+def test_one_entry_may_be_given_as_the_array_that_it_is(run: Path) -> None:
+    """As a plain Gymnasium environment gives it, in its own or in double precision; several need their names."""
+    spaces = Spaces((ObservationSpec("state", (4,), "float32"),), ActionSpec("discrete", (2,)))
+    settings = Settings.model_validate({"env": {"id": "CartPole-v1"}, "behaviour": {"kind": "actor_critic"}})
+    torch.manual_seed(0)
+    weights = (1, flatten(Network(spaces, settings).acting_parameters()))
+    named, bare = Agent(settings, spaces, weights), Agent(settings, spaces, weights)
+    for number in range(5):
+        array = np.full(4, number - 2.0)
+        assert bare.act(array) == named.act({"state": array.astype(np.float32)})
+    with pytest.raises(UserError, match="is one array"):
+        Agent.load(run).act(np.zeros(3))
 
 
 def test_the_best_checkpoint_is_the_one_with_the_highest_evaluation(run: Path) -> None:
