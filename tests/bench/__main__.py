@@ -1,4 +1,4 @@
-"""The command line: `python -m tests.bench [--quick] [--only NAME ...] [--address ADDRESS] [--out DIR]`."""
+"""The command line: `python -m tests.bench [--quick] [--only NAME ...] [--address ADDRESS] [--r2dreamer DIR] …`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import shlex
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from dreamfleet.common.errors import UserError
 from tests.bench.machine import ROOT, busy_share, describe_machine
 from tests.bench.measure import Bench, say
 from tests.bench.report import Row, render_misses, render_page, render_table, write_page
@@ -35,7 +37,7 @@ def main() -> None:
     rows: list[Row] = []
     methods: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="dreamfleet-bench-") as scratch:
-        bench = Bench(options.quick, Path(scratch), options.address)
+        bench = Bench(options.quick, Path(scratch), options.address, options.r2dreamer)
         for name in options.only:
             module = importlib.import_module(f"tests.bench.{(PARTS | NAMED)[name]}")
             methods[name] = " ".join(module.METHOD.split())
@@ -64,8 +66,26 @@ def _parse() -> argparse.Namespace:
     names = f"{', '.join(PARTS)} (all of these unless given), {', '.join(NAMED)}"
     parser.add_argument("--only", nargs="+", choices=PARTS | NAMED, default=list(PARTS), metavar="NAME", help=names)
     parser.add_argument("--address", help="a Ray cluster that the part weights joins; without, Ray is started here")
+    parser.add_argument(
+        "--r2dreamer", type=Path, metavar="DIR", help="a checkout of github.com/NM512/r2dreamer that agents runs beside"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder of the Markdown page")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.r2dreamer:
+        try:
+            _check_r2dreamer(options.r2dreamer, options.only)
+        except UserError as error:
+            parser.error(str(error))
+    return options
+
+
+def _check_r2dreamer(checkout: Path, parts: Sequence[str]) -> None:
+    """Refuse at the start what would fail, or be of no use, after the other parts."""
+    from tests.bench.r2dreamer import check_checkout
+
+    if "agents" not in parts:
+        raise UserError(f"--r2dreamer {checkout}: no part that is to be measured compares with it; add --only agents.")
+    check_checkout(checkout)
 
 
 if __name__ == "__main__":

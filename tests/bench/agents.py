@@ -25,11 +25,13 @@ from dreamfleet.learner.hardware import Hardware, choose_hardware
 from dreamfleet.learner.imagination import imagine
 from dreamfleet.learner.losses import world_model_loss
 from dreamfleet.learner.updater import Stopwatch, Updater
-from tests.bench.measure import Bench, say
+from tests.bench.measure import Bench, Turns, say, take_turns
+from tests.bench.r2dreamer import METHOD as METHOD_BESIDE
+from tests.bench.r2dreamer import R2Dreamer
 from tests.bench.report import Row, at_least
 
 NAME = "agents"
-METHOD = """
+METHOD = f"""
 Whole updates (`Updater.update`: all losses, backward, clipping, optimiser) in this process on one batch that is on the
 device already: pictures of noise, 64×64×3, in 16 sequences of 64 (Dreamer V3) or 50 of 50, with a choice of 6 or a box
 of 6 dimensions; on the GPU if there is one, else on all cores. Figures are medians, after a first update that does not
@@ -37,9 +39,11 @@ count. The arithmetic is counted in the multiplications and additions of the ope
 papers' (a convolution of doubled pixels is made with 9 products instead of 25). The parts are timed one by one
 afterwards: the world model's loss and its backward, and of these again encoder, dynamics and decoder, each with its own
 backward; imagination and the behaviour's losses with theirs; the optimiser is the update's own. They add up to a little
-more or less than the update. r2dreamer's figures are others' measurement (with its decoder, eager, float32, on two
-cores of 147 GFLOP/s in matrix products), not rerun here: the ratio says something on such a machine alone, and is left
-out on a GPU.
+more or less than the update.
+{METHOD_BESIDE}
+Without `--r2dreamer`, r2dreamer's figures are others' measurement (with its decoder, eager, float32, on two cores of
+147 GFLOP/s in matrix products), not rerun here: the ratio says something on such a machine alone, and is left out on a
+GPU.
 """
 SPACES = {
     "choice of 6": ActionSpec("discrete", (6,)),
@@ -49,7 +53,7 @@ SPACES = {
 
 
 class Contestant(NamedTuple):
-    """An agent to be measured: its presets, its action, and the seconds that r2dreamer took at that size, if known."""
+    """An agent to be measured: its presets, its action, and the seconds others measured for r2dreamer, if it has it."""
 
     presets: tuple[str, ...]
     action: str
@@ -119,20 +123,50 @@ def _contestant(bench: Bench, contestant: Contestant, product_rate: float) -> It
     what = f"{' '.join(contestant.presets)}, {size}×{length}, {contestant.action}"
     say(f"{NAME}: {what}")
     trial = Trial(settings, picture_spaces(SPACES[contestant.action]))
+    rival = _rival(bench, contestant, trial)
     rounds = bench.choose(3, 1)
-    whole_s, optimiser_s = trial.updates(rounds)
-    known = None if bench.quick or trial.hardware.device.type != "cpu" else contestant.others_s
-    ratio = known / whole_s if known else None
-    beside = _OTHERS.format(known) if known else ""
-    aim = at_least(ratio, _FASTER) if ratio else None
-    yield Row(NAME, f"updates, {what}", f"{1 / whole_s:.3g} updates/s ({whole_s:.3g} s)", beside, ratio, aim)
-    work = trial.arithmetic()
+    turns = take_turns({"ours": trial.update} | ({"theirs": rival.update} if rival else {}), rounds)
+    whole_s = turns.median("ours")
+    ours = f"{1 / whole_s:.3g} updates/s ({whole_s:.3g} s), {trial.parameters:,} parameters"
+    beside, ratio = _beside(bench, contestant, trial, rival, turns)
+    yield Row(NAME, f"updates, {what}", ours, beside, ratio, at_least(ratio, _FASTER) if ratio else None)
+    work = arithmetic(trial.update)
     share = work / whole_s / product_rate
     described = f"{work / 1e12:.3g} TFLOP, {work / whole_s / 1e9:,.0f} GFLOP/s ({share:.0%} of the matrix product's)"
-    yield Row(NAME, f"arithmetic of an update, {what}", described)
+    theirs = f"{rival.name}: {arithmetic(rival.update) / 1e12:.3g} TFLOP" if rival else ""
+    yield Row(NAME, f"arithmetic of an update, {what}", described, theirs)
+    optimiser_s = median(trial.optimiser_seconds[1 : 1 + rounds])
+    del rival  # its memory is wanted for the parts
     parts = {**trial.parts(rounds), "optimiser": optimiser_s}
     yield Row(NAME, f"what an update goes into, {what}", _seconds(parts))
     yield Row(NAME, f"of which the world model's parts, {what}", _seconds(trial.world_model_parts(rounds)))
+
+
+def _rival(bench: Bench, contestant: Contestant, trial: Trial) -> R2Dreamer | None:
+    """Return r2dreamer at the agent's widths and on its batch, where it is asked for and has such an agent."""
+    if bench.r2dreamer is None or contestant.others_s is None:
+        return None
+    return R2Dreamer(bench.r2dreamer, trial.settings, trial.spaces, trial.batch)
+
+
+def _beside(
+    bench: Bench, contestant: Contestant, trial: Trial, rival: R2Dreamer | None, turns: Turns
+) -> tuple[str, float | None]:
+    """Return what r2dreamer took, run here or as others measured it, and how many times faster ours is, if known."""
+    if rival is not None:
+        told = f"{rival.name}: {turns.median('theirs'):.3g} s, {rival.parameters:,} parameters"
+        return told, turns.ratio("theirs", "ours")
+    known = contestant.others_s
+    if known is None or bench.quick or trial.hardware.device.type != "cpu":
+        return "", None
+    return _OTHERS.format(known), known / turns.median("ours")
+
+
+def arithmetic(update: Callable[[], object]) -> int:
+    """Return the floating-point operations of an update, a multiplication and an addition being two."""
+    with FlopCounterMode(display=False) as counter:
+        update()
+    return counter.get_total_flops()
 
 
 def _seconds(parts: dict[str, float]) -> str:
@@ -141,6 +175,13 @@ def _seconds(parts: dict[str, float]) -> str:
 
 class Trial:
     """An agent that learns from one batch again and again.
+
+    Attributes:
+        hardware: what it computes on.
+        settings: its own.
+        spaces: its.
+        batch: on its device.
+        optimiser_seconds: of each update so far.
 
     Args:
         settings: its own.
@@ -151,26 +192,29 @@ class Trial:
         self.hardware: Hardware = choose_hardware(settings.learner, busy_cores=0)
         device = self.hardware.device
         torch.manual_seed(0)
-        self._settings, self._spaces = settings, spaces
+        self.settings, self.spaces = settings, spaces
         self._agent = Agent(spaces, settings).to(device)
         learns = settings.behaviour.kind == "actor_critic"
         self._actor_critic = ActorCritic(self._agent, settings).to(device) if learns else None
         self._updater = Updater(self._agent, self._actor_critic, settings, self.hardware)
-        self._batch = make_batch(spaces, settings.learner.batch_size, settings.learner.sequence_length, device)
+        self.batch = make_batch(spaces, settings.learner.batch_size, settings.learner.sequence_length, device)
         self._made = 0
+        self.optimiser_seconds: list[float] = []
 
-    def updates(self, rounds: int) -> tuple[float, float]:
-        """Return the seconds of an update, and those of its optimiser; the first update does not count."""
-        self._update(Stopwatch())
-        watches = [Stopwatch() for _ in range(rounds)]
-        whole = [self._seconds_of(lambda watch=watch: self._update(watch)) for watch in watches]
-        return median(whole), median(watch.seconds["optimiser"] for watch in watches)
+    @property
+    def parameters(self) -> int:
+        """Numbers that its optimiser changes."""
+        groups = self._updater.optimiser.param_groups
+        return sum(parameter.numel() for group in groups for parameter in group["params"])
 
-    def arithmetic(self) -> int:
-        """Return the floating-point operations of an update, a multiplication and an addition being two."""
-        with FlopCounterMode(display=False) as counter:
-            self._update(Stopwatch())
-        return counter.get_total_flops()
+    def update(self) -> None:
+        """Make one update, and return once the device has done it."""
+        watch = Stopwatch()
+        self._made += 1
+        not_finite = self._updater.update(self._made, self.batch, watch).not_finite
+        assert not not_finite, f"an update of the benchmark was not finite: {not_finite}"
+        self._wait()
+        self.optimiser_seconds.append(watch.seconds["optimiser"])
 
     def parts(self, rounds: int) -> dict[str, float]:
         """Return the seconds of each part's forward and backward, on states that are detached from each other."""
@@ -184,11 +228,11 @@ class Trial:
 
     def _steps(self, kept: dict[str, Any]) -> dict[str, Callable[[], object]]:
         """Return the parts of an update in order; each leaves in `kept` what the next ones need."""
-        agent, settings, learns = self._agent, self._settings, self._actor_critic
+        agent, settings, learns = self._agent, self.settings, self._actor_critic
 
         def forward() -> None:
             with self.hardware.autocast():
-                kept["world"] = world_model_loss(agent.world_model, self._batch, settings.loss)
+                kept["world"] = world_model_loss(agent.world_model, self.batch, settings.loss)
 
         def backward() -> None:
             kept["world"].total.backward()
@@ -202,7 +246,7 @@ class Trial:
         def behave() -> None:
             assert learns is not None
             with self.hardware.autocast():
-                losses = learns.losses(agent, kept["imagined"], kept["states"], self._batch)
+                losses = learns.losses(agent, kept["imagined"], kept["states"], self.batch)
             (losses.value + losses.replay_value).backward()
             losses.policy.backward(inputs=list(learns.actor.parameters()))
 
@@ -214,9 +258,9 @@ class Trial:
 
     def world_model_parts(self, rounds: int) -> dict[str, float]:
         """Return the seconds of encoder, dynamics and decoder, each forward and backward from a given gradient."""
-        model, batch = self._agent.world_model, self._batch
+        model, batch = self._agent.world_model, self.batch
         is_first = batch["is_first"]
-        actions = previous_actions(encode_actions(self._spaces.action, batch["action"]), is_first)
+        actions = previous_actions(encode_actions(self.spaces.action, batch["action"]), is_first)
         with torch.no_grad():
             seen = model.normalise(batch)
             embedding = model.embed(seen)
@@ -239,11 +283,6 @@ class Trial:
             result.backward(torch.ones_like(result))
 
         return self._seconds_of(both)
-
-    def _update(self, watch: Stopwatch) -> None:
-        self._made += 1
-        not_finite = self._updater.update(self._made, self._batch, watch).not_finite
-        assert not not_finite, f"an update of the benchmark was not finite: {not_finite}"
 
     def _clear(self) -> None:
         for parameter in [*self._agent.parameters(), *(self._actor_critic.parameters() if self._actor_critic else ())]:

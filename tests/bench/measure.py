@@ -31,11 +31,13 @@ class Bench:
         quick: measure less, to see that all runs.
         scratch: an empty folder for what they write; removed at the end.
         address: of a Ray cluster for the parts that can use one; None starts Ray here.
+        r2dreamer: a checkout of it, for the part that compares with it; None leaves that out.
     """
 
     quick: bool
     scratch: Path
     address: str | None = None
+    r2dreamer: Path | None = None
 
     def choose(self, full: int, quick: int) -> int:
         """Return the one number in a full run, the other in a quick one."""

@@ -99,6 +99,10 @@ class RealTimePool:
             self._answered[future.worker].append(future.due)
         return future.answer
 
+    def placed(self, workers: list[Worker]) -> list[Worker]:
+        """All have their place."""
+        return workers
+
     def room(self) -> int:
         """Return the number of actors."""
         return self._actors
