@@ -65,7 +65,8 @@ class ModelPolicy:
         if self.version < 0:
             assert self._before is not None, "weights are adopted before the first action"
             return self._before.act(observations, is_first)
-        seen = {name: torch.from_numpy(value) for name, value in observations.items()}
+        # Contiguous, since PyTorch takes no picture that is drawn upside down and turned by a negative stride.
+        seen = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in observations.items()}
         first = torch.from_numpy(np.asarray(is_first, bool) | self._begins_anew)
         self._begins_anew = False
         embedding = self._model.encode(seen)

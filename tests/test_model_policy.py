@@ -122,6 +122,16 @@ def test_chance_acts_until_there_are_weights() -> None:
     assert policy.version == 0
 
 
+def test_observations_may_lie_in_memory_as_they_like() -> None:
+    """A renderer turns its picture by a negative stride; the actions are those for a copy of it."""
+    settings, spaces = settings_of("actor_critic"), spaces_of(DISCRETE)
+    observations, is_first = recorded(4, 3)
+    turned = np.ascontiguousarray(observations[..., ::-1])[..., ::-1]
+    assert turned.strides[-1] < 0
+    found = act(policy_of(settings, spaces, 3), turned, is_first)
+    assert np.array_equal(found, act(policy_of(settings, spaces, 3), observations, is_first))
+
+
 def _first_only(is_first: np.ndarray) -> np.ndarray:
     only = np.zeros_like(is_first)
     only[0] = True
