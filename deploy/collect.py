@@ -15,6 +15,7 @@ from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
 from dreamfleet.common.steps import StepFormat
 from dreamfleet.deploy.fleet import Fleet
+from dreamfleet.deploy.goal import Goal
 from dreamfleet.deploy.progress import duration
 from dreamfleet.deploy.ratio import TrainRatio
 from dreamfleet.deploy.resolve import resolve
@@ -74,10 +75,14 @@ def collect(
     plan_shards(run.replay, settings.replay, settings.learner.sequence_length, settings.seed)  # a fault leaves nothing
     run.create("--out")
     remarks += _disk_remarks(run, settings, len(shards))
-    command = f"dreamfleet collect --out {run.path}" + (f" --policy {policy.path}" if policy else "")
-    session = Session(run, old, settings, spaces, inline, address, command, remarks)
-    ratio = TrainRatio(settings.train.ratio, 1, prefill=wanted, env_steps=wanted)  # no update is ever allowed
-    return session.play(False, ratio, lambda fleet, watcher: _sum_up(run, settings, fleet, watcher), weights)
+    goal = Goal(
+        learns=False,
+        ratio=TrainRatio(settings.train.ratio, 1, prefill=wanted, env_steps=wanted),  # no update is ever allowed
+        sum_up=lambda fleet, watcher: _sum_up(run, settings, fleet, watcher),
+        come_back=f"dreamfleet collect --out {run.path}" + (f" --policy {policy.path}" if policy else ""),
+        weights=weights,
+    )
+    return Session(run, old, settings, spaces, goal, inline, address, remarks).play()
 
 
 def settings_to_collect(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -143,6 +143,11 @@ class InlinePool:
         if not self._orders:
             time.sleep(timeout_s)
         return [self._orders.popleft().run()] if self._orders else []
+
+    def placed(self, workers: Sequence[Worker]) -> list[Worker]:
+        """Return none: greetings are answered here when their turn comes."""
+        del workers
+        return []
 
     def room(self) -> int:
         """Return the number of actors that work side by side here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -93,6 +94,13 @@ class Pool(Protocol):
         Raises:
             WorkerLostError: if the worker is gone.
             WorkerFailedError: if its code raised.
+        """
+        ...
+
+    def placed(self, workers: Sequence[Worker]) -> list[Worker]:
+        """Return those of these workers that are known to have their place: nothing but a fault keeps them silent.
+
+        A pool whose workers are greeted by turns, and cannot hang by themselves, may return none.
         """
         ...
 

@@ -6,12 +6,14 @@ import logging
 import os
 import re
 import signal
+from collections.abc import Sequence
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
 import ray
+from ray._private import state as ray_state
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError, RayTaskError
 
@@ -194,6 +196,16 @@ class RayPool:
             if cause is not None:
                 raise WorkerFailedError(cause, _plain(error)) from None
             raise WorkerLostError(str(error).strip().splitlines()[0]) from None
+
+    def placed(self, workers: Sequence[Worker]) -> list[Worker]:
+        """Return those of these workers whose process has started: Ray found a node for them.
+
+        Of what Ray offers this alone tells them from those that wait for room: the public state API wants a dashboard,
+        and a placement group for each actor would not spread them.
+        """
+        job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+        known = ray_state.actors(job_id=job)  # one question, however many wait
+        return [worker for worker in workers if known.get(worker.target._actor_id.hex(), {}).get("Pid")]
 
     def room(self) -> int:
         """Return how many actors the cluster holds now."""

@@ -97,8 +97,11 @@ class Roster:
         return unanswered
 
     def late(self) -> list[Slot]:
-        """Return the slots whose workers have not answered in time."""
+        """Return the slots whose workers have not answered in time, their greeting included once they have a place."""
         now = self._clock()
+        waiting = {slot.worker: slot for slot in self if slot.worker and slot.waits_for_place}
+        for worker in self._pool.placed(list(waiting)) if waiting else []:
+            waiting[worker].got_place(now)
         return [slot for slot in self if slot.worker and slot.is_late(now)]
 
     def follow(self, is_scarce: bool) -> None:
@@ -138,7 +141,7 @@ class Roster:
     def _note_waiting(self) -> None:
         """Say now and then that actors wait for room: nobody would know otherwise why nothing happens."""
         now = self._clock()
-        waiting = sum(slot.worker is not None and not slot.is_placed for slot in self.actors)
+        waiting = sum(slot.waits_for_place for slot in self.actors)
         if not waiting:
             self._note_due = now + WAITING_NOTE_S
         elif now >= self._note_due:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +19,8 @@ from dreamfleet.common.spaces import Spaces, first_difference
 from dreamfleet.deploy.address import check_address
 from dreamfleet.deploy.console import Console, open_log
 from dreamfleet.deploy.fleet import Fleet
+from dreamfleet.deploy.goal import Goal
 from dreamfleet.deploy.pool import Pool
-from dreamfleet.deploy.ratio import TrainRatio
 from dreamfleet.deploy.resolve import changes
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.staffing import Staffing
@@ -29,8 +29,6 @@ from dreamfleet.deploy.stop import StopRequest
 from dreamfleet.deploy.watching import RunWatcher
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from dreamfleet.deploy.records import Sink
 
 LOCK_WAIT_S = 2.0
@@ -47,9 +45,9 @@ class Session:
         old: the settings that the run had, or None if it is new.
         settings: those that it has now.
         spaces: what the environment shows and takes.
+        goal: what this start is for.
         inline: all in this process, without Ray.
         address: a Ray cluster to join; None starts Ray here.
-        come_back: the command that goes on with the run, for messages.
         remarks: what was found out before there was a log, to be logged first.
     """
 
@@ -59,54 +57,36 @@ class Session:
         old: Settings | None,
         settings: Settings,
         spaces: Spaces,
+        goal: Goal,
         inline: bool,
         address: str | None,
-        come_back: str,
         remarks: Sequence[Note] = (),
     ) -> None:
         self._run = run
         self._old = old
         self._settings = settings
         self._spaces = spaces
+        self._goal = goal
         self._inline = inline
         self._address = address
-        self._come_back = come_back
         self._remarks = remarks
         self._has_begun = False  # whether the workers' pool was open
 
-    def play(
-        self,
-        learns: bool,
-        ratio: TrainRatio,
-        sum_up: Callable[[Fleet, RunWatcher], None],
-        weights: tuple[int, np.ndarray] | None = None,
-    ) -> int:
+    def play(self) -> int:
         """Run the fleet and return the exit code.
-
-        Args:
-            learns: whether there is a learner.
-            ratio: how many steps and updates there are to be.
-            sum_up: says how it went, once all is done.
-            weights: what the actors act with where there is no learner: a version and its flat weights.
 
         Raises:
             UserError: if the settings, the environment or the directory are at fault.
         """
         with DirectoryLock(self._run.path, wait_s=LOCK_WAIT_S):
             try:
-                return self._play(learns, ratio, sum_up, weights)
+                return self._play()
             except UserError:
                 if not self._old and not self._has_begun:
                     self._run.discard()
                 raise
 
-    def _play(
-        self,
-        learns: bool,
-        ratio: TrainRatio,
-        sum_up: Callable[[Fleet, RunWatcher], None],
-        weights: tuple[int, np.ndarray] | None,
-    ) -> int:
+    def _play(self) -> int:
         run, console = self._run, Console()
         with StopRequest() as stop, open_log(console, run.log_file):
             log.info("dreamfleet %s: %s %s", __version__, "resuming" if self._old else "new run", run.path)
@@ -117,56 +97,47 @@ class Session:
             self._tell_environment()
             if not self._old:  # an old run's are written over once its checkpoint is found to fit the new ones
                 run.write(self._settings, self._spaces)
-            kind, pause_s = "train" if learns else "collect", self._settings.records.log_every_s
+            kind, pause_s = "train" if self._goal.learns else "collect", self._settings.records.log_every_s
             try:
                 with StateWriter(run.path, kind, pause_s) as state:
-                    return self._run_fleet(learns, ratio, sum_up, weights, console, stop, state)
+                    return self._run_fleet(console, stop, state)
             except UserError as error:
                 log.error("%s", error, extra={"only_to_file": True})  # noqa: TRY400 (the command line prints it)
                 raise
             except RunFailedError as error:
                 log.error("the run failed: %s", error)  # noqa: TRY400 (the sentence is what the user needs)
-                log.info("The log is in %s; `%s` goes on from what is stored.", run.log_file, self._come_back)
+                log.info("The log is in %s; `%s` goes on from what is stored.", run.log_file, self._goal.come_back)
                 return 1
 
-    def _run_fleet(
-        self,
-        learns: bool,
-        ratio: TrainRatio,
-        sum_up: Callable[[Fleet, RunWatcher], None],
-        weights: tuple[int, np.ndarray] | None,
-        console: Console,
-        stop: StopRequest,
-        state: StateWriter,
-    ) -> int:
+    def _run_fleet(self, console: Console, stop: StopRequest, state: StateWriter) -> int:
         from dreamfleet.deploy.records import Records
 
-        run, settings = self._run, self._settings
-        with closing(self._open_pool()) as pool, closing(Records(run, self._sink(ratio))) as records:
+        run, settings, goal = self._run, self._settings, self._goal
+        with closing(self._open_pool()) as pool, closing(Records(run, self._sink())) as records:
             self._has_begun = True
             watcher = RunWatcher(
                 settings, records, console, state, on_restored=lambda: run.write(settings, self._spaces)
             )
-            published = [(weights[0], pool.publish(weights[1]))] if weights else []
-            fleet = Fleet(
-                pool, Staffing.of(settings, learns), ratio, watcher, stop=lambda: bool(stop), weights=published
-            )
+            published = [(goal.weights[0], pool.publish(goal.weights[1]))] if goal.weights else []
+            staffing = Staffing.of(settings, goal.learns)
+            fleet = Fleet(pool, staffing, goal.ratio, watcher, stop=lambda: bool(stop), weights=published)
             fleet.run()
             watcher.write_last_row(fleet)
         if stop:
             state.stopped(f"by {signal.Signals(stop.signal_number).name}")
-            updates = f" and {fleet.updates} updates" if learns else ""
-            log.info("stopped at %d env steps%s; `%s` goes on.", fleet.env_steps, updates, self._come_back)
+            updates = f" and {fleet.updates} updates" if goal.learns else ""
+            log.info("stopped at %d env steps%s; `%s` goes on.", fleet.env_steps, updates, goal.come_back)
             return stop.exit_code
-        sum_up(fleet, watcher)
+        goal.sum_up(fleet, watcher)
         return 0
 
-    def _sink(self, ratio: TrainRatio) -> Sink | None:
+    def _sink(self) -> Sink | None:
         """Return what shows the scalars to Prometheus; only Ray exports them."""
         if self._inline:
             return None
         from dreamfleet.deploy.meters import Meters
 
+        ratio = self._goal.ratio
         wanted = {"env_steps": ratio.env_steps, "updates": ratio.updates, "ratio": ratio.ratio}
         return Meters(self._run.path.resolve().name, wanted)
 

@@ -29,13 +29,16 @@ class Order:
         kind: the worker's method: "greet", "collect", "restore", "train", "save",
             "illustrate", "evaluate", "judge" or "finish".
         amount: environment steps or updates.
-        begun: when it came to the head of its worker's queue, by the loop's clock.
+        begun: when it came to the head of its worker's queue, by the loop's clock; a greeting begins once its worker
+            has a place.
+        version: of the weights that are to act; -1 is chance, and all that is no acting.
     """
 
     future: Any
     kind: str
     amount: int
     begun: float
+    version: int = -1
 
 
 @dataclass
@@ -46,11 +49,12 @@ class Slot:
         name: for the log.
         timeout_s: an order may take so long at most.
         patience_s: once orders have been answered, the next may take ten times as long as the slowest, and at least
-            this long; so a hung environment is found soon, and a slow one is not taken for hung. 0: always `timeout_s`.
+            this long; so a hung environment is found soon, and a slow one is not taken for hung. What chance did says
+            nothing of weights, which may plan at every step. 0: always `timeout_s`.
         number: the actor's; -1 for the learner.
         incarnation: which of the actor's lives fills it.
         worker: who fills it; None while it waits to be filled again.
-        is_placed: whether the worker has its place and answers; on a cluster it may wait for room.
+        is_placed: whether the worker has its place and has answered from there; on a cluster it may wait for room.
         orders: given and not answered, oldest first.
         failures: in a row, without an order done in between.
         short_lives: in a row, each ended before it was of much use.
@@ -81,7 +85,8 @@ class Slot:
     _idle_since: float | None = None
     _has_answered: bool = False
     _done: int = 0
-    _slowest_s: float = 0.0
+    _has_place: bool = False
+    _slowest_s: dict[bool, float] = field(default_factory=dict)  # by whether weights acted
 
     def gave(self, order: Order, now: float) -> None:
         """Note an order that was given."""
@@ -95,11 +100,27 @@ class Slot:
         self.orders.remove(order)
         if order.kind != "greet":
             self._has_answered = True
-            self._slowest_s = max(self._slowest_s, now - order.begun)
+            acted = order.version >= 0
+            self._slowest_s[acted] = max(self._slowest_s.get(acted, 0.0), now - order.begun)
         if self.orders:
             self.orders[0].begun = max(self.orders[0].begun, now)
         else:
             self._idle_since = now
+
+    @property
+    def unanswered(self) -> list[Order]:
+        """Its orders, but for the greeting of a worker that waits for its place."""
+        return [order for order in self.orders if order.kind != "greet"]
+
+    @property
+    def waits_for_place(self) -> bool:
+        """Whether its worker was greeted and, for all that is known, has no place yet."""
+        return bool(self.orders) and self.orders[0].kind == "greet" and not self._has_place
+
+    def got_place(self, now: float) -> None:
+        """Note that the worker has its place: from now on its greeting has to be answered in time."""
+        self._has_place = True
+        self.orders[0].begun = now
 
     def succeeded(self) -> None:
         """Note that the worker did what it is there for: earlier failures no longer count."""
@@ -114,7 +135,7 @@ class Slot:
         self.idle_s = self.idle_until(now)
         self.orders.clear()
         self.worker = None
-        self.is_placed = False
+        self.is_placed = self._has_place = False
         self.node = ""
         self.version = -1
         self._has_answered = False
@@ -134,12 +155,14 @@ class Slot:
 
     def is_late(self, now: float) -> bool:
         """Whether the order at the head of the queue has taken too long; waiting for a place may take any time."""
-        head = self.orders[0] if self.orders else None
-        return head is not None and head.kind != "greet" and now - head.begun > self.allowed_s
+        return bool(self.orders) and not self.waits_for_place and now - self.orders[0].begun > self.allowed_s
 
     @property
     def allowed_s(self) -> float:
         """How long the order at the head of the queue may take."""
         if not self._has_answered:
             return self.timeout_s + START_S
-        return min(self.timeout_s, max(self.patience_s, 10.0 * self._slowest_s)) if self.patience_s else self.timeout_s
+        slowest_s = self._slowest_s.get(self.orders[0].version >= 0)
+        if not self.patience_s or slowest_s is None:
+            return self.timeout_s
+        return min(self.timeout_s, max(self.patience_s, 10.0 * slowest_s))

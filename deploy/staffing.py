@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from dreamfleet.common.settings import Settings
 
+ORDERS_QUEUED = 2
+"""Orders each worker has at most: one that it does, and one so that it need not wait for the next."""
+
 
 @dataclass(frozen=True)
 class Staffing:

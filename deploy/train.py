@@ -13,6 +13,7 @@ from dreamfleet.common.policy import make_policy
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
 from dreamfleet.deploy.fleet import Fleet
+from dreamfleet.deploy.goal import Goal
 from dreamfleet.deploy.progress import duration
 from dreamfleet.deploy.ratio import TrainRatio
 from dreamfleet.deploy.resolve import leaves
@@ -57,8 +58,13 @@ def train(run: RunDirectory, settings: Settings, inline: bool, address: str | No
     experience, read_only = run.experience(settings)
     plan_shards(experience, settings.replay, settings.learner.sequence_length, settings.seed, read_only)
     run.create()
-    session = Session(run, old, settings, spaces, inline, address, f"dreamfleet train --run {run.path}", remarks)
-    return session.play(True, ratio, lambda fleet, watcher: _sum_up(run, settings, fleet, watcher))
+    goal = Goal(
+        learns=True,
+        ratio=ratio,
+        sum_up=lambda fleet, watcher: _sum_up(run, settings, fleet, watcher),
+        come_back=f"dreamfleet train --run {run.path}",
+    )
+    return Session(run, old, settings, spaces, goal, inline, address, remarks).play()
 
 
 def check_environment_flags(settings: Settings, flags: Sequence[tuple[str, str]]) -> None:

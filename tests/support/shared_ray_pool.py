@@ -123,7 +123,7 @@ class Attendant(Watcher):
         assert fleet.env_steps >= self._most_steps, "acknowledged steps are gone"
         self._most_steps = fleet.env_steps
         if self.restored_from:
-            self.ahead.append((fleet.env_steps, fleet.updates_allowed - fleet.updates))
+            self.ahead.append((fleet.env_steps, fleet.ledger.updates_allowed - fleet.updates))
         if self._plot:
             self._unfolding = self._unfolding or self._plot(fleet, self)
             try:

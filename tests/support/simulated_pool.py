@@ -26,16 +26,19 @@ class SimulatedPool:
     """Actors that take a random time per step, a learner that takes a fixed time per update, and a replay that counts.
 
     Attributes:
+        slower_on_weights: orders that act on weights take so many times as long as those by chance.
         lose: asked before each collect order with (actor, order number); answers "lost", "failed", "hung", "cut off",
             or "" for a good one.
         lose_learner_at: updates at which the learner dies, in rising order.
         fail_learner_at: updates after which the learner refuses to go on; 0 is never.
         has_sequences: whether what is collected can be trained on.
+        is_mute: asked with (actor, incarnation) whether it never answers, though it has its place.
         room_at: how many actors have a place at a time; the youngest beyond it wait, or are lost if they had one.
     """
 
     seconds_per_step: float = 0.01
     seconds_per_update: float = 0.05
+    slower_on_weights: float = 1.0
     sequence_length: int = 10
     publish_every: int = 4
     lose: Callable[[int, int], str] = lambda actor, order: ""
@@ -43,6 +46,7 @@ class SimulatedPool:
     fail_learner_at: int = 0
     has_sequences: bool = True
     seed: int = 0
+    is_mute: Callable[[int, int], bool] = lambda actor, incarnation: False
     room_at: Callable[[float], int] = lambda now: 1_000_000
     counters_every_s: float = 0.0
 
@@ -62,6 +66,7 @@ class SimulatedPool:
         self._under_way: list[SimulatedFuture] = []
         self._actors: list[Worker] = []
         self._placed: set[Worker] = set()
+        self._mute: set[Worker] = set()
         self.asked_for: list[int] = []
         self.retired: list[tuple[int, int]] = []
         self.judged: list[tuple[int, float]] = []
@@ -73,6 +78,8 @@ class SimulatedPool:
         self.started.append((actor, incarnation))
         worker = self._started(Worker(f"actor {actor}", actor))
         self._actors.append(worker)
+        if self.is_mute(actor, incarnation):
+            self._mute.add(worker)
         return worker
 
     def start_evaluator(self) -> Worker:
@@ -106,6 +113,9 @@ class SimulatedPool:
         done = [future for future in self._under_way if future.done_at <= self.now]
         self._under_way = [future for future in self._under_way if future.done_at > self.now]
         return done
+
+    def placed(self, workers: list[Worker]) -> list[Worker]:
+        return [worker for worker in workers if worker in self._placed]
 
     def room(self) -> int:
         return self.room_at(self.now)
@@ -148,7 +158,7 @@ class SimulatedPool:
             has_room = number < self.room_at(self.now)
             for future in self._under_way:
                 if future.worker is worker and has_room and worker not in self._placed:
-                    future.done_at = self.now + 0.5
+                    future.done_at = float("inf") if worker in self._mute else self.now + 0.5
                 elif future.worker is worker and not has_room and worker in self._placed:
                     future.done_at, future.finish = self.now, _lose_with_the_node
             if has_room:
@@ -176,6 +186,8 @@ class SimulatedPool:
         self._orders += 1
         fate = self.lose(worker.target, self._orders)
         seconds = steps * self.seconds_per_step * self._chance.uniform(0.5, 2.0)
+        if weights:
+            seconds *= self.slower_on_weights
 
         def finish() -> Any:
             if fate == "lost":

@@ -1,0 +1,37 @@
+"""The pool on Ray: what it knows of workers that have not answered."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import ray
+
+from dreamfleet.deploy.pool import Worker
+from dreamfleet.deploy.ray_pool import RayPool
+
+START_TIMEOUT_S = 60.0
+
+
+@pytest.mark.ray
+def test_a_silent_worker_in_its_place_is_told_from_one_that_waits_for_room(local_ray: None) -> None:
+    """Neither answers; the pool names the one whose process started, and not the one that no node can take."""
+
+    class Silent:
+        def __init__(self, seconds: float) -> None:
+            time.sleep(seconds)
+
+    silent: Any = ray.remote(num_cpus=0)(Silent)
+    placed = Worker("placed", silent.remote(600.0))
+    waiting = Worker("waiting", silent.options(resources={"of which there is none": 1}).remote(0.0))
+    pool = object.__new__(RayPool)
+    try:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not (found := pool.placed([placed, waiting])) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert found == [placed]
+        assert pool.placed([waiting]) == []
+    finally:
+        pool.stop(placed)
+        pool.stop(waiting)
