@@ -50,8 +50,13 @@ def _scale(spec: ActionSpec, device: torch.device) -> tuple[Tensor, Tensor]:
         (low, high) if bounded else (-1.0, 1.0)
         for low, high, bounded in zip(spec.low, spec.high, _is_bounded(spec), strict=True)
     ]
-    middle = torch.tensor([(high + low) / 2 for low, high in bounds], device=device)
-    return middle, torch.tensor([(high - low) / 2 for low, high in bounds], device=device)
+    middle, half = [(high + low) / 2 for low, high in bounds], [(high - low) / 2 for low, high in bounds]
+    return _on_device(middle, device), _on_device(half, device)
+
+
+def _on_device(numbers: list[float], device: torch.device) -> Tensor:
+    """Return the numbers, made on the device: a compiled update would copy a list's there again and again."""
+    return torch.stack([torch.full((), number, device=device) for number in numbers])
 
 
 def _is_bounded(spec: ActionSpec) -> list[bool]:

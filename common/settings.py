@@ -123,6 +123,8 @@ class LearnerSettings(Section):
     """Where to train; `auto` takes a GPU where there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of forward and backward; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    compile: bool = False
+    """Whether updates are compiled by torch, which takes minutes at the start; meant for a GPU."""
     threads: int = Field(0, ge=0)
     """CPU threads of the learner; 0 takes the cores that the actors leave free, at least 1; beside a GPU all cores."""
     prefetch: int = Field(2, ge=1, le=16)

@@ -1,4 +1,4 @@
-"""What a learner computes on: device, arithmetic and threads, and why these."""
+"""What a learner computes on: device, arithmetic, threads and whether compiled, and why so."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ class Hardware:
         bfloat16: whether forward and backward are in bfloat16 where that is safe (autocast).
         threads: CPU threads.
         decisions: one sentence for each choice, with its reason.
+        compiled: whether updates are compiled.
     """
 
     device: torch.device
     bfloat16: bool
     threads: int
     decisions: tuple[str, ...]
+    compiled: bool = False
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context in which the loss is computed."""
@@ -34,7 +36,7 @@ class Hardware:
 
 
 def choose_hardware(settings: LearnerSettings, busy_cores: int) -> Hardware:
-    """Choose device, precision and threads as the settings say, or as the machine suggests, and set the threads.
+    """Choose all of it as the settings say, or as the machine suggests, and set the threads.
 
     Args:
         settings: the learner's.
@@ -55,7 +57,9 @@ def choose_hardware(settings: LearnerSettings, busy_cores: int) -> Hardware:
             f"device: {device.type}, {device_reason}",
             f"precision: {'bfloat16' if bfloat16 else 'float32'}, {precision_reason}",
             f"threads: {threads}, {threads_reason}",
+            f"compile: {'yes' if settings.compile else 'no'}, as learner.compile says",
         ),
+        settings.compile,
     )
 
 

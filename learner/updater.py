@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from dreamfleet.common.dynamics import State
 from dreamfleet.common.settings import Settings
 from dreamfleet.learner.actor_critic import ActorCritic, BehaviourLosses
 from dreamfleet.learner.adaptive_clipping import clip_adaptively
+from dreamfleet.learner.compilation import Compilation, compile_region
 from dreamfleet.learner.hardware import Hardware
 from dreamfleet.learner.imagination import imagine
 from dreamfleet.learner.losses import world_model_loss
@@ -39,10 +40,33 @@ class Stopwatch:
 
 
 class Update(NamedTuple):
-    """What an update did: its metrics, on the device, and what was not finite; if anything was, nothing changed."""
+    """What an update did: its metrics, on the device, and what was not finite; if anything was, nothing changed.
+
+    The metrics are to be read before the next update, which may overwrite them (`learner/compilation.py`).
+    """
 
     metrics: dict[str, Tensor]
     not_finite: list[str]
+
+
+class WorldLosses(NamedTuple):
+    """The world model's loss (a scalar), its metrics, and the states that an actor's futures begin in, (B, T, …)."""
+
+    total: Tensor
+    metrics: dict[str, Tensor]
+    states: State
+
+
+class Regions(NamedTuple):
+    """The two computations of an update, eager or compiled.
+
+    Attributes:
+        world: of a batch.
+        behaviour: of the states in it and the batch.
+    """
+
+    world: Callable[[Mapping[str, Tensor]], WorldLosses]
+    behaviour: Callable[[State, Mapping[str, Tensor]], BehaviourLosses]
 
 
 class Updater:
@@ -55,7 +79,7 @@ class Updater:
         agent: on its device.
         actor_critic: how its actor learns, or None where nothing but the world model does.
         settings: the run's: `loss`, `learner`, `behaviour`.
-        hardware: where the agent is, and in which arithmetic.
+        hardware: where the agent is, in which arithmetic, and whether compiled.
     """
 
     def __init__(self, agent: Agent, actor_critic: ActorCritic | None, settings: Settings, hardware: Hardware) -> None:
@@ -76,6 +100,14 @@ class Updater:
             ]
         self._parameters = [parameter for group in self._groups for parameter in group.parameters]
         self.optimiser = make_optimiser(self._groups, learner)
+        self._eager = Regions(self._world_losses, self._behaviour_losses)
+        self._compiled = self._compile() if hardware.compiled else None
+        self._compilation = Compilation(hardware.device)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether batches of the usual shape go the compiled way, and have not failed to."""
+        return self._compiled is not None and self._compilation.works
 
     def update(self, number: int, batch: Mapping[str, Tensor], stopwatch: Stopwatch) -> Update:
         """Make one update from a batch on the device; one number comes back from it, to see that all is finite.
@@ -90,27 +122,47 @@ class Updater:
         with stopwatch("forward_backward"):
             self._model.train()
             self.optimiser.zero_grad(set_to_none=True)
-            metrics, total = self._go_backward(batch)
+            metrics, total = self._compute_gradients(batch, kept, before)
             found = self._clip()
             norms = [value for name, value in found.items() if name.endswith("norm")]
             finite = bool(torch.isfinite(torch.stack([total, *norms])).all())
         metrics |= found
         if not finite:
-            for buffer, value in zip(kept, before, strict=True):
-                buffer.copy_(value)
+            _put_back(kept, before)
             return Update(metrics, [name for name, value in metrics.items() if not torch.isfinite(value)])
         with stopwatch("optimiser"):
             self._step(number)
         return Update(metrics, [])
 
-    def _go_backward(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    def _compile(self) -> Regions:
+        """Return the computations as compiled ones, which happens when they are called."""
+        device = self._hardware.device
+        world = compile_region(self._world_losses, device)
+        if self._actor_critic is None or self._actor_critic.through_model:
+            # A compiled backward runs but once and to all ends; through the model, losses need one each, to some.
+            return Regions(world, self._behaviour_losses)
+        return Regions(world, compile_region(self._behaviour_losses, device))
+
+    def _compute_gradients(
+        self, batch: Mapping[str, Tensor], buffers: list[Tensor], before: list[Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Go backward compiled where that is wanted and works, else eagerly, from the buffers as they were."""
+        compiled = self._compiled
+        if compiled is not None and self._compilation.takes(batch):
+            found = self._compilation.attempt(lambda: self._go_backward(compiled, batch))
+            if found is not None:
+                return found
+            self.optimiser.zero_grad(set_to_none=True)
+            _put_back(buffers, before)
+        return self._go_backward(self._eager, batch)
+
+    def _go_backward(self, regions: Regions, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """Compute all gradients; return the metrics and the sum of all losses, detached."""
-        with self._hardware.autocast():
-            world = world_model_loss(self._model, batch, self._settings.loss)
+        world = regions.world(batch)
         if self._actor_critic is None:
             world.total.backward()
             return dict(world.metrics), world.total.detach()
-        losses = self._behaviour_losses(self._actor_critic, world.rollout.states, batch)
+        losses = regions.behaviour(world.states, batch)
         others = world.total + losses.value + losses.replay_value
         if self._actor_critic.through_model:
             others.backward()
@@ -120,14 +172,18 @@ class Updater:
             (others + losses.policy).backward()
         return {**world.metrics, **losses.metrics}, (others + losses.policy).detach()
 
-    def _behaviour_losses(
-        self, actor_critic: ActorCritic, states: State, batch: Mapping[str, Tensor]
-    ) -> BehaviourLosses:
-        horizon = self._settings.behaviour.horizon
+    def _world_losses(self, batch: Mapping[str, Tensor]) -> WorldLosses:
         with self._hardware.autocast():
-            imagined = imagine(self._agent, states, horizon, actor_critic.through_model)
+            world = world_model_loss(self._model, batch, self._settings.loss)
+        return WorldLosses(world.total, world.metrics, world.rollout.states)
+
+    def _behaviour_losses(self, states: State, batch: Mapping[str, Tensor]) -> BehaviourLosses:
+        assert self._actor_critic is not None, "without an actor there is no behaviour to learn"
+        horizon, through_model = self._settings.behaviour.horizon, self._actor_critic.through_model
+        with self._hardware.autocast():
+            imagined = imagine(self._agent, states, horizon, through_model)
         with self._hardware.autocast():  # another one: see `imagine`
-            return actor_critic.losses(self._agent, imagined, states, batch)
+            return self._actor_critic.losses(self._agent, imagined, states, batch)
 
     def _clip(self) -> dict[str, Tensor]:
         """Clip the gradients in place, and return what was found by the names of metrics."""
@@ -155,3 +211,8 @@ class Updater:
         """Return what a forward pass changes without a gradient."""
         normaliser = self._actor_critic.normaliser if self._actor_critic is not None else None
         return [*self._model.buffers(), *(normaliser.buffers() if normaliser is not None else ())]
+
+
+def _put_back(buffers: list[Tensor], before: list[Tensor]) -> None:
+    for buffer, value in zip(buffers, before, strict=True):
+        buffer.copy_(value)

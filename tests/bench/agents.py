@@ -39,7 +39,9 @@ count. The arithmetic is counted in the multiplications and additions of the ope
 papers' (a convolution of doubled pixels is made with 9 products instead of 25). The parts are timed one by one
 afterwards: the world model's loss and its backward, and of these again encoder, dynamics and decoder, each with its own
 backward; imagination and the behaviour's losses with theirs; the optimiser is the update's own. They add up to a little
-more or less than the update.
+more or less than the update. All of this is eager; on a GPU whole updates are measured
+compiled too (`learner.compile`), on an agent of its own after the eager ones: the first update, which compiles, is
+told apart, and two more, which capture the graph and replay it for the first time, do not count either.
 {METHOD_BESIDE}
 Without `--r2dreamer`, r2dreamer's figures are others' measurement (with its decoder, eager, float32, on two cores of
 147 GFLOP/s in matrix products), not rerun here: the ratio says something on such a machine alone, and is left out on a
@@ -111,9 +113,10 @@ def make_batch(spaces: Spaces, batch: int, length: int, device: torch.device) ->
     return {name: value.to(device) for name, value in made.items()}
 
 
-def _settings(bench: Bench, presets: Sequence[str]) -> Settings:
+def _settings(bench: Bench, presets: Sequence[str], compiled: bool = False) -> Settings:
     cores = bench.choose(len(os.sched_getaffinity(0)), 1)
-    return resolve(presets, [("learner.threads", str(cores)), *(_QUICK if bench.quick else ())])
+    flags = [("learner.threads", str(cores)), ("learner.compile", str(compiled).lower())]
+    return resolve(presets, [*flags, *(_QUICK if bench.quick else ())])
 
 
 def _contestant(bench: Bench, contestant: Contestant, product_rate: float) -> Iterator[Row]:
@@ -140,6 +143,23 @@ def _contestant(bench: Bench, contestant: Contestant, product_rate: float) -> It
     parts = {**trial.parts(rounds), "optimiser": optimiser_s}
     yield Row(NAME, f"what an update goes into, {what}", _seconds(parts))
     yield Row(NAME, f"of which the world model's parts, {what}", _seconds(trial.world_model_parts(rounds)))
+    if trial.hardware.device.type != "cpu":  # which takes minutes to compile it
+        del trial
+        yield from _compiled(bench, contestant, what, whole_s)
+
+
+def _compiled(bench: Bench, contestant: Contestant, what: str, eager_s: float) -> Iterator[Row]:
+    """Yield what an update takes compiled, beside the eager one."""
+    torch.compiler.reset()  # what was compiled for the agent before counts as another variant of the same functions
+    trial = Trial(_settings(bench, contestant.presets, compiled=True), picture_spaces(SPACES[contestant.action]))
+    say(f"{NAME}: compiling {what}")
+    begun = time.perf_counter()
+    trial.update()
+    first_s = time.perf_counter() - begun
+    took_s = take_turns({"ours": trial.update}, bench.choose(20, 1), warm_up=2).median("ours")
+    assert trial.is_compiled, "the benchmark's compiled updates gave way to eager ones: the log says why"
+    ours = f"{1 / took_s:.3g} updates/s ({took_s:.3g} s), compiled; the first update took {first_s:.0f} s"
+    yield Row(NAME, f"compiled updates, {what}", ours, f"eager: {eager_s:.3g} s", eager_s / took_s)
 
 
 def _rival(bench: Bench, contestant: Contestant, trial: Trial) -> R2Dreamer | None:
@@ -206,6 +226,11 @@ class Trial:
         """Numbers that its optimiser changes."""
         groups = self._updater.optimiser.param_groups
         return sum(parameter.numel() for group in groups for parameter in group["params"])
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether its updates are compiled, and have not failed to be."""
+        return self._updater.is_compiled
 
     def update(self) -> None:
         """Make one update, and return once the device has done it."""
