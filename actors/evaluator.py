@@ -67,7 +67,7 @@ def evaluate_weights(settings: Settings, version: int, weights: np.ndarray) -> E
     Raises:
         UserError: if the environment cannot be made.
     """
-    seed = derive_seed(settings.seed, "evaluation during training")
+    seed = evaluation_seed(settings)
     begun = time.perf_counter()
 
     records = settings.records
@@ -85,6 +85,16 @@ def evaluate_weights(settings: Settings, version: int, weights: np.ndarray) -> E
         played.cut_short,
         time.perf_counter() - begun,
     )
+
+
+def evaluation_seed(settings: Settings) -> int:
+    """Return the seed of a run's evaluations: of the policy's random numbers, and from which its episodes' come."""
+    return derive_seed(settings.seed, "evaluation during training")
+
+
+def reset_seed(seed: int, number: int) -> int:
+    """Return the seed from which the environment begins an evaluation's episode of this number, from 0 on."""
+    return derive_seed(seed, "evaluation", number) % 2**31
 
 
 def play_episodes(
@@ -117,8 +127,7 @@ def play_episodes(
         evaluation = Evaluation(float(env.metadata.get("render_fps", DEFAULT_FPS)) / settings.action_repeat)
         for number in range(episodes):
             frames: list[np.ndarray] | None = [] if number < record else None
-            reset_seed = derive_seed(seed, "evaluation", number) % 2**31
-            result, cut = _play(env, policy, reset_seed, frames, max_steps)
+            result, cut = _play(env, policy, reset_seed(seed, number), frames, max_steps)
             evaluation.episodes.append(result)
             evaluation.cut_short += cut
             if frames:

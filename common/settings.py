@@ -51,7 +51,7 @@ class ActorSettings(Section):
     action_weights: tuple[float, ...] = ()
     """Relative frequencies of a discrete action's random choices; `[]`: all alike."""
     order_timeout_s: float = Field(300.0, gt=0)
-    """An actor that has not answered an order for so long is replaced."""
+    """An actor that has not answered an order for so long is replaced; its start included, which has a minute more."""
 
     @field_validator("count", mode="before")
     @classmethod
@@ -134,7 +134,8 @@ class LearnerSettings(Section):
     publish_every: int = Field(16, ge=1)
     """Updates between two published versions of the weights."""
     order_timeout_s: float = Field(1800.0, gt=0)
-    """A learner that has not answered an order for so long is replaced, from the last checkpoint."""
+    """A learner that has not answered an order for so long is replaced, from the last checkpoint; an evaluation may
+    take so long for each episode."""
 
 
 class TrainSettings(Section):

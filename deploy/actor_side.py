@@ -77,5 +77,6 @@ class ActorSide:
         ledger.uncounted_steps += order.amount
         self._has_collected = True
         self._hungry[slot.number] = slot
+        slot.acted(order, lost_weights=report.weights_lost > 0)
         slot.succeeded()
         fleet.watcher.collected(fleet, slot, report)

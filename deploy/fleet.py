@@ -9,8 +9,8 @@ updates.
 So the learner never runs ahead of the ratio, and collecting runs ahead of it by the orders in flight at most. One of
 the two may always go on: if the learner lacks work, its backlog is short, and the actors may collect.
 
-Who gives these orders and takes their answers has two sides, `ActorSide` and `LearnerSide`; the loop itself lets them
-go on by turns, looks after the workers, and comes to an end.
+Two sides give these orders and take their answers, `ActorSide` and `LearnerSide`; the loop itself lets them go on by
+turns, looks after the workers, and comes to an end.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ class Fleet:
         self.watcher = watcher or Watcher()
         self.roster = Roster(pool, staffing, clock)
         self.ledger = Ledger(ratio)
+        # The sides come last: they take roster and ledger from the fleet.
         self.actor_side = ActorSide(self)
         self.learner_side = LearnerSide(self, weights)
         self._stop = stop
@@ -241,7 +242,9 @@ class Fleet:
         self._stored_more = True
         if slot is self.learner:
             self.learner_side.lost()
-        elif slot is not self.roster.evaluator:
+        elif slot is self.roster.evaluator:
+            self.learner_side.lost_evaluator()
+        else:
             self.actor_side.lost(slot)
 
     def _recount(self) -> None:
@@ -271,6 +274,8 @@ class Fleet:
 
     def _finish_learner(self, deadline: float) -> None:
         """Let the learner end what goes on beside its orders: the copy of its last checkpoint."""
+        if self.learner_side.is_restored:
+            self._drain([self.learner], deadline)  # a checkpoint may have been judged last
         if self.learner_side.is_restored and self.learner.worker and not self.learner.orders:
             self.give(self.learner, "finish", 0)
             self._drain([self.learner], deadline)
@@ -295,7 +300,6 @@ class Fleet:
             self.pool.hurry(self.learner.worker)
             # The replay may be what failed: neither it nor a loss measured on it is asked for.
             self.give(self.learner, "save", 0, {"env_steps": self.env_steps, "held_out_loss": None})
-            self._drain([self.learner], deadline := self._clock() + STOP_TIMEOUT_S)
-            self._finish_learner(deadline)
+            self._finish_learner(self._clock() + STOP_TIMEOUT_S)
         except (RunFailedError, UserError) as error:
             log.warning("no last checkpoint could be written: %s", error)

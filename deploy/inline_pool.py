@@ -98,6 +98,7 @@ class InlinePool:
     """
 
     counters_every_s = 0.0
+    workers_can_hang = False
 
     def __init__(self, settings: Settings, spaces: Spaces, run: RunDirectory) -> None:
         self._settings = settings

@@ -45,13 +45,13 @@ class LearnerSide:
     @property
     def evaluation_is_due(self) -> bool:
         """Whether a checkpoint should be written now, to be evaluated."""
-        is_free = self.is_restored and self._evaluator.is_placed and not self._evaluator.unanswered
-        return is_free and self._evaluations.is_due(self._fleet.ledger)
+        return self.is_restored and self._evaluator.is_placed and self._evaluations.is_due(self._fleet.ledger)
 
     @property
     def has_done_all(self) -> bool:
-        """Whether all that was trained is saved, and evaluated as it was to be."""
-        return self.is_restored and self.has_saved_all and not self.evaluation_is_due
+        """Whether all that was trained is saved, and evaluated as it was to be, unless the evaluator is given up."""
+        is_evaluated = self._evaluator.given_up or not self._evaluations.is_owed(self._fleet.ledger)
+        return self.is_restored and self.has_saved_all and is_evaluated
 
     def check_trained(self) -> None:
         """Refuse that a run collected everything and could train on nothing: it did not do what it was for.
@@ -99,7 +99,12 @@ class LearnerSide:
         """Note that the learner is gone: the next one goes on from a checkpoint."""
         self.is_restored = False
         self._fleet.ledger.ordered_updates = 0
-        self._evaluations.take_back()
+        if self._evaluations.awaits_checkpoint:  # else the checkpoint is there, and so is who plays it
+            self._evaluations.lost()
+
+    def lost_evaluator(self) -> None:
+        """Note that the evaluator is gone: the next one plays a checkpoint of then."""
+        self._evaluations.lost()
 
     # Taking answers -------------------------------------------------------------------------------------------------
 
@@ -138,13 +143,14 @@ class LearnerSide:
         facts, self.weights = answer
         self._saved_at = facts["updates"]
         fleet.watcher.saved(fleet, facts)
-        if self._evaluations.awaits_checkpoint and self._evaluator.is_placed:
+        if self._evaluations.awaits_checkpoint:
             self._evaluations.awaits_checkpoint = False
             fleet.give(self._evaluator, "evaluate", fleet.env_steps, self.weights)
 
     def take_evaluate(self, slot: Slot, order: Order, report: Any) -> None:
         """Have the checkpoint that was evaluated told of its return."""
         slot.succeeded()
+        self._evaluations.end()
         self._fleet.watcher.evaluated(self._fleet, order.amount, report)
         found = {"evaluation_return": sum(report.returns) / len(report.returns), "evaluation_returns": report.returns}
         if self._learner.worker:  # else it was lost meanwhile, and the log has the return

@@ -59,6 +59,8 @@ class Pool(Protocol):
 
     counters_every_s: float
     """How old the replay's counters may be: asking costs a call, which a thousand actors would ask for at each turn."""
+    workers_can_hang: bool
+    """False where orders are carried out by turns in this process: an old order is then no sign of a fault."""
 
     def start_actor(self, actor: int, incarnation: int) -> Worker:
         """Start the actor with this number in its next life."""
@@ -100,7 +102,7 @@ class Pool(Protocol):
     def placed(self, workers: Sequence[Worker]) -> list[Worker]:
         """Return those of these workers that are known to have their place: nothing but a fault keeps them silent.
 
-        A pool whose workers are greeted by turns, and cannot hang by themselves, may return none.
+        A pool whose workers cannot hang may return none.
         """
         ...
 

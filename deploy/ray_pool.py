@@ -57,6 +57,7 @@ class RayPool:
     """
 
     counters_every_s = 0.02
+    workers_can_hang = True
 
     def __init__(self, settings: Settings, spaces: Spaces, run: RunDirectory, address: str | None = None) -> None:
         self._settings = settings
@@ -201,7 +202,8 @@ class RayPool:
         """Return those of these workers whose process has started: Ray found a node for them.
 
         Of what Ray offers this alone tells them from those that wait for room: the public state API wants a dashboard,
-        and a placement group for each actor would not spread them.
+        and a placement group for each actor would not spread them. By Ray's own words its function is for debugging
+        only; it was tried with Ray 2.60. An actor that Ray put elsewhere with its old number would count as placed.
         """
         job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
         known = ray_state.actors(job_id=job)  # one question, however many wait

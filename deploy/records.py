@@ -41,6 +41,9 @@ class Records:
         self._sink = sink
         self._metrics = run.metrics_file.open("a", buffering=1)
         self._board: Any = None
+        self._evaluation_board: Any = None
+        self._begun = time.monotonic()
+        self._seconds_before: float | None = None  # of the run's earlier starts; None until it is known
 
     def begin(self, updates: int) -> None:
         """Begin to record after so many updates; what a lost learner had recorded beyond them is dropped."""
@@ -48,6 +51,8 @@ class Records:
 
         self._metrics.close()
         dropped = drop_rows_beyond(self._run.metrics_file, updates)
+        if self._seconds_before is None:  # else a learner was lost: the clock goes on
+            self._seconds_before = last_seconds(self._run.metrics_file)
         self._metrics = self._run.metrics_file.open("a", buffering=1)
         if dropped:
             log.info("metrics: %d rows of updates beyond %d are dropped: these are made again", dropped, updates)
@@ -62,19 +67,26 @@ class Records:
             self._sink.show(values, env_steps, updates)
         row = {name: float(value) for name, value in values.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
-        head = {"time": round(time.time(), 3), "env_steps": env_steps, "updates": updates}
+        head = self._moment() | {"env_steps": env_steps, "updates": updates}
         self._metrics.write(json.dumps(head | finite) + "\n")
         for name, value in row.items():
             self._board.add_scalar(name, value, updates)
 
     def evaluation(self, found: Mapping[str, Any]) -> None:
-        """Write an evaluation to evaluations.jsonl; in TensorBoard its axis is the number of environment steps."""
+        """Write an evaluation to evaluations.jsonl; in TensorBoard its axis is the number of environment steps.
+
+        There it is a run of its own, `evaluation`: where updates are made again, what is purged of the others' rows is
+        purged by number of updates, and would take evaluations at as many environment steps with it.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
         with self._run.evaluations_file.open("a") as file:
-            file.write(json.dumps({"time": round(time.time(), 3), **found}) + "\n")
+            file.write(json.dumps(self._moment() | dict(found)) + "\n")
         if self._sink:
             self._sink.show({"evaluation/return": found["mean"]}, found["env_steps"], found["updates"])
+        self._evaluation_board = self._evaluation_board or SummaryWriter(str(self._run.tensorboard / "evaluation"))
         for name, key in (("return", "mean"), ("return_std", "std")):
-            self._board.add_scalar(f"evaluation/{name}", found[key], found["env_steps"])
+            self._evaluation_board.add_scalar(f"evaluation/{name}", found[key], found["env_steps"])
 
     def picture(self, name: str, image: np.ndarray, updates: int) -> Path:
         """Write a picture (H, W, 3) uint8 and return its file, named by the update."""
@@ -99,8 +111,20 @@ class Records:
     def close(self) -> None:
         """Write what is left and close the files."""
         self._metrics.close()
-        if self._board:
-            self._board.close()
+        for board in (self._board, self._evaluation_board):
+            if board:
+                board.close()
+
+    def _moment(self) -> dict[str, float]:
+        """Return the time, since 1970 and of the run alone: without the pauses between its starts."""
+        seconds = (self._seconds_before or 0.0) + time.monotonic() - self._begun
+        return {"time": round(time.time(), 3), "run_seconds": round(seconds, 1)}
+
+
+def last_seconds(file: Path) -> float:
+    """Return the `run_seconds` of the last row of a metrics.jsonl; 0 where there is none, as in an older run's."""
+    lines = file.read_bytes().splitlines() if file.exists() else []
+    return float(json.loads(lines[-1]).get("run_seconds", 0.0)) if lines else 0.0
 
 
 def drop_rows_beyond(file: Path, updates: int) -> int:

@@ -45,7 +45,7 @@ class Roster:
         self._clock = clock
         self.actors: list[Slot] = []
         self.learner = Slot("learner", staffing.learner_timeout_s)
-        self.evaluator = Slot("evaluator", staffing.learner_timeout_s, number=EVALUATOR)
+        self.evaluator = Slot("evaluator", staffing.evaluator_timeout_s, number=EVALUATOR)
         self.restarts = 0
         self._wanted_looks = 0
         self._note_due = clock() + WAITING_NOTE_S
@@ -98,6 +98,8 @@ class Roster:
 
     def late(self) -> list[Slot]:
         """Return the slots whose workers have not answered in time, their greeting included once they have a place."""
+        if not self._pool.workers_can_hang:
+            return []
         now = self._clock()
         waiting = {slot.worker: slot for slot in self if slot.worker and slot.waits_for_place}
         for worker in self._pool.placed(list(waiting)) if waiting else []:

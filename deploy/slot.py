@@ -31,7 +31,8 @@ class Order:
         amount: environment steps or updates.
         begun: when it came to the head of its worker's queue, by the loop's clock; a greeting begins once its worker
             has a place.
-        version: of the weights that are to act; -1 is chance, and all that is no acting.
+        version: of a collect order: the weights that are to act; -1 is chance, and every other kind.
+        taken_s: how long it took, once it is answered.
     """
 
     future: Any
@@ -39,6 +40,7 @@ class Order:
     amount: int
     begun: float
     version: int = -1
+    taken_s: float = 0.0
 
 
 @dataclass
@@ -98,10 +100,9 @@ class Slot:
     def answered(self, order: Order, now: float) -> None:
         """Note that an order was answered: the next one begins."""
         self.orders.remove(order)
+        order.taken_s = now - order.begun
         if order.kind != "greet":
             self._has_answered = True
-            acted = order.version >= 0
-            self._slowest_s[acted] = max(self._slowest_s.get(acted, 0.0), now - order.begun)
         if self.orders:
             self.orders[0].begun = max(self.orders[0].begun, now)
         else:
@@ -121,6 +122,11 @@ class Slot:
         """Note that the worker has its place: from now on its greeting has to be answered in time."""
         self._has_place = True
         self.orders[0].begun = now
+
+    def acted(self, order: Order, lost_weights: bool) -> None:
+        """Note by what an actor acted in an answered order: weights that it could not have were not what took long."""
+        by_weights = order.version >= 0 and not lost_weights
+        self._slowest_s[by_weights] = max(self._slowest_s.get(by_weights, 0.0), order.taken_s)
 
     def succeeded(self) -> None:
         """Note that the worker did what it is there for: earlier failures no longer count."""

@@ -16,8 +16,9 @@ class Staffing:
 
     Attributes:
         actors: processes; None is as many as there is room for, and 0 trains on what is stored.
-        evaluate_every: environment steps between two evaluations; 0 has no evaluator.
         learns: whether there is a learner; without one the fleet collects only.
+        evaluate_every: environment steps between two evaluations; 0 has no evaluator.
+        evaluation_episodes: of one evaluation, which is one order.
     """
 
     actors: int | None
@@ -30,6 +31,12 @@ class Staffing:
     learner_timeout_s: float
     learns: bool = True
     evaluate_every: int = 0
+    evaluation_episodes: int = 1
+
+    @property
+    def evaluator_timeout_s(self) -> float:
+        """How long an evaluation may take: a planner may need for each episode what an order of the learner may."""
+        return self.learner_timeout_s * self.evaluation_episodes
 
     @staticmethod
     def of(settings: Settings, learns: bool = True) -> Staffing:
@@ -46,4 +53,5 @@ class Staffing:
             learner_timeout_s=settings.learner.order_timeout_s,
             learns=learns,
             evaluate_every=settings.records.evaluate_every if learns and not settings.train.dataset else 0,
+            evaluation_episodes=settings.records.evaluation_episodes,
         )

@@ -20,9 +20,10 @@ from dreamfleet.deploy.ratio import TrainRatio
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.run_log import RunLog
 from dreamfleet.deploy.state import read_state, sign_of_death
+from dreamfleet.learner.checkpoint_facts import best_of, merit_of
 
 ROWS_TAIL_BYTES = 100_000
-"""So much of the end of metrics.jsonl is read: some dozens of rows."""
+"""So much of the end of metrics.jsonl and evaluations.jsonl is read: some dozens of rows."""
 QUIET_S = 60.0
 """Without a state.json, a run whose files are newer than this, or six of its rows' intervals, may still be running."""
 
@@ -45,6 +46,7 @@ def standing(run: RunDirectory) -> dict[str, Any]:
         **told,
         "figures": _figures(run, settings, state, checkpoints, told),
         "checkpoints": checkpoints,
+        "evaluation": next(reversed(list(_last_rows(run.evaluations_file))), None),
         "replay_capacity_bytes": settings.replay.capacity_gb * 1e9 if settings else None,
         "disk_bytes": _disk(run.path),
         "complaints": log.complaints(),
@@ -159,7 +161,7 @@ def _seconds_left(figures: dict[str, Any]) -> float | None:
 
 
 def _last_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the last rows of a metrics.jsonl, oldest first; torn lines are passed over."""
+    """Yield the last rows of a file of JSON lines, oldest first; torn lines are passed over."""
     try:
         with file.open("rb") as rows:
             rows.seek(max(0, rows.seek(0, os.SEEK_END) - ROWS_TAIL_BYTES))
@@ -186,16 +188,16 @@ def _checkpoints(directory: Path) -> dict[str, Any]:
             continue
         try:
             facts = json.loads(file.read_bytes())
-            wanted = ("updates", "env_steps", "held_out_loss", "bytes", "dreamfleet")
+            wanted = ("updates", "env_steps", "held_out_loss", "evaluation_return", "bytes", "dreamfleet")
             found.append({name: facts.get(name) for name in wanted} | {"saved_unix": file.stat().st_mtime})
         except (OSError, ValueError, AttributeError):  # dropped or damaged; the learner is who must tell of damage
             continue
     found = [facts for facts in found if isinstance(facts["updates"], int)]
-    judged = [facts for facts in found if facts["held_out_loss"] is not None]
+    best = best_of({facts["updates"]: merit_of(facts) for facts in found})
     return {
         "count": len(found),
         "newest": max(found, key=lambda facts: facts["updates"], default=None),
-        "best": min(judged, key=lambda facts: facts["held_out_loss"], default=None),
+        "best": next((facts for facts in found if facts["updates"] == best), None),
     }
 
 

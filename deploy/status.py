@@ -145,6 +145,10 @@ def _model_rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if figures.get("episode/return") is not None:
         length = figures.get("episode/length", math.nan)
         yield "episodes", f"return {figures['episode/return']:.4g}, length {length:.0f} steps (mean of the last ones)"
+    if found["evaluation"]:
+        last = found["evaluation"]
+        result = f"return {last['mean']:.4g} ± {last['std']:.3g} over {len(last['returns'])} episodes"
+        yield "evaluation", f"{result}, at {last['env_steps']:,} env steps, update {last['updates']:,}"
 
 
 def _fleet_rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -173,10 +177,10 @@ def _file_rows(found: dict[str, Any], now: float) -> Iterator[tuple[str, str]]:
     """Yield checkpoints, disk, complaints of the log, and where to look on."""
     newest, best = found["checkpoints"]["newest"], found["checkpoints"]["best"]
     if newest:
-        judged = "" if newest["held_out_loss"] is None else f", held-out loss {newest['held_out_loss']:.4g}"
-        yield "checkpoint", f"at update {newest['updates']:,}, {_duration(now - newest['saved_unix'])} ago{judged}"
+        age = _duration(now - newest["saved_unix"])
+        yield "checkpoint", f"at update {newest['updates']:,}, {age} ago{_judgement(newest)}"
         if best and best["updates"] != newest["updates"]:
-            yield "best", f"at update {best['updates']:,}, held-out loss {best['held_out_loss']:.4g}"
+            yield "best", f"at update {best['updates']:,}{_judgement(best)}"
     elif found["kind"] == "train":
         yield "checkpoint", "none yet"
     parts = [f"{name} {in_bytes(size)}" for name, size in found["disk_bytes"].items() if size >= 1000]
@@ -193,6 +197,13 @@ def _file_rows(found: dict[str, Any], now: float) -> Iterator[tuple[str, str]]:
         yield "" if number else "pictures", file
     if found["kind"] == "train":
         yield "TensorBoard", f"tensorboard --logdir {shlex.quote(str(Path(found['directory']) / 'tensorboard'))}"
+
+
+def _judgement(facts: dict[str, Any]) -> str:
+    """Return how good a checkpoint was found to be: by its evaluation, else by its held-out loss."""
+    if facts["evaluation_return"] is not None:
+        return f", evaluation return {facts['evaluation_return']:.4g}"
+    return "" if facts["held_out_loss"] is None else f", held-out loss {facts['held_out_loss']:.4g}"
 
 
 def _share_of(figures: dict[str, Any], name: str, words: str) -> str:

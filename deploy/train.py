@@ -10,7 +10,7 @@ from pathlib import Path
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.notes import Note
 from dreamfleet.common.policy import make_policy
-from dreamfleet.common.settings import Settings
+from dreamfleet.common.settings import EnvironmentSettings, Settings
 from dreamfleet.common.spaces import Spaces
 from dreamfleet.deploy.fleet import Fleet
 from dreamfleet.deploy.goal import Goal
@@ -53,6 +53,8 @@ def train(run: RunDirectory, settings: Settings, inline: bool, address: str | No
     else:
         spaces = probe(run, settings, old)  # before the directory is made: what is at fault leaves nothing behind
         make_policy(settings, spaces, settings.actors.environments, seed=0)  # says so if the action does not fit
+        if not old:  # whose config.yaml says all settings, asked for or not
+            remarks += _idle_picture_settings(settings.env, spaces)
     _check_model(settings, spaces)
     check_checkpoint_url(settings.records.checkpoint_url)
     experience, read_only = run.experience(settings)
@@ -85,6 +87,21 @@ def check_environment_flags(settings: Settings, flags: Sequence[tuple[str, str]]
                     f"flag --{flag}: the dataset {dataset.path} has {path} {own.get(path)}, not {value}: it comes with "
                     "its environment; leave the flag out."
                 )
+
+
+def _idle_picture_settings(env: EnvironmentSettings, spaces: Spaces) -> list[Note]:
+    """Return a warning where a preset or a flag says how pictures are to be, and none is observed."""
+    said = env.model_fields_set
+    idle = [f"env.image_size {env.image_size}"] if env.image_size and "image_size" in said else []
+    idle += ["env.grey true"] if env.grey and "grey" in said else []
+    if not idle or any(spec.is_image for spec in spaces.observations):
+        return []
+    shown = ", ".join(f"{spec.name} {'×'.join(map(str, spec.shape))}" for spec in spaces.observations)
+    text = (
+        f"without effect: {' and '.join(idle)}, since {env.id} shows no picture, only {shown}; with --env.observe "
+        "rendered the model sees what it renders"
+    )
+    return [(logging.WARNING, text)]
 
 
 def _from_dataset(settings: Settings, remarks: list[Note]) -> tuple[Settings, Spaces, TrainRatio]:

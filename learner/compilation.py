@@ -58,7 +58,10 @@ class Compilation:
         self.works = True
 
     def takes(self, batch: Mapping[str, Tensor]) -> bool:
-        """Return whether this batch is to go the compiled way: another shape would have to be compiled anew."""
+        """Return whether this batch is to go the compiled way: another shape would have to be compiled anew.
+
+        The first batch that it is asked about sets the shape.
+        """
         shapes = {name: (value.shape, value.dtype) for name, value in batch.items()}
         self._shapes = self._shapes or shapes
         return self.works and shapes == self._shapes

@@ -24,7 +24,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small networks gain nothing by 
 @pytest.fixture(autouse=True)
 def _alarm(request: pytest.FixtureRequest) -> Iterator[None]:
     """End a test that hangs: an exception from a signal handler interrupts `ray.get`, other time limits do not."""
-    patience_s = CLUSTER_HANG_S if request.node.get_closest_marker("cluster") else HANG_S
+    own = request.node.get_closest_marker("hangs_after")
+    is_cluster = request.node.get_closest_marker("cluster")
+    patience_s = own.args[0] if own else CLUSTER_HANG_S if is_cluster else HANG_S
 
     def ring(_number: int, _frame: FrameType | None) -> None:
         message = f"{request.node.nodeid} hung for {patience_s} s"

@@ -50,7 +50,9 @@ def test_a_missing_package_is_named_with_the_command(tmp_path: Path, monkeypatch
 
 def test_every_update_gets_the_same_bytes_and_the_actions_before() -> None:
     """Its update puts float pictures in the place of the bytes: what is given out is a new dictionary each time."""
-    pytest.importorskip("tensordict", reason="tensordict is not installed (extra bench)")
+    pytest.importorskip(
+        "tensordict", reason="tensordict is not installed: pip install -c constraints.txt -e '.[bench]'"
+    )
     spaces = picture_spaces(SPACES["choice of 6"])
     batch = make_batch(spaces, 2, 5, torch.device("cpu"))
     replay = r2dreamer._OneBatch(FakeAgent(), spaces, batch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -328,9 +329,7 @@ class Turns(Watcher):
 def test_checkpoints_are_evaluated_on_the_way_and_at_the_end() -> None:
     """Each so many steps, and at the end, a checkpoint is written, evaluated, and told of its return."""
     pool = SimulatedPool(seconds_per_update=0.2)
-    evaluations = Evaluations()
-    fleet = Fleet(pool, dataclasses.replace(STAFFING, evaluate_every=300), RATIO, evaluations, clock=pool.clock)
-    fleet.run()
+    fleet, evaluations = evaluate(pool)
     assert fleet.env_steps == pool.total_steps == RATIO.env_steps
     steps = [steps for steps, _ in evaluations.found]
     assert len(steps) >= 3
@@ -338,6 +337,79 @@ def test_checkpoints_are_evaluated_on_the_way_and_at_the_end() -> None:
     assert evaluations.found[-1] == (RATIO.env_steps, RATIO.updates)
     assert pool.judged == [(version, 1.5) for _, version in evaluations.found]
     assert set(dict(pool.judged)) <= set(evaluations.saved_updates), "what is evaluated is a checkpoint"
+
+
+def test_an_evaluator_that_dies_in_the_last_evaluation_does_not_cost_it() -> None:
+    """A run is not over before its last checkpoint is evaluated, by the next evaluator if need be."""
+    whole, pool = SimulatedPool(), SimulatedPool()
+    evaluate(whole)
+    pool.lose_evaluation = lambda evaluation: evaluation == whole.evaluations
+    fleet, evaluations = evaluate(pool)
+    assert fleet.restarts == 1
+    assert pool.evaluations == whole.evaluations + 1
+    assert evaluations.found[-1] == (RATIO.env_steps, RATIO.updates)
+
+
+def test_an_evaluator_that_starts_slowly_still_evaluates_a_short_run() -> None:
+    """Training may be over before the evaluator has its place: it is waited for."""
+    pool = SimulatedPool(evaluator_starts_in_s=100.0)
+    _, evaluations = evaluate(pool)
+    assert evaluations.found == [(RATIO.env_steps, RATIO.updates)]
+
+
+def test_an_evaluator_that_always_dies_keeps_no_run_from_its_end() -> None:
+    """It is given up after some tries, and the run ends without evaluations."""
+    fleet, evaluations = evaluate(SimulatedPool(lose_evaluation=lambda evaluation: True))
+    assert fleet.roster.evaluator.given_up
+    assert evaluations.found == []
+    assert fleet.updates == RATIO.updates
+
+
+def test_a_stop_does_not_wait_for_an_evaluator_that_never_comes() -> None:
+    """A run that only waits for its last evaluation still ends when it is asked to."""
+    pool = SimulatedPool(evaluator_starts_in_s=1e9)
+    fleet, evaluations = evaluate(pool, stop=lambda: pool.now > 200.0)
+    assert evaluations.found == []
+    assert fleet.updates == RATIO.updates
+    assert pool.now < 202.0
+
+
+def test_a_long_evaluation_is_not_taken_for_a_hang() -> None:
+    """One order plays all episodes, each of which may take as long as an order of the learner."""
+    pool = SimulatedPool(seconds_per_evaluation=200.0)
+    fleet, evaluations = evaluate(pool, dataclasses.replace(STAFFING, evaluation_episodes=5))
+    assert fleet.restarts == 0
+    assert evaluations.found[-1] == (RATIO.env_steps, RATIO.updates)
+    hanging, _ = evaluate(SimulatedPool(seconds_per_evaluation=1000.0),
+                          dataclasses.replace(STAFFING, evaluation_episodes=5))  # fmt: skip
+    assert hanging.roster.evaluator.given_up, "five times the learner's 60 seconds, and as much to start"
+
+
+def test_a_judge_that_is_open_at_a_stop_does_not_cost_the_last_copy() -> None:
+    """An evaluation that ends while slow actors are waited for is judged before the learner ends its last copy."""
+    pool = SimulatedPool(seconds_per_step=0.3)
+    judged: list[int] = []
+
+    def judge_slowly(worker: Any, updates: int, found: Any) -> Any:
+        judged.append(updates)
+        return 60.0, lambda: True
+
+    pool._judge = judge_slowly  # type: ignore[method-assign]
+    fleet, _ = evaluate(pool, stop=lambda: bool(pool.evaluations))
+    assert judged, "the evaluation ended while actors were waited for"
+    assert not fleet.learner.orders
+    assert pool.finished_at_last
+
+
+def evaluate(
+    pool: SimulatedPool, staffing: Staffing = STAFFING, stop: Callable[[], bool] = lambda: False
+) -> tuple[Fleet, Evaluations]:
+    """Run a fleet that evaluates each 300 steps, and return it and what was evaluated."""
+    evaluations = Evaluations()
+    staffing = dataclasses.replace(staffing, evaluate_every=300)
+    fleet = Fleet(pool, staffing, RATIO, evaluations, stop, pool.clock)
+    fleet.run()
+    return fleet, evaluations
 
 
 def test_without_evaluation_there_is_no_evaluator() -> None:
@@ -431,7 +503,6 @@ def test_a_collecting_fleet_acts_on_the_weights_it_is_given() -> None:
 def test_an_evaluation_whose_checkpoint_was_lost_is_made_up_for() -> None:
     """A learner that dies while it writes the last checkpoint to be evaluated does not cost the evaluation."""
     pool = SimulatedPool(seconds_per_update=0.2)
-    evaluations = Evaluations()
     died = []
 
     def result(future: Any) -> Any:
@@ -442,7 +513,6 @@ def test_an_evaluation_whose_checkpoint_was_lost_is_made_up_for() -> None:
         return answer
 
     pool.result = result  # type: ignore[method-assign]
-    fleet = Fleet(pool, dataclasses.replace(STAFFING, evaluate_every=300), RATIO, evaluations, clock=pool.clock)
-    fleet.run()
+    _, evaluations = evaluate(pool)
     assert died
     assert evaluations.found[-1] == (RATIO.env_steps, RATIO.updates)

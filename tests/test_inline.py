@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,18 @@ import torch
 from counted_streams import faults_of, read_streams
 from small_runs import small_settings
 
+from dreamfleet.actors.environments import probe_environment
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.steps import StepFormat
+from dreamfleet.deploy.fleet import Fleet
+from dreamfleet.deploy.inline_pool import InlinePool
 from dreamfleet.deploy.ratio import TrainRatio
 from dreamfleet.deploy.run_directory import RunDirectory
+from dreamfleet.deploy.staffing import Staffing
 from dreamfleet.deploy.train import train
 from dreamfleet.learner.checkpoints import CheckpointStore
+from dreamfleet.learner.learner import Learner, TrainReport
 from dreamfleet.replay.report import verify
 from dreamfleet.replay.segment import segment_paths
 
@@ -148,6 +154,27 @@ def test_a_run_stopped_half_way_goes_on_where_it_was(
     assert f"from the checkpoint of update {stopped['updates']}\n" in log
     assert f"replay: {stored} env steps" in log
     assert_complete(path, settings)
+
+
+def test_actors_that_wait_their_turn_are_not_taken_for_hung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one process an actor's order grows old while the learner works, and is no sign of a fault."""
+    settings, directory, now = tiny_settings(), RunDirectory(tmp_path / "run"), [0.0]
+    train_quickly = Learner.train
+
+    def train_slowly(learner: Learner, updates: int) -> TrainReport:
+        now[0] += 100.0
+        return train_quickly(learner, updates)
+
+    monkeypatch.setattr(Learner, "train", train_slowly)
+    spaces = probe_environment(settings.env)
+    directory.create()
+    directory.write(settings, spaces)
+    with closing(InlinePool(settings, spaces, directory)) as pool:
+        fleet = Fleet(pool, Staffing.of(settings), TrainRatio.of(settings), clock=lambda: now[0])
+        fleet.run()
+    assert fleet.restarts == 0
+    assert now[0] > 600.0
+    assert (fleet.env_steps, fleet.updates) == (STEPS, TrainRatio.of(settings).updates)
 
 
 def test_signals_are_given_back_after_a_run(copy: Path) -> None:

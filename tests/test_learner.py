@@ -346,11 +346,12 @@ def test_vector_observations_are_learnt_and_shown_as_charts(tmp_path: Path) -> N
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tells of a machine without a GPU")
 def test_choices_are_told_with_their_reasons(replay: Replay, tmp_path: Path) -> None:
-    """Device, precision and threads are each a sentence with its reason, and a GPU that is not there is an error."""
+    """Device, precision, threads and compile are each a sentence with its reason; a GPU that is not there an error."""
     automatic = learner_on(replay, tmp_path, small_settings(learner={"device": "auto"}))
     assert "device: cpu, no GPU was found" in automatic.decisions
     assert any(decision.startswith("precision: float32, ") for decision in automatic.decisions)
     assert any(decision.startswith("threads: ") for decision in automatic.decisions)
+    assert "compile: no, as learner.compile says" in automatic.decisions
     with pytest.raises(UserError, match=r"learner\.device is cuda"):
         learner_on(replay, tmp_path, small_settings(learner={"device": "cuda"}))
 

@@ -20,6 +20,12 @@ def give(slot: Slot, kind: str = "collect", now: float = 0.0, version: int = CHA
     return order
 
 
+def answer(slot: Slot, order: Order, now: float, lost_weights: bool = False) -> None:
+    """Answer an order in which an actor acted, with the weights meant for it if it could have them."""
+    slot.answered(order, now)
+    slot.acted(order, lost_weights)
+
+
 def test_an_actor_that_was_quick_is_found_hanging_soon() -> None:
     """An order's limit follows the orders before it: a minute after quick ones, ten times the slowest otherwise."""
     slot = quick_slot()
@@ -28,7 +34,7 @@ def test_an_actor_that_was_quick_is_found_hanging_soon() -> None:
     for seconds, allowed in ((1.0, 60.0), (12.0, 120.0), (2.0, 120.0), (100.0, 300.0)):
         following = give(slot)
         now += seconds
-        slot.answered(order, now)
+        answer(slot, order, now)
         assert slot.allowed_s == allowed
         order = following
 
@@ -37,20 +43,31 @@ def test_an_actor_that_plans_is_not_judged_by_what_chance_did() -> None:
     """The first order with weights has the whole limit, also if it was queued behind quick ones of chance."""
     slot = quick_slot()
     by_chance, planned = give(slot), give(slot, version=WEIGHTS)
-    slot.answered(by_chance, 0.1)
+    answer(slot, by_chance, 0.1)
     following = give(slot, version=WEIGHTS + 4)
     assert not slot.is_late(299.0)
-    slot.answered(planned, 20.1)
+    answer(slot, planned, 20.1)
     assert slot.allowed_s == 200.0, "ten times the order that planned"
-    slot.answered(following, 21.0)
+    answer(slot, following, 21.0)
     give(slot, now=21.0, version=WEIGHTS + 8)
+    assert slot.allowed_s == 200.0
+
+
+def test_an_order_whose_weights_were_lost_says_nothing_of_weights() -> None:
+    """Where weights cannot be had chance goes on acting, quickly: the first order that plans has the whole limit."""
+    slot = quick_slot()
+    without, planned = give(slot, version=WEIGHTS), give(slot, version=WEIGHTS)
+    answer(slot, without, 0.1, lost_weights=True)
+    assert slot.allowed_s == 300.0
+    answer(slot, planned, 20.1)
+    give(slot, now=20.1, version=WEIGHTS)
     assert slot.allowed_s == 200.0
 
 
 def test_a_hanging_actor_is_still_found_soon_while_chance_acts() -> None:
     """The order by chance that is under way keeps the limit that quick ones left it when weights are queued behind."""
     slot = quick_slot()
-    slot.answered(give(slot), 0.1)
+    answer(slot, give(slot), 0.1)
     give(slot, now=0.1)
     give(slot, now=0.1, version=WEIGHTS)
     assert slot.is_late(61.0)
@@ -59,8 +76,8 @@ def test_a_hanging_actor_is_still_found_soon_while_chance_acts() -> None:
 def test_an_order_without_patience_always_has_the_whole_limit() -> None:
     """The learner's first update may take far longer than its later ones, or these than it."""
     slot = Slot("learner", timeout_s=1800.0)
-    slot.answered(give(slot, "restore"), 1.0)
-    slot.answered(give(slot, "train", now=1.0), 2.0)
+    answer(slot, give(slot, "restore"), 1.0)
+    answer(slot, give(slot, "train", now=1.0), 2.0)
     give(slot, "train", now=2.0)
     assert not slot.is_late(1800.0)
     assert slot.is_late(1803.0)

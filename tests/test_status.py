@@ -20,7 +20,6 @@ from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.settings import Settings
 from dreamfleet.deploy import state as state_module
 from dreamfleet.deploy.command_line import main
-from dreamfleet.deploy.records import Records, drop_rows_beyond
 from dreamfleet.deploy.resolve import write_settings
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.standing import standing
@@ -65,9 +64,10 @@ def add_row(run: RunDirectory, **changes: Any) -> None:
         file.write(json.dumps(ROW | {"time": time.time()} | changes) + "\n")
 
 
-def add_checkpoint(run: RunDirectory, updates: int, held_out_loss: float | None) -> None:
+def add_checkpoint(run: RunDirectory, updates: int, held_out_loss: float | None, **more: float) -> None:
     """Write the facts of a checkpoint."""
     facts = {"format": 1, "updates": updates, "env_steps": 100 * updates, "held_out_loss": held_out_loss, "bytes": 8}
+    facts |= more
     (run.checkpoints / f"checkpoint-{updates:09d}.json").write_text(json.dumps(facts))
     (run.checkpoints / f"checkpoint-{updates:09d}.pt").write_bytes(b"8 bytes!")
 
@@ -115,6 +115,23 @@ def test_a_running_run_is_told_of_with_all_its_figures(run: RunDirectory, capsys
         "prediction-0000009.png",
     ):
         assert words in text, words
+
+
+def test_evaluations_are_told_of_and_decide_which_checkpoint_is_best(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last one found, and the checkpoint of the highest return, whatever another's held-out loss."""
+    add_checkpoint(run, 5, 3.75, evaluation_return=90.0)
+    add_checkpoint(run, 7, 3.25, evaluation_return=70.0)
+    add_checkpoint(run, 9, 1.5)
+    with run.evaluations_file.open("a") as file:
+        for env_steps, updates, mean in ((1500, 5, 90.0), (2500, 7, 70.0)):
+            found = {"env_steps": env_steps, "updates": updates, "mean": mean, "std": 1.5, "returns": [mean, mean]}
+            file.write(json.dumps(found) + "\n")
+    text = shown(run, capsys)
+    assert "evaluation   return 70 ± 1.5 over 2 episodes, at 2,500 env steps, update 7\n" in text
+    assert "best         at update 5, evaluation return 90\n" in text
+    assert re.search("checkpoint   at update 9, .* ago, held-out loss 1.5\n", text)
 
 
 @pytest.mark.parametrize(
@@ -353,37 +370,3 @@ def test_a_state_file_that_cannot_be_written_is_warned_of_once(
         state._due = 0.0
         state.beat({})
     assert len([record for record in caplog.records if "cannot be written" in record.message]) == 1
-
-
-def test_resuming_drops_rows_of_updates_that_are_made_again(
-    run: RunDirectory, caplog: pytest.LogCaptureFixture
-) -> None:
-    """After a learner was lost, metrics.jsonl holds each update once, like TensorBoard, and goes on after it."""
-    shows: list[tuple[int, int]] = []
-
-    class Sink:
-        def show(self, scalars: Any, env_steps: int, updates: int) -> None:
-            shows.append((env_steps, updates))
-
-    for updates in (0, 5, 10, 15):
-        add_row(run, updates=updates)
-    with run.metrics_file.open("a") as file:
-        file.write('{"time": 1, "env_st')  # killed in the middle of a row
-    records = Records(run, Sink())
-    records.begin(10)
-    records.scalars({"loss/total": 1.0}, 6000, 12)
-    records.close()
-    rows = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
-    assert [row["updates"] for row in rows] == [0, 5, 10, 12]
-    assert shows == [(6000, 12)]
-    assert [path.name for path in run.path.glob("*.tmp")] == []
-
-
-def test_rows_are_left_alone_where_none_is_too_many(tmp_path: Path) -> None:
-    """Nothing is written anew without need, and a missing file is no fault."""
-    file = tmp_path / "metrics.jsonl"
-    assert drop_rows_beyond(file, 3) == 0
-    file.write_text('{"updates": 3}\n')
-    before = file.stat()
-    assert drop_rows_beyond(file, 3) == 0
-    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)

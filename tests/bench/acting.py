@@ -50,6 +50,8 @@ def _search(candidates: int, iterations: int, horizon: int) -> tuple[tuple[str, 
 CHOOSERS = (
     Chooser("chance", ("planet",), "box of 6", (("behaviour.kind", "random"),)),
     Chooser("actor, dreamer_v1", ("dreamer_v1",), "box of 6"),
+    Chooser("actor, dreamer_v2", ("dreamer_v2",), "box of 6"),
+    Chooser("actor, dreamer_v2", ("dreamer_v2",), "choice of 6"),
     Chooser("actor, dreamer_v3 size_1m", ("dreamer_v3", "size_1m"), "box of 6"),
     Chooser("actor, dreamer_v3 size_1m", ("dreamer_v3", "size_1m"), "choice of 6"),
     Chooser("actor, dreamer_v3 size_12m", ("dreamer_v3", "size_12m"), "box of 6"),

@@ -38,6 +38,7 @@ class RealTimePool:
     """
 
     counters_every_s = 0.02
+    workers_can_hang = True
 
     def __init__(self, actors: int, steps_per_s: float, updates_per_s: float) -> None:
         self.delays: list[float] = []
@@ -149,7 +150,7 @@ class RealTimePool:
         )
 
     def _save(self, facts: dict[str, Any]) -> tuple[float, Any]:
-        return 0.1, facts | {"updates": self._updates}
+        return 0.1, (facts | {"updates": self._updates}, [(self._updates, None)])
 
     def _finish(self) -> tuple[float, Any]:
         return 0.0, []

@@ -34,13 +34,17 @@ def main() -> None:
 
 
 def table(run: Path) -> str:
-    """Return a run's evaluations as a Markdown table; minutes count from the first row of metrics."""
+    """Return a run's evaluations as a Markdown table; minutes are the run's own, without pauses between its starts.
+
+    Of older runs, which did not write these, they count from the first row of metrics, pauses included.
+    """
     first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["time"]
     lines = [f"\n{run.name}\n", "| env steps | updates | minutes | return | episodes |", f"|{' ---: |' * 5}"]
     for line in (run / "evaluations.jsonl").read_text().splitlines():
         row = json.loads(line)
+        seconds = row.get("run_seconds", row["time"] - first)
         facts = (
-            f"{row['env_steps']:,}", f"{row['updates']:,}", f"{(row['time'] - first) / 60:.1f}",
+            f"{row['env_steps']:,}", f"{row['updates']:,}", f"{seconds / 60:.1f}",
             f"{row['mean']:.1f} ± {row['std']:.1f}", str(len(row["returns"])),
         )  # fmt: skip
         lines.append(f"| {' | '.join(facts)} |")

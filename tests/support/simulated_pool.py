@@ -33,6 +33,9 @@ class SimulatedPool:
         fail_learner_at: updates after which the learner refuses to go on; 0 is never.
         has_sequences: whether what is collected can be trained on.
         is_mute: asked with (actor, incarnation) whether it never answers, though it has its place.
+        evaluator_starts_in_s: seconds until the evaluator answers its greeting.
+        seconds_per_evaluation: of all its episodes.
+        lose_evaluation: asked with the number of each evaluation, from 1, whether the evaluator dies in it.
         room_at: how many actors have a place at a time; the youngest beyond it wait, or are lost if they had one.
     """
 
@@ -48,7 +51,11 @@ class SimulatedPool:
     seed: int = 0
     is_mute: Callable[[int, int], bool] = lambda actor, incarnation: False
     room_at: Callable[[float], int] = lambda now: 1_000_000
+    evaluator_starts_in_s: float = 0.5
+    seconds_per_evaluation: float = 3.0
+    lose_evaluation: Callable[[int], bool] = lambda evaluation: False
     counters_every_s: float = 0.0
+    workers_can_hang: bool = True
 
     def __post_init__(self) -> None:
         self.now = 0.0
@@ -60,6 +67,8 @@ class SimulatedPool:
         self.stopped: list[str] = []
         self.syncs = 0
         self.hurried = False
+        self.finished_at_last = False
+        self.evaluations = 0
         self._orders = 0
         self._chance = random.Random(self.seed)
         self._free_at: dict[Worker, float] = {}
@@ -169,11 +178,20 @@ class SimulatedPool:
         return worker
 
     def _greet(self, worker: Worker) -> tuple[float, Callable[[], Any]]:
-        return 0.5 if worker.target == "evaluator" else float("inf"), lambda: "a simulated node"
+        seconds = self.evaluator_starts_in_s if worker.target == "evaluator" else float("inf")
+        return seconds, lambda: "a simulated node"
 
     def _evaluate(self, worker: Worker, weights: list[Any]) -> tuple[float, Callable[[], Any]]:
         version = weights[0][0]
-        return 3.0, lambda: SimpleNamespace(version=version, returns=[1.0, 2.0], notes=[])
+        self.evaluations += 1
+        is_lost = self.lose_evaluation(self.evaluations)
+
+        def finish() -> Any:
+            if is_lost:
+                raise WorkerLostError("the simulated evaluator died")
+            return SimpleNamespace(version=version, returns=[1.0, 2.0], notes=[])
+
+        return self.seconds_per_evaluation, finish
 
     def _judge(self, worker: Worker, updates: int, found: dict[str, Any]) -> tuple[float, Callable[[], Any]]:
         def finish() -> bool:
@@ -198,7 +216,7 @@ class SimulatedPool:
             if fate == "failed":
                 raise WorkerFailedError(ZeroDivisionError("simulated"), "Traceback: simulated")
             self.total_steps += steps
-            return SimpleNamespace(steps=steps, episodes=[])
+            return SimpleNamespace(steps=steps, episodes=[], weights_lost=0)
 
         return (1e9 if fate == "hung" else seconds), finish
 
@@ -232,6 +250,7 @@ class SimulatedPool:
         return 0.2, finish
 
     def _finish(self, worker: Worker) -> tuple[float, Callable[[], Any]]:
+        self.finished_at_last = True
         return 0.1, lambda: None
 
     def _illustrate(self, worker: Worker) -> tuple[float, Callable[[], Any]]:
