@@ -45,7 +45,7 @@ def table(run: Path) -> str:
         seconds = row.get("run_seconds", row["time"] - first)
         facts = (
             f"{row['env_steps']:,}", f"{row['updates']:,}", f"{seconds / 60:.1f}",
-            f"{row['mean']:.1f} ± {row['std']:.1f}", str(len(row["returns"])),
+            f"{row['mean']:.4g} ± {round(row['std'], 6):.2g}", str(len(row["returns"])),
         )  # fmt: skip
         lines.append(f"| {' | '.join(facts)} |")
     return "\n".join(lines)
