@@ -38,6 +38,11 @@ class Progress:
         self._readings: deque[Reading] = deque()
         self._first: Reading | None = None
 
+    def begin_anew(self) -> None:
+        """Forget all readings: the learner goes on from a checkpoint, whose updates were not made since."""
+        self._readings.clear()
+        self._first = None
+
     def read(self) -> None:
         """Take a reading and forget those that are older than the window."""
         now, fleet = time.monotonic(), self._fleet

@@ -72,6 +72,8 @@ class RunWatcher(Watcher):
         self._on_restored()
         self._records.begin(fleet.updates)
         self._is_begun = True
+        if self.progress:
+            self.progress.begin_anew()
         for decision in decisions:
             log.info("learner: %s", decision)
         if fleet.env_steps:

@@ -18,6 +18,8 @@ CLUSTER_HANG_S = 3600
 # Ray would otherwise write an authentication token to the home of whoever runs the tests.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background jobs have it; children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small networks gain nothing by more, and on a busy machine lose
 
 
