@@ -164,13 +164,14 @@ class Updater:
             return dict(world.metrics), world.total.detach()
         losses = regions.behaviour(world.states, batch)
         others = world.total + losses.value + losses.replay_value
+        total = others + losses.policy
         if self._actor_critic.through_model:
             others.backward()
             # Through the model this loss would reach everything; it is the actor's alone.
             losses.policy.backward(inputs=list(self._actor_critic.actor.parameters()))
         else:
-            (others + losses.policy).backward()
-        return {**world.metrics, **losses.metrics}, (others + losses.policy).detach()
+            total.backward()
+        return {**world.metrics, **losses.metrics}, total.detach()
 
     def _world_losses(self, batch: Mapping[str, Tensor]) -> WorldLosses:
         with self._hardware.autocast():
