@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dreamfleet.common.distributions import Gaussian, choose, full_precision, straight_through, unimix_logits
+from dreamfleet.common.distributions import Gaussian, choose, straight_through, unimix_logits
+from dreamfleet.common.precision import full_precision
 from dreamfleet.common.spaces import ActionSpec
 
 BoxPolicy = Literal["tanh_normal", "bounded_normal"]

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dreamfleet.common.precision import as_input, full_precision
 from dreamfleet.common.spaces import ActionSpec
 
 
@@ -22,12 +23,13 @@ def encode_actions(spec: ActionSpec, stored: Tensor) -> Tensor:
             stays in the environment's own units.
     """
     if spec.kind == "box":
-        middle, half = _scale(spec, stored.device)
-        return (stored.float() - middle) / half
+        numbers = as_input(stored)
+        middle, half = _scale(spec, stored.device, numbers.dtype)
+        return (numbers - middle) / half
     if spec.kind == "discrete":
-        return F.one_hot(stored.long(), spec.sizes[0]).float()
+        return as_input(F.one_hot(stored.long(), spec.sizes[0]))
     parts = [F.one_hot(part.long(), size) for part, size in zip(stored.unbind(-1), spec.sizes, strict=True)]
-    return torch.cat(parts, dim=-1).float()
+    return as_input(torch.cat(parts, dim=-1))
 
 
 def decode_actions(spec: ActionSpec, encoded: Tensor) -> Tensor:
@@ -36,7 +38,8 @@ def decode_actions(spec: ActionSpec, encoded: Tensor) -> Tensor:
     Choices are the places of the greatest numbers, as int32; a bounded dimension of a box is clipped to its bounds.
     """
     if spec.kind == "box":
-        middle, half = _scale(spec, encoded.device)
+        encoded = full_precision(encoded)
+        middle, half = _scale(spec, encoded.device, encoded.dtype)
         bounded = torch.tensor(_is_bounded(spec), device=encoded.device)
         return torch.where(bounded, encoded.clamp(-1.0, 1.0), encoded) * half + middle
     choices = [part.argmax(-1) for part in encoded.split(list(spec.sizes), dim=-1)]
@@ -44,19 +47,19 @@ def decode_actions(spec: ActionSpec, encoded: Tensor) -> Tensor:
 
 
 @cache
-def _scale(spec: ActionSpec, device: torch.device) -> tuple[Tensor, Tensor]:
+def _scale(spec: ActionSpec, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return a box's middle and half width by dimension; 0 and 1 where it has no bounds."""
     bounds = [
         (low, high) if bounded else (-1.0, 1.0)
         for low, high, bounded in zip(spec.low, spec.high, _is_bounded(spec), strict=True)
     ]
     middle, half = [(high + low) / 2 for low, high in bounds], [(high - low) / 2 for low, high in bounds]
-    return _on_device(middle, device), _on_device(half, device)
+    return _on_device(middle, device, dtype), _on_device(half, device, dtype)
 
 
-def _on_device(numbers: list[float], device: torch.device) -> Tensor:
+def _on_device(numbers: list[float], device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return the numbers, made on the device: a compiled update would copy a list's there again and again."""
-    return torch.stack([torch.full((), number, device=device) for number in numbers])
+    return torch.stack([torch.full((), number, dtype=dtype, device=device) for number in numbers])
 
 
 def _is_bounded(spec: ActionSpec) -> list[bool]:

@@ -18,6 +18,7 @@ from dreamfleet.common.images import lowest
 from dreamfleet.common.layers import ACTIVATIONS, NormActivation, after, dense_stack, initialise
 from dreamfleet.common.loop_layers import BlockLinear
 from dreamfleet.common.model_settings import ModelSettings
+from dreamfleet.common.precision import full_precision
 from dreamfleet.common.spaces import Spaces
 
 
@@ -134,7 +135,7 @@ class DreamerImageDecoder(nn.Module):
         pattern = from_state + from_latent
         for activation, convolution in zip(self.activations, self.convolutions, strict=True):
             pattern = convolution(activation(pattern).permute(0, 3, 1, 2))  # (N, 2·H, 2·W, C)
-        return torch.sigmoid(pattern.float()).permute(0, 3, 1, 2) + self._lowest
+        return torch.sigmoid(full_precision(pattern)).permute(0, 3, 1, 2) + self._lowest
 
 
 ImageDecoder = StridedImageDecoder | PlanetImageDecoder | DreamerImageDecoder
@@ -178,10 +179,10 @@ class Decoder(nn.Module):
         """Return float32 means for features (N, F): pictures (N, H, W, C), vectors (N, D), in the network's units."""
         means: dict[str, Tensor] = {}
         if self.image is not None:
-            picture = self.image(feature).float().permute(0, 2, 3, 1)  # (N, H, W, C)
+            picture = full_precision(self.image(feature)).permute(0, 2, 3, 1)  # (N, H, W, C)
             means.update(_divide(picture, self._image_channels))
         if self.vector is not None:
-            means.update(_divide(self.vector(feature).float(), self._vector_widths))
+            means.update(_divide(full_precision(self.vector(feature)), self._vector_widths))
         return means
 
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dreamfleet.common.precision import full_precision
+
 HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 """The constant of a Normal's log-density, per dimension."""
 
@@ -96,16 +98,11 @@ class Bernoulli(NamedTuple):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-probability of `value`, which may also lie between 0 and 1 (then: the expected one)."""
-        return -F.binary_cross_entropy_with_logits(self.logits, value.float(), reduction="none")
+        return -F.binary_cross_entropy_with_logits(self.logits, value.to(self.logits.dtype), reduction="none")
 
 
 StateDistribution = Gaussian | OneHot
 """What z is drawn from, by the kind of the model's state."""
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """Return a tensor as float32 where it is shorter than that; float32 and float64 stay as they are."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def symlog(x: Tensor) -> Tensor:
@@ -177,7 +174,7 @@ def state_gaussian(raw: Tensor, kind: Literal["softplus", "log_variance"], min_s
     Returns:
         mean and std (…, S), float32.
     """
-    mean, spread = raw.float().chunk(2, dim=-1)
+    mean, spread = full_precision(raw).chunk(2, dim=-1)
     if kind == "softplus":
         return Gaussian(mean, F.softplus(spread) + min_std)
     return Gaussian(mean, torch.exp(0.5 * bounded_log_variance(spread)).clamp(min=min_std))

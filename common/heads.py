@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dreamfleet.common.distributions import Bernoulli, Gaussian, bounded_log_variance
 from dreamfleet.common.layers import dense_stack, initialise
 from dreamfleet.common.model_settings import ModelSettings
+from dreamfleet.common.precision import full_precision
 from dreamfleet.common.two_hot import BINS, TwoHot, symexp_bins
 
 REWARD_OUTPUTS = {"unit_normal": 1, "normal": 2, "two_hot": BINS}
@@ -44,7 +45,7 @@ class Head(nn.Module):
     def raw(self, feature: Tensor) -> Tensor:
         """Return the last layer's numbers (…, outputs), float32, for features (…, F)."""
         numbers: Tensor = self.output(self.hidden(feature))
-        return numbers.float()
+        return full_precision(numbers)
 
 
 class RewardHead(Head):

@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dreamfleet.common.precision import as_input, full_precision
+
 ImageInput = Literal["unit", "centred", "five_bit"]
 
 FIVE_BIT_STEP = 1.0 / 32.0
@@ -26,10 +28,10 @@ def normalise_image(image: Tensor, kind: ImageInput, noise: bool = False) -> Ten
         float32 of the same shape.
     """
     if kind == "unit":
-        return image.float() / 255.0
+        return as_input(image) / 255.0
     if kind == "centred":
-        return image.float() / 255.0 - 0.5
-    levels = torch.div(image, 8, rounding_mode="floor").float() * FIVE_BIT_STEP - 0.5
+        return as_input(image) / 255.0 - 0.5
+    levels = as_input(torch.div(image, 8, rounding_mode="floor")) * FIVE_BIT_STEP - 0.5
     if noise:
         return levels + torch.rand_like(levels) * FIVE_BIT_STEP
     return levels + FIVE_BIT_STEP / 2
@@ -42,7 +44,7 @@ def lowest(kind: ImageInput) -> float:
 
 def to_display(image: Tensor, kind: ImageInput) -> Tensor:
     """Return the uint8 picture for the network's numbers: `normalise_image` backwards, out of range values cut off."""
-    unit = image.float() - lowest(kind)
+    unit = full_precision(image) - lowest(kind)
     if kind == "five_bit":
         # A level's middle comes back as its own middle byte: 8 * level + 4.
         return (unit * 256.0).floor().clamp(0, 255).to(torch.uint8)

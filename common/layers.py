@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dreamfleet.common.loop_layers import BlockLinear, LoopLinear, draw_uniformly
 from dreamfleet.common.model_settings import ModelSettings
 from dreamfleet.common.norms import LayerNorm, RMSNorm
+from dreamfleet.common.precision import full_precision
 
 Activation = Literal["relu", "elu", "silu"]
 Norm = Literal["none", "layer", "rms"]
@@ -124,8 +125,8 @@ class GRUCell(nn.Module):
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """Return h' (B, width), float32, for x (B, width_in) and h (B, width)."""
-        from_input, candidate_input = self.input(x).float().split(self._gates, dim=-1)
-        from_carried, candidate_carried = self.carried(h).float().split(self._gates, dim=-1)
+        from_input, candidate_input = full_precision(self.input(x)).split(self._gates, dim=-1)
+        from_carried, candidate_carried = full_precision(self.carried(h)).split(self._gates, dim=-1)
         reset, update = torch.sigmoid(from_input + from_carried).chunk(2, dim=-1)
         candidate = torch.tanh(torch.addcmul(candidate_input, reset, candidate_carried))
         return torch.lerp(candidate, h, update)

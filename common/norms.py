@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamfleet.common.precision import full_precision
+
 RMS_EPSILON = 1e-4
 """Added to the mean square (Dreamer V3)."""
 
@@ -25,7 +27,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the scaled numbers (…, width), float32."""
-        x = x.float()
+        x = full_precision(x)
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
             scaled: Tensor = _QuickRMSNorm.apply(x, self.weight)
             return scaled
@@ -37,7 +39,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised numbers (…, width), float32."""
-        return super().forward(x.float())
+        return super().forward(full_precision(x))
 
 
 class _QuickRMSNorm(torch.autograd.Function):

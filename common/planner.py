@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dreamfleet.common.action_distributions import choose_groups, draw_action_noise, likeliest
+from dreamfleet.common.precision import full_precision
 from dreamfleet.common.spaces import ActionSpec
 
 PROBABILITY_FLOOR = 0.01
@@ -139,7 +140,7 @@ def plan(
         worth = torch.cat([score(start, actions) for start, actions in zip(states, futures, strict=True)])
         assert worth.shape == owners.shape, f"scores of shape {tuple(worth.shape)} for {len(owners)} futures"
         # topk takes a NaN for the largest number: a future that overflowed would be the plan.
-        worth = worth.float().masked_fill(worth.isnan(), -torch.inf).unflatten(0, (count, search.candidates))
+        worth = full_precision(worth).masked_fill(worth.isnan(), -torch.inf).unflatten(0, (count, search.candidates))
         best = worth.topk(search.elites, dim=1, sorted=False).indices  # (K, E)
         proposal = proposal.refit(candidates.gather(1, best[..., None, None].expand(-1, -1, *candidates.shape[2:])))
     return proposal

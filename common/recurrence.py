@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dreamfleet.common.layers import GRUCell, JointLinear, NormGRUCell, PartialLinear, after, gated
 from dreamfleet.common.loop_layers import BlockLinear, LoopLinear
 from dreamfleet.common.model_settings import ModelSettings
+from dreamfleet.common.precision import full_precision
 
 Layers = tuple[Tensor, ...]
 """h of each layer, (B, D), bottom first."""
@@ -111,7 +112,7 @@ class BlockGRU(nn.Module):
         x0 = self.state_activation(self.from_state(h))
         x1 = self.latent_activation(self.from_latent(z))
         y = self.hidden_blocks(h).flatten(-2) + self.hidden_known(torch.cat([x0, x1], dim=-1)) + prepared  # (B, D)
-        gates = self.gates(self.hidden_activation(y)).float()  # (B, G, 3·D / G)
+        gates = full_precision(self.gates(self.hidden_activation(y)))  # (B, G, 3·D / G)
         return (gated(gates, h.unflatten(-1, (self._blocks, -1))).flatten(-2),)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dreamfleet.common.distributions import full_precision, symexp
+from dreamfleet.common.distributions import symexp
+from dreamfleet.common.precision import full_precision
 
 BINS = 255
 """Bins of V3's reward and value."""

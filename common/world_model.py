@@ -16,6 +16,7 @@ from dreamfleet.common.encoder import Encoder
 from dreamfleet.common.heads import ContinueHead, RewardHead
 from dreamfleet.common.images import normalise_image, to_display
 from dreamfleet.common.model_settings import ModelSettings
+from dreamfleet.common.precision import as_input, full_precision
 from dreamfleet.common.spaces import Spaces
 from dreamfleet.common.two_hot import TwoHot
 
@@ -61,7 +62,7 @@ class WorldModel(nn.Module):
         return {
             spec.name: self._normalise_image(observations[spec.name])
             if spec.is_image
-            else vector(observations[spec.name].float())
+            else vector(as_input(observations[spec.name]))
             for spec in self.spaces.observations
         }
 
@@ -69,7 +70,7 @@ class WorldModel(nn.Module):
         """Return decoded means in the environment's units: `normalise` backwards, pictures as uint8."""
         vector = symexp if self.settings.vector_symlog else _as_it_is
         return {
-            spec.name: self.to_display(means[spec.name]) if spec.is_image else vector(means[spec.name].float())
+            spec.name: self.to_display(means[spec.name]) if spec.is_image else vector(full_precision(means[spec.name]))
             for spec in self.spaces.observations
         }
 

@@ -15,6 +15,7 @@ from dreamfleet.common.actions import encode_actions, previous_actions
 from dreamfleet.common.distributions import Bernoulli, Gaussian, balanced_kl, state_kl
 from dreamfleet.common.dynamics import Rollout
 from dreamfleet.common.model_settings import LossSettings
+from dreamfleet.common.precision import as_input
 from dreamfleet.common.two_hot import TwoHot
 from dreamfleet.common.world_model import WorldModel
 
@@ -85,7 +86,7 @@ def continue_target(is_terminal: Tensor, horizon: int) -> Tensor:
 
     With the factor its mean is the discount of a step, and products of it are discounts over several.
     """
-    alive = 1.0 - is_terminal.float()
+    alive = 1.0 - as_input(is_terminal)
     return alive * (1.0 - 1.0 / horizon) if horizon else alive
 
 

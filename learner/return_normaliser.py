@@ -55,7 +55,7 @@ class ReturnNormaliser(nn.Module):
     @torch.no_grad()
     def update(self, returns: Tensor) -> None:
         """Take the returns of a batch, of any shape, into the averages; before they are scaled, as V3 does."""
-        low, high = percentiles(returns.float(), self._shares)
+        low, high = percentiles(returns.to(self.low.dtype), self._shares)
         self.low.lerp_(low, self._rate)
         self.high.lerp_(high, self._rate)
 

@@ -41,6 +41,20 @@ def _alarm(request: pytest.FixtureRequest) -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
+@pytest.fixture(autouse=True)
+def _precision(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have torch compute in float64 where numbers are compared: float32 rounds differently on every processor."""
+    numeric = request.node.get_closest_marker("numeric")
+    if numeric is None:
+        yield
+        return
+    import torch
+
+    torch.set_default_dtype(getattr(torch, numeric.kwargs.get("dtype", "float64")))
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """Start Ray on this machine for all tests that ask for it; its workers import this checkout."""

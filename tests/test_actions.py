@@ -10,7 +10,10 @@ import torch
 from dreamfleet.common.actions import decode_actions, encode_actions, previous_actions
 from dreamfleet.common.spaces import ActionSpec
 
+pytestmark = pytest.mark.numeric
 
+
+@pytest.mark.numeric(dtype="float32")
 def test_a_discrete_action_becomes_a_one_hot() -> None:
     """Each stored number sets its own place."""
     encoded = encode_actions(ActionSpec("discrete", (3,)), torch.tensor([[2, 0]], dtype=torch.int32))

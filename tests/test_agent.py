@@ -14,6 +14,8 @@ from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.weights import flatten, load_flat
 
+pytestmark = pytest.mark.numeric
+
 CHOICE = ActionSpec("multi_discrete", (3, 2))
 BOX = ActionSpec("box", (2,), (-1.0, -2.0), (1.0, 2.0), (2,))
 
@@ -57,6 +59,7 @@ def test_a_scaled_down_last_layer_begins_with_almost_equal_choices() -> None:
     assert torch.allclose(chosen, torch.tensor(0.1), atol=1e-5)
 
 
+@pytest.mark.numeric(dtype="float32")
 @pytest.mark.parametrize("kind", ["random", "planner", "actor_critic"])
 def test_what_acting_needs_travels_as_one_array(kind: str) -> None:
     """Flat weights of one agent make another act as the first does; the decoder and what only learns stay at home."""

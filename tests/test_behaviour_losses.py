@@ -15,6 +15,8 @@ from dreamfleet.common.two_hot import TwoHot, symexp_bins
 from dreamfleet.learner.behaviour_losses import advantages, policy_loss, replay_value_loss, value_loss
 from dreamfleet.learner.returns import discount_weights, lambda_returns
 
+pytestmark = pytest.mark.numeric
+
 N, H = 3, 4
 
 

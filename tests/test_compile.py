@@ -22,6 +22,8 @@ from dreamfleet.learner.compilation import compile_region
 from dreamfleet.learner.hardware import Hardware, choose_hardware
 from dreamfleet.learner.updater import Stopwatch, Updater
 
+pytestmark = pytest.mark.numeric
+
 B, T, UPDATES = 2, 2, 4
 CHOICE = ActionSpec("discrete", (3,))
 BOX = ActionSpec("box", (2,), (-1.0, -1.0), (1.0, 3.0), (2,))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from rounding import agree
 from torch import Tensor, nn
 
 from dreamfleet.common.distributions import Gaussian, StateDistribution
 from dreamfleet.common.dynamics import Dynamics, Rollout, State
 from dreamfleet.common.layers import GRUCell, JointLinear
 from dreamfleet.common.model_settings import ModelSettings
+
+pytestmark = pytest.mark.numeric
 
 B, T, A, E, D, S = 3, 7, 4, 9, 10, 5
 
@@ -71,7 +74,7 @@ def joint(layer: JointLinear, first: Tensor, second: Tensor) -> Tensor:
 
 def same(one: State, other: State) -> bool:
     """Whether two states agree but for rounding."""
-    return all(torch.allclose(x, y, atol=1e-6) for x, y in zip(one, other, strict=True))
+    return all(agree(x, y) for x, y in zip(one, other, strict=True))
 
 
 @pytest.mark.parametrize("changes", KINDS)
@@ -112,10 +115,10 @@ def test_observing_follows_the_published_equations(changes: dict[str, object]) -
             logarithmic = changes.get("std") == "log_variance"
             bounded = (3 * (spread / 6).tanh()).exp().clamp(min=0.1)
             std = bounded if logarithmic else nn.functional.softplus(spread) + 0.1
-            assert torch.allclose(gaussian.mean[:, t], mean, atol=1e-6)
-            assert torch.allclose(gaussian.std[:, t], std, atol=1e-6)
+            assert agree(gaussian.mean[:, t], mean)
+            assert agree(gaussian.std[:, t], std)
         z = mean + std * inputs.noise[:, t]
-        assert torch.allclose(rollout.states.feature[:, t], torch.cat([fed, z], -1), atol=1e-6)
+        assert agree(rollout.states.feature[:, t], torch.cat([fed, z], -1))
 
 
 @pytest.mark.parametrize("changes", KINDS)
@@ -127,7 +130,7 @@ def test_an_episode_begins_afresh_whatever_came_before(changes: dict[str, object
         inputs.embedding[1:2, 4:], inputs.actions[1:2, 4:], inputs.is_first[1:2, 4:], noise=inputs.noise[1:2, 4:]
     )
     assert same(whole.states.map(lambda part: part[1:2, 4:]), rest.states)
-    assert torch.allclose(told(whole.prior)[1:2, 4:], told(rest.prior), atol=1e-6)
+    assert agree(told(whole.prior)[1:2, 4:], told(rest.prior))
     inputs.is_first[1, 4] = False
     assert not same(inputs.observe(dynamics).states.map(lambda part: part[1:2, 4:]), rest.states)
 
@@ -218,8 +221,8 @@ def test_stacked_cells_equal_torchs_gru() -> None:
         for layer, cell in enumerate(cells):
             fed = states[layer] = cell(fed, states[layer])
         outputs.append(fed)
-    assert torch.allclose(torch.stack(outputs, 1), expected, atol=1e-6)
-    assert torch.allclose(torch.stack(states), last, atol=1e-6)
+    assert agree(torch.stack(outputs, 1), expected)
+    assert agree(torch.stack(states), last)
 
 
 def test_layers_of_the_dynamics_are_fed_by_the_layer_below() -> None:
@@ -262,15 +265,15 @@ def test_without_sampling_z_is_the_mode(changes: dict[str, object]) -> None:
     start, actions = dynamics.initial(B), inputs.actions
     once, twice = (dynamics.imagine(start, actions, sample=False) for _ in range(2))
     assert torch.equal(once.stochastic, twice.stochastic)
-    assert torch.allclose(once.stochastic, dynamics.prior(once.deterministic[..., -1, :], actions).mode, atol=1e-6)
+    assert agree(once.stochastic, dynamics.prior(once.deterministic[..., -1, :], actions).mode)
     step = (start, inputs.actions[:, 0], inputs.embedding[:, 0], inputs.is_first[:, 0])
     expected = told(dynamics.observe(*(part[:, None] for part in (step[2], step[1], step[3]))).posterior)
     seen = dynamics.observe_step(*step, sample=False).stochastic
     if changes.get("latent") == "categorical":
         likeliest = expected.unflatten(-1, (S, 3)).argmax(-1)[:, 0]
-        assert torch.equal(seen, nn.functional.one_hot(likeliest, 3).flatten(1).float())
+        assert torch.equal(seen, nn.functional.one_hot(likeliest, 3).flatten(1).to(seen.dtype))
     else:
-        assert torch.allclose(seen, expected[:, 0, :S], atol=1e-6)
+        assert agree(seen, expected[:, 0, :S])
 
 
 def test_imagination_is_random_unless_told_otherwise() -> None:
@@ -321,7 +324,7 @@ def test_the_gradients_of_a_sequence_are_those_of_its_steps(changes: dict[str, o
     assert gradients[0].keys() == gradients[1].keys()
     assert len(gradients[0]) > 5
     for name, gradient in gradients[0].items():
-        assert torch.allclose(gradient, gradients[1][name], atol=1e-4), name
+        assert agree(gradient, gradients[1][name]), name
 
 
 @pytest.mark.parametrize("changes", KINDS)
@@ -341,8 +344,8 @@ def test_observing_is_the_plain_loop(changes: dict[str, object]) -> None:
         posterior, prior = dynamics.latents.distribution(raw), dynamics.prior(layers[-1], action)
         z = posterior.sample(inputs.noise[:, t])
         for whole, single in ((rollout.posterior, posterior), (rollout.prior, prior)):
-            assert all(torch.allclose(x[:, t], y, atol=1e-5) for x, y in zip(whole, single, strict=True))
-        assert torch.allclose(rollout.states.feature[:, t], torch.cat([layers[-1], z], -1), atol=1e-5)
+            assert all(agree(x[:, t], y) for x, y in zip(whole, single, strict=True))
+        assert agree(rollout.states.feature[:, t], torch.cat([layers[-1], z], -1))
 
 
 def test_imagining_nothing_gives_no_states() -> None:

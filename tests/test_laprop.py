@@ -13,6 +13,8 @@ from torch import Tensor
 from dreamfleet.learner.adaptive_clipping import clip_adaptively
 from dreamfleet.learner.laprop import LaProp
 
+pytestmark = pytest.mark.numeric
+
 
 def make_parameters(seed: int = 0, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     """Return parameters of several shapes, a scalar among them, the same at every call."""

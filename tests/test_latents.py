@@ -9,6 +9,8 @@ from dreamfleet.common.distributions import Gaussian, OneHot
 from dreamfleet.common.latents import make_latents
 from dreamfleet.common.model_settings import ModelSettings
 
+pytestmark = pytest.mark.numeric
+
 LEADING = (3, 4)
 
 

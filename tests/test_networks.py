@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from rounding import agree
 from torch import nn
 
 from dreamfleet.common.convolutions import DoublingConv2d
@@ -17,6 +18,8 @@ from dreamfleet.common.images import ImageInput, normalise_image, to_display
 from dreamfleet.common.layers import JointLinear
 from dreamfleet.common.model_settings import ModelSettings
 from dreamfleet.common.spaces import ActionSpec, ObservationSpec, Spaces
+
+pytestmark = pytest.mark.numeric
 
 BYTES = torch.arange(256, dtype=torch.uint8)
 
@@ -59,7 +62,7 @@ def test_five_bit_keeps_five_bits_and_fills_the_rest_with_noise() -> None:
     assert (noisy >= level).all()
     assert (noisy < level + 1 / 32).all()
     assert torch.allclose(noisy.mean(0), level + 1 / 64, atol=3e-3)
-    assert torch.allclose(normalise_image(BYTES, "five_bit"), level + 1 / 64)
+    assert agree(normalise_image(BYTES, "five_bit"), level + 1 / 64)
     assert torch.equal(to_display(normalise_image(BYTES, "five_bit"), "five_bit"), BYTES // 8 * 8 + 4)
 
 
@@ -79,7 +82,7 @@ def test_the_two_halves_of_a_joint_layer_make_one_linear_layer() -> None:
         whole.weight.copy_(torch.cat([layer.first.weight, layer.second.weight], 1))
         whole.bias.copy_(layer.first.bias)
     first, second = torch.randn(3, 900), torch.randn(3, 1600)
-    assert torch.allclose(layer(first, second), whole(torch.cat([first, second], -1)), atol=1e-5)
+    assert agree(layer(first, second), whole(torch.cat([first, second], -1)))
     assert 0.019 < whole.weight.abs().max() <= 0.02
 
 
@@ -111,7 +114,7 @@ def test_the_first_transposed_convolution_as_a_product_is_the_same() -> None:
     plain = decoder.convolutions(
         F.conv_transpose2d(decoder.input(feature)[:, :, None, None], decoder.first.weight, decoder.first.bias, stride=2)
     )
-    assert torch.allclose(decoder(feature), plain, atol=1e-5)
+    assert agree(decoder(feature), plain)
 
 
 def test_strided_networks_have_the_seeds_layers() -> None:
@@ -156,7 +159,7 @@ def test_dreamers_encoder_is_the_published_one() -> None:
         assert isinstance(convolution, nn.Conv2d)
         pattern = F.max_pool2d(F.conv2d(pattern, convolution.weight, convolution.bias, padding=2), 2)
         pattern = F.silu(pattern / (pattern.square().mean(1, keepdim=True) + 1e-4).sqrt())
-    assert torch.allclose(encoder(image), pattern.permute(0, 2, 3, 1).flatten(1), atol=1e-5)
+    assert agree(encoder(image), pattern.permute(0, 2, 3, 1).flatten(1))
 
 
 def test_doubling_then_convolving_in_one_is_the_same() -> None:
@@ -167,10 +170,10 @@ def test_doubling_then_convolving_in_one_is_the_same() -> None:
     doubled = image.repeat_interleave(2, 2).repeat_interleave(2, 3)
     plain = F.conv2d(doubled, layer.weight, layer.bias, padding=2).permute(0, 2, 3, 1)
     quick = layer(image)
-    assert torch.allclose(quick, plain, atol=1e-5)
+    assert agree(quick, plain)
     weights = torch.randn_like(plain)
     gradients = [torch.autograd.grad((out * weights).sum(), layer.weight)[0] for out in (quick, plain)]
-    assert torch.allclose(*gradients, atol=1e-3)
+    assert agree(*gradients)
 
 
 def test_dreamers_decoder_reads_h_in_blocks_and_z_whole() -> None:
@@ -302,7 +305,7 @@ def test_batch_norm_learns_its_statistics_and_acts_on_them() -> None:
     for _ in range(250):
         trained = encoder(inputs)
     encoder.eval()
-    assert torch.allclose(encoder(inputs)[:2], encoder(alone), atol=1e-6)
+    assert agree(encoder(inputs)[:2], encoder(alone))
     assert torch.allclose(encoder(inputs), trained, atol=0.1)
 
 
@@ -330,5 +333,5 @@ def test_the_continue_head_gives_probabilities() -> None:
     prediction = ContinueHead(6, small())(torch.randn(4, 3, 6))
     yes, no = prediction.log_prob(torch.ones(4, 3)).exp(), prediction.log_prob(torch.zeros(4, 3)).exp()
     assert prediction.mean.shape == (4, 3)
-    assert torch.allclose(yes, prediction.mean)
-    assert torch.allclose(yes + no, torch.ones(4, 3))
+    assert agree(yes, prediction.mean)
+    assert agree(yes + no, torch.ones(4, 3))

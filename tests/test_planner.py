@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from rounding import agree
 from torch import Tensor
 
 from dreamfleet.common.planner import (
@@ -19,6 +20,8 @@ from dreamfleet.common.planner import (
     plan,
 )
 from dreamfleet.common.spaces import ActionSpec
+
+pytestmark = pytest.mark.numeric
 
 BOX = ActionSpec("box", (2,), (-1.0, -1.0), (1.0, 1.0), (2,))
 DISCRETE = ActionSpec("discrete", (4,))
@@ -46,7 +49,7 @@ def approach(state: Position, actions: Tensor) -> Tensor:
     return -path.square().sum((1, 2))
 
 
-def agree(state: Position, actions: Tensor) -> Tensor:
+def match(state: Position, actions: Tensor) -> Tensor:
     """Score choices by how often they are the state's own."""
     return (actions * state.position[:, None]).sum((1, 2))
 
@@ -67,7 +70,7 @@ def test_a_plan_of_choices_is_the_best_one(spec: ActionSpec) -> None:
     rows = [[0.0, 1.0, 0.0, 0.0, 1.0], [1.0, 0.0, 1.0, 0.0, 0.0]] if spec is MULTI else [[0, 0, 1.0, 0], [0, 1.0, 0, 0]]
     wanted = torch.tensor(rows)
     search = Search(horizon=4, candidates=200, iterations=6, elites=20)
-    found = plan(agree, Position(wanted), 2, spec, search, candidate_noise(spec, search, generators(0, 1)))
+    found = plan(match, Position(wanted), 2, spec, search, candidate_noise(spec, search, generators(0, 1)))
     assert torch.equal(found.first_action(), wanted)
     assert isinstance(found, ChoicePlan)
     assert found.probabilities[wanted[:, None].expand(2, 4, -1) > 0].min() > 0.9
@@ -104,16 +107,16 @@ def test_a_box_iteration_is_clip_score_and_refit() -> None:
             best = [tried[n] for n in sorted(range(6), key=lambda n: -worth[n])[:3]]
             mean = sum(best) / 3
             std = np.sqrt(sum((b - mean) ** 2 for b in best) / 3)
-        assert np.allclose(found.mean[k].numpy(), mean, atol=1e-5)
-        assert np.allclose(found.std[k].numpy(), std, atol=1e-5)
-        assert np.allclose(found.first_action()[k].numpy(), mean[0], atol=1e-5)
+        assert agree(found.mean[k].numpy(), mean)
+        assert agree(found.std[k].numpy(), std)
+        assert agree(found.first_action()[k].numpy(), mean[0])
 
 
 def test_choices_are_refitted_to_the_elites_frequencies_with_a_floor() -> None:
     """By hand from given uniform numbers: equal quarters first, then what the elites chose."""
     search = Search(horizon=1, candidates=4, iterations=1, elites=2)
     noise = torch.tensor([0.1, 0.3, 0.6, 0.9]).reshape(1, 4, 1, 1)  # one candidate of each choice
-    found = plan(agree, Position(torch.tensor([[0.0, 3.0, 2.0, 1.0]])), 1, DISCRETE, search, [noise])
+    found = plan(match, Position(torch.tensor([[0.0, 3.0, 2.0, 1.0]])), 1, DISCRETE, search, [noise])
     assert isinstance(found, ChoicePlan)
     kept, floor = (1 - PROBABILITY_FLOOR) / 2, PROBABILITY_FLOOR / 4
     assert found.probabilities[0, 0].tolist() == pytest.approx([floor, kept + floor, kept + floor, floor])
@@ -123,7 +126,7 @@ def test_choices_are_refitted_to_the_elites_frequencies_with_a_floor() -> None:
 def test_planning_for_many_is_planning_for_each(spec: ActionSpec) -> None:
     """With its own generator an environment's plan does not depend on those beside it, nor on how futures are split."""
     start = torch.rand(3, spec.width, generator=torch.Generator().manual_seed(0)) - 0.5
-    score = approach if spec.kind == "box" else agree
+    score = approach if spec.kind == "box" else match
     search = Search(horizon=3, candidates=30, iterations=3, elites=5)
     together = plan(score, Position(start), 3, spec, search, candidate_noise(spec, search, generators(7, 8, 9)))
     calls: list[int] = []
@@ -140,8 +143,8 @@ def test_planning_for_many_is_planning_for_each(spec: ActionSpec) -> None:
             score, Position(start[k : k + 1]), 1, spec, search, candidate_noise(spec, search, generators(seed))
         )
         for whole in (together, pieces):
-            assert torch.allclose(whole[0][k], alone[0][0], atol=1e-6)
-            assert torch.allclose(whole.first_action()[k], alone.first_action()[0], atol=1e-6)
+            assert agree(whole[0][k], alone[0][0])
+            assert agree(whole.first_action()[k], alone.first_action()[0])
 
 
 def test_equal_seeds_give_equal_plans_and_others_do_not() -> None:

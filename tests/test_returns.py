@@ -12,6 +12,8 @@ from torch import Tensor
 from dreamfleet.learner.return_normaliser import ReturnNormaliser, percentiles
 from dreamfleet.learner.returns import discount_weights, lambda_returns, replay_returns
 
+pytestmark = pytest.mark.numeric
+
 
 def random(*shape: int, seed: int) -> Tensor:
     """Return float64 numbers, the same at every call."""

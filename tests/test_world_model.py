@@ -18,6 +18,8 @@ from dreamfleet.learner.adaptive_clipping import clip_adaptively
 from dreamfleet.learner.losses import world_model_loss
 from dreamfleet.learner.optimiser import ParameterGroup, make_optimiser
 
+pytestmark = pytest.mark.numeric
+
 GREY = Spaces((ObservationSpec("image", (64, 64, 1), "uint8"),), ActionSpec("discrete", (5,)))
 SMALL = {"depth": 4, "embedding": 32, "deterministic": 24, "stochastic": 6, "hidden": 24, "reward_units": 24}
 V3 = {
@@ -217,6 +219,7 @@ def test_acting_needs_only_the_acting_parameters() -> None:
     assert torch.equal(states[0].feature, states[1].feature)
 
 
+@pytest.mark.numeric(dtype="float32")
 def test_acting_parameters_are_floats_of_encoder_and_dynamics_alone() -> None:
     """Running statistics are there; counters, decoder and heads are not; sizes add up."""
     model = WorldModel(GREY, small(encoder="strided", batch_norm=True))
@@ -243,6 +246,7 @@ def test_the_seeds_model_has_as_many_parameters_as_counted_by_hand() -> None:
     assert WorldModel(spaces, settings.model).parameter_count() == encoder + dynamics + decoder + reward
 
 
+@pytest.mark.numeric(dtype="float32")
 @pytest.mark.parametrize(
     "changes", [{"encoder": "strided", "batch_norm": True, "continue_head": True, "gru_layers": 2}, V3]
 )
