@@ -17,11 +17,12 @@ INSTALL = set -o pipefail; $(PIP) install --progress-bar off --constraint constr
 
 comma := ,
 
-.PHONY: help train test cluster-test check bench clean
+.PHONY: help train test test-processors cluster-test check bench clean
 
 help:
 	@echo "make train   install what is needed, then train the preset 'quickstart' (ARGS='--seed 1' adds flags)"
 	@echo "make test    install what tests need, then run them (ARGS='-k replay' selects)"
+	@echo "make test-processors   the tests of numbers again, as older processors and other numbers of threads round them"
 	@echo "make cluster-test   a whole cluster on four test hosts of this machine; needs root, minutes"
 	@echo "make check   ruff and mypy"
 	@echo "make bench   the benchmark: prints a table and writes docs/results/"
@@ -32,6 +33,12 @@ train: $(VENV)/main.installed
 
 test: $(VENV)/dev.installed
 	$(BIN)/python -m pytest $(ARGS)
+
+# Torch's own kernels, convolutions and matrix products are three libraries, each with a setting of its own.
+NUMERIC := $(BIN)/python -m pytest -m 'numeric and not slow'
+test-processors: $(VENV)/dev.installed
+	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE $(NUMERIC) $(ARGS)
+	! grep -qw avx2 /proc/cpuinfo || OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2 $(NUMERIC) $(ARGS)
 
 cluster-test: $(VENV)/dev.installed
 	DREAMFLEET_CLUSTER_TEST=1 $(BIN)/python -m pytest tests/cluster -s $(ARGS)

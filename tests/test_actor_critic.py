@@ -188,7 +188,7 @@ def test_through_the_model_the_loss_is_the_return_itself(behaviour: dict[str, An
         error = actor_critic.critic(features[:, :-1]).mean - returns
         of_value = (weight * (0.5 * error.square() + 0.9189385)).mean()
     # V2's entropy is weighed state by state, here by the mean weight: that is why not exactly.
-    assert losses.policy.item() == pytest.approx(expected.item())
+    assert losses.policy.item() == pytest.approx(expected.item(), abs=1e-4)
     assert losses.value.item() == pytest.approx(of_value.item())
     assert losses.replay_value.item() == 0.0
 
