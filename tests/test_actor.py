@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from patience import PATIENCE_S
 
 from dreamfleet.actors.actor import ActorProcess
 from dreamfleet.actors.environment_batch import EnvironmentFailedError
@@ -18,8 +19,6 @@ from dreamfleet.common.chunk import decode_chunk
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
 from dreamfleet.common.steps import StepFormat
-
-TIMEOUT_S = 60.0
 
 
 class Shelf:
@@ -52,12 +51,12 @@ def start(shelf: Any, **kwargs: Any) -> Any:
 
 
 def get(reference: Any) -> Any:
-    return ray.get(reference, timeout=TIMEOUT_S)
+    return ray.get(reference, timeout=PATIENCE_S)
 
 
 def wait_until_lost(reference: Any) -> None:
     """Return once an object whose owner was killed is gone; its node keeps it for a moment longer."""
-    deadline = time.monotonic() + TIMEOUT_S
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         try:
             get(reference)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from command_runs import PATIENCE_S, ROOT, Command, still_running, write_workshop
+from command_runs import ROOT, Command, still_running, write_workshop
+from patience import PATIENCE_S
 
 from dreamfleet.replay.report import verify
 
@@ -77,7 +78,7 @@ def address(tmp_path: Path) -> Iterator[str]:
     os.killpg(head.pid, signal.SIGTERM)
     for process in still_running(family, within_s=15):
         process.kill()
-    head.wait(10)
+    head.wait(PATIENCE_S)
     log.close()
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from moving_square import square_format, square_replay
+from patience import PATIENCE_S
 from small_runs import small_settings
 
 from dreamfleet.common.errors import UserError
@@ -25,8 +26,6 @@ from dreamfleet.learner.checkpoint_copies import CheckpointCopies
 from dreamfleet.learner.checkpoint_url import check_checkpoint_url
 from dreamfleet.learner.checkpoints import CheckpointStore
 from dreamfleet.learner.learner import Learner
-
-WAIT_S = 20
 
 
 class FaultyFileSystem(MemoryFileSystem):
@@ -76,7 +75,7 @@ def save(store: CheckpointStore, copies: CheckpointCopies, *numbers: int, loss: 
         weight = torch.full((50_000,), float(number))
         store.save(number, {"weight": weight, "updates": number}, {"held_out_loss": loss})
         copies.copy(number)
-        assert copies.finish(WAIT_S)
+        assert copies.finish(PATIENCE_S)
 
 
 def both(directory: Path, url: str, kept: int = 3) -> tuple[CheckpointStore, CheckpointCopies]:
@@ -145,7 +144,7 @@ def test_facts_that_change_are_copied_alone(faulty: type[FaultyFileSystem], tmp_
     path = store.directory / "checkpoint-000000002.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"held_out_loss": 0.5}))
     copies.copy(2)
-    assert copies.finish(WAIT_S)
+    assert copies.finish(PATIENCE_S)
     assert [Path(name).name for name in written] == ["checkpoint-000000002.json"]
     new, again = both(tmp_path / "new", "faulty://box")
     again.fetch()
@@ -261,7 +260,7 @@ def test_training_does_not_wait_for_a_copy(faulty: type[FaultyFileSystem], tmp_p
 
     def hang(path: str) -> None:
         begun.append(path)
-        assert go_on.wait(WAIT_S)
+        assert go_on.wait(PATIENCE_S)
 
     faulty.before_write = staticmethod(hang)
     store, copies = both(tmp_path / "here", "faulty://box", kept=1)
@@ -271,7 +270,7 @@ def test_training_does_not_wait_for_a_copy(faulty: type[FaultyFileSystem], tmp_p
     assert not copies.finish(0.1)
     assert len(begun) <= 1
     go_on.set()
-    assert copies.finish(WAIT_S)
+    assert copies.finish(PATIENCE_S)
     assert fetched_number(tmp_path / "new", "faulty://box") == 3
 
 
@@ -280,14 +279,14 @@ def test_an_end_that_cannot_wait_longer_says_so(
 ) -> None:
     """The last copy is waited for within a limit, and given up with a warning."""
     go_on = threading.Event()
-    faulty.before_write = staticmethod(lambda path: [go_on.wait(WAIT_S)])
+    faulty.before_write = staticmethod(lambda path: [go_on.wait(PATIENCE_S)])
     store, copies = both(tmp_path / "here", "faulty://box")
     store.save(1, {"updates": 1}, {})
     copies.copy(1)
     assert not copies.finish(0.05)
     assert "copying checkpoints to faulty://box took more than" in caplog.text
     go_on.set()
-    assert copies.finish(WAIT_S)
+    assert copies.finish(PATIENCE_S)
 
 
 def test_another_runs_url_is_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_runs import PATIENCE_S, Command, write_workshop
+from command_runs import Command, write_workshop
 from counted_streams import read_streams
+from patience import PATIENCE_S
 
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import ActionSpec, ObservationSpec, Spaces

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from patience import PATIENCE_S
 
 from dreamfleet import __version__
 from dreamfleet.common.settings import Settings
@@ -405,10 +406,13 @@ def test_a_local_ray_is_examined_as_a_cluster(local_ray: None, tmp_path: Path) -
     assert by_subject["environment"].level == "ok"
     [answered] = ask_nodes(SETTINGS, str(tmp_path))
     assert answered.round_trip_s is not None
-    assert 0 < answered.round_trip_s < 1
-    hanging = SETTINGS.model_copy(update={"env": SETTINGS.env.model_copy(update={"kwargs": {"delay_s": 30.0}})})
-    [late] = ask_nodes(hanging, str(tmp_path), answer_s=5)
-    assert late.silent == {"environment": "no answer within 5 s"}
+    assert 0 < answered.round_trip_s < PATIENCE_S
+    hanging = SETTINGS.model_copy(update={"env": SETTINGS.env.model_copy(update={"kwargs": {"delay_s": 120.0}})})
+    for answer_s in (5, 60):  # a busy machine answers nothing within 5 s
+        [late] = ask_nodes(hanging, str(tmp_path), answer_s=answer_s)
+        if late.machine is not None:
+            break
+    assert late.silent == {"environment": f"no answer within {answer_s} s"}
     assert late.machine is not None
 
 

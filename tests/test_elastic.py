@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_runs import PATIENCE_S, ROOT, Command, write_workshop
+from command_runs import ROOT, Command, write_workshop
+from patience import PATIENCE_S
 
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.replay.report import describe, verify

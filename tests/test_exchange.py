@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from make_chunks import Arrays, counting_format, cut, image_format, make_stream, mixed_format
+from patience import PATIENCE_S
 
 from dreamfleet.common.chunk import ChunkKey
 from dreamfleet.common.errors import UserError
@@ -446,7 +447,7 @@ def tell(pieces, most_steps, verb):
         yield piece
         if number == 3:
             print("begun", flush=True)
-            import time; time.sleep(60)
+            import time; time.sleep(600)
 exchange._tell = tell
 from dreamfleet.deploy.command_line import main
 sys.exit(main(["replay", sys.argv[1], sys.argv[2], "--out", sys.argv[3]]))
@@ -468,6 +469,6 @@ def test_an_interrupted_command_leaves_nothing(tmp_path: Path, action: str) -> N
     assert process.stdout is not None
     assert "begun\n" in iter(process.stdout.readline, "")
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert sorted(tmp_path.iterdir()) == before

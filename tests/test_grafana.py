@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE_S
 
 from dreamfleet.deploy.meters import COUNTERS, GAUGES, PARTS
 
@@ -30,7 +31,6 @@ PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
 NEEDS_GPU = "ray_node_gpus_utilization"
 LABEL = "a run"
-PATIENCE_S = 100.0
 
 
 def test_the_dashboard_has_the_shape_that_grafana_imports() -> None:
@@ -103,7 +103,7 @@ def _feeding(folder: Path) -> Iterator[Path]:
         assert file, "the program that feeds ended before Ray was up"
         yield Path(file)
     finally:
-        process.communicate(timeout=30)  # closes its input, which ends it
+        process.communicate(timeout=PATIENCE_S)  # closes its input, which ends it
 
 
 @contextmanager
@@ -125,7 +125,7 @@ def _prometheus(program: str, folder: Path, discovery_file: Path) -> Iterator[st
         yield f"http://{address}"
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(PATIENCE_S)
 
 
 def _wait_for_data(address: str, expressions: list[str]) -> list[str]:

@@ -11,14 +11,13 @@ import pytest
 import ray
 from make_chunks import cut
 from moving_square import play_square, square_format
+from patience import PATIENCE_S
 from small_runs import small_settings
 
 from dreamfleet.common.settings import ReplaySettings
 from dreamfleet.learner.process import LearnerProcess
 from dreamfleet.replay.client import RayReplay
 from dreamfleet.replay.server import start_replay_server
-
-WAIT_S = 60
 
 
 @pytest.mark.ray
@@ -39,7 +38,7 @@ def test_a_killed_learner_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
         )
 
     def ask(learner: object, method: str, *arguments: object) -> object:
-        return ray.get(getattr(learner, method).remote(*arguments), timeout=WAIT_S)
+        return ray.get(getattr(learner, method).remote(*arguments), timeout=PATIENCE_S)
 
     first = start()
     updates, published, decisions = ask(first, "restore")  # type: ignore[misc]
@@ -51,7 +50,7 @@ def test_a_killed_learner_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     assert saved["held_out_loss"] > 0
     report, [(version, reference)] = ask(first, "train", 3)  # type: ignore[misc]
     assert version == report.updates == 6
-    weights = np.array(ray.get(reference, timeout=WAIT_S))
+    weights = np.array(ray.get(reference, timeout=PATIENCE_S))
     pictures = ask(first, "illustrate")
     assert pictures.still.dtype == np.uint8  # type: ignore[attr-defined]
 
@@ -61,6 +60,6 @@ def test_a_killed_learner_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     assert updates == published[0][0] == 3
     again, [(version, reference)] = ask(second, "train", 3)  # type: ignore[misc]
     assert again.metrics == report.metrics
-    assert np.array_equal(ray.get(reference, timeout=WAIT_S), weights)
+    assert np.array_equal(ray.get(reference, timeout=PATIENCE_S), weights)
     ray.kill(second)
     replay.close()

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import ray
+from patience import PATIENCE_S
 
 from dreamfleet.deploy.pool import Worker
 from dreamfleet.deploy.ray_pool import RayPool
-
-START_TIMEOUT_S = 60.0
 
 
 @pytest.mark.ray
@@ -27,7 +26,7 @@ def test_a_silent_worker_in_its_place_is_told_from_one_that_waits_for_room(local
     waiting = Worker("waiting", silent.options(resources={"of which there is none": 1}).remote(0.0))
     pool = object.__new__(RayPool)
     try:
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + PATIENCE_S
         while not (found := pool.placed([placed, waiting])) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert found == [placed]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from make_chunks import Arrays, counting_format, cut, image_format, make_stream, mixed_format
+from patience import PATIENCE_S, wait_until
 
 from dreamfleet.common.blocks import DamagedChunkError
 from dreamfleet.common.chunk import PREFIX, parse_header
@@ -435,8 +436,9 @@ def test_reading_goes_on_while_segments_are_dropped(tmp_path: Path) -> None:
     readers = [threading.Thread(target=read, args=(reader,)) for reader in range(2)]
     for reader in readers:
         reader.start()
-    for record in records[20:]:
+    for number, record in enumerate(records[20:]):
         replay.append(record)
+        wait_until(lambda number=number: min(batches) > number // 10 or faults)  # neither reader may sleep through it
     stop.set()
     for reader in readers:
         reader.join()
@@ -455,12 +457,12 @@ def test_sampling_does_not_wait_for_a_slow_disk(tmp_path: Path, monkeypatch: pyt
 
     def hang(_descriptor: int) -> None:
         hanging.set()
-        go_on.wait(30)
+        go_on.wait(PATIENCE_S)
 
     monkeypatch.setattr(os, "fsync", hang)
     syncing = threading.Thread(target=replay.sync)
     syncing.start()
-    assert hanging.wait(10)
+    assert hanging.wait(PATIENCE_S)
     replay.sample(0, 4)
     assert syncing.is_alive()
     go_on.set()

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import ray
 from make_chunks import counting_format, cut, image_format, make_stream
+from patience import PATIENCE_S, wait_until
 
 from dreamfleet.common.blocks import DamagedChunkError
 from dreamfleet.common.errors import UserError
@@ -49,7 +50,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 def process_of(server: Any) -> int:
     """Return the id of the server's process."""
-    return int(ray.get(server.health.remote(), timeout=60))
+    return int(ray.get(server.health.remote(), timeout=PATIENCE_S))
 
 
 def test_the_client_does_what_the_replay_does(start: Start, tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_the_client_does_what_the_replay_does(start: Start, tmp_path: Path) -> N
     replay.sync()
     through_ray = unpack(replay.sample(7, 5), FORMAT)
     replay.close()
-    direct = Replay(tmp_path, FORMAT, SETTINGS, 20, 0, lock_wait_s=20)
+    direct = Replay(tmp_path, FORMAT, SETTINGS, 20, 0, lock_wait_s=PATIENCE_S)
     for name, array in unpack(direct.sample(7, 5), FORMAT).items():
         np.testing.assert_array_equal(array, through_ray[name])
     direct.close()
@@ -79,7 +80,7 @@ def test_errors_arrive_as_what_they_are(start: Start) -> None:
     sink = RaySink(server)
     sink.append(b"rubbish")
     with pytest.raises(DamagedChunkError):
-        sink.flush(30)
+        sink.flush(PATIENCE_S)
 
 
 def test_a_directory_at_fault_is_the_user_s_error(tmp_path: Path, start: Start) -> None:
@@ -95,7 +96,7 @@ def test_a_sink_acknowledges_everything_once(start: Start) -> None:
     sink = RaySink(server, in_flight=3)
     for record in cut(FORMAT, make_stream(FORMAT, [64 * 30])):
         sink.append(record)
-    sink.flush(30)
+    sink.flush(PATIENCE_S)
     assert RayReplay(server).counters() == (64 * 30, 64 * 30 - 19, 1)
 
 
@@ -113,7 +114,7 @@ def test_nothing_is_lost_or_doubled_by_sigkill_of_the_server(start: Start, tmp_p
                 sinks[number].append(record)
                 stored.append(number)
                 time.sleep(0.01)
-            sinks[number].flush(90)
+            sinks[number].flush(PATIENCE_S)
         except BaseException as fault:  # noqa: BLE001 - handed to the test's own thread
             faults.append(fault)
 
@@ -122,8 +123,7 @@ def test_nothing_is_lost_or_doubled_by_sigkill_of_the_server(start: Start, tmp_p
         pusher.start()
     replay = RayReplay(server)
     for mark in (40, 160):
-        while len(stored) < mark:
-            time.sleep(0.01)
+        wait_until(lambda mark=mark: len(stored) >= mark or faults)
         killed = process_of(server)
         os.kill(killed, signal.SIGKILL)
         assert unpack(replay.sample(mark, 4), FORMAT)["reward"].shape == (4, 20)
@@ -143,11 +143,11 @@ def test_a_server_that_is_gone_for_good_is_reported_soon(start: Start) -> None:
     ray.kill(server)
     begun = time.monotonic()
     with pytest.raises(ReplayLostError, match="replay server"):
-        RayReplay(server, timeout_s=20).sample(0, 1)
+        RayReplay(server, timeout_s=PATIENCE_S).sample(0, 1)
     sink.append(cut(FORMAT, make_stream(FORMAT, [5]))[0])
     with pytest.raises(ReplayLostError, match="replay server"):
-        sink.flush(20)
-    assert time.monotonic() - begun < 20
+        sink.flush(PATIENCE_S)
+    assert time.monotonic() - begun < PATIENCE_S / 2
 
 
 def test_a_server_that_hangs_is_reported_after_the_time_limit(start: Start) -> None:
@@ -166,7 +166,7 @@ def test_a_server_that_hangs_is_reported_after_the_time_limit(start: Start) -> N
             sink.append(records[2])
     finally:
         os.kill(process, signal.SIGCONT)
-    sink.flush(30)
+    sink.flush(PATIENCE_S)
     assert RayReplay(server).counters()[0] == 128
 
 

@@ -175,7 +175,7 @@ def test_environments_that_fail_or_hang_are_replaced(run_fleet: RunFleet, told: 
         faults={"raise": 60, "hang": 61}, claims=str(tmp_path / "claims"),
     )  # fmt: skip
     fleet, _ = run_fleet(settings, see_both_replaced)
-    assert fleet.restarts == 2
+    assert fleet.restarts >= 2, "and more where a busy machine makes a whole actor wait for 4 s"
     failed = [message for message in told if re.match(r"actor [01] failed:\n", message)]
     assert len(failed) == 1
     assert re.search(r'faulty_environment.py", line \d+, in step(.|\n)*RuntimeError: the wheel came off', failed[0])

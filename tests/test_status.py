@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE_S
 
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.settings import Settings
@@ -44,7 +45,7 @@ from dreamfleet.deploy.state import StateWriter
 with StateWriter(Path(sys.argv[1]), "train", 10.0) as state:
     state.beat({})
     print("beats", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -337,7 +338,7 @@ def test_neither_ray_nor_torch_is_imported(run: RunDirectory) -> None:
         "assert not {'ray', 'torch', 'cv2', 'gymnasium'} & set(sys.modules), 'imported'"
     )
     variables = os.environ | {"PYTHONPATH": str(ROOT / ".pkg")}
-    subprocess.run([sys.executable, "-c", code, "status", str(run.path)], check=True, env=variables, timeout=60)  # noqa: S603
+    subprocess.run([sys.executable, "-c", code, "status", str(run.path)], check=True, env=variables, timeout=PATIENCE_S)  # noqa: S603
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE_S
 
 from dreamfleet.deploy import head, job, package
 from dreamfleet.deploy.command_line import main
@@ -310,7 +311,7 @@ def test_ctrl_c_leaves_the_job_running(ray: FakeRay) -> None:
     assert following.stdout
     assert following.stdout.readline() == "a\n"
     following.send_signal(signal.SIGINT)
-    rest = following.communicate(timeout=20)[0]
+    rest = following.communicate(timeout=PATIENCE_S)[0]
     assert following.returncode == 130
     assert "--follow x`" in rest
     assert "--stop x`" in rest

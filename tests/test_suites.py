@@ -20,6 +20,7 @@ import cv2
 import gymnasium
 import numpy as np
 import pytest
+from patience import PATIENCE_S
 
 from dreamfleet.actors import announcements, rendering
 from dreamfleet.actors.collector import build_collector
@@ -56,7 +57,7 @@ def run_alone(program: str, **variables: str | None) -> str:
         environment.pop(name, None)
     command = [sys.executable, "-c", program]
     done = subprocess.run(  # noqa: S603 (our own interpreter and text)
-        command, env=environment, capture_output=True, text=True, timeout=150, check=False
+        command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -247,7 +248,7 @@ def test_a_ray_actor_draws(local_ray: None) -> None:
         env.close()
         return float(picture.std())
 
-    assert ray.get(look.remote(), timeout=150) > 5
+    assert ray.get(look.remote(), timeout=PATIENCE_S) > 5
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import psutil
+from patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PATIENCE_S = 90.0
 
 PRESET = """
 env: {id: "my_world:make", kwargs: {picture: true, image: 16, length: 20, delay_s: 0.004}, image_size: 0}
@@ -97,7 +97,7 @@ class Command:
             process.kill()
 
 
-def still_running(family: list[psutil.Process], within_s: float) -> list[psutil.Process]:
+def still_running(family: list[psutil.Process], within_s: float = PATIENCE_S) -> list[psutil.Process]:
     """Return those of the processes that have not ended within so many seconds; one that waits to be reaped has."""
     deadline = time.monotonic() + within_s
     while (alive := [process for process in family if _runs(process)]) and time.monotonic() < deadline:

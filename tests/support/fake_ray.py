@@ -56,7 +56,7 @@ def logs(job_id: str) -> int:
             print("half a li", end="", flush=True)
             return 255
         if line == "HANG":
-            time.sleep(60)
+            time.sleep(600)
         if line in ("succeeded", "failed", "was stopped"):
             say("-------")
             say(f"Job '{job_id}' {line}")

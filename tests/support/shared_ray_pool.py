@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 from checking_learner import CheckingLearner
+from patience import PATIENCE_S
 
 from dreamfleet.actors.environments import probe_environment
 from dreamfleet.common.settings import Settings
@@ -22,7 +23,6 @@ from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.slot import Slot
 from dreamfleet.deploy.watcher import Watcher
 
-ASK_TIMEOUT_S = 60
 STEPS_AFTER_PLOT = 301
 
 
@@ -64,11 +64,11 @@ class SharedRayPool(ray_pool.RayPool):
 
     def kill_process(self, worker: Worker) -> None:
         """SIGKILL a worker's process."""
-        os.kill(ray.get(worker.target.ping.remote(), timeout=ASK_TIMEOUT_S), signal.SIGKILL)
+        os.kill(ray.get(worker.target.ping.remote(), timeout=PATIENCE_S), signal.SIGKILL)
 
     def kill_replay(self) -> None:
         """SIGKILL the replay server's process."""
-        os.kill(ray.get(self._servers[0].health.remote(), timeout=ASK_TIMEOUT_S), signal.SIGKILL)
+        os.kill(ray.get(self._servers[0].health.remote(), timeout=PATIENCE_S), signal.SIGKILL)
 
 
 def share_ray(monkeypatch: Any) -> None:
