@@ -75,7 +75,7 @@ def test_training_goes_on_without_a_shard_that_is_lost(
     at_loss: dict[str, Any] = {}
 
     def lose_one(fleet: Fleet, attendant: Attendant) -> Iterator[None]:
-        while fleet.updates < 20:
+        while fleet.updates < 20 or not all(attendant.lives_of(actor) for actor in (0, 2)):
             yield
         at_loss.update(updates=fleet.updates, steps=fleet.env_steps)
         ray.kill(pool._servers[0])
