@@ -109,13 +109,13 @@ class Collector:
         self._policy = policy
         self._environments, self._sink, self._format = environments, sink, step_format
         self._flush_timeout_s = flush_timeout_s
+        self._rounds = environments.rounds
         count = len(environments)
         self._streams = [Stream(step_format, environments, k, actor, incarnation) for k in range(count)]
-        self._returns = [0.0] * count
-        self._lengths = [0] * count
         self._actions = zero_action(step_format.spaces.action, count)
         self._version = 0
-        self._next = 0
+        self._next = 0  # the environment whose step of the current round is recorded next
+        self._sent = 0  # how many had their step of the first row's round recorded, and sent, by an order before
         self._begun = False
         self._broken = False  # within an order, and for ever after one that failed
 
@@ -148,13 +148,11 @@ class Collector:
             if self._next == 0:
                 self._begin_round(report)
             stop = min(self._next + left, len(self._streams))
-            for k in range(self._next, stop):
-                self._record(k, report)
+            self._record(self._next, stop, report)
             left -= stop - self._next
             self._next = stop % len(self._streams)
-        for stream in self._streams:
-            if stream.held:
-                self._send(stream, report)
+            if not left or (self._rounds.is_full and self._next == 0):
+                self._send(report)
         with _timed(report, "push"):
             self._sink.flush(self._flush_timeout_s)
         report.version = self._version
@@ -170,31 +168,40 @@ class Collector:
             self._environments.reset()
             self._begun = True
         stepped = perf_counter()
-        self._actions = self._policy.act(self._environments.observations, self._environments.is_first)
-        self._version = self._policy.version
+        self._actions = self._policy.act(self._rounds.observations, self._rounds.is_first)
+        chosen = perf_counter()
         report.timings["environment"] += stepped - began
-        report.timings["policy"] += perf_counter() - stepped
+        report.timings["policy"] += chosen - stepped
+        stored = self._rounds.current("action")
+        stored[:] = self._actions
+        if True in self._environments.is_last:
+            stored[self._environments.is_last] = 0  # an episode's last action is not used
+        if self._policy.version != self._version:
+            self._version = self._policy.version
+            self._rounds.set_from_here("version", self._version)
 
-    def _record(self, k: int, report: CollectReport) -> None:
-        """Append the current step of environment `k` to its stream; an episode's last action is not used: zeros."""
-        stream, is_last = self._streams[k], self._environments.is_last[k]
-        stream.append(0 if is_last else self._actions[k], self._version)
-        if self._environments.is_first[k]:
-            self._returns[k], self._lengths[k] = 0.0, 0
-        else:
-            self._returns[k] += float(self._environments.reward[k])
-            self._lengths[k] += 1
-        if is_last:
-            report.episodes.append(EpisodeResult(self._returns[k], self._lengths[k]))
-        if stream.is_full:
-            self._send(stream, report)
+    def _record(self, start: int, stop: int, report: CollectReport) -> None:
+        """Count the current steps of environments `start` to `stop` as this order's: report episodes that end there."""
+        environments = self._environments
+        for k in range(start, stop):
+            if environments.is_last[k]:
+                report.episodes.append(EpisodeResult(environments.returns[k], environments.lengths[k]))
 
-    def _send(self, stream: Stream, report: CollectReport) -> None:
-        with _timed(report, "encode"):
-            record = stream.cut()
-        report.stored_bytes += len(record)
-        with _timed(report, "push"):
-            self._sink.append(record)
+    def _send(self, report: CollectReport) -> None:
+        """Send all recorded steps, a chunk of each stream, and make room for more."""
+        rounds, within = self._rounds, self._next > 0
+        for k, stream in enumerate(self._streams):
+            start = 1 if k < self._sent else 0
+            stop = rounds.row if within and k >= self._next else rounds.row + 1
+            if start == stop:
+                continue
+            with _timed(report, "encode"):
+                record = stream.cut({name: array[start:stop, k] for name, array in rounds.arrays.items()})
+            report.stored_bytes += len(record)
+            with _timed(report, "push"):
+                self._sink.append(record)
+        rounds.restart(keep=within)
+        self._sent = self._next
 
 
 def environment_seeds(settings: Settings, actor: int, incarnation: int) -> list[int]:

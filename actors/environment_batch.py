@@ -9,7 +9,9 @@ import numpy as np
 
 from dreamfleet.actors.actions import action_converter
 from dreamfleet.actors.environments import describe_spaces, make_environment
+from dreamfleet.actors.rounds import Rounds
 from dreamfleet.common.settings import EnvironmentSettings
+from dreamfleet.common.steps import StepFormat
 
 
 class EnvironmentFailedError(RuntimeError):
@@ -19,8 +21,6 @@ class EnvironmentFailedError(RuntimeError):
 class EnvironmentBatch:
     """K environments and the step each of them is at.
 
-    The arrays stay the same objects for the batch's life and are overwritten as it steps: copy what you keep.
-
     Args:
         settings: which environment, and how it is wrapped.
         seeds: for each of the K environments the seed of its first reset; later episodes go on from its generator.
@@ -28,10 +28,10 @@ class EnvironmentBatch:
 
     Attributes:
         spaces: what they show and take.
-        observations: the current observations, by name (K, *shape).
-        reward: the reward received on arriving at them (K,) float32.
-        is_first: whether they begin an episode (K,); likewise `is_last` ends one, and `is_terminal` ends one truly.
-        episode: number of the current episode of each environment (K,) int32.
+        rounds: where they write what they show; actions and versions are for whoever chooses those.
+        is_last: whether the current step of each ends its episode.
+        returns: sum of the rewards of each one's episode so far; `lengths` its steps (actions taken).
+        lengths: see `returns`.
 
     Raises:
         UserError: if an environment cannot be made.
@@ -43,15 +43,12 @@ class EnvironmentBatch:
         self.environments = [make_environment(settings) for _ in self._seeds]
         self.spaces = describe_spaces(self.environments[0])
         self._to_environment = action_converter(self.environments[0].action_space)
-        self.observations = {
-            spec.name: np.zeros((len(self), *spec.shape), spec.dtype) for spec in self.spaces.observations
-        }
-        self.reward = np.zeros(len(self), np.float32)
-        self.is_first = np.zeros(len(self), bool)
-        self.is_last = np.zeros(len(self), bool)
-        self.is_terminal = np.zeros(len(self), bool)
-        self.episode = np.full(len(self), -1, np.int32)
-        self._elapsed = [0] * len(self)
+        self.rounds = Rounds(StepFormat(self.spaces), len(self))
+        self._reward = self.rounds.arrays["reward"]
+        self._episode = [-1] * len(self)
+        self.is_last = [False] * len(self)
+        self.returns = [0.0] * len(self)
+        self.lengths = [0] * len(self)
 
     def __len__(self) -> int:
         """Return K."""
@@ -63,6 +60,7 @@ class EnvironmentBatch:
         Raises:
             EnvironmentFailedError: if one of them raises an error.
         """
+        self.rounds.advance()
         for k, seed in enumerate(self._seeds):
             self._begin(k, seed)
 
@@ -75,8 +73,9 @@ class EnvironmentBatch:
         Raises:
             EnvironmentFailedError: if one of them raises an error or gives a reward that is not finite.
         """
-        for k in range(len(self)):
-            if self.is_last[k]:
+        self.rounds.advance()
+        for k, ended in enumerate(self.is_last):
+            if ended:
                 self._begin(k, None)
             else:
                 self._advance(k, actions[k])
@@ -90,21 +89,23 @@ class EnvironmentBatch:
         """Return the error that says where environment `k` is and what befell it."""
         return EnvironmentFailedError(
             f"environment '{self._settings.id}' (actor {self._actor}, environment {k}) failed in episode "
-            f"{max(self.episode[k], 0)} at step {self._elapsed[k]}: {cause}"
+            f"{max(self._episode[k], 0)} at step {self.lengths[k]}: {cause}"
         )
 
     def _begin(self, k: int, seed: int | None) -> None:
-        self.episode[k] += 1
-        self._elapsed[k] = 0
+        self._episode[k] += 1
+        self.is_last[k], self.returns[k], self.lengths[k] = False, 0.0, 0
         try:
             observation, _ = self.environments[k].reset(seed=seed)
             self._show(k, observation)
         except Exception as error:
             raise self.failure(k, f"{type(error).__name__} at its reset: {error}") from error
-        self.reward[k], self.is_first[k], self.is_last[k], self.is_terminal[k] = 0.0, True, False, False
+        self.rounds.set_from_here("episode", self._episode[k], k)
+        self.rounds.is_first[k] = True
+        self._reward[self.rounds.row, k] = 0.0
 
     def _advance(self, k: int, action: np.ndarray) -> None:
-        self._elapsed[k] += 1
+        self.lengths[k] += 1
         try:
             observation, reward, terminated, truncated, _ = self.environments[k].step(self._to_environment(action))
             reward = float(reward)
@@ -113,9 +114,12 @@ class EnvironmentBatch:
             raise self.failure(k, f"{type(error).__name__}: {error}") from error
         if not math.isfinite(reward):
             raise self.failure(k, f"its reward is {reward}")
-        self.reward[k], self.is_first[k] = reward, False
-        self.is_last[k], self.is_terminal[k] = terminated or truncated, terminated
+        self.returns[k] += reward
+        self._reward[self.rounds.row, k] = reward
+        if terminated or truncated:
+            self.is_last[k] = True
+            self.rounds.current("is_last")[k], self.rounds.current("is_terminal")[k] = True, terminated
 
     def _show(self, k: int, observation: dict[str, np.ndarray]) -> None:
-        for name, current in self.observations.items():
+        for name, current in self.rounds.observations.items():
             current[k] = observation[name]

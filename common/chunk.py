@@ -15,6 +15,7 @@ A block that zstd cannot shorten is stored raw. Checksums are per block: a reade
 from __future__ import annotations
 
 import struct
+import threading
 import zlib
 from collections.abc import Mapping
 from itertools import accumulate
@@ -30,6 +31,7 @@ MAGIC = b"DFCK"
 PREFIX = struct.Struct("<4sIII")
 _HEADER = struct.Struct("<IIIIQQIIQQQiiI")
 _COMPRESSED = 1 << 31
+_LOCAL = threading.local()
 
 
 class ChunkKey(NamedTuple):
@@ -86,7 +88,7 @@ def encode_chunk(
     if not 1 <= steps <= CHUNK_STEPS:
         raise ValueError(f"a chunk holds 1 to {CHUNK_STEPS} steps, not {steps}")
     checked = {field.name: _checked(field, arrays[field.name], steps) for field in step_format.fields}
-    compressor = zstandard.ZstdCompressor(level=level, write_checksum=False)
+    compressor = _compressor(level)
     bodies, table = [], []
     for block in raw_blocks(step_format, checked):
         packed = compressor.compress(block)
@@ -196,6 +198,13 @@ def decode_chunk(step_format: StepFormat, record: bytes | memoryview) -> dict[st
     out = {field.name: np.empty((header.steps, *field.shape), field.dtype) for field in step_format.fields}
     read_steps(step_format, header.steps, 0, header.steps, blocks, out)
     return out
+
+
+def _compressor(level: int) -> zstandard.ZstdCompressor:
+    """Return this thread's compressor of that level: making one takes as long as compressing a chunk of vectors."""
+    if level not in (held := _LOCAL.__dict__):
+        held[level] = zstandard.ZstdCompressor(level=level, write_checksum=False)
+    return held[level]
 
 
 def _checked(field: Field, array: np.ndarray, steps: int) -> np.ndarray:

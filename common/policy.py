@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,13 +22,17 @@ class Policy(Protocol):
     def act(self, observations: Mapping[str, np.ndarray], is_first: np.ndarray) -> np.ndarray:
         """Return stored actions (K, *stored_shape), newly made, for observations of (K, *shape) and is_first (K,).
 
-        The arrays given are overwritten at the next step: copy what you keep.
+        The arrays given are overwritten at later steps: copy what you keep.
         """
         ...
 
     def adopt(self, version: int, weights: np.ndarray) -> None:
         """Take over published weights: one flat array, as the learner laid it out; read-only, so copy what you keep."""
         ...
+
+
+_DRAWN_AHEAD = 256
+"""Random actions that are drawn at once: a call of numpy's generator takes longer than many an environment's step."""
 
 
 class RandomPolicy:
@@ -68,33 +72,46 @@ class RandomPolicy:
         self._spec = spec
         self._hold = (hold_min, hold_max)
         self._generator = np.random.default_rng(derive_seed(seed, "random policy"))
-        self._left = np.zeros(environments, np.int64)
+        self._drawn = self._draw()
+        self._left = [0] * environments
         self._action = np.zeros((environments, *spec.stored_shape), spec.stored_dtype)
 
     def act(self, observations: Mapping[str, np.ndarray], is_first: np.ndarray) -> np.ndarray:
         """Return actions (K, *stored_shape): the held ones, or new ones where an episode begins or the hold is over."""
         del observations
-        for k in np.flatnonzero((self._left == 0) | is_first):
-            self._action[k] = self._draw()
-            self._left[k] = self._generator.integers(self._hold[0], self._hold[1] + 1)
-        self._left -= 1
-        return self._action.copy()
+        action = self._action = self._action.copy()
+        left = self._left
+        for k, begins in enumerate(is_first.tolist()):
+            if begins or not left[k]:
+                action[k], left[k] = next(self._drawn)
+            left[k] -= 1
+        return action
 
     def adopt(self, version: int, weights: np.ndarray) -> None:
         """Note the version; chance needs no weights."""
         del weights
         self.version = version
 
-    def _draw(self) -> np.ndarray | int:
+    def _draw(self) -> Iterator[tuple[Any, int]]:
+        """Yield, without end, an action and the number of steps for which it is held."""
+        while True:
+            actions = self._draw_actions(_DRAWN_AHEAD)
+            holds = self._generator.integers(self._hold[0], self._hold[1] + 1, _DRAWN_AHEAD)
+            yield from zip(actions.tolist() if actions.ndim == 1 else actions, holds.tolist(), strict=True)
+
+    def _draw_actions(self, count: int) -> np.ndarray:
+        """Return so many random actions (count, *stored_shape)."""
         if self._frequencies is not None:
-            return int(self._generator.choice(len(self._frequencies), p=self._frequencies))
-        if self._spec.kind != "box":
-            choices = self._generator.integers(self._spec.sizes)
-            return choices[0] if self._spec.kind == "discrete" else choices
+            return self._generator.choice(len(self._frequencies), count, p=self._frequencies)
+        if self._spec.kind == "discrete":
+            return self._generator.integers(self._spec.sizes[0], size=count)
+        if self._spec.kind == "multi_discrete":
+            return self._generator.integers(self._spec.sizes, size=(count, len(self._spec.sizes)))
         low, high = np.array(self._spec.low), np.array(self._spec.high)
         bounded = np.isfinite(low) & np.isfinite(high)
-        uniform = self._generator.uniform(np.where(bounded, low, 0), np.where(bounded, high, 1))
-        return np.where(bounded, uniform, np.clip(self._generator.normal(size=low.shape), low, high))
+        size = (count, len(low))
+        uniform = self._generator.uniform(np.where(bounded, low, 0), np.where(bounded, high, 1), size)
+        return np.where(bounded, uniform, np.clip(self._generator.normal(size=size), low, high))
 
 
 def make_policy(

@@ -10,6 +10,8 @@ import pytest
 from dreamfleet.actors.environment_batch import EnvironmentBatch, EnvironmentFailedError
 from dreamfleet.common.settings import EnvironmentSettings
 
+FLAGS = ("reward", "is_first", "is_last", "is_terminal", "episode")
+
 
 def counting(seeds: list[int], **kwargs: Any) -> EnvironmentBatch:
     settings = EnvironmentSettings(id="counting_environment:make", kwargs=kwargs, image_size=0)
@@ -23,8 +25,8 @@ def walk(batch: EnvironmentBatch, steps: int) -> dict[str, np.ndarray]:
     rows = []
     for _ in range(steps):
         rows.append(
-            {name: getattr(batch, name).copy() for name in ("reward", "is_first", "is_last", "is_terminal", "episode")}
-            | {name: array.copy() for name, array in batch.observations.items()}
+            {name: batch.rounds.current(name).copy() for name in FLAGS}
+            | {name: array.copy() for name, array in batch.rounds.observations.items()}
         )
         batch.step(action)
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
