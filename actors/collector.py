@@ -143,15 +143,16 @@ class Collector:
             raise CollectorBrokenError("an earlier order of this collector failed; its streams cannot go on")
         self._broken = True
         report = CollectReport(steps, raw_bytes=steps * self._format.step_bytes)
-        left = steps
+        left, count = steps, len(self._streams)
         while left:
             if self._next == 0:
                 self._begin_round(report)
-            stop = min(self._next + left, len(self._streams))
-            self._record(self._next, stop, report)
+            stop = min(self._next + left, count)
+            if True in self._environments.is_last:
+                self._report_episodes(self._next, stop, report)
             left -= stop - self._next
-            self._next = stop % len(self._streams)
-            if not left or (self._rounds.is_full and self._next == 0):
+            self._next = 0 if stop == count else stop
+            if not left or (self._next == 0 and self._rounds.is_full):
                 self._send(report)
         with _timed(report, "push"):
             self._sink.flush(self._flush_timeout_s)
@@ -168,20 +169,20 @@ class Collector:
             self._environments.reset()
             self._begun = True
         stepped = perf_counter()
-        self._actions = self._policy.act(self._rounds.observations, self._rounds.is_first)
+        current = self._rounds.current
+        self._actions = self._policy.act(current.observations, current.is_first)
         chosen = perf_counter()
         report.timings["environment"] += stepped - began
         report.timings["policy"] += chosen - stepped
-        stored = self._rounds.current("action")
-        stored[:] = self._actions
+        current.action[...] = self._actions
         if True in self._environments.is_last:
-            stored[self._environments.is_last] = 0  # an episode's last action is not used
+            current.action[self._environments.is_last] = 0  # an episode's last action is not used
         if self._policy.version != self._version:
             self._version = self._policy.version
             self._rounds.set_from_here("version", self._version)
 
-    def _record(self, start: int, stop: int, report: CollectReport) -> None:
-        """Count the current steps of environments `start` to `stop` as this order's: report episodes that end there."""
+    def _report_episodes(self, start: int, stop: int, report: CollectReport) -> None:
+        """Report the episodes that end with the current steps of environments `start` to `stop`."""
         environments = self._environments
         for k in range(start, stop):
             if environments.is_last[k]:

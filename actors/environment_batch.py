@@ -44,7 +44,6 @@ class EnvironmentBatch:
         self.spaces = describe_spaces(self.environments[0])
         self._to_environment = action_converter(self.environments[0].action_space)
         self.rounds = Rounds(StepFormat(self.spaces), len(self))
-        self._reward = self.rounds.arrays["reward"]
         self._episode = [-1] * len(self)
         self.is_last = [False] * len(self)
         self.returns = [0.0] * len(self)
@@ -101,8 +100,8 @@ class EnvironmentBatch:
         except Exception as error:
             raise self.failure(k, f"{type(error).__name__} at its reset: {error}") from error
         self.rounds.set_from_here("episode", self._episode[k], k)
-        self.rounds.is_first[k] = True
-        self._reward[self.rounds.row, k] = 0.0
+        self.rounds.current.is_first[k] = True
+        self.rounds.current.reward[k] = 0.0
 
     def _advance(self, k: int, action: np.ndarray) -> None:
         self.lengths[k] += 1
@@ -115,11 +114,12 @@ class EnvironmentBatch:
         if not math.isfinite(reward):
             raise self.failure(k, f"its reward is {reward}")
         self.returns[k] += reward
-        self._reward[self.rounds.row, k] = reward
+        current = self.rounds.current
+        current.reward[k] = reward
         if terminated or truncated:
-            self.is_last[k] = True
-            self.rounds.current("is_last")[k], self.rounds.current("is_terminal")[k] = True, terminated
+            self.is_last[k] = current.is_last[k] = True
+            current.is_terminal[k] = terminated
 
     def _show(self, k: int, observation: dict[str, np.ndarray]) -> None:
-        for name, current in self.rounds.observations.items():
-            current[k] = observation[name]
+        for name, array in self.rounds.current.each[k]:
+            array[...] = observation[name]
