@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from dreamfleet import __version__
 from dreamfleet.common.errors import UserError
@@ -46,10 +46,13 @@ def parse_facts(data: bytes, origin: object) -> dict[str, Any]:
     """
     try:
         facts = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedCheckpointError(f"{origin} cannot be read: {error}") from error
     if not isinstance(facts, dict) or not {"format", "sha256", "bytes", "updates"} <= facts.keys():
         raise DamagedCheckpointError(f"{origin} lacks what the facts of a checkpoint hold")
+    kinds = {"sha256": str, "bytes": int, "updates": int}
+    if facts["format"] == FORMAT and not all(type(facts[name]) is kind for name, kind in kinds.items()):
+        raise DamagedCheckpointError(f"{origin} does not say the size, the SHA-256 and the update of its checkpoint")
     if facts["format"] != FORMAT:
         raise UserError(
             f"{origin} is of format {facts['format']}, written by dreamfleet {facts.get('dreamfleet')}; "
@@ -63,10 +66,11 @@ def merit_of(facts: Mapping[str, Any]) -> Merit | None:
 
     Those whose policy was evaluated come first, by their return; then the others, by their held-out loss.
     """
-    if facts.get("evaluation_return") is not None:
-        return 0, -float(facts["evaluation_return"])
-    if facts.get("held_out_loss") is not None:
-        return 1, float(facts["held_out_loss"])
+    evaluation_return, held_out_loss = facts.get("evaluation_return"), facts.get("held_out_loss")
+    if _is_measurement(evaluation_return):
+        return 0, -float(evaluation_return)
+    if _is_measurement(held_out_loss):
+        return 1, float(held_out_loss)
     return None
 
 
@@ -89,6 +93,25 @@ def worth_keeping(merits: Mapping[int, Merit | None], saved: int, kept: int) -> 
     return {*newest} if best is None else {*newest, best}
 
 
-def plain(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the facts with None for numbers that JSON cannot say: a loss that is not finite is no measurement."""
-    return {name: None if isinstance(fact, float) and not math.isfinite(fact) else fact for name, fact in facts.items()}
+def to_json(facts: Mapping[str, Any]) -> bytes:
+    """Return facts as strict JSON; measurements that are not finite, alone or in a list, become null.
+
+    A loss that is not finite is no measurement. What describes something, such as spaces, is not changed: infinities
+    there have to be written in a way that reads back, or are refused.
+
+    Raises:
+        ValueError: if there is a number elsewhere that JSON cannot say, or facts contain themselves.
+        TypeError: if a value is of no kind that JSON has.
+    """
+    return json.dumps({name: _measured(fact) for name, fact in facts.items()}, indent=1, allow_nan=False).encode()
+
+
+def _measured(fact: Any) -> Any:
+    if isinstance(fact, list):
+        return [_measured(one) for one in fact]
+    return None if isinstance(fact, float) and not math.isfinite(fact) else fact
+
+
+def _is_measurement(fact: Any) -> TypeGuard[float]:
+    """Whether this is a finite number; facts that were written elsewhere may hold anything."""
+    return isinstance(fact, int | float) and math.isfinite(fact)

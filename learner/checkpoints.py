@@ -3,8 +3,9 @@
     checkpoint-000001000.pt      the state: tensors, numbers and names only, read with `weights_only=True`
     checkpoint-000001000.json    the facts: size and SHA-256 of the .pt, updates, steps, held-out loss, spaces, version
 
-Both are written under another name, synced, then renamed: a checkpoint exists from the moment its .json has its name,
-and a crash at any instant leaves those before it as they were.
+Both are written under another name and synced before the first of them is renamed, the .pt: a checkpoint exists from
+the moment its .json has its name. What a crash leaves before that was never a checkpoint, and is passed over; between
+the two renames, the .json that waits under its other name vouches for the .pt, and the next start renames it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, BinaryIO
 import torch
 
 from dreamfleet import __version__
-from dreamfleet.common.errors import UserError
+from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.learner.checkpoint_facts import (
     FORMAT,
     DamagedCheckpointError,
@@ -32,7 +33,7 @@ from dreamfleet.learner.checkpoint_facts import (
     merit_of,
     number_of,
     parse_facts,
-    plain,
+    to_json,
     worth_keeping,
 )
 
@@ -59,8 +60,8 @@ class CheckpointStore:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no file of any checkpoint, whole or not."""
-        return not (self._numbers("json") or self._numbers("pt"))
+        """Whether no checkpoint was ever finished here: there are no facts, whole or not."""
+        return not self.numbers()
 
     def save(self, number: int, state: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
         """Write a checkpoint, then drop those that are neither among the newest nor the best.
@@ -75,26 +76,22 @@ class CheckpointStore:
 
         Raises:
             UserError: if it cannot be written, for example because the disk is full; the others are untouched.
+            RunFailedError: if the facts are not plain JSON data; nothing is written.
         """
         path = self._path(number, "pt")
-        temporary = _temporary(path)
+        self._facts_text(number, facts)  # before anything is written: facts that cannot be are no half checkpoint
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            vouched = _write_synced(temporary, lambda file: torch.save(dict(state), file))
-            _rename_synced(temporary, path)
-            everything = {"format": FORMAT, "dreamfleet": __version__, **plain(facts), "updates": number, **vouched}
-            text = json.dumps(everything, indent=1, allow_nan=False).encode()
-            _write_synced(_temporary(self._path(number, "json")), lambda file: file.write(text))
-            _rename_synced(_temporary(self._path(number, "json")), self._path(number, "json"))
+            vouched = _write_synced(_temporary(path), lambda file: torch.save(dict(state), file))
+            text = self._facts_text(number, {**facts, **vouched})
+            self._finish(number, text)
         except OSError as error:
             raise UserError(
                 f"the checkpoint {path} could not be written: {error.strerror or error}; "
                 "older checkpoints are as they were"
             ) from error
         finally:
-            with suppress(OSError):  # a directory that cannot be written to has no rests either
-                temporary.unlink(missing_ok=True)
-                _temporary(self._path(number, "json")).unlink(missing_ok=True)
+            self._remove_temporaries(number)
         self._prune(number)
         written: dict[str, Any] = json.loads(text)
         return written
@@ -113,7 +110,7 @@ class CheckpointStore:
             OSError: if it cannot be written.
         """
         known = parse_facts(facts, file_name(number, "json"))
-        tensors_file, facts_file = self._path(number, "pt"), self._path(number, "json")
+        tensors_file = self._path(number, "pt")
         self.directory.mkdir(parents=True, exist_ok=True)
         try:
             came = _write_synced(_temporary(tensors_file), lambda file: [file.write(piece) for piece in tensors])
@@ -122,13 +119,9 @@ class CheckpointStore:
                     f"{tensors_file.name} has {came['bytes']} bytes of SHA-256 {came['sha256']:.8}…, and its facts say "
                     f"{known['bytes']} of {known['sha256']:.8}… at update {known['updates']}"
                 )
-            _write_synced(_temporary(facts_file), lambda file: file.write(facts))
-            _rename_synced(_temporary(tensors_file), tensors_file)
-            _rename_synced(_temporary(facts_file), facts_file)
+            self._finish(number, facts)
         finally:
-            with suppress(OSError):  # a directory that cannot be written to has no rests either
-                _temporary(tensors_file).unlink(missing_ok=True)
-                _temporary(facts_file).unlink(missing_ok=True)
+            self._remove_temporaries(number)
 
     def load(self, number: int, map_location: str | torch.device = "cpu") -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the state and the facts of one checkpoint, verified.
@@ -154,22 +147,34 @@ class CheckpointStore:
     def load_newest(self, map_location: str | torch.device = "cpu") -> tuple[dict[str, Any], dict[str, Any]] | None:
         """Return the newest checkpoint that is whole, as (state, facts), or None if there is none at all.
 
-        A damaged one is named in a warning and the one before it is taken.
+        A damaged one is named in a warning and the one before it is taken; so is one that was never finished, which
+        does not count: with nothing else there, there is none.
 
         Raises:
             UserError: if there are checkpoints and all are damaged, or they are of a format that is not known.
         """
-        numbers = sorted(set(self._numbers("json")) | set(self._numbers("pt")), reverse=True)
-        for number in numbers:
+        finished = self.numbers()
+        for number in sorted({*finished, *self._numbers("pt")}, reverse=True):
             try:
                 return self.load(number, map_location)
             except DamagedCheckpointError as error:
                 _LOG.warning("skipping the checkpoint of update %d: %s", number, error)
-        if numbers:
+        if finished:
             raise UserError(
-                f"none of the {len(numbers)} checkpoints in {self.directory} is whole (see the warnings above); "
-                "put back a copy of one, or remove them all to begin anew"
+                f"none of the {len(finished)} checkpoints in {self.directory} is whole (see the warnings above); "
+                "put back a copy of one, or remove them all to begin anew with the experience that is stored"
             )
+        return None
+
+    def newest_outline(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Return state and facts of the newest checkpoint that can be read, its tensors without values, or None.
+
+        It costs no reading of the values, so they are not verified: `load_newest` may yet take an earlier one.
+        """
+        for number in reversed(self.numbers()):
+            with suppress(Exception):  # load_newest is where damage is told of
+                facts = self.facts(number)
+                return torch.load(self._path(number, "pt"), weights_only=True, map_location="meta", mmap=True), facts
         return None
 
     def best(self) -> int | None:
@@ -181,16 +186,19 @@ class CheckpointStore:
 
         Raises:
             UserError: if it cannot be written.
+            RunFailedError: if what was found is not plain JSON data.
         """
         path = self._path(number, "json")
         try:
-            text = json.dumps(self.facts(number) | plain(found), indent=1, allow_nan=False).encode()
+            text = self._facts_text(number, self.facts(number) | dict(found))
             _write_synced(_temporary(path), lambda file: file.write(text))
             _rename_synced(_temporary(path), path)
         except DamagedCheckpointError:
             return False
         except OSError as error:
             raise UserError(f"the facts {path} could not be written: {error.strerror or error}") from error
+        finally:
+            self._remove_temporaries(number)
         return True
 
     def facts(self, number: int) -> dict[str, Any]:
@@ -210,14 +218,55 @@ class CheckpointStore:
         return parse_facts(data, path)
 
     def remove_unfinished(self) -> None:
-        """Remove what a crash left half written; only for the process that saves here, while it does not."""
+        """Finish the checkpoint that a crash left between its two renames, and remove what it left half written.
+
+        Only for the process that saves here, while it does not.
+        """
+        for path in self.directory.glob("checkpoint-*.json.tmp"):
+            number = number_of(path.name.removesuffix(".tmp"), "json")
+            if number is not None and self._vouches(path, number):
+                _rename_synced(path, self._path(number, "json"))
         for path in self.directory.glob("checkpoint-*.tmp"):
             path.unlink()
+
+    def _vouches(self, facts_file: Path, number: int) -> bool:
+        """Whether these facts are of the .pt that has this number's name."""
+        try:
+            facts = parse_facts(facts_file.read_bytes(), facts_file)
+            with self._path(number, "pt").open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == facts["sha256"]
+        except (OSError, DamagedCheckpointError, UserError):
+            return False
+
+    def _facts_text(self, number: int, facts: Mapping[str, Any]) -> bytes:
+        """Return what the .json is to hold.
+
+        Raises:
+            RunFailedError: if the facts are not plain JSON data.
+        """
+        everything = {"format": FORMAT, "dreamfleet": __version__, **facts, "updates": number}
+        try:
+            return to_json(everything)
+        except (ValueError, TypeError) as error:
+            raise RunFailedError(
+                f"the checkpoint of update {number} could not be written, since its facts are no JSON: {error}; "
+                "older checkpoints are as they were"
+            ) from error
+
+    def _finish(self, number: int, facts: bytes) -> None:
+        """Make a checkpoint of the .pt that is written under its other name and these facts."""
+        _write_synced(_temporary(self._path(number, "json")), lambda file: file.write(facts))
+        for ending in ("pt", "json"):
+            _rename_synced(_temporary(self._path(number, ending)), self._path(number, ending))
+
+    def _remove_temporaries(self, number: int) -> None:
+        with suppress(OSError):  # a directory that cannot be written to has no rests either
+            for ending in ("pt", "json"):
+                _temporary(self._path(number, ending)).unlink(missing_ok=True)
 
     def _merits(self) -> dict[int, Merit | None]:
         merits: dict[int, Merit | None] = {}
         for number in self.numbers():
-            merits[number] = None
             with suppress(DamagedCheckpointError):  # load_newest is where damage is told of
                 merits[number] = merit_of(self.facts(number))
         return merits

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from dreamfleet.common.errors import UserError
+from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.learner import checkpoints
 from dreamfleet.learner.checkpoints import CheckpointStore, DamagedCheckpointError
 
@@ -147,10 +148,106 @@ def test_a_crash_while_saving_leaves_the_others(
         store.save(number, state_of(number), {"again": True})
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    monkeypatch.undo()
     assert loaded_number(store) == 2
     assert list(tmp_path.glob("*.tmp"))
     store.remove_unfinished()
     assert not list(tmp_path.glob("*.tmp"))
+    assert loaded_number(store) == (number if renames else 2), "one rename is enough to finish it"
+
+
+def test_a_crash_between_the_renames_of_the_only_checkpoint_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saved again with other parameters, and killed when the new .pt has its name: the next start has the new one."""
+    store = store_with(tmp_path, [2])
+    rename = checkpoints._rename_synced
+
+    def die_before_the_facts(source: Path, target: Path) -> None:
+        if target.suffix == ".json":
+            os._exit(9)
+        rename(source, target)
+
+    monkeypatch.setattr(checkpoints, "_rename_synced", die_before_the_facts)
+    child = os.fork()
+    if child == 0:
+        store.save(2, {"model": {"weight": torch.zeros(100)}, "updates": 2}, {})
+        os._exit(0)
+    os.waitpid(child, 0)
+    monkeypatch.undo()
+    with pytest.raises(DamagedCheckpointError):
+        store.load(2)
+    store.remove_unfinished()
+    assert torch.equal(store.load(2)[0]["model"]["weight"], torch.zeros(100))
+
+
+@pytest.mark.parametrize("left", [b"", b"half of the tensors"], ids=["empty", "half"])
+def test_one_that_was_never_finished_is_in_nobodys_way(
+    tmp_path: Path, left: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A .pt without facts was no checkpoint: there is none to go on from, and that is said; the next save replaces it."""
+    store = CheckpointStore(tmp_path, 3)
+    (tmp_path / "checkpoint-000000003.pt").write_bytes(left)
+    (tmp_path / "checkpoint-000000003.json.tmp").write_text('{"updates": 3, "low": ')
+    assert store.is_empty
+    assert store.load_newest() is None
+    assert "skipping the checkpoint of update 3" in caplog.text
+    assert "was never finished" in caplog.text
+    store.remove_unfinished()
+    store.save(3, state_of(3), {})
+    assert loaded_number(store) == 3
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "facts", [{"spaces": {"low": float("-inf")}}, {"sizes": {1, 2}}, {"steps": np.int64(3)}], ids=str
+)
+def test_facts_that_cannot_be_written_leave_no_half_checkpoint(tmp_path: Path, facts: dict[str, Any]) -> None:
+    """What strict JSON does not know is one sentence, and neither file is there; those before are as they were."""
+    store = store_with(tmp_path, [1])
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(RunFailedError, match=r"checkpoint of update 2 could not be written.* no JSON: .*older"):
+        store.save(2, state_of(2), facts)
+    with pytest.raises(RunFailedError, match="no JSON"):
+        store.judge(1, facts)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert loaded_number(store) == 1
+
+
+def test_returns_that_are_not_finite_are_no_measurement(tmp_path: Path) -> None:
+    """An evaluation whose rewards overflowed is written, and makes no checkpoint the best."""
+    store = store_with(tmp_path, [1, 2])
+    assert store.judge(1, {"evaluation_return": float("inf"), "evaluation_returns": [1.0, float("inf")]})
+    assert store.facts(1)["evaluation_returns"] == [1.0, None]
+    assert store.best() is None
+    assert store.judge(2, {"evaluation_return": 1.0})
+    assert store.best() == 2
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    [b"", b'{"format": 1', b"[1, 2]", b'{"format": 1, "sha256": 7, "bytes": null, "updates": "2"}', b"[" * 100_000],
+    ids=["empty", "half", "a list", "other kinds", "deep"],
+)
+def test_facts_that_are_not_whole_take_no_place_of_one_that_is(tmp_path: Path, spoiled: bytes) -> None:
+    """The newest whole ones are kept in their number, whatever stands beside them, and the spoiled is cleared away."""
+    store = store_with(tmp_path, [1, 2, 3], kept=2)
+    (tmp_path / "checkpoint-000000003.json").write_bytes(spoiled)
+    assert loaded_number(store) == 2
+    store.save(4, state_of(4), {})
+    assert store.numbers() == [2, 4]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".json", ".pt", ".pt"]
+
+
+def test_merits_from_elsewhere_may_be_anything(tmp_path: Path) -> None:
+    """Facts that hold NaN or a word where a measurement should stand are not measured, and nothing fails of it."""
+    store = store_with(tmp_path, [1, 2])
+    path = tmp_path / "checkpoint-000000001.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"held_out_loss": float("nan"), "evaluation_return": "?"})
+    )
+    store.judge(2, {"held_out_loss": 1.0})
+    assert store.best() == 2
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_the_others(tmp_path: Path) -> None:
