@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -92,17 +93,31 @@ class Spaces:
         """The entries that are vectors."""
         return tuple(spec for spec in self.observations if not spec.is_image)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data that `from_json` takes back."""
+    def plain(self) -> dict[str, Any]:
+        """Return them as plain data, infinite bounds as floats: what `StepFormat.identity` is made of."""
         return asdict(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data that `from_json` takes back; infinities, which JSON lacks, are "inf" and "-inf"."""
+        data: dict[str, Any] = _spell_infinities(self.plain())
+        return data
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Spaces:
-        """Rebuild the spaces from what `to_json` gave."""
+        """Rebuild the spaces from what `to_json` gave, or `plain`, which older versions wrote."""
         return Spaces(
             observations=tuple(ObservationSpec(**entry) for entry in data["observations"]),
             action=ActionSpec(**data["action"]),
         )
+
+
+def _spell_infinities(data: Any) -> Any:
+    """Return plain data with a string, which `float` reads, for each infinite number."""
+    if isinstance(data, dict):
+        return {key: _spell_infinities(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return type(data)(_spell_infinities(value) for value in data)
+    return str(data) if isinstance(data, float) and math.isinf(data) else data
 
 
 def first_difference(then: Spaces, now: Spaces) -> str | None:

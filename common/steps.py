@@ -86,7 +86,7 @@ class StepFormat:
         self.fields: tuple[Field, ...] = (action, Field("reward", "float32", ()), *flags, *counters, *observations)
         self.small = tuple(field for field in self.fields if not field.is_big)
         self.big = tuple(field for field in self.fields if field.is_big)
-        self.identity = zlib.crc32(json.dumps(self.to_json(), sort_keys=True).encode())
+        self.identity = zlib.crc32(json.dumps(self._described(spaces.plain()), sort_keys=True).encode())
 
     @property
     def step_bytes(self) -> int:
@@ -95,8 +95,7 @@ class StepFormat:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that `from_json` takes back."""
-        sizes = {"block_steps": BLOCK_STEPS, "chunk_steps": CHUNK_STEPS}
-        return {"spaces": self.spaces.to_json(), "layout": BLOCK_LAYOUT, **sizes}
+        return self._described(self.spaces.to_json())
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> StepFormat:
@@ -106,6 +105,10 @@ class StepFormat:
         if (data["block_steps"], data["chunk_steps"]) != (BLOCK_STEPS, CHUNK_STEPS):
             raise ValueError(f"blocks of {data['block_steps']} and chunks of {data['chunk_steps']} steps are not known")
         return StepFormat(Spaces.from_json(data["spaces"]))
+
+    @staticmethod
+    def _described(spaces: dict[str, Any]) -> dict[str, Any]:
+        return {"spaces": spaces, "layout": BLOCK_LAYOUT, "block_steps": BLOCK_STEPS, "chunk_steps": CHUNK_STEPS}
 
 
 RESERVED_NAMES = ("action", "reward", "is_first", "is_last", "is_terminal", "episode", "version")

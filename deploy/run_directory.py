@@ -128,7 +128,7 @@ class RunDirectory:
         unfinished = self.config_file.with_suffix(".tmp")
         write_settings(settings, unfinished)
         unfinished.replace(self.config_file)
-        unfinished.write_text(json.dumps(spaces.to_json(), indent=1))
+        unfinished.write_text(json.dumps(spaces.to_json(), indent=1, allow_nan=False))
         unfinished.replace(self.spaces_file)
 
     def spaces(self) -> Spaces:

@@ -46,7 +46,7 @@ class SegmentHeader:
 
     def encode(self) -> bytes:
         """Return the bytes that begin a file."""
-        text = json.dumps(asdict(self), separators=(",", ":")).encode()
+        text = json.dumps(asdict(self), separators=(",", ":"), allow_nan=False).encode()
         return _PREFIX.pack(MAGIC, len(text), zlib.crc32(text)) + text
 
 
