@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dreamfleet.actors.actions import action_converter
+from dreamfleet.actors.declared_bounds import DeclaredBounds
 from dreamfleet.actors.environments import describe_spaces, make_environment
 from dreamfleet.actors.rounds import Rounds
 from dreamfleet.common.settings import EnvironmentSettings
@@ -28,6 +29,7 @@ class EnvironmentBatch:
 
     Attributes:
         spaces: what they show and take.
+        bounds: what they declare of their vectors.
         rounds: where they write what they show; actions and versions are for whoever chooses those.
         is_last: whether the current step of each ends its episode.
         returns: sum of the rewards of each one's episode so far; `lengths` its steps (actions taken).
@@ -42,6 +44,7 @@ class EnvironmentBatch:
         self._seeds = list(seeds)
         self.environments = [make_environment(settings) for _ in self._seeds]
         self.spaces = describe_spaces(self.environments[0])
+        self.bounds = DeclaredBounds(self.environments[0].observation_space)
         self._to_environment = action_converter(self.environments[0].action_space)
         self.rounds = Rounds(StepFormat(self.spaces), len(self))
         self._episode = [-1] * len(self)

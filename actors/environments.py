@@ -27,7 +27,9 @@ from gymnasium import wrappers
 
 from dreamfleet.actors.actions import describe_action
 from dreamfleet.actors.announcements import announce
-from dreamfleet.actors.observations import entry_reader, entry_space, list_entries
+from dreamfleet.actors.declared_bounds import check_first
+from dreamfleet.actors.named_entries import NamedEntries
+from dreamfleet.actors.observations import announce_entries, entry_reader, entry_space, list_entries
 from dreamfleet.actors.suites import Environment, Suite, register_suite, suite_of
 from dreamfleet.common.errors import UserError, nearest
 from dreamfleet.common.settings import EnvironmentSettings
@@ -54,14 +56,16 @@ def make_environment(settings: EnvironmentSettings, render: bool = False) -> Env
         describe_action(env.action_space)
         env = suite.repeat(suite.show(env, settings), settings)
         env = _show_rendered(env, settings)
-        entries = list_entries(env.observation_space, settings.image_size, settings.grey)
+        named = NamedEntries.of(settings)
+        entries = list_entries(env.observation_space, settings.image_size, settings.grey, named)
     except UserError as error:
         env.close()
         raise UserError(f"env.id '{settings.id}': {error}") from error
     except Exception as error:
         env.close()
         raise UserError(f"env.id '{settings.id}' could not be wrapped: {_cause(error)}") from error
-    env = wrappers.TransformObservation(env, entry_reader(entries), entry_space(entries))
+    announce_entries(entries)
+    env = wrappers.TransformObservation(env, entry_reader(entries, env.observation_space), entry_space(entries))
     if settings.time_limit:
         env = wrappers.TimeLimit(env, settings.time_limit)
     return env
@@ -87,7 +91,7 @@ def probe_environment(settings: EnvironmentSettings) -> Spaces:
     """
     env = make_environment(settings)
     try:
-        _try(env)
+        _try(env, settings)
         return describe_spaces(env)
     except UserError:
         raise
@@ -97,15 +101,17 @@ def probe_environment(settings: EnvironmentSettings) -> Spaces:
         env.close()
 
 
-def _try(env: Environment) -> None:
+def _try(env: Environment, settings: EnvironmentSettings) -> None:
     """Reset and take a few random actions; the conversion of observations checks their shapes and types."""
     env.action_space.seed(0)
-    env.reset(seed=0)
+    shown = [env.reset(seed=0)[0]]
     for _ in range(_PROBE_STEPS):
-        _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+        observation, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+        shown.append(observation)
         float(reward)
         if terminated or truncated:
-            env.reset()
+            shown.append(env.reset()[0])
+    check_first(env.observation_space, shown, settings.pictures)
 
 
 def _load(settings: EnvironmentSettings, suite: Suite, render: bool) -> Environment:

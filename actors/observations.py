@@ -1,195 +1,235 @@
-"""Observation spaces: which entries an observation has, and how each becomes an image or a vector."""
+"""Observation spaces: which entries an observation has, and reading them off it.
+
+picture_rule.py    what a Box is, where nobody says it
+named_entries.py   what the settings say of entries by name
+picture_entry.py, vector_entry.py   how each kind of entry is converted
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from gymnasium import spaces
 
+from dreamfleet.actors import picture_rule
+from dreamfleet.actors.announcements import announce, announce_once
+from dreamfleet.actors.entry import Entry, Kind
+from dreamfleet.actors.named_entries import NOTHING_NAMED, NamedEntries
+from dreamfleet.actors.picture_entry import picture_entry, picture_shape, shown_bounds
+from dreamfleet.actors.vector_entry import one_hot_entry, one_hot_width, vector_entry
 from dreamfleet.common.errors import UserError
-from dreamfleet.common.spaces import ObservationSpec
 from dreamfleet.common.steps import RESERVED_NAMES
 
-SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiBinary, MultiDiscrete and Dict of these"
-Convert = Callable[[Any], np.ndarray]
-_CV2_CHANNELS = 4
-"""`cv2.resize` averages areas for at most so many channels at once."""
+SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiBinary, MultiDiscrete, and Dict and Tuple of these"
+WIDE_ONE_HOT = 4096
+"""A wider one-hot is warned of."""
+
+Leaf = tuple[tuple[Any, ...], spaces.Space[Any]]
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One entry of an observation.
-
-    Attributes:
-        spec: what it is called and what is stored of it.
-        path: the keys that lead to it in a (nested) dictionary; empty if the observation is the entry itself.
-        convert: makes of the environment's value the image (H, W, C) in uint8 or the vector (D,) in float32.
-    """
-
-    spec: ObservationSpec
-    path: tuple[str, ...]
-    convert: Convert
-
-
-def list_entries(space: spaces.Space[Any], image_size: int, grey: bool) -> list[Entry]:
+def list_entries(
+    space: spaces.Space[Any], image_size: int, grey: bool, named: NamedEntries = NOTHING_NAMED
+) -> list[Entry]:
     """Return the entries of the observations of this space.
 
-    Images are a Box (H, W) or (H, W, C) in uint8, or a Box (H, W, C) of another type whose bounds are exactly 0 and 1,
-    or 0 and 255, which is brought to 0-255 and rounded. Any other Box is a vector, flattened. A Discrete, MultiBinary
-    or MultiDiscrete becomes a vector as Gymnasium flattens it: one-hots and bits. An observation that is no Dict is
-    called "image" or "vector"; an entry of nested Dicts by its keys joined by "_".
+    A Box is what the settings say, else what `picture_rule` says. A Discrete or MultiDiscrete becomes one-hots, a
+    MultiBinary bits, as Gymnasium flattens them. An observation that is no Dict or Tuple is called "image" or "vector";
+    an entry of nested ones by its keys and indices, joined by "_". Text is left out, with a warning.
 
     Args:
         space: the environment's observation space.
         image_size: side to which images are resized; 0 leaves them.
         grey: whether images become grey.
+        named: entries of which the settings say what they are.
 
     Raises:
-        UserError: if a part of the space is not supported, or its name cannot be used.
+        UserError: if a part of the space is not supported or doubtful, or its name cannot be used.
     """
+    leaves = [leaf for leaf in _leaves(space, ()) if not _is_left_out(*leaf)]
+    if not leaves:
+        raise UserError(f"The observation space {space} is empty: a model needs something to look at.")
+    named.check_names(_name(path) for path, _ in leaves)
     entries: list[Entry] = []
-    for path, leaf in _leaves(space, ()):
-        name = "_".join(path)
-        shown = name or "observation"
-        entry = _image_entry(leaf, path, image_size, grey) if _is_image(leaf, shown) else _vector_entry(leaf, path)
+    for path, leaf in leaves:
+        entry = _entry(leaf, path, image_size, grey, named)
+        name = entry.spec.name
         if name in RESERVED_NAMES:
             raise UserError(f"The observation '{name}' cannot be called so: the step has its own '{name}'. Rename it.")
-        if entry.spec.name in [other.spec.name for other in entries]:
-            raise UserError(f"Two observations would be called '{name}' once nested Dicts are joined. Rename one.")
+        if name in [other.spec.name for other in entries]:
+            raise UserError(f"Two observations would be called '{name}' once nested spaces are joined. Rename one.")
         entries.append(entry)
-    if not entries:
-        raise UserError(f"The observation space {space} is empty: a model needs something to look at.")
     return entries
 
 
-def entry_reader(entries: list[Entry]) -> Callable[[Any], dict[str, np.ndarray]]:
+def announce_entries(entries: list[Entry]) -> None:
+    """Say once what each entry was taken for, and which of them are wide."""
+    announce(f"observes {', '.join(map(str, entries))}")
+    for entry in entries:
+        width = entry.spec.shape[0]
+        if entry.kind == "one_hot" and width > WIDE_ONE_HOT:
+            announce(
+                f"the observation '{entry.spec.name}' is a one-hot of {width:,} numbers, with a weight of the first "
+                "layer for each number and unit: env.vectors takes its plain numbers instead",
+                logging.WARNING,
+            )
+
+
+class EntryReader:
+    """Makes of the environment's observation a dictionary of pictures and vectors.
+
+    Args:
+        entries: what it reads.
+        space: the environment's observation space.
+    """
+
+    def __init__(self, entries: list[Entry], space: spaces.Space[Any]) -> None:
+        self._parts = [(entry.spec.name, entry.path, entry.convert) for entry in entries]
+        self._space = space
+        self._has_read = False
+
+    def __call__(self, observation: Any) -> dict[str, np.ndarray]:
+        """Return the entries by name.
+
+        Raises:
+            ValueError: if one is not as its space says; the sentence names it.
+        """
+        if not self._has_read:
+            self._has_read = True
+            _tell_undeclared(observation, self._space, ())
+        return {name: convert(_at(observation, path, name)) for name, path, convert in self._parts}
+
+
+def entry_reader(entries: list[Entry], space: spaces.Space[Any]) -> Callable[[Any], dict[str, np.ndarray]]:
     """Return the function that makes of the environment's observation a dictionary of images and vectors."""
     if len(entries) == 1 and not entries[0].path:
         name, convert = entries[0].spec.name, entries[0].convert
         return lambda observation: {name: convert(observation)}
-    return lambda observation: {entry.spec.name: entry.convert(_at(observation, entry.path)) for entry in entries}
+    return EntryReader(entries, space)
 
 
 def entry_space(entries: list[Entry]) -> spaces.Dict:
-    """Return the space of what `entry_reader` reads."""
+    """Return the space of what `entry_reader` reads, with the bounds that the environment declares."""
     boxes: dict[str, spaces.Space[Any]] = {}
     for entry in entries:
-        low, high = (0, 255) if entry.spec.is_image else (-np.inf, np.inf)
-        boxes[entry.spec.name] = spaces.Box(low, high, entry.spec.shape, np.dtype(entry.spec.dtype).type)
+        dtype: Any = np.dtype(entry.spec.dtype)
+        low, high = (np.broadcast_to(bound.astype(dtype), entry.spec.shape) for bound in (entry.low, entry.high))
+        boxes[entry.spec.name] = spaces.Box(low, high, entry.spec.shape, dtype.type)
     return spaces.Dict(boxes)
 
 
-def _leaves(space: spaces.Space[Any], path: tuple[str, ...]) -> list[tuple[tuple[str, ...], spaces.Space[Any]]]:
-    """Return all spaces inside nested Dicts, each with the keys that lead to it."""
+def _leaves(space: spaces.Space[Any], path: tuple[Any, ...]) -> list[Leaf]:
+    """Return all spaces inside nested Dicts and Tuples, each with the keys and indices that lead to it."""
     if isinstance(space, spaces.Dict):
-        return [found for key, part in space.spaces.items() for found in _leaves(part, (*path, str(key)))]
-    if isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiBinary, spaces.MultiDiscrete)):
-        return [(path, space)]
-    name = "_".join(path)
-    shown = f"observation '{name}'" if name else "observation"
-    hint = (
-        " gymnasium.wrappers.FilterObservation, in a function of your own, leaves out a part of a Dict." if name else ""
-    )
-    raise UserError(
-        f"The environment's {shown} is {space}, which is not supported: it would have to be one of "
-        f"{SUPPORTED_OBSERVATIONS}.{hint}"
-    )
+        return [found for key, part in space.spaces.items() for found in _leaves(part, (*path, key))]
+    if isinstance(space, spaces.Tuple):
+        return [found for index, part in enumerate(space.spaces) for found in _leaves(part, (*path, index))]
+    return [(path, space)]
 
 
-def _is_image(space: spaces.Space[Any], name: str) -> bool:
-    """Return whether this space holds pictures, and refuse what is one but cannot be read."""
-    if not isinstance(space, spaces.Box):
+def _name(path: tuple[Any, ...]) -> str:
+    return "_".join(map(str, path))
+
+
+def _shown_name(path: tuple[Any, ...]) -> str:
+    return f"observation '{_name(path)}'" if path else "observation"
+
+
+def _is_left_out(path: tuple[Any, ...], space: spaces.Space[Any]) -> bool:
+    """Return whether a space is of text, which no model here reads, and say so."""
+    if space.dtype is None or space.dtype.kind != "U":  # Text, and spaces of packages' own such as MiniGrid's missions
         return False
-    if 0 in space.shape:
-        raise UserError(f"'{name}' has the shape {space.shape}: there is nothing in it.")
-    bytes_ = space.dtype == np.uint8
-    if bytes_ and len(space.shape) > 3:
-        raise UserError(
-            f"'{name}' is a Box of bytes with the shape {space.shape}: a picture has (H, W) or (H, W, C). "
-            "A stack of pictures becomes one by joining its channels, in a function of your own."
-        )
-    image = (bytes_ and len(space.shape) >= 2) or (len(space.shape) == 3 and _scale(space) is not None)
-    if image and len(space.shape) == 3 and space.shape[0] <= 4 and space.shape[2] > 16:
-        raise UserError(
-            f"'{name}' has the shape {space.shape}, which looks like channels first: pictures are (H, W, C) here. "
-            "Transpose it, for example with gymnasium.wrappers.TransformObservation in a function of your own."
-        )
-    return image
-
-
-def _scale(space: spaces.Box) -> int | None:
-    """Return what brings the values to 0-255: 1 or 255; None if the bounds are those of no picture."""
-    if np.all(space.low == 0) and np.all(space.high == 255):
-        return 1
-    if np.issubdtype(space.dtype, np.floating) and np.all(space.low == 0) and np.all(space.high == 1):
-        return 255
-    return None
-
-
-def _image_entry(space: spaces.Space[Any], path: tuple[str, ...], image_size: int, grey: bool) -> Entry:
-    """Return the entry of a picture: checked, made bytes, resized by area interpolation, made grey."""
-    assert isinstance(space, spaces.Box)
-    name = "_".join(path) or "image"
-    height, width, channels = (*space.shape, 1)[:3]
-    if grey and channels not in (1, 3):
-        raise UserError(f"env.grey true needs pictures of 3 channels (or 1); '{name}' has {channels}.")
-    side = (image_size, image_size) if image_size else (height, width)
-    resize, to_grey = side != (height, width), grey and channels == 3
-    scale = None if space.dtype == np.uint8 else _scale(space)
-    declared, dtype, full = space.shape, space.dtype, (height, width, channels)
-
-    def convert(value: Any) -> np.ndarray:
-        picture = np.asarray(value)
-        if picture.shape != declared or picture.dtype != dtype:
-            raise ValueError(
-                f"the observation '{name}' is {picture.dtype} {picture.shape}, but the space says {dtype} {declared}"
-            )
-        if scale is not None:
-            picture = np.rint(picture * scale).clip(0, 255).astype(np.uint8)
-        picture = picture.reshape(full)
-        if resize:
-            picture = _resize(picture, side)
-        return cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[..., None] if to_grey else picture
-
-    return Entry(ObservationSpec(name, (*side, 1 if grey else channels), "uint8"), path, convert)
-
-
-def _resize(picture: np.ndarray, side: tuple[int, int]) -> np.ndarray:
-    """Return the picture (H, W, C) resized to (side[0], side[1], C), any C."""
-    parts = [picture[..., first : first + _CV2_CHANNELS] for first in range(0, picture.shape[-1], _CV2_CHANNELS)]
-    resized = [cv2.resize(part, side[::-1], interpolation=cv2.INTER_AREA).reshape(*side, -1) for part in parts]
-    return resized[0] if len(resized) == 1 else np.concatenate(resized, axis=-1)
-
-
-def _vector_entry(space: spaces.Space[Any], path: tuple[str, ...]) -> Entry:
-    """Return the entry of a vector: flattened, in float32."""
-    name = "_".join(path) or "vector"
-    size = spaces.flatdim(space)
-
-    def convert_box(value: Any) -> np.ndarray:
-        vector = np.asarray(value, np.float32)
-        if vector.shape != space.shape:
-            raise ValueError(f"the observation '{name}' has the shape {vector.shape}, but the space says {space.shape}")
-        return vector.reshape(size)
-
-    def convert_choice(value: Any) -> np.ndarray:
-        if not space.contains(value):
-            raise ValueError(f"the observation '{name}' is {value!r}, which is not in {space}")
-        return np.asarray(spaces.flatten(space, value), np.float32)
-
-    return Entry(
-        ObservationSpec(name, (size,), "float32"),
-        path,
-        convert_box if isinstance(space, spaces.Box) else convert_choice,
+    announce(
+        f"the {_shown_name(path)} is text ({type(space).__name__}) and is left out: models here do not read it",
+        logging.WARNING,
     )
+    return True
 
 
-def _at(observation: Any, path: tuple[str, ...]) -> Any:
-    """Return the part of a nested dictionary that the keys lead to."""
-    for key in path:
-        observation = observation[key]
+def _entry(space: spaces.Space[Any], path: tuple[Any, ...], image_size: int, grey: bool, named: NamedEntries) -> Entry:
+    """Return a space's entry.
+
+    Raises:
+        UserError: if it is not supported, doubtful, or not what the settings say.
+    """
+    name = _name(path)
+    kind = _kind(space, path, named)
+    if kind == "picture":
+        assert isinstance(space, spaces.Box)
+        return picture_entry(space, name if path else "image", path, image_size, grey)
+    make = one_hot_entry if kind == "one_hot" else vector_entry
+    return make(space, name if path else "vector", path)
+
+
+def _kind(space: spaces.Space[Any], path: tuple[Any, ...], named: NamedEntries) -> Kind:
+    """Return what an entry is: what the settings say, or else what its space tells."""
+    shown, said = _shown_name(path), named.kind(_name(path))
+    if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiBinary, spaces.MultiDiscrete)):
+        hint = " gymnasium.wrappers.FilterObservation leaves out a part of a Dict." if path else ""
+        raise UserError(
+            f"The environment's {shown} is {space}, which is not supported: it would have to be one of "
+            f"{SUPPORTED_OBSERVATIONS}.{hint}"
+        )
+    if isinstance(space, spaces.Box) and 0 in space.shape:
+        raise UserError(f"'{_name(path) or 'observation'}' has the shape {space.shape}: there is nothing in it.")
+    if said == "picture" and not (isinstance(space, spaces.Box) and picture_rule.can_be_picture(space)):
+        raise UserError(
+            f"{named.list_of(said)} names the {shown}, which is {_describe(space)}: a picture is a Box of two or three "
+            "axes with finite bounds, from which its values are brought to 0-255."
+        )
+    if said == "one_hot" and not picture_rule.can_be_one_hot(space):
+        raise UserError(f"{named.list_of(said)} names the {shown}, which is {_describe(space)}, not whole numbers.")
+    if said:
+        return said
+    if not isinstance(space, spaces.Box):
+        return "vector" if isinstance(space, spaces.MultiBinary) else "one_hot"
+    doubt = picture_rule.why_doubtful(space)
+    if doubt:
+        raise UserError(
+            f"The {shown} is {_describe(space)}, which may be a picture or not ({doubt}): "
+            f"{_choices(space, path, named)}."
+        )
+    return "picture" if picture_rule.is_picture(space) else "vector"
+
+
+def _choices(space: spaces.Box, path: tuple[Any, ...], named: NamedEntries) -> str:
+    """Return the flags that decide what a doubtful Box is, each with what it makes of it."""
+    name, flags = _name(path), []
+    if picture_rule.can_be_picture(space):
+        height, width, channels = picture_shape(space.shape)
+        is_one = "channel" if channels == 1 else "channels"
+        flags.append(f"{named.flag('picture', name)} takes it for one of {height}×{width} with {channels} {is_one}")
+    flags.append(f"{named.flag('vector', name)} for {int(np.prod(space.shape)):,} plain numbers")
+    if picture_rule.can_be_one_hot(space) and one_hot_width(space) <= WIDE_ONE_HOT:
+        flags.append(f"{named.flag('one_hot', name)} for one-hots of {one_hot_width(space):,} numbers")
+    return ", ".join(flags[:-1]) + (" and " if flags[:-1] else "") + flags[-1]
+
+
+def _describe(space: spaces.Space[Any]) -> str:
+    if isinstance(space, spaces.Box):
+        return f"{space.dtype} {space.shape} from {shown_bounds(space)}"
+    return str(space)
+
+
+def _tell_undeclared(observation: Any, space: spaces.Space[Any], path: tuple[Any, ...]) -> None:
+    """Warn of what an observation has beyond its space."""
+    if not isinstance(space, spaces.Dict) or not isinstance(observation, dict):
+        return
+    for key, part in observation.items():
+        if key in space.spaces:
+            _tell_undeclared(part, space.spaces[key], (*path, key))
+        else:
+            shown = _name((*path, key))
+            announce_once(("undeclared", shown), f"'{shown}' is shown but not in the observation space: it is left out")
+
+
+def _at(observation: Any, path: tuple[Any, ...], name: str) -> Any:
+    """Return the part of nested dictionaries and tuples that the keys and indices lead to."""
+    try:
+        for key in path:
+            observation = observation[key]
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"the observation lacks '{name}'") from error
     return observation

@@ -45,11 +45,11 @@ class Stream:
 
     def _check(self, arrays: Mapping[str, np.ndarray]) -> None:
         for spec in self._format.spaces.vectors:
-            finite = np.isfinite(arrays[spec.name]).all(axis=1)
-            if not finite.all():
-                t = int(np.argmin(finite))
+            fault = self._environments.bounds.fault(spec.name, arrays[spec.name])
+            if fault:
+                t, clause = fault
                 raise self._environments.failure(
                     self._number,
                     f"its observation '{spec.name}' at step {self._first_step + t} of its stream "
-                    f"(episode {arrays['episode'][t]}) is not finite: {arrays[spec.name][t]}",
+                    f"(episode {arrays['episode'][t]}) {clause}",
                 )

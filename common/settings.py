@@ -25,12 +25,36 @@ class EnvironmentSettings(Section):
     """Side to which pictures are resized (area interpolation); 0 keeps them as they are."""
     grey: bool = False
     """Turn pictures grey."""
+    pictures: tuple[str, ...] = ()
+    """Observations that are pictures, where that is doubtful: a name, or a list such as `[image]`, which is the name of
+    one that is no Dict. Channels may come first; values are brought from their declared bounds to 0-255."""
+    vectors: tuple[str, ...] = ()
+    """Observations that are plain numbers, flattened: such as a matrix, a grid, or a choice that would be a one-hot."""
+    one_hot: tuple[str, ...] = ()
+    """Observations of whole numbers that become a one-hot each, flattened: such as a board."""
     observe: Literal["own", "rendered", "both"] = "own"
     """What the model sees: the environment's own observations, the picture it renders instead, or both."""
     time_limit: int = Field(0, ge=0)
     """End (truncate) episodes after so many environment steps; 0 leaves it to the environment."""
     noop_max: int = Field(0, ge=0)
     """Begin each episode with 0 to so many simulator steps of the action that does nothing."""
+
+    @field_validator("pictures", "vectors", "one_hot", mode="before")
+    @classmethod
+    def _names(cls, names: Any) -> Any:
+        """Take a name for a list of one, and whole numbers for names: parts of a Tuple are called 0, 1 and so on."""
+        names = list(names) if isinstance(names, list | tuple) else [names]
+        return [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in names]
+
+    @model_validator(mode="after")
+    def _named_once(self) -> EnvironmentSettings:
+        named = [*self.pictures, *self.vectors, *self.one_hot]
+        twice = next((name for name in named if named.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(
+                f"'{twice}' is named twice in env.pictures, env.vectors and env.one_hot, and can be one alone"
+            )
+        return self
 
 
 class ActorSettings(Section):

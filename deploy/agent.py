@@ -17,7 +17,7 @@ from dreamfleet.actors.environments import Environment, make_environment
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.policy import make_policy
 from dreamfleet.common.settings import Settings
-from dreamfleet.common.spaces import Spaces
+from dreamfleet.common.spaces import ObservationSpec, Spaces
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.learner.acting_weights import load_acting_weights
 
@@ -103,13 +103,14 @@ class Agent:
             is_first: whether, or for which environments, an episode begins here; else what `reset` said.
 
         Raises:
-            UserError: if an entry is missing or of another shape.
+            UserError: if an entry is missing, of another shape, or not as `make_environment` gives it: bytes for a
+                picture, finite numbers for a vector.
         """
         if not isinstance(observation, Mapping):
             observation = self._named(observation)
         single = self._environments == 1 and self._is_single(observation)
         batch = {name: np.asarray(value)[None] if single else np.asarray(value) for name, value in observation.items()}
-        self._check(batch)
+        batch = {spec.name: self._checked(batch, spec) for spec in self.spaces.observations}
         begins = self._begins if is_first is None else np.broadcast_to(np.asarray(is_first, bool), self._begins.shape)
         actions = self._policy.act(batch, begins.copy())
         self._begins = np.zeros(self._environments, bool)
@@ -127,13 +128,27 @@ class Agent:
         spec = self.spaces.observations[0]
         return spec.name in observation and np.asarray(observation[spec.name]).ndim == len(spec.shape)
 
-    def _check(self, batch: Mapping[str, np.ndarray]) -> None:
-        for spec in self.spaces.observations:
-            wanted = (self._environments, *spec.shape)
-            if spec.name not in batch:
-                raise UserError(f"the observation lacks '{spec.name}', which has the shape {spec.shape}")
-            if batch[spec.name].shape != wanted:
-                raise UserError(f"the observation's '{spec.name}' has the shape {batch[spec.name].shape}, not {wanted}")
+    def _checked(self, batch: Mapping[str, np.ndarray], spec: ObservationSpec) -> np.ndarray:
+        """Return an entry (K, *shape) in the type that the policy was trained on."""
+        name, wanted = spec.name, (self._environments, *spec.shape)
+        if name not in batch:
+            raise UserError(f"the observation lacks '{name}', which has the shape {spec.shape}")
+        value = batch[name]
+        if value.shape != wanted:
+            raise UserError(f"the observation's '{name}' has the shape {value.shape}, not {wanted}")
+        if spec.is_image and value.dtype != np.uint8:
+            raise UserError(
+                f"the observation's '{name}' is {value.dtype}, and the agent observes bytes (uint8) from 0 to 255: "
+                "give pictures as `make_environment` does"
+            )
+        if value.dtype.kind not in "biuf":
+            raise UserError(f"the observation's '{name}' is {value.dtype}, not numbers")
+        with np.errstate(over="ignore"):  # what becomes infinite is refused
+            converted = value.astype(spec.dtype, copy=False)
+        if not np.isfinite(converted).all():
+            wrong = value[~np.isfinite(converted)][0]
+            raise UserError(f"the observation's '{name}' holds {wrong:g}, which is not finite in {spec.dtype}")
+        return converted
 
     def _action_space(self) -> Any:
         if not hasattr(self, "_space"):

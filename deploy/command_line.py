@@ -166,11 +166,13 @@ def _replay(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
 
     if given.action in ("info", "verify"):
         return {"info": inspect_replay.info, "verify": inspect_replay.verify}[given.action](given.directory)
+    from dreamfleet.actors.named_entries import NamedEntries
     from dreamfleet.deploy import exchange
 
     if given.action == "export":
         return exchange.export_replay(given.directory, given.out)
-    return exchange.import_replay(given.directory, given.out)
+    named = NamedEntries(given.pictures, given.vectors, given.one_hot, prefix="")
+    return exchange.import_replay(given.directory, given.out, named)
 
 
 def _presets(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:

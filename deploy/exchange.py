@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from dreamfleet import __version__
+from dreamfleet.actors.named_entries import NOTHING_NAMED, NamedEntries
 from dreamfleet.common.amounts import in_bytes
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings import EnvironmentSettings, ReplaySettings, Settings
@@ -58,18 +59,23 @@ def export_replay(directory: Path, out: Path) -> int:
     return 0
 
 
-def import_replay(directory: Path, out: Path) -> int:
+def import_replay(directory: Path, out: Path, named: NamedEntries = NOTHING_NAMED) -> int:
     """Make a dataset, as `collect` does, of a Minari dataset; return the exit code.
+
+    Args:
+        directory: the Minari dataset's.
+        out: the dataset's to be.
+        named: observations of which it is said what they are.
 
     Raises:
         UserError: if there is no Minari dataset or it cannot be taken, `out` is there already, or Minari is not
             installed.
     """
     require_minari()
-    source = MinariSource(directory)
+    source = MinariSource(directory, named)
     with _unfinished(out) as target:
         run = RunDirectory(target)
-        settings = _settings_of(source, run.config_file)
+        settings = _settings_of(source, run.config_file, named)
         steps, stored_bytes = _store(source, run.replay / "shard-0", settings)
         train = settings.train.model_copy(
             update={"env_steps": max(1, steps), "prefill": min(settings.train.prefill, steps), "dataset": ""}
@@ -117,13 +123,14 @@ def _store(source: MinariSource, directory: Path, settings: Settings) -> tuple[i
     return int(stats["steps"]), int(stats["bytes_stored"])
 
 
-def _settings_of(source: MinariSource, file: Path) -> Settings:
+def _settings_of(source: MinariSource, file: Path, named: NamedEntries) -> Settings:
     """Return the settings that a source brings, or the defaults with its environment."""
     if source.settings is not None:
         file.write_text(source.settings)
         return resolve(base=file)
     name, arguments = source.environment or (NO_ENVIRONMENT, {})
-    return Settings(env=EnvironmentSettings(id=name, kwargs=arguments, image_size=0))
+    lists = {"pictures": named.pictures, "vectors": named.vectors, "one_hot": named.one_hot}
+    return Settings(env=EnvironmentSettings(id=name, kwargs=arguments, image_size=0, **lists))
 
 
 def _roomy(replay: ReplaySettings, stored_bytes: int, steps: int) -> ReplaySettings:

@@ -10,7 +10,9 @@ import numpy as np
 from gymnasium import spaces
 
 from dreamfleet.actors.actions import describe_action
-from dreamfleet.actors.observations import Entry, list_entries
+from dreamfleet.actors.entry import Entry
+from dreamfleet.actors.named_entries import NamedEntries
+from dreamfleet.actors.observations import list_entries
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.spaces import Spaces, zero_action
 from dreamfleet.common.steps import CHUNK_STEPS, StepFormat
@@ -32,15 +34,16 @@ class ForeignEpisodes:
 
     Args:
         storage: where they come from; its spaces say what they are made of.
+        named: observations of which it is said what they are.
 
     Raises:
         UserError: if a space is not supported.
     """
 
-    def __init__(self, storage: MinariStorage) -> None:
+    def __init__(self, storage: MinariStorage, named: NamedEntries) -> None:
         self.notes: list[str] = []
         try:
-            self._entries = list_entries(storage.observation_space, image_size=0, grey=False)
+            self._entries = list_entries(storage.observation_space, image_size=0, grey=False, named=named)
             action = describe_action(storage.action_space)
         except UserError as error:
             raise UserError(f"{storage.data_path}: {error}") from None
@@ -93,7 +96,7 @@ class ForeignEpisodes:
     def _convert(self, entry: Entry, values: np.ndarray) -> np.ndarray:
         """Return an observation's entry of all steps, (T + 1, *shape)."""
         converted = np.stack([entry.convert(value) for value in values])
-        if not entry.spec.is_image and isinstance(self._space(entry), spaces.Box):
+        if entry.kind == "vector" and isinstance(self._space(entry), spaces.Box):
             self._count_rounded(entry.spec.name, values, converted)
         return converted
 

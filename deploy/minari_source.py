@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dreamfleet.actors.named_entries import NOTHING_NAMED, NamedEntries
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.spaces import Spaces
 from dreamfleet.common.steps import StepFormat
@@ -43,17 +44,21 @@ class MinariSource:
 
     Args:
         directory: the dataset's, or the folder `data` in it.
+        named: observations of which it is said what they are; those of a dataset that dreamfleet wrote are known.
 
     Raises:
         UserError: if there is none, or none that can be read.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, named: NamedEntries = NOTHING_NAMED) -> None:
         inner = directory / DATA_FOLDER
         self.data = inner if inner.is_dir() else directory
         self._metadata = _read_metadata(directory, self.data / METADATA_FILE)
         self._storage = self._open()
-        self._foreign = None if self._is_ours() else ForeignEpisodes(self._storage)
+        self._foreign = None if self._is_ours() else ForeignEpisodes(self._storage, named)
+        if not self._foreign and named.lists:
+            flags = " and ".join(f"--{name}" for name in named.lists)
+            raise UserError(f"{directory} was written by dreamfleet, which knows its observations: leave out {flags}.")
         self.notes: list[str] = self._foreign.notes if self._foreign else []
         if self._foreign and GROUP in self._metadata:
             self.notes.append(

@@ -142,6 +142,10 @@ def _add_replay(commands: Any) -> None:
     export.add_argument("directory", type=Path, metavar="DIR", help="a run's, a dataset's or a replay's directory")
     take = _command(actions, "import", "make a dataset of one that another tool wrote")
     take.add_argument("directory", type=Path, metavar="FROM", help="the other tool's dataset")
+    for flag, text in (("pictures", "pictures"), ("vectors", "plain numbers"), ("one-hot", "one-hots")):
+        setting = f"env.{flag.replace('-', '_')}"
+        take.add_argument(f"--{flag}", type=_name_list, default=(), metavar="NAMES",
+                          help=f"observations that are {text}, as {setting} names them")  # fmt: skip
     for command in (export, take):
         command.add_argument("--format", choices=["minari"], default="minari", help="(default: minari)")
         command.add_argument("--out", type=Path, required=True, metavar="DIR", help="a directory that is not there yet")
@@ -185,6 +189,10 @@ def _settings_help() -> str:
         lines.append(f"  --{path}  [{kind}; default: {default}]")
         lines += textwrap.wrap(meaning, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
+
+
+def _name_list(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.strip("[] ").split(","))
 
 
 def _positive(text: str) -> int:

@@ -128,7 +128,7 @@ def known_paths() -> list[str]:
 
 
 def _forget_other_environment(merged: dict[str, Any], layer: Mapping[str, Any]) -> None:
-    """Where a layer names another environment, drop the arguments meant for the one before it.
+    """Where a layer names another environment, drop the arguments and the names meant for the one before it.
 
     Those for one of the same namespace stay: what is said for `ALE/Pong-v5` holds for `ALE/Breakout-v5` too.
     """
@@ -137,7 +137,8 @@ def _forget_other_environment(merged: dict[str, Any], layer: Mapping[str, Any]) 
         return
     old, new = str(before.get("id")), str(now.get("id", before.get("id")))
     if old != new and ("/" not in old or old.partition("/")[0] != new.partition("/")[0]):
-        before.pop("kwargs", None)
+        for name in ("kwargs", "pictures", "vectors", "one_hot"):
+            before.pop(name, None)
 
 
 def _layers(path: Path, source: str, above: tuple[Path, ...] = ()) -> Iterator[tuple[dict[str, Any], str]]:

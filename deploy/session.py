@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreamfleet import __version__
-from dreamfleet.actors.announcements import announced
+from dreamfleet.actors.announcements import announced_notes
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.lock import DirectoryLock
 from dreamfleet.common.notes import Note
@@ -164,8 +164,8 @@ class Session:
         shown = ", ".join(f"{spec.name} {'×'.join(map(str, spec.shape))} {spec.dtype}" for spec in spaces.observations)
         log.info("environment: %s, observes %s, acts by %s of %s", self._settings.env.id, shown, spaces.action.kind,
                  "×".join(map(str, spaces.action.sizes)))  # fmt: skip
-        for line in announced():  # as the environment was tried, when no log was open yet
-            log.info("%s", line)
+        for level, line in announced_notes():  # as the environment was tried, when no log was open yet
+            log.log(level, "%s", line)
 
 
 def check_modes(inline: bool, address: str | None) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dreamfleet.actors.announcements import announced
 from dreamfleet.common.notes import Note
 from dreamfleet.common.settings import Settings
 from dreamfleet.deploy.console import Console
@@ -185,6 +186,8 @@ class RunWatcher(Watcher):
 
 
 def _log_notes(notes: list[Note]) -> None:
-    """Write what a worker's process logged to the run's log."""
+    """Write what a worker's process logged to the run's log, but for what this one announced as well."""
+    known = announced() if notes else []
     for level, text in notes:
-        log.log(level, "%s", text)
+        if text not in known:
+            log.log(level, "%s", text)

@@ -157,3 +157,22 @@ def test_what_does_not_fit_is_a_sentence(run: Path, tmp_path: Path) -> None:
         agent.act({"other": np.zeros(3)})
     with pytest.raises(UserError, match="has the shape"):
         agent.act({name: np.zeros((2, 99), np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("image", np.full((64, 64, 3), 0.5), r"'image' is float64, .*bytes \(uint8\) from 0 to 255.*make_environment"),
+        ("image", np.full((64, 64, 3), 1, np.int64), "'image' is int64"),
+        ("state", np.array([0, np.nan]), "'state' holds nan, which is not finite"),
+        ("state", np.array([1e39, 0]), r"'state' holds 1e\+39, which is not finite in float32"),
+        ("state", np.array(["a", "b"]), "'state' is <U1, not numbers"),
+    ],
+)
+def test_an_agent_refuses_values_that_its_environment_never_shows(name: str, value: np.ndarray, words: str) -> None:
+    """A picture divided by 255 would be a black one; what is not finite would be remembered for ever."""
+    image, state = ObservationSpec("image", (64, 64, 3), "uint8"), ObservationSpec("state", (2,), "float32")
+    agent = Agent(Settings(), Spaces((image, state), ActionSpec("discrete", (2,))), None)
+    right = {"image": np.zeros((64, 64, 3), np.uint8), "state": [1, 2]}
+    with pytest.raises(UserError, match=words):
+        agent.act(right | {name: value})

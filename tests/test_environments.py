@@ -19,6 +19,8 @@ from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings import EnvironmentSettings
 from dreamfleet.common.spaces import ObservationSpec, Spaces
 
+UNIT = spaces.Box(-1.0, 1.0, (2,))
+SEQUENCE = spaces.Sequence(spaces.Discrete(3))
 BYTES = np.random.default_rng(0).integers(0, 256, (20, 30, 12), np.uint8)
 
 
@@ -97,7 +99,7 @@ def test_images_are_resized_by_area_and_made_grey() -> None:
 def test_area_interpolation_averages_blocks() -> None:
     """Halving a picture gives the means of 2 by 2 pixels, worked out by hand."""
     picture = np.array([[0, 10, 100, 100], [20, 30, 100, 200]] * 2, np.uint8)
-    halved = fixed(pixels(4, 4), picture, image_size=2, grey=True).reset()[0]["image"]
+    halved = fixed(pixels(4, 4), picture, image_size=2, grey=True, pictures=["image"]).reset()[0]["image"]
     assert halved[..., 0].tolist() == [[15, 125], [15, 125]]
 
 
@@ -141,7 +143,7 @@ def test_every_observation_space_becomes_an_image_or_a_vector(
     space: spaces.Space[Any], shown: Any, name: str, expected: Any
 ) -> None:
     """Bytes of two or three dimensions and unit reals of three are pictures; all else is a flat float32 vector."""
-    env = fixed(space, shown)
+    env = fixed(space, shown, pictures=["image"] if name == "image" else [])
     observation = env.reset()[0]
     wanted = np.asarray(expected, np.uint8 if name == "image" else np.float32)
     assert list(observation) == [name]
@@ -154,7 +156,7 @@ def test_every_observation_space_becomes_an_image_or_a_vector(
 def test_dicts_keep_their_names_and_nested_ones_join_them() -> None:
     """A Dict in a Dict gives entries named by both keys, each converted as its own space asks."""
     space = spaces.Dict(
-        {"eye": spaces.Dict({"left": pixels(8, 8, 3), "right": pixels(6, 8)}), "speed": spaces.Box(-1, 1, (2,))}
+        {"eye": spaces.Dict({"left": pixels(32, 32, 3), "right": pixels(16, 32)}), "speed": spaces.Box(-1, 1, (2,))}
     )
     env = fixed(space, image_size=4)
     assert spec(env) == (
@@ -169,12 +171,15 @@ def test_dicts_keep_their_names_and_nested_ones_join_them() -> None:
 @pytest.mark.parametrize(
     ("space", "settings", "words"),
     [
-        (spaces.Text(5), {}, ["Text(", "not supported", "Box, Discrete"]),
-        (spaces.Tuple([pixels(4, 4)]), {}, ["Tuple(", "not supported"]),
-        (spaces.Dict({"a": spaces.Text(5)}), {}, ["'a'", "Text("]),
-        (spaces.Dict({"reward": pixels(4, 4)}), {}, ["'reward'", "Rename"]),
-        (spaces.Dict({"a_b": pixels(4, 4), "a": spaces.Dict({"b": pixels(4, 4)})}), {}, ["'a_b'", "Rename"]),
-        (pixels(3, 64, 64), {}, ["(3, 64, 64)", "channels first", "Transpose"]),
+        (spaces.Text(5), {}, ["Text(", "empty"]),
+        (SEQUENCE, {}, ["Sequence(", "not supported", "Box, Discrete"]),
+        (spaces.Tuple([spaces.Discrete(2), SEQUENCE]), {}, ["'1'", "Sequence(", "not supported"]),
+        (spaces.Dict({"a": spaces.Dict({"b": SEQUENCE})}), {}, ["'a_b'", "Sequence("]),
+        (spaces.Dict({"reward": pixels(16, 16)}), {}, ["'reward'", "Rename"]),
+        (spaces.Dict({"a_b": pixels(16, 16), "a": spaces.Dict({"b": pixels(16, 16)})}), {}, ["'a_b'", "Rename"]),
+        (spaces.Dict({"a_1": UNIT, "a": spaces.Tuple([UNIT, UNIT])}), {}, ["'a_1'", "Rename"]),
+        (spaces.Dict({"1": UNIT, 1: UNIT}), {}, ["'1'", "Rename"]),
+        (pixels(3, 64, 64), {}, ["(3, 64, 64)", "channels seem to come first", "--env.pictures image"]),
         (pixels(4, 64, 64, 3), {}, ["(4, 64, 64, 3)", "joining its channels"]),
         (pixels(64, 64, 4), {"grey": True}, ["env.grey", "3 channels", "has 4"]),
         (spaces.Box(0, 1, (0,)), {}, ["'observation'", "(0,)"]),
@@ -277,8 +282,8 @@ def test_a_function_of_your_own_is_found_in_the_working_directory(
 @pytest.mark.parametrize(
     ("space", "shown"),
     [
-        (pixels(4, 4, 3), np.zeros((4, 4, 3), np.float32)),
-        (pixels(4, 4, 3), np.zeros((5, 4, 3), np.uint8)),
+        (pixels(16, 16, 3), np.zeros((16, 16, 3), np.float32)),
+        (pixels(16, 16, 3), np.zeros((17, 16, 3), np.uint8)),
         (spaces.Box(-1, 1, (3,)), np.zeros(1, np.float32)),
         (spaces.Discrete(3), np.int64(3)),
     ],
@@ -304,7 +309,7 @@ def test_the_probe_describes_and_closes(monkeypatch: pytest.MonkeyPatch) -> None
             made.append(self)
 
     monkeypatch.setattr(counting_environment, "CountingEnvironment", Noted)
-    settings = EnvironmentSettings(id="counting_environment:make", kwargs={"image": 8, "length": 2}, image_size=4)
+    settings = EnvironmentSettings(id="counting_environment:make", kwargs={"image": 16, "length": 2}, image_size=4)
     found = probe_environment(settings)
     assert [entry.name for entry in found.observations] == ["count", "image"]
     assert Spaces.from_json(found.to_json()) == found

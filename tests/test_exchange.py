@@ -16,11 +16,13 @@ from gymnasium import spaces
 from make_chunks import Arrays, counting_format, cut, image_format, make_stream, mixed_format
 from patience import PATIENCE_S
 
+from dreamfleet.actors.named_entries import NamedEntries
 from dreamfleet.common.chunk import ChunkKey
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings import EnvironmentSettings, ReplaySettings, Settings
 from dreamfleet.common.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.steps import StepFormat
+from dreamfleet.deploy.command_line import main
 from dreamfleet.deploy.exchange import export_replay, import_replay
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.status import status
@@ -225,6 +227,8 @@ def test_numbers_that_are_no_numbers_come_back(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     fill(run.replay / "shard-0", step_format, cut(step_format, arrays))
     export_replay(run.replay, tmp_path / "out")
+    with pytest.raises(UserError, match=r"written by dreamfleet.*leave out --one-hot"):
+        import_replay(tmp_path / "out/data", tmp_path / "back", NamedEntries(one_hot=("count",), prefix=""))
     import_replay(tmp_path / "out/data", tmp_path / "back")
     assert stored(tmp_path / "back") == stored(run.path)
     assert RunDirectory(tmp_path / "back").settings().env.id == "(none)"
@@ -314,13 +318,15 @@ def test_what_was_lost_before_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     pictures = {"a": np.zeros((6, 32, 32, 3), np.uint8), "b": np.full((6, 4, 4, 1), 0.5)}
     episode = counting_episode(5, 0, True) | {"observations": pictures}
     episode["truncations"][1] = True
-    import_replay(foreign(tmp_path / "other", space, spaces.Discrete(9), [episode], jpeg=True), tmp_path / "ours")
+    source = foreign(tmp_path / "other", space, spaces.Discrete(9), [episode], jpeg=True)
+    assert main(["replay", "import", str(source), "--out", str(tmp_path / "ours"), "--pictures", "b"]) == 0
     printed = capsys.readouterr().out
     assert "'a' was compressed as JPEG" in printed
     assert "'b' (float64) is stored as bytes" in printed
     assert "1 transitions inside episodes" in printed
     _, (steps,) = read_all(tmp_path / "ours")
     assert set(steps["b"].flat) == {128}
+    assert RunDirectory(tmp_path / "ours").settings().env.pictures == ("b",)
 
 
 def test_a_dataset_changed_by_another_tool_is_taken_as_it_is(
@@ -393,13 +399,15 @@ def test_bad_input_to_import_is_one_sentence(tmp_path: Path) -> None:
     def complaint(name: str, observation: spaces.Space[Any] = vector, changed: Any = None, **metadata: Any) -> str:
         source = foreign(tmp_path / name, observation, choice, [good | (changed or {})], **metadata)
         with pytest.raises(UserError) as caught:
-            import_replay(source, tmp_path / "ours")
+            import_replay(source, tmp_path / "ours", NamedEntries(prefix=""))
         assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith((".", "ours"))) == []
         return str(caught.value)
 
     nan = np.full((6, 2), np.nan)
     parts = spaces.Tuple((vector, vector))
-    assert "Tuple" in complaint("a", parts, {"observations": (nan, nan)})
+    assert "episode 0: '0' holds" in complaint("a", parts, {"observations": (nan, nan)})
+    grid = {"observations": np.zeros((6, 7, 7, 3), np.uint8)}
+    assert "--pictures image takes" in complaint("grid", spaces.Box(0, 255, (7, 7, 3), np.uint8), grid)
     assert "not finite" in complaint("b", changed={"observations": nan})
     assert "an action is not in Discrete(4, start=5)" in complaint("c", changed={"actions": np.arange(5)})
     assert "5 observations 'vector' and 5 rewards" in complaint("d", changed={"observations": nan[:5]})
