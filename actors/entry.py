@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from gymnasium import spaces
 
 from dreamfleet.common.spaces import ObservationSpec
 
@@ -47,6 +48,11 @@ class Entry:
 def sizes(shape: tuple[int, ...]) -> str:
     """Return a shape in words: "96×96×3"."""
     return "×".join(map(str, shape))
+
+
+def shown_bounds(space: spaces.Box) -> str:
+    """Return the bounds of a space in words: "-1 to 1"."""
+    return f"{space.low.min():g} to {space.high.max():g}"
 
 
 def shown_array(value: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -217,5 +217,6 @@ def _can_render(env: Environment, make: Callable[..., Environment]) -> bool:
 def _cause(error: BaseException) -> str:
     """Return the error in a line, with the place in the code where it arose."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    is_ours = bool(frames) and Path(frames[-1].filename).parent == Path(__file__).parent  # which says all in words
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames and not is_ours else ""
     return f"{type(error).__name__}: {error}{place}"

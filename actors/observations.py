@@ -16,9 +16,9 @@ from gymnasium import spaces
 
 from dreamfleet.actors import picture_rule
 from dreamfleet.actors.announcements import announce, announce_once
-from dreamfleet.actors.entry import Entry, Kind
+from dreamfleet.actors.entry import Entry, Kind, shown_bounds
 from dreamfleet.actors.named_entries import NOTHING_NAMED, NamedEntries
-from dreamfleet.actors.picture_entry import picture_entry, picture_shape, shown_bounds
+from dreamfleet.actors.picture_entry import picture_entry, picture_shape
 from dreamfleet.actors.vector_entry import one_hot_entry, one_hot_width, vector_entry
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.steps import RESERVED_NAMES
@@ -66,7 +66,7 @@ def list_entries(
 
 def announce_entries(entries: list[Entry]) -> None:
     """Say once what each entry was taken for, and which of them are wide."""
-    announce(f"observes {', '.join(map(str, entries))}")
+    announce(f"observations: {', '.join(map(str, entries))}")
     for entry in entries:
         width = entry.spec.shape[0]
         if entry.kind == "one_hot" and width > WIDE_ONE_HOT:
@@ -188,7 +188,7 @@ def _kind(space: spaces.Space[Any], path: tuple[Any, ...], named: NamedEntries) 
     doubt = picture_rule.why_doubtful(space)
     if doubt:
         raise UserError(
-            f"The {shown} is {_describe(space)}, which may be a picture or not ({doubt}): "
+            f"The {shown} is {_describe(space)}, and whether that is a picture must be said, since {doubt}: "
             f"{_choices(space, path, named)}."
         )
     return "picture" if picture_rule.is_picture(space) else "vector"

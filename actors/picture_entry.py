@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from dreamfleet.actors.announcements import announce_once
-from dreamfleet.actors.entry import Entry, sizes
+from dreamfleet.actors.entry import Entry, shown_bounds, sizes
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.spaces import ObservationSpec
 
@@ -59,7 +59,7 @@ def picture_entry(space: spaces.Box, name: str, path: tuple[Any, ...], image_siz
 
     source = f"{space.dtype} {sizes(space.shape)}{', channels first' if first else ''}"
     if to_bytes is not None:
-        source += f", brought from {shown_bounds(space)} to 0 to 255"
+        source += f" from {shown_bounds(space)}, brought to 0-255"
     spec = ObservationSpec(name, (*side, 1 if grey else channels), "uint8")
     return Entry(spec, path, convert, "picture", source, np.array(0), np.array(255))
 
@@ -88,11 +88,6 @@ def has_bounds(space: spaces.Box) -> bool:
     return bool((np.abs(low) < UNBOUNDED).all() and (np.abs(high) < UNBOUNDED).all())
 
 
-def shown_bounds(space: spaces.Box) -> str:
-    """Return the bounds of a space in words: "-1 to 1"."""
-    return f"{space.low.min():g} to {space.high.max():g}"
-
-
 def _byte_converter(space: spaces.Box, name: str) -> Callable[[np.ndarray], np.ndarray]:
     """Return what makes bytes of a picture's values, and refuses values that are none or far outside the bounds."""
     if space.dtype == bool:
@@ -103,12 +98,15 @@ def _byte_converter(space: spaces.Box, name: str) -> Callable[[np.ndarray], np.n
         low, high = low.reshape(-1)[0:1], high.reshape(-1)[0:1]
     scale = (255 / np.where(high > low, high - low, 1.0)).astype(exact)
     low = low.astype(exact)
+    begins = low.any()  # elsewhere than at 0
 
     def to_bytes(picture: np.ndarray) -> np.ndarray:
-        scaled = (picture.astype(exact, copy=False) - low) * scale
-        if not (scaled.min() >= -ROUNDED_AWAY and scaled.max() <= 255 + ROUNDED_AWAY):  # so that NaN is found too
+        values = picture.astype(exact, copy=False)
+        scaled = (values - low if begins else values) * scale
+        if not (scaled.min() >= -ROUNDED_AWAY and scaled.max() < 255 + ROUNDED_AWAY):  # so that NaN is found too
             _tell_outside(space, name, picture, scaled)
-        return np.rint(scaled).clip(0, 255).astype(np.uint8)
+            scaled = scaled.clip(0, 255)
+        return np.rint(scaled, out=scaled).astype(np.uint8)
 
     return to_bytes
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 from gymnasium import spaces
 
-from dreamfleet.actors.picture_entry import channels_first, has_bounds, is_bytes, picture_shape, shown_bounds
+from dreamfleet.actors.picture_entry import channels_first, has_bounds, is_bytes, picture_shape
 
 LEAST_SIDE = 16
 """A picture's sides are at least so long: nothing is seen in a smaller one, and no encoder takes it."""
@@ -80,17 +80,17 @@ def _values(space: spaces.Box) -> int:
 def _stack(space: spaces.Box) -> str:
     if len(space.shape) <= 3:
         return ""
-    return "a picture has (H, W) or (H, W, C), and a stack becomes one by joining its channels in a wrapper"
+    return "a picture has (H, W) or (H, W, C), and a stack becomes one by joining its channels in a wrapper of your own"
 
 
 def _numbers(space: spaces.Box) -> str:
     """Return what speaks against a picture in a space's numbers, or an empty string."""
     if _is_real(space):
         if not _is_unit_real(space):
-            return f"reals from {shown_bounds(space)} are a picture or plain numbers"
-        return "reals with two axes are a picture or plain numbers" if len(space.shape) == 2 else ""
+            return "a picture's reals are from 0 to 1 or from 0 to 255"
+        return "reals with two axes may be a matrix" if len(space.shape) == 2 else ""
     if not is_bytes(space):
-        return f"whole numbers from {shown_bounds(space)} are brightness, amounts or symbols"
+        return "whole numbers other than bytes from 0 to 255 may be amounts or symbols"
     return ""
 
 
@@ -98,7 +98,7 @@ def _shape(shape: tuple[int, ...]) -> str:
     """Return what speaks against a picture in a shape."""
     height, width, channels = picture_shape(shape)
     if min(height, width) < LEAST_SIDE:
-        return f"it is less than {LEAST_SIDE} high or wide, as a board or a grid of symbols is"
+        return f"it is less than {LEAST_SIDE} high or wide, as boards and grids of symbols are"
     if channels_first(shape):
         return "its channels seem to come first, and pictures are (H, W, C)"
     return f"{channels} channels are many for a picture of {height}×{width}"

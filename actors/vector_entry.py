@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from dreamfleet.actors.entry import Convert, Entry, shown_array, sizes
+from dreamfleet.actors.entry import Convert, Entry, shown_array, shown_bounds, sizes
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.spaces import ObservationSpec
 
@@ -32,7 +32,7 @@ def vector_entry(space: spaces.Space[Any], name: str, path: tuple[Any, ...]) -> 
     low, high = (bound.astype(np.float64).reshape(size) for bound in _bounds(space))
     with np.errstate(over="ignore"):  # what float32 cannot hold is no bound in it
         low, high = low.astype(np.float32), high.astype(np.float32)
-    return Entry(_spec(name, size), path, convert, "vector", f"{space.dtype} {sizes(shape)}".rstrip(), low, high)
+    return Entry(_spec(name, size), path, convert, "vector", _source(space), low, high)
 
 
 def one_hot_entry(space: spaces.Space[Any], name: str, path: tuple[Any, ...]) -> Entry:
@@ -48,7 +48,7 @@ def one_hot_entry(space: spaces.Space[Any], name: str, path: tuple[Any, ...]) ->
             "env.vectors takes its plain numbers, and a space with closer bounds makes it narrower."
         )
     convert = _digits(space, name) if isinstance(space, spaces.Box) else _choices(space, name)
-    return Entry(_spec(name, width), path, convert, "one_hot", _choice_text(space), np.array(0), np.array(1))
+    return Entry(_spec(name, width), path, convert, "one_hot", _source(space, bounds=True), np.array(0), np.array(1))
 
 
 def one_hot_width(space: spaces.Space[Any]) -> int:
@@ -107,10 +107,10 @@ def _digits(space: spaces.Box, name: str) -> Convert:
     return convert
 
 
-def _choice_text(space: spaces.Space[Any]) -> str:
-    if isinstance(space, spaces.Box):
-        return f"{space.dtype} {sizes(space.shape)} from {space.low.min():g} to {space.high.max():g}"
-    kind = type(space).__name__
+def _source(space: spaces.Space[Any], bounds: bool = False) -> str:
+    """Return type and shape of a space in words: "int8 5×5"."""
     if isinstance(space, spaces.Discrete):
-        return f"{kind} of {space.n}"
-    return f"{kind} {sizes(space.shape or ())}"
+        return f"Discrete of {space.n}"
+    is_box = isinstance(space, spaces.Box)
+    text = f"{space.dtype if is_box else type(space).__name__} {sizes(space.shape or ())}".rstrip()
+    return f"{text} from {shown_bounds(space)}" if isinstance(space, spaces.Box) and bounds else text

@@ -85,3 +85,14 @@ def open_log(console: Console, file: Path) -> Iterator[None]:
         to_file.close()
         logger.setLevel(before[0])
         logger.propagate = before[1]
+
+
+@contextmanager
+def quiet_log() -> Iterator[None]:
+    """Print nothing of what the process logs while the block runs, where no log is open."""
+    logger, nowhere = logging.getLogger(LOGGER_NAME), logging.NullHandler()
+    logger.addHandler(nowhere)
+    try:
+        yield
+    finally:
+        logger.removeHandler(nowhere)

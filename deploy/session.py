@@ -17,7 +17,7 @@ from dreamfleet.common.notes import Note
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces, first_difference
 from dreamfleet.deploy.address import check_address
-from dreamfleet.deploy.console import Console, open_log
+from dreamfleet.deploy.console import Console, open_log, quiet_log
 from dreamfleet.deploy.fleet import Fleet
 from dreamfleet.deploy.goal import Goal
 from dreamfleet.deploy.pool import Pool
@@ -188,7 +188,8 @@ def probe(run: RunDirectory, settings: Settings, old: Settings | None) -> Spaces
     """
     from dreamfleet.actors.environments import probe_environment
 
-    spaces = probe_environment(settings.env)
+    with quiet_log():  # the run's log repeats what was announced
+        spaces = probe_environment(settings.env)
     if old and run.spaces_file.exists():
         check_same_spaces(run, spaces)
     return spaces
