@@ -31,7 +31,22 @@ MAGIC = b"DFCK"
 PREFIX = struct.Struct("<4sIII")
 _HEADER = struct.Struct("<IIIIQQIIQQQiiI")
 _COMPRESSED = 1 << 31
-_LOCAL = threading.local()
+
+
+class _Compressors(threading.local):
+    """A thread's compressors by level: making one takes as long as compressing a chunk of vectors."""
+
+    def __init__(self) -> None:
+        self._by_level: dict[int, zstandard.ZstdCompressor] = {}
+
+    def of_level(self, level: int) -> zstandard.ZstdCompressor:
+        """Return this thread's compressor of the level."""
+        if level not in self._by_level:
+            self._by_level[level] = zstandard.ZstdCompressor(level=level, write_checksum=False)
+        return self._by_level[level]
+
+
+_COMPRESSORS = _Compressors()
 
 
 class ChunkKey(NamedTuple):
@@ -88,7 +103,7 @@ def encode_chunk(
     if not 1 <= steps <= CHUNK_STEPS:
         raise ValueError(f"a chunk holds 1 to {CHUNK_STEPS} steps, not {steps}")
     checked = {field.name: _checked(field, arrays[field.name], steps) for field in step_format.fields}
-    compressor = _compressor(level)
+    compressor = _COMPRESSORS.of_level(level)
     bodies, table = [], []
     for block in raw_blocks(step_format, checked):
         packed = compressor.compress(block)
@@ -198,13 +213,6 @@ def decode_chunk(step_format: StepFormat, record: bytes | memoryview) -> dict[st
     out = {field.name: np.empty((header.steps, *field.shape), field.dtype) for field in step_format.fields}
     read_steps(step_format, header.steps, 0, header.steps, blocks, out)
     return out
-
-
-def _compressor(level: int) -> zstandard.ZstdCompressor:
-    """Return this thread's compressor of that level: making one takes as long as compressing a chunk of vectors."""
-    if level not in (held := _LOCAL.__dict__):
-        held[level] = zstandard.ZstdCompressor(level=level, write_checksum=False)
-    return held[level]
 
 
 def _checked(field: Field, array: np.ndarray, steps: int) -> np.ndarray:
