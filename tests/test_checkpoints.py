@@ -185,7 +185,7 @@ def test_a_crash_between_the_renames_of_the_only_checkpoint_costs_nothing(
 def test_one_that_was_never_finished_is_in_nobodys_way(
     tmp_path: Path, left: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A .pt without facts is no checkpoint: there is none to go on from, that is said, and the next save replaces it."""
+    """A .pt without facts is no checkpoint: none to go on from, which is said; the next save replaces it."""
     store = CheckpointStore(tmp_path, 3)
     (tmp_path / "checkpoint-000000003.pt").write_bytes(left)
     (tmp_path / "checkpoint-000000003.json.tmp").write_text('{"updates": 3, "low": ')
