@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+PIP_ARGS ?=
 
 # The constraints hold for what builds packages too: pip reads the first name up to version 25.2, the second after it.
 PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip --disable-pip-version-check
 # Of all that pip says, a line for each big file; its errors come as they are.
 SHELL := bash
-INSTALL = set -o pipefail; $(PIP) install --progress-bar off --constraint constraints.txt --editable $(1) | \
+INSTALL = set -o pipefail; $(PIP) install --progress-bar off --constraint constraints.txt $(PIP_ARGS) --editable $(1) | \
 	while read -r line; do case "$$line" in \
 		Downloading*MB*|"Using cached"*MB*|"Building wheel"*) echo "  $$line" ;; \
 		"Installing collected"*) echo "  Installing all of it" ;; \
@@ -21,6 +22,7 @@ comma := ,
 
 help:
 	@echo "make train   install what is needed, then train the preset 'quickstart' (ARGS='--seed 1' adds flags)"
+	@echo "             (PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu' adds flags to every pip install)"
 	@echo "make test    install what tests need, then run them (ARGS='-k replay' selects)"
 	@echo "make test-processors   the tests of numbers again, as older processors and other numbers of threads round them"
 	@echo "make cluster-test   a whole cluster on four test hosts of this machine; needs root, minutes"
