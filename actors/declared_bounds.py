@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -38,14 +39,10 @@ class DeclaredBounds:
 
     def fault(self, name: str, rows: np.ndarray) -> tuple[int, str] | None:
         """Return the first row (T, D) that is not finite and a clause that says so; None if all are."""
-        finite = np.isfinite(rows).all(axis=1)
-        if not finite.all():
-            t = int(np.argmin(finite))
-            beyond = f" (float32 holds up to {_GREATEST})" if np.isinf(rows[t]).any() else ""
-            return t, f"is not finite{beyond}: {rows[t]}"
-        if name in self._bounds:
+        fault = _not_finite(rows)
+        if not fault and name in self._bounds:
             self._tell_outside(name, rows)
-        return None
+        return fault
 
     def _tell_outside(self, name: str, rows: np.ndarray) -> None:
         low, high = self._bounds[name]
@@ -62,6 +59,28 @@ class DeclaredBounds:
         del self._bounds[name]
 
 
+def check_finite(rows: Mapping[str, np.ndarray]) -> None:
+    """Refuse observations, by name (N, *shape), of which a vector is not finite.
+
+    Raises:
+        ValueError: if one is not.
+    """
+    for name, values in rows.items():
+        fault = _not_finite(values) if values.dtype == np.float32 else None
+        if fault:
+            raise ValueError(f"the observation '{name}' {fault[1]}")
+
+
+def _not_finite(rows: np.ndarray) -> tuple[int, str] | None:
+    """Return the first of the rows (T, D) that is not finite and a clause that says so; None if all are."""
+    finite = np.isfinite(rows).all(axis=1)
+    if finite.all():
+        return None
+    t = int(np.argmin(finite))
+    beyond = f" (float32 holds up to {_GREATEST})" if np.isinf(rows[t]).any() else ""
+    return t, f"is not finite{beyond}: {rows[t]}"
+
+
 def check_first(space: spaces.Space[Any], shown: list[dict[str, np.ndarray]], named: tuple[str, ...] = ()) -> None:
     """Look at an environment's first observations, and warn of pictures that hold next to nothing.
 
@@ -74,12 +93,11 @@ def check_first(space: spaces.Space[Any], shown: list[dict[str, np.ndarray]], na
         ValueError: if a vector is not finite.
     """
     bounds = DeclaredBounds(space)
-    for name in shown[0]:
-        values = np.stack([observation[name] for observation in shown])
+    rows = {name: np.stack([observation[name] for observation in shown]) for name in shown[0]}
+    check_finite(rows)
+    for name, values in rows.items():
         if values.dtype == np.float32:
-            fault = bounds.fault(name, values)
-            if fault:
-                raise ValueError(f"the observation '{name}' {fault[1]}")
+            bounds.fault(name, values)
         elif 0 < values.max() <= MOST_SYMBOL and name not in named:
             announce(
                 f"the picture '{name}' holds no byte above {values.max()} at its first {len(shown)} steps, and is all "

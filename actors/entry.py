@@ -42,7 +42,8 @@ class Entry:
     def __str__(self) -> str:
         """Return it in words: "image 64×64×3 (picture: uint8 96×96×3)"."""
         kind = {"picture": "picture", "vector": "vector", "one_hot": "one-hot"}[self.kind]
-        return f"{self.spec.name} {sizes(self.spec.shape)} ({kind}: {self.source})"
+        name = self.spec.name if self.spec.name.isidentifier() else f"'{self.spec.name}'"
+        return f"{name} {sizes(self.spec.shape)} ({kind}: {self.source})"
 
 
 def sizes(shape: tuple[int, ...]) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from dreamfleet.actors.actions import action_converter
 from dreamfleet.actors.collector import EpisodeResult
+from dreamfleet.actors.declared_bounds import check_finite
 from dreamfleet.actors.environments import Environment, describe_spaces, make_environment
 from dreamfleet.common.notes import Note
 from dreamfleet.common.policy import Policy, make_policy
@@ -152,6 +153,7 @@ def _play(
         if ended or (max_steps and length == max_steps):
             break
         batch = {name: value[None] for name, value in observation.items()}
+        check_finite(batch)
         action = policy.act(batch, np.array([length == 0]))[0]
         observation, reward, terminated, truncated, _ = env.step(to_environment(action))
         total, length, ended = total + float(reward), length + 1, terminated or truncated

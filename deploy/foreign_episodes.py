@@ -50,6 +50,7 @@ class ForeignEpisodes:
         self._storage = storage
         self._rounded: dict[str, list[int]] = {}
         self.step_format = StepFormat(Spaces(tuple(entry.spec for entry in self._entries), action))
+        self.notes.append(f"observations: {', '.join(map(str, self._entries))}")
         self._note_pictures()
 
     def pieces(self, episodes: Iterable[Mapping[str, Any]]) -> Iterator[Piece]:

@@ -102,7 +102,13 @@ def test_rendered_frames_are_recorded_of_the_first_episodes() -> None:
     assert evaluation.fps == 10
 
 
-@pytest.mark.parametrize(("image", "videos"), [(8, 1), (0, 0)])
+def test_a_policy_is_never_asked_of_what_is_not_finite() -> None:
+    """An evaluation ends where a number is none, as collecting does."""
+    with pytest.raises(ValueError, match=r"'count' is not finite: \["):
+        play({"length": 10, "nan_count_at": 4})
+
+
+@pytest.mark.parametrize(("image", "videos"), [(16, 1), (0, 0)])
 def test_without_rendering_the_observed_picture_is_recorded(
     image: int, videos: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,6 +92,16 @@ def test_another_environment_does_not_inherit_arguments() -> None:
     assert resolve(["quickstart"], [("env.id", "CarRacing-v3")]).env.kwargs == {"continuous": False}
 
 
+def test_observations_are_named_by_a_word_or_a_list_and_go_with_the_environment(tmp_path: Path) -> None:
+    """Names are those of one environment; numbers, as a Tuple's parts are called, are names too."""
+    (tmp_path / "mine.yaml").write_text("env: {id: a:b, pictures: camera, vectors: [0, speed], one_hot: [board]}\n")
+    mine = str(tmp_path / "mine.yaml")
+    env = resolve([mine]).env
+    assert (env.pictures, env.vectors, env.one_hot) == (("camera",), ("0", "speed"), ("board",))
+    other = resolve([mine], [("env.id", "CartPole-v1"), ("env.vectors", "x")]).env
+    assert (other.pictures, other.vectors, other.one_hot) == ((), ("x",), ())
+
+
 def test_scientific_notation_is_a_number() -> None:
     """1e-4 and 1e5 are numbers, though YAML takes the first for text."""
     settings = resolve([], [("learner.learning_rate", "1e-4"), ("train.env_steps", "1e5")])
