@@ -80,7 +80,8 @@ class Collector:
 
     It works in rounds: all environments step, the policy chooses their K actions at once, and the K steps are recorded.
     An order may end within a round; the next one records what is left of it first. So the steps do not depend on how
-    they are divided into orders, and any number of them is met exactly.
+    they are divided into orders, and any number of them is met exactly. Chunks are cut from all streams at once, at the
+    end of an order and when 64 rounds are there: after an order that ended within a round, some hold 63 steps.
 
     Args:
         environments: the batch of K environments.
@@ -143,16 +144,17 @@ class Collector:
             raise CollectorBrokenError("an earlier order of this collector failed; its streams cannot go on")
         self._broken = True
         report = CollectReport(steps, raw_bytes=steps * self._format.step_bytes)
+        rounds, is_last = self._rounds, self._environments.is_last
         left, count = steps, len(self._streams)
         while left:
             if self._next == 0:
                 self._begin_round(report)
-            stop = min(self._next + left, count)
-            if True in self._environments.is_last:
-                self._report_episodes(self._next, stop, report)
-            left -= stop - self._next
+            start, stop = self._next, min(self._next + left, count)
+            if True in is_last:
+                self._report_episodes(start, stop, report)
+            left -= stop - start
             self._next = 0 if stop == count else stop
-            if not left or (self._next == 0 and self._rounds.is_full):
+            if not left or (stop == count and rounds.is_full):
                 self._send(report)
         with _timed(report, "push"):
             self._sink.flush(self._flush_timeout_s)
@@ -162,23 +164,22 @@ class Collector:
 
     def _begin_round(self, report: CollectReport) -> None:
         """Bring all environments to their next step, and choose all actions there."""
+        environments, policy, timings = self._environments, self._policy, report.timings
         began = perf_counter()
         if self._begun:
-            self._environments.step(self._actions)
+            environments.step(self._actions)
         else:
-            self._environments.reset()
+            environments.reset()
             self._begun = True
-        stepped = perf_counter()
         current = self._rounds.current
-        self._actions = self._policy.act(current.observations, current.is_first)
-        chosen = perf_counter()
-        report.timings["environment"] += stepped - began
-        report.timings["policy"] += chosen - stepped
-        current.action[...] = self._actions
-        if True in self._environments.is_last:
-            current.action[self._environments.is_last] = 0  # an episode's last action is not used
-        if self._policy.version != self._version:
-            self._version = self._policy.version
+        stepped = perf_counter()
+        self._actions = current.action[...] = policy.act(current.observations, current.is_first)
+        timings["policy"] += perf_counter() - stepped
+        timings["environment"] += stepped - began
+        if True in environments.is_last:
+            current.action[environments.is_last] = 0  # an episode's last action is not used
+        if policy.version != self._version:
+            self._version = policy.version
             self._rounds.set_from_here("version", self._version)
 
     def _report_episodes(self, start: int, stop: int, report: CollectReport) -> None:

@@ -73,12 +73,15 @@ class RandomPolicy:
         self._hold = (hold_min, hold_max)
         self._generator = np.random.default_rng(derive_seed(seed, "random policy"))
         self._drawn = self._draw()
+        self._fresh = self._draw_fresh(environments) if hold_max == 1 else None
         self._left = [0] * environments
         self._action = np.zeros((environments, *spec.stored_shape), spec.stored_dtype)
 
     def act(self, observations: Mapping[str, np.ndarray], is_first: np.ndarray) -> np.ndarray:
         """Return actions (K, *stored_shape): the held ones, or new ones where an episode begins or the hold is over."""
         del observations
+        if self._fresh:
+            return next(self._fresh)
         action = self._action = self._action.copy()
         left = self._left
         for k, begins in enumerate(is_first.tolist()):
@@ -98,6 +101,13 @@ class RandomPolicy:
             actions = self._draw_actions(_DRAWN_AHEAD)
             holds = self._generator.integers(self._hold[0], self._hold[1] + 1, _DRAWN_AHEAD)
             yield from zip(actions.tolist() if actions.ndim == 1 else actions, holds.tolist(), strict=True)
+
+    def _draw_fresh(self, environments: int) -> Iterator[np.ndarray]:
+        """Yield, without end, new actions for all environments (K, *stored_shape): what comes of a hold of one step."""
+        shape = (_DRAWN_AHEAD, environments, *self._spec.stored_shape)
+        while True:
+            drawn = self._draw_actions(_DRAWN_AHEAD * environments)
+            yield from drawn.astype(self._spec.stored_dtype).reshape(shape)
 
     def _draw_actions(self, count: int) -> np.ndarray:
         """Return so many random actions (count, *stored_shape)."""

@@ -1,4 +1,4 @@
-"""Collecting on Ray, beside loops around the same environments."""
+"""Collecting in one process and on Ray, beside loops around the same environments."""
 
 from __future__ import annotations
 
@@ -13,25 +13,29 @@ from dreamfleet.common.settings import Settings
 from dreamfleet.deploy.resolve import resolve
 from tests.bench.bare_loops import BareLoop, VectorLoop, pin
 from tests.bench.measure import Bench, Turns, say, take_turns
+from tests.bench.one_process import METHOD as ONE_PROCESS
+from tests.bench.one_process import measure_one_process
 from tests.bench.ray_session import local_ray, replay_server
 from tests.bench.recording import Recording
 from tests.bench.report import Row, at_least
 
 NAME = "collect"
-METHOD = """
-Actors as the service has them: `ActorProcess` on Ray, pushing to a replay's process, two orders queued for each as
-the fleet loop does, on CarRacing with the preset quickstart (64×64 grey, action repeat 4, episodes of at most 100
-steps). The yardstick is a loop around the same wrapped environment in plain processes, nothing stored, with the seeds
-and actions of our actors: both take the very same steps. One actor and its replay share one core, two actors and
-their replay two cores, and so do the plain processes; Ray's own processes run where they are. `AsyncVectorEnv` steps
-two of the environments, again with the same seeds and actions.
+_ON_RAY = """
+On Ray: actors as the service has them, `ActorProcess`, pushing to a replay's process, two orders queued for each as the
+fleet loop does, on CarRacing with the preset quickstart (64×64 grey, action repeat 4, episodes of at most 100 steps).
+The yardstick is a loop around the same wrapped environment in plain processes, nothing stored, with the seeds and
+actions of our actors: both take the very same steps. One actor and its replay share one core, two actors and their
+replay two cores, and so do the plain processes; Ray's own processes run where they are. `AsyncVectorEnv` steps two of
+the environments, again with the same seeds and actions.
 """
+METHOD = ONE_PROCESS + _ON_RAY
 _TIMEOUT_S = 300
 _QUEUED_ORDERS = 2
 
 
 def measure(bench: Bench) -> Iterator[Row]:
     """Yield the figures of collecting."""
+    yield from measure_one_process(bench, NAME)
     settings = resolve(["quickstart"])
     format_only = Recording(probe_environment(settings.env), [])
     with local_ray(), replay_server(bench.scratch / "collect", format_only, 50) as server:
