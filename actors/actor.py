@@ -14,6 +14,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from dreamfleet.actors.collector import Collector, CollectReport, build_collector
 from dreamfleet.actors.evaluator import EvaluationReport, evaluate_weights
+from dreamfleet.actors.handover import Handover
 from dreamfleet.common.notes import NoteTaker
 from dreamfleet.common.settings import Settings
 from dreamfleet.replay.client import RaySink
@@ -33,13 +34,18 @@ class ActorProcess:
         actor: number of the actor.
         incarnation: which of its lives this is.
         replay: handle of the replay's process.
+        handover: what this process needs of the one that started the run, if anything.
 
     Raises:
         UserError: if the environment cannot be made.
     """
 
-    def __init__(self, settings: Settings, actor: int, incarnation: int, replay: Any) -> None:
+    def __init__(
+        self, settings: Settings, actor: int, incarnation: int, replay: Any, handover: Handover | None = None
+    ) -> None:
         cv2.setNumThreads(1)
+        if handover:
+            handover.take(ray.get_runtime_context().get_node_id())
         self._notes = NoteTaker.install()
         self._life = (settings, actor, incarnation, RaySink(replay))
 

@@ -8,9 +8,11 @@ the choice.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 
 from dreamfleet.actors.announcements import announce
 from dreamfleet.common.errors import UserError, nearest
@@ -39,40 +41,76 @@ print("drawn")
 """
 
 
-@functools.cache
-def choose_library() -> str:
-    """Set MUJOCO_GL, unless it is set or MuJoCo is imported already, and return why nothing can be drawn, if so.
+@dataclass(frozen=True)
+class Choice:
+    """What MuJoCo draws with: what to tell of it, and why nothing can be drawn, "" if something can."""
 
-    Each library is tried in a process of its own, since one that fails cannot be unloaded. The choice is announced
-    with its reason. Where none works MUJOCO_GL becomes `off`: then everything but drawing works.
+    told: str = ""
+    refusal: str = ""
+
+
+def choose_library() -> str:
+    """Have a library chosen that MuJoCo draws with, announce it, and return why nothing can be drawn, if so.
+
+    Raises:
+        UserError: if MUJOCO_GL is set to what MuJoCo does not know.
+    """
+    chosen = choice()
+    if chosen.told:
+        announce(chosen.told)
+    return chosen.refusal
+
+
+def prepare_library() -> None:
+    """Have a library chosen, before code is imported that may import MuJoCo; nothing is said if it never does."""
+    if VARIABLE not in os.environ and importlib.util.find_spec("mujoco"):
+        choice()
+
+
+def why_nothing_is_drawn() -> str:
+    """Return how to end a sentence about an environment that failed: why MuJoCo draws nothing, if that may be it."""
+    refusal = choose_library() if "mujoco" in sys.modules else ""
+    return f"; {refusal}" if refusal else ""
+
+
+@functools.cache
+def choice() -> Choice:
+    """Set MUJOCO_GL, unless it is set or MuJoCo is imported already, and return what was chosen.
+
+    Each library is tried in a process of its own, since one that fails cannot be unloaded. Where none works MUJOCO_GL
+    becomes `off`: then everything but drawing works.
 
     Raises:
         UserError: if MUJOCO_GL is set to what MuJoCo does not know.
     """
     given = os.environ.get(VARIABLE)
     if given is not None:
-        if given.lower() not in (*LIBRARIES, *_WINDOWS, *_NOTHING):
-            known = ", ".join([*LIBRARIES, "glfw"])
-            raise UserError(f"{VARIABLE} is '{given}', but must be one of {known} and off.{nearest(given, LIBRARIES)}")
-        if given.lower() in _NOTHING:
-            return (
-                f"{VARIABLE} is '{given}', which means that MuJoCo draws nothing; where no library is there, {ADVICE}"
-            )
-        announce(f"MuJoCo draws with '{given}', as {VARIABLE} says")
-        return ""
+        return _given(given)
     if not sys.platform.startswith("linux") or "mujoco" in sys.modules:
-        return ""  # a Mac draws without a window by itself; and once MuJoCo is imported, it has chosen
+        return Choice()  # a Mac draws without a window by itself; and once MuJoCo is imported, it has chosen
     failures: list[str] = []
     for value, name in LIBRARIES.items():
         failure = _try(value)
         if not failure:
             os.environ[VARIABLE] = value
-            announce(f"MuJoCo draws with {name}: it works here without a screen{_after(failures)}")
-            return ""
+            return Choice(f"MuJoCo draws with {name}: it works here without a screen{_after(failures)}")
         failures.append(f"{name} does not ({failure})")
     os.environ[VARIABLE] = "off"
-    announce(f"MuJoCo draws nothing: {', '.join(failures)}")
-    return f"neither EGL nor OSMesa draws here ({', '.join(failures)}); {ADVICE}"
+    failed = ", ".join(failures)
+    return Choice(f"MuJoCo draws nothing: {failed}", f"neither EGL nor OSMesa draws here ({failed}); {ADVICE}")
+
+
+def _given(value: str) -> Choice:
+    """Return the choice that MUJOCO_GL makes."""
+    if value.lower() not in (*LIBRARIES, *_WINDOWS, *_NOTHING):
+        known = ", ".join([*LIBRARIES, "glfw"])
+        raise UserError(f"{VARIABLE} is '{value}', but must be one of {known} and off.{nearest(value, LIBRARIES)}")
+    if value.lower() in _NOTHING:
+        return Choice(
+            refusal=f"{VARIABLE} is '{value}', which means that MuJoCo draws nothing; where no library is there, "
+            f"{ADVICE}"
+        )
+    return Choice(f"MuJoCo draws with '{value}', as {VARIABLE} says")
 
 
 def _after(failures: list[str]) -> str:

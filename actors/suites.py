@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from typing import Any
 
 import gymnasium
 from gymnasium import spaces, wrappers
+from gymnasium.envs.registration import EnvSpec
 
 from dreamfleet.actors import rendering
 from dreamfleet.actors.announcements import announce
+from dreamfleet.actors.registered_ids import known_spec
 from dreamfleet.actors.wrappers import NoopStart
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings import EnvironmentSettings
@@ -54,7 +57,7 @@ class Suite:
 
     def cannot_render(self) -> str:
         """Return why environments of this suite cannot be drawn on this machine, or an empty string."""
-        return ""
+        return rendering.choose_library() if "mujoco" in sys.modules else ""
 
     def show(self, env: Environment, settings: EnvironmentSettings) -> Environment:  # noqa: ARG002 (others need it)
         """Return the environment with the observations that a model of this suite learns from."""
@@ -94,7 +97,7 @@ class DeepMindControl(Mujoco):
 
     def arguments(self, settings: EnvironmentSettings) -> dict[str, Any]:
         """Return env.kwargs, with the papers' camera, and pictures as big as they are used."""
-        camera = 2 if settings.id.startswith("dm_control/quadruped") else 0  # as in Dreamer's releases
+        camera = 2 if "dm_control/quadruped" in settings.id else 0  # as in Dreamer's releases
         drawn: dict[str, Any] = {"camera_id": camera}
         if settings.observe != "own" and settings.image_size:
             drawn |= {"height": settings.image_size, "width": settings.image_size}
@@ -123,6 +126,9 @@ class Atari(Suite):
         """Return the game in Gymnasium's preprocessing: each frame is the maximum of the repeat's last two."""
         shape = env.observation_space.shape or ()
         if settings.action_repeat == 1 or len(shape) < 2:  # a frame for each step, or the machine's memory
+            return super().repeat(env, settings)
+        if _shows_otherwise(env):  # AtariPreprocessing takes the screen from the emulator, past all wrappers
+            announce("Atari: without AtariPreprocessing, since a wrapper of env.wrappers changes what is shown")
             return super().repeat(env, settings)
         side = settings.image_size
         env = wrappers.AtariPreprocessing(
@@ -154,6 +160,9 @@ class MiniGrid(Suite):
         """Return the environment with a picture of what the agent sees, and nothing else."""
         if settings.observe == "rendered" or not isinstance(env.observation_space, spaces.Dict):
             return env
+        if _shows_otherwise(env):
+            announce("MiniGrid: as it is shown by a wrapper of env.wrappers, and no picture of ours")
+            return env
         minigrid = importlib.import_module("minigrid.wrappers")
         env = minigrid.ImgObsWrapper(minigrid.RGBImgPartialObsWrapper(env))
         shape = env.observation_space.shape or ()
@@ -183,12 +192,26 @@ _MUJOCO, _OTHER = Mujoco(), Suite()
 
 
 def suite_of(name: str) -> Suite:
-    """Return the suite that an environment's id belongs to."""
+    """Return the suite that an environment's id, without a module, belongs to."""
     for suite in _SUITES:
         if name.lower().startswith(suite.prefixes):
             return suite
-    spec = gymnasium.registry.get(name)
-    return _MUJOCO if spec and str(spec.entry_point).startswith("gymnasium.envs.mujoco") else _OTHER
+    return _MUJOCO if is_of_gymnasium(known_spec(name), "mujoco") else _OTHER
+
+
+def is_of_gymnasium(spec: EnvSpec | None, family: str = "") -> bool:
+    """Return whether a registered environment is Gymnasium's own, and of this family."""
+    return spec is not None and str(spec.entry_point).startswith(f"gymnasium.envs.{family}")
+
+
+def _shows_otherwise(env: Environment) -> bool:
+    """Return whether a wrapper changes the observations of the environment in it."""
+    layer = env
+    while isinstance(layer, gymnasium.Wrapper):
+        if isinstance(layer, gymnasium.ObservationWrapper):
+            return True
+        layer = layer.env
+    return env.observation_space != layer.observation_space
 
 
 def register_suite(suite: Suite, name: str) -> None:

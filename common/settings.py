@@ -15,10 +15,14 @@ class EnvironmentSettings(Section):
     """The environment and its wrappers."""
 
     id: str = "CarRacing-v3"
-    """A Gymnasium id, or `module:function` of your own that returns a Gymnasium environment."""
+    """A Gymnasium id, also `module:Id-v0` as gymnasium.make takes it, or `module:function` of your own that returns a
+    Gymnasium environment."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Arguments for the environment, for example `{continuous: false}`; naming another env.id forgets them, but for one
     of the same namespace, such as `ALE/`."""
+    wrappers: tuple[str | dict[str, dict[str, Any]], ...] = ()
+    """Wrappers of your own or Gymnasium's around the bare environment, the first the innermost:
+    `[gymnasium.wrappers:FlattenObservation, {my_module:MyWrapper: {size: 3}}]`; forgotten as env.kwargs are."""
     action_repeat: int = Field(1, ge=1)
     """Simulator steps per environment step; their rewards are summed."""
     image_size: int = Field(64, ge=0)
@@ -55,6 +59,27 @@ class EnvironmentSettings(Section):
                 f"'{twice}' is named twice in env.pictures, env.vectors and env.one_hot, and can be one alone"
             )
         return self
+
+    @field_validator("wrappers", mode="before")
+    @classmethod
+    def _names_of_wrappers(cls, wrappers: Any) -> Any:
+        """Take one name for a list of one, and refuse what is none."""
+        wrappers = [wrappers] if isinstance(wrappers, str) else wrappers
+        for wrapper in wrappers if isinstance(wrappers, list | tuple) else [None]:
+            name, arguments = next(iter(wrapper.items())) if isinstance(wrapper, dict) and wrapper else (wrapper, {})
+            is_named = isinstance(name, str) and all(name.partition(":")) and ":" not in name.partition(":")[2]
+            if not is_named or not isinstance(arguments, dict) or (isinstance(wrapper, dict) and len(wrapper) > 1):
+                wrong = wrappers if wrapper is None else wrapper
+                raise ValueError(
+                    f"env.wrappers holds {wrong!r}, but must be a list of names and of names with arguments, such as "
+                    "[module:Class, {module:Class: {name: value}}]"
+                )
+        return wrappers
+
+    @property
+    def named_wrappers(self) -> list[tuple[str, dict[str, Any]]]:
+        """The wrappers' names, each with its arguments."""
+        return [item for one in self.wrappers for item in ({one: {}} if isinstance(one, str) else one).items()]
 
 
 class ActorSettings(Section):

@@ -128,7 +128,7 @@ def known_paths() -> list[str]:
 
 
 def _forget_other_environment(merged: dict[str, Any], layer: Mapping[str, Any]) -> None:
-    """Where a layer names another environment, drop the arguments and the names meant for the one before it.
+    """Where a layer names another environment, drop arguments, wrappers and names meant for the one before it.
 
     Those for one of the same namespace stay: what is said for `ALE/Pong-v5` holds for `ALE/Breakout-v5` too.
     """
@@ -137,7 +137,7 @@ def _forget_other_environment(merged: dict[str, Any], layer: Mapping[str, Any]) 
         return
     old, new = str(before.get("id")), str(now.get("id", before.get("id")))
     if old != new and ("/" not in old or old.partition("/")[0] != new.partition("/")[0]):
-        for name in ("kwargs", "pictures", "vectors", "one_hot"):
+        for name in ("kwargs", "wrappers", "pictures", "vectors", "one_hot"):
             before.pop(name, None)
 
 
@@ -276,6 +276,8 @@ def _type_name(kind: Any) -> str:
         return " | ".join(_names(typing.get_args(kind)))
     if typing.get_origin(kind) is dict:
         return "mapping"
+    if typing.get_origin(kind) is tuple:
+        return "list"
     return {"int": "whole number", "float": "number", "str": "text", "bool": "true | false"}.get(
         kind.__name__, str(kind)
     )

@@ -13,6 +13,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,14 @@ WALKER = (
     ObservationSpec("orientations", (14,), "float32"),
     ObservationSpec("velocity", (9,), "float32"),
 )
+
+
+@pytest.fixture
+def not_chosen_yet() -> Iterator[None]:
+    """Have the library chosen anew in a test, and as it was after it."""
+    rendering.choice.cache_clear()
+    yield
+    rendering.choice.cache_clear()
 
 
 @functools.cache
@@ -251,6 +260,7 @@ def test_a_ray_actor_draws(local_ray: None) -> None:
     assert ray.get(look.remote(), timeout=PATIENCE_S) > 5
 
 
+@pytest.mark.usefixtures("not_chosen_yet")
 @pytest.mark.parametrize(
     ("given", "working", "chosen", "said", "refused"),
     [
@@ -285,18 +295,19 @@ def test_the_library_that_draws_is_chosen_and_told(
     monkeypatch.setattr(announcements, "_lines", {})
     monkeypatch.setattr(rendering, "_try", lambda value: "" if value in working else "none")
     with caplog.at_level(logging.INFO, "dreamfleet"):
-        refusal = rendering.choose_library.__wrapped__()
+        refusal = rendering.choose_library()
     assert os.environ["MUJOCO_GL"] == chosen
     assert said in caplog.text
     assert refused in refusal
     assert bool(refused) == bool(refusal)
 
 
+@pytest.mark.usefixtures("not_chosen_yet")
 def test_a_mistyped_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     """MUJOCO_GL is refused by name, before MuJoCo is imported."""
     monkeypatch.setenv("MUJOCO_GL", "osmessa")
     with pytest.raises(UserError, match=r"MUJOCO_GL is 'osmessa'.*egl, osmesa, glfw and off.*Did you mean 'osmesa'"):
-        rendering.choose_library.__wrapped__()
+        rendering.choose_library()
 
 
 def test_a_library_that_is_not_there_does_not_draw() -> None:
