@@ -25,7 +25,7 @@ class Row(NamedTuple):
         first_step: number of its first step in the stream.
         steps: how many it holds; 0 once the chunk is gone.
         first_mask: bit t is `is_first` of step t.
-        held_out: bit t tells whether step t belongs to an episode that is held out.
+        held_out: bit t tells whether step t is held out; those that are lie at the chunk's beginning or at its end.
         valid: bit t tells whether a training sequence may start at step t.
         segment: number of the segment it lies in.
         offset: where its record begins there.
@@ -48,6 +48,14 @@ class Row(NamedTuple):
     oldest_version: int
     newest_version: int
     listed: bool
+
+    @property
+    def trained_on(self) -> tuple[int, int]:
+        """The first of its steps that are not held out, and the end of these; (0, 0) if all are."""
+        if not self.held_out:
+            return 0, self.steps
+        mask = (1 << self.steps) - 1 ^ self.held_out
+        return max(0, (mask & -mask).bit_length() - 1), mask.bit_length()
 
 
 class ChunkTable:

@@ -1,16 +1,17 @@
 """The index: which chunks there are, and at which of their steps a training sequence may start.
 
-A start is valid if the `T` steps from it on are stored under following sequence numbers of one stream, none of them
-belongs to an episode that is held out, and, unless sequences may run across episodes, none after the first is
-`is_first`. For each chunk the valid starts are one 64-bit mask. Masks are kept up to date when a chunk comes or goes,
-so that a draw is: any listed chunk, any of 64 bits, again if the bit is not set. Each valid start is as likely as any
-other, and a draw costs the same however much is stored.
+A training sequence is cut from what is stored under following sequence numbers of one stream, with the held-out steps
+left out. A start is valid if it is not held out, `T` steps can be cut from it on and, unless sequences may run across
+episodes, none after the first is `is_first` or follows held-out steps. So each step that is not held out is in as many
+sequences as any other, but for the first and last of a stream. For each chunk the valid starts are one 64-bit mask.
+Masks are kept up to date when a chunk comes or goes, so that a draw is: any listed chunk, any of 64 bits, again if the
+bit is not set. Each valid start is as likely as any other, and a draw costs the same however much is stored.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -25,13 +26,17 @@ _DICT_ENTRY_BYTES = 72  # two integers outside the dict's own table
 
 
 class Piece(NamedTuple):
-    """Steps `start` to `stop` of a chunk, which fill a batch's row from its step `at` on."""
+    """Steps `start` to `stop` of a chunk, which fill a batch's row from its step `at` on.
+
+    It `begins` anew at the row's first step, and where held-out steps were left out before it.
+    """
 
     row: int
     at: int
     chunk: int
     start: int
     stop: int
+    begins: bool
 
 
 class _Stream:
@@ -55,7 +60,7 @@ class Index:
     Args:
         sequence_length: T.
         across_episodes: whether a sequence may run on into the next episode.
-        held_out_every: of each stream's episodes every so many is never trained on; see `StartRules`.
+        held_out_every: of each stream's steps one in so many is never trained on; see `StartRules`.
     """
 
     def __init__(self, sequence_length: int, across_episodes: bool, held_out_every: int) -> None:
@@ -167,7 +172,7 @@ class Index:
         ]
 
     def draw_held_out(self, rng: np.random.Generator, count: int, length: int) -> list[Piece] | None:
-        """Return the pieces of `count` windows of `length` steps, each within one held-out episode; None if none fits.
+        """Return the pieces of `count` windows of `length` held-out steps, each within an episode; None if none fits.
 
         This looks at every chunk with held-out steps: it is meant for now and then.
         """
@@ -184,7 +189,7 @@ class Index:
         for row, pick in enumerate(rng.integers(0, ends[-1], count)):
             at = int(np.searchsorted(ends, pick, side="right"))
             nth = int(pick) - (int(ends[at - 1]) if at else 0)
-            pieces += self._cut(row, chunks[at], set_bits(masks[at])[nth], length)
+            pieces += self._cut(row, chunks[at], set_bits(masks[at])[nth], length, held_out=True)
         return pieces
 
     def _stream_number(self, key: tuple[int, int, int]) -> int:
@@ -216,15 +221,12 @@ class Index:
         here = stream.chunks.get(sequence)
         if here is None:
             return
-        row, reach = self._table[here], self._length - 1
-        run = [*self._neighbours(stream, row, reach, -1)[::-1], (here, row)]
+        row = self._table[here]
+        run = [*self._trained_on_beside(stream, row, -1)[::-1], (here, row)]
         settled = len(run)
-        run += self._neighbours(stream, row, reach, 1)
+        run += self._trained_on_beside(stream, row, 1)
         starts = self._rules.training([row for _, row in run], self._length)
-        offset = 0
-        for chunk, row in run[:settled]:
-            valid = starts >> offset & ones(row.steps)
-            offset += row.steps
+        for (chunk, row), valid in zip(run[:settled], starts, strict=False):
             if valid != row.valid:
                 self.valid_starts += valid.bit_count() - row.valid.bit_count()
                 self._table.set(chunk, "valid", valid)
@@ -232,41 +234,56 @@ class Index:
                 self._table.set(chunk, "listed", 1)
                 self._order.append(chunk)
 
-    def _neighbours(self, stream: _Stream, row: Row, reach: int, towards: int) -> list[tuple[int, Row]]:
-        """Return the chunks beside one, nearest first, up to a gap or until they hold `reach` steps.
+    def _trained_on_beside(self, stream: _Stream, row: Row, towards: int) -> list[tuple[int, Row]]:
+        """Return the chunks beside one, nearest first, until they hold the other training steps of a sequence."""
+        run, reach = [], self._length - 1
+        for chunk, beside in self._beside(stream, row, towards):
+            if reach <= 0:
+                break
+            run.append((chunk, beside))
+            start, stop = beside.trained_on
+            reach -= stop - start
+        return run
+
+    def _beside(self, stream: _Stream, row: Row, towards: int) -> Iterator[tuple[int, Row]]:
+        """Yield the chunks beside one, nearest first, up to a gap.
 
         Args:
             stream: of the chunk.
             row: the chunk.
-            reach: steps to hold.
             towards: 1 for the chunks after it, -1 for those before it.
         """
-        run: list[tuple[int, Row]] = []
-        while reach > 0:
-            chunk = stream.chunks.get(row.sequence + towards)
-            if chunk is None:
-                break
+        while (chunk := stream.chunks.get(row.sequence + towards)) is not None:
             beside = self._table[chunk]
             earlier, later = (row, beside) if towards > 0 else (beside, row)
             if earlier.first_step + earlier.steps != later.first_step:
-                break
-            run.append((chunk, beside))
-            row, reach = beside, reach - beside.steps
-        return run
+                return
+            yield chunk, beside
+            row = beside
 
     def _held_out_starts(self, chunk: int, length: int) -> int:
         row = self._table[chunk]
-        run = self._neighbours(self._streams[row.stream], row, length - 1, 1)
-        return self._rules.held_out([row, *(later for _, later in run)], length) & ones(row.steps)
+        run, steps = [row], row.steps
+        for _, beside in self._beside(self._streams[row.stream], row, 1):
+            if steps >= row.steps + length - 1 or not beside.held_out:
+                break
+            run.append(beside)
+            steps += beside.steps
+        return self._rules.held_out(run, length) & ones(row.steps)
 
-    def _cut(self, row: int, chunk: int, start: int, length: int) -> list[Piece]:
-        """Return the pieces of the sequence of `length` steps that starts at a chunk's step `start`."""
-        pieces, at, entry = [], 0, self._table[chunk]
+    def _cut(self, row: int, chunk: int, start: int, length: int, held_out: bool = False) -> list[Piece]:
+        """Return the pieces of the sequence of `length` steps, all held out or all not, that starts at `start`."""
+        pieces, at, begins, entry = [], 0, True, self._table[chunk]
         while True:
-            stop = min(entry.steps, start + length - at)
-            pieces.append(Piece(row, at, chunk, start, stop))
-            at += stop - start
+            end = entry.steps if held_out else entry.trained_on[1]
+            stop = min(end, start + length - at)
+            if start < stop:
+                pieces.append(Piece(row, at, chunk, start, stop, begins))
+                at, begins = at + stop - start, False
             if at == length:
                 return pieces
+            begins |= end < entry.steps
             chunk = self._streams[entry.stream].chunks[entry.sequence + 1]
-            entry, start = self._table[chunk], 0
+            entry = self._table[chunk]
+            start = 0 if held_out else entry.trained_on[0]
+            begins |= start > 0

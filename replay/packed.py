@@ -32,8 +32,8 @@ class PackedBatch:
     Attributes:
         batch_size: B.
         length: T.
-        pieces: (P, 6) int64: row of the batch, first step of the row it fills, steps of its chunk, first step and end
-            within the chunk, number of its blocks.
+        pieces: (P, 7) int64: row of the batch, first step of the row it fills, steps of its chunk, first step and end
+            within the chunk, number of its blocks, 1 if its row begins anew with it.
         blocks: (Q, 5) int64, piece by piece: number in the chunk, offset in `data`, stored bytes, 1 if compressed,
             CRC-32.
         data: uint8, the blocks end to end.
@@ -83,7 +83,7 @@ def pack(step_format: StepFormat, batch_size: int, length: int, sources: Sequenc
         except DamagedChunkError as error:
             raise DamagedPieceError(piece.chunk, str(error)) from error
         numbers = block_numbers(step_format, header.steps, piece.start, piece.stop)
-        pieces.append((piece.row, piece.at, header.steps, piece.start, piece.stop, len(numbers)))
+        pieces.append((piece.row, piece.at, header.steps, piece.start, piece.stop, len(numbers), piece.begins))
         for number in numbers:
             offset, stored_bytes, compressed, checksum = header.blocks[number]
             blocks.append((number, size, stored_bytes, compressed, checksum))
@@ -109,7 +109,10 @@ def join_batches(parts: Sequence[PackedBatch]) -> PackedBatch:
 
 
 def unpack(packed: PackedBatch, step_format: StepFormat, threads: int = 2) -> dict[str, np.ndarray]:
-    """Decompress a batch into fresh arrays (B, T, *shape), one a field; `is_first` is True at each row's first step.
+    """Decompress a batch into fresh arrays (B, T, *shape), one a field.
+
+    `is_first` is True at each row's first step. Where a row leaves held-out steps out, it is True at the step behind
+    them, and `is_last` at the step before: whoever reads them sees an episode cut short, and another that begins.
 
     Args:
         packed: what `Replay.sample` returned.
@@ -129,7 +132,9 @@ def unpack(packed: PackedBatch, step_format: StepFormat, threads: int = 2) -> di
     finally:
         for job in jobs:
             job.result()
-    out["is_first"][:, 0] = True
+    row, at = packed.pieces[packed.pieces[:, 6] > 0, :2].T
+    out["is_first"][row, at] = True
+    out["is_last"][row[at > 0], at[at > 0] - 1] = True
     return out
 
 
@@ -176,7 +181,7 @@ def _unpack_small(packed: PackedBatch, step_format: StepFormat, out: dict[str, n
     first_blocks = packed.blocks[np.cumsum(pieces[:, 5]) - pieces[:, 5]]
     for steps in np.unique(pieces[:, 2]).tolist():
         chosen = pieces[:, 2] == steps
-        row, at, _, start, stop, _ = pieces[chosen].T
+        row, at, _, start, stop = pieces[chosen, :5].T
         blocks = [
             (Block(0, stored_bytes, bool(compressed), checksum), data[offset : offset + stored_bytes])
             for _, offset, stored_bytes, compressed, checksum in first_blocks[chosen].tolist()
@@ -201,7 +206,7 @@ def _unpack_pieces(
     data = packed.data.data
     blocks = packed.blocks[first_block:stop_block].tolist()
     used = 0
-    for row, at, steps, start, end, count in packed.pieces[first:stop].tolist():
+    for row, at, steps, start, end, count in packed.pieces[first:stop, :6].tolist():
         held = {
             number: (Block(0, stored_bytes, bool(compressed), checksum), data[offset : offset + stored_bytes])
             for number, offset, stored_bytes, compressed, checksum in blocks[used : used + count]

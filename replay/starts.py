@@ -4,64 +4,88 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dreamfleet.common.chunk import ChunkHeader
+from dreamfleet.common.chunk import ChunkHeader, ChunkKey
+from dreamfleet.common.steps import CHUNK_STEPS
 from dreamfleet.replay.chunk_table import Row
+
+HELD_OUT_RUN = 128
+"""Steps of a stream that are held out together, or trained on together: windows to measure on lie within them."""
+_INCARNATION_TURN, _STREAM_TURN = 2447445414, 3242174889
+"""Shares of a cycle, in units of 2⁻³²: 1/p² and 1/p with p³ = p + 1, whose multiples lie evenly (Roberts's R2)."""
+assert CHUNK_STEPS <= HELD_OUT_RUN  # a chunk has at most one border of runs
 
 
 class StartRules:
     """Tells training and held-out steps apart, and finds the starts of sequences that use one kind alone.
 
-    Episodes are numbered from 0 in each stream. Episode e of stream s of actor a is held out if
+    A stream is divided into runs of `HELD_OUT_RUN` steps; of `held_out_every` runs that follow each other one is held
+    out: in the first stream of a run's first actor the last of them, in others an earlier one, so that at any time, also
+    early on, about one step in so many is held out of all streams together. A border of two runs is moved on to the next
+    episode's beginning if the chunk that holds the border holds that, too. A chunk's header alone decides all this, so
+    neither what else is stored nor a restart can change it.
 
-        (e + a + s) % held_out_every == 1
-
-    so that streams hold out at different times, and what is held out is of all ages of the run. With two actors or more
-    one is held out at once: stream 0 of actor 0 keeps back its episode 1, stream 0 of actor 1 its episode 0.
+    A training sequence goes on behind held-out steps with what follows them; where it does, its state begins anew.
 
     Args:
-        across_episodes: whether a training sequence may run on into the next episode.
-        held_out_every: of each stream's episodes every so many is never trained on; 0 holds none out, 1 all.
+        across_episodes: whether a training sequence may run on into the next episode, and over held-out steps.
+        held_out_every: one step in so many is never trained on; 0 holds none out, 1 all.
     """
 
     def __init__(self, across_episodes: bool, held_out_every: int) -> None:
         self._across_episodes = across_episodes
         self._held_out_every = held_out_every
 
-    def training(self, rows: Sequence[Row], length: int) -> int:
-        """Return where a training sequence of `length` steps may start in consecutive chunks."""
-        steps, first, held = self._join(rows)
-        blocked = within(held, length)
+    def training(self, rows: Sequence[Row], length: int) -> list[int]:
+        """Return for each of some consecutive chunks where a training sequence of `length` steps may start in it."""
+        ranges = [row.trained_on for row in rows]
+        starts = ones(sum(stop - start for start, stop in ranges) - length + 1)
         if not self._across_episodes:
-            blocked |= within(first >> 1, length - 1)
-        return ones(steps - length + 1) & ~blocked
+            starts &= ~within(_beginnings(rows) >> 1, length - 1)
+        masks = []
+        for start, stop in ranges:
+            masks.append((starts & ones(stop - start)) << start)
+            starts >>= stop - start
+        return masks
 
     def held_out(self, rows: Sequence[Row], length: int) -> int:
-        """Return where a window of `length` steps of one held-out episode may start in consecutive chunks."""
-        steps, first, held = self._join(rows)
-        blocked = within(held ^ ones(steps), length) | within(first >> 1, length - 1)
-        return ones(steps - length + 1) & ~blocked
-
-    def held_out_steps(self, header: ChunkHeader) -> int:
-        """Return which of a chunk's steps belong to held-out episodes."""
-        every = self._held_out_every
-        if not every:
-            return 0
-        held, start = 0, 0
-        turn = header.episode + header.key.actor + header.key.stream
-        for stop in [*set_bits(header.first_mask & ~1), header.steps]:
-            if turn % every == 1 % every:
-                held |= ones(stop) ^ ones(start)
-            turn, start = turn + 1, stop
-        return held
-
-    def _join(self, rows: Sequence[Row]) -> tuple[int, int, int]:
-        """Return how many steps the chunks hold, which of them are `is_first`, and which are held out."""
+        """Return where a window of `length` held-out steps of one episode may start in consecutive chunks."""
         steps = first = held = 0
         for row in rows:
             first |= row.first_mask << steps
             held |= row.held_out << steps
             steps += row.steps
-        return steps, first, held
+        blocked = within(held ^ ones(steps), length) | within(first >> 1, length - 1)
+        return ones(steps - length + 1) & ~blocked
+
+    def held_out_steps(self, header: ChunkHeader) -> int:
+        """Return which of a chunk's steps are held out: none, all, or those on one side of a border."""
+        if not self._held_out_every:
+            return 0
+        run = (header.first_step + header.steps - 1) // HELD_OUT_RUN
+        border = run * HELD_OUT_RUN - header.first_step
+        if border >= 0:  # else the whole chunk is of one run
+            border += lowest_bit(header.first_mask >> border)
+        before, after = ones(border), ones(header.steps) ^ ones(border)
+        return before * self._holds_out(header.key, run - 1) | after * self._holds_out(header.key, run)
+
+    def _holds_out(self, key: ChunkKey, run: int) -> bool:
+        """Whether the stream that a chunk belongs to holds out its run of this number."""
+        every = self._held_out_every
+        share = (key.incarnation * _INCARNATION_TURN + key.stream * _STREAM_TURN) % (1 << 32)
+        return (run + (share * every >> 32)) % every == every - 1
+
+
+def _beginnings(rows: Sequence[Row]) -> int:
+    """Return which of the training steps of consecutive chunks, end to end, begin an episode or follow held-out ones."""
+    steps = beginnings = 0
+    follows_held_out = False
+    for row in rows:
+        start, stop = row.trained_on
+        if start < stop:
+            beginnings |= (row.first_mask >> start & ones(stop - start) | (follows_held_out or start > 0)) << steps
+        follows_held_out = stop < row.steps
+        steps += stop - start
+    return beginnings
 
 
 def ones(count: int) -> int:
@@ -77,6 +101,11 @@ def within(bits: int, width: int) -> int:
         bits |= bits >> shift
         covered += shift
     return bits if width > 0 else 0
+
+
+def lowest_bit(mask: int) -> int:
+    """Return the number of the lowest set bit; 0 if none is set."""
+    return max(0, (mask & -mask).bit_length() - 1)
 
 
 def set_bits(mask: int) -> list[int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -47,26 +48,56 @@ def listed_starts(index: Index, chunks: dict[int, ChunkHeader]) -> set[Start]:
     return starts
 
 
+class Step(NamedTuple):
+    """What a plain look at a stored step tells."""
+
+    sequence: int
+    first: bool
+    episode: int
+    held_out: bool
+
+
+def steps_of(chunks: list[ChunkHeader], held_out_every: int) -> dict[Start, Step]:
+    """Return all steps of some chunks, told apart by going through them one by one."""
+    steps: dict[Start, Step] = {}
+    for header in chunks:
+        _, incarnation, stream, sequence = header.key
+        episode, left_over = header.episode, False
+        for t in range(header.steps):
+            number, first = header.first_step + t, bool(header.first_mask >> t & 1)
+            episode += first and t > 0
+            left_over |= number % 128 == 0 and header.first_mask >> t > 0  # until the next episode begins
+            left_over &= not first
+            share = (incarnation * 2447445414 + stream * 3242174889) / 2**32 % 1
+            turn = number // 128 - left_over + math.floor(share * held_out_every)
+            held_out = held_out_every > 0 and turn % held_out_every == held_out_every - 1
+            steps[(*header.key[:3], number)] = Step(sequence, first, episode, held_out)
+    return steps
+
+
 def enumerated_starts(
     chunks: list[ChunkHeader], length: int, across_episodes: bool = True, held_out_every: int = 0
 ) -> set[Start]:
     """Return the valid starts by looking at every step of every sequence."""
-    steps: dict[Start, tuple[bool, int, int]] = {}
-    for header in chunks:
-        episode = header.episode
-        for step in range(header.steps):
-            first = bool(header.first_mask >> step & 1)
-            episode += first and step > 0
-            steps[(*header.key[:3], header.first_step + step)] = (first, episode, header.key.sequence)
+    steps = steps_of(chunks, held_out_every)
     starts = set()
-    for start in steps:
-        window = [steps.get((*start[:3], start[3] + ahead)) for ahead in range(length)]
-        held = [step for step in window if step is not None]
-        follows = len(held) == length and all(b[2] - a[2] in {0, 1} for a, b in pairwise(held))
-        turns = [start[0] + start[2] + step[1] for step in held]
-        apart = held_out_every and any(turn % held_out_every == 1 % held_out_every for turn in turns)
-        joins = not across_episodes and any(step[0] for step in held[1:])
-        if follows and not apart and not joins:
+    for start, step in steps.items():
+        if step.held_out:
+            continue
+        taken, number, sequence, joins = 1, start[3], step.sequence, False
+        skips = False
+        while taken < length:
+            number += 1
+            following = steps.get((*start[:3], number))
+            if following is None or following.sequence - sequence not in {0, 1}:
+                break
+            sequence = following.sequence
+            if following.held_out:
+                skips = True
+                continue
+            joins |= following.first or skips
+            taken += 1
+        if taken == length and (across_episodes or not joins):
             starts.add(start)
     return starts
 
@@ -74,7 +105,7 @@ def enumerated_starts(
 @pytest.mark.parametrize("length", [1, 50, 65, 150])
 @pytest.mark.parametrize("chunk_steps", [64, 16, [5, 64, 3, 1, 40]])
 @pytest.mark.parametrize("across_episodes", [True, False])
-@pytest.mark.parametrize("held_out_every", [0, 1, 3])
+@pytest.mark.parametrize("held_out_every", [0, 1, 2, 3])
 def test_valid_starts_are_those_of_a_plain_enumeration(
     length: int, chunk_steps: int | list[int], across_episodes: bool, held_out_every: int
 ) -> None:
@@ -181,29 +212,23 @@ def test_recent_draws_fall_back_when_the_newest_have_no_start() -> None:
     assert {piece.chunk for piece in index.draw(np.random.default_rng(0), 100, 1.0, 64)} <= {0, 1, 3, 5, 7}
 
 
-def test_held_out_windows_lie_within_one_held_out_episode() -> None:
-    """All windows of held-out episodes are drawn, and no other."""
+@pytest.mark.parametrize("chunk_steps", [64, [7, 64, 1, 30]])
+def test_held_out_windows_are_all_that_lie_within_one_episode_and_are_held_out(chunk_steps: int | list[int]) -> None:
+    """All such windows are drawn, and no other; a window that is longer than any is not there."""
     index = Index(10, True, 3)
-    held = filled(index, headers([30, 40, 64, 3, 25, 90], [7, 64, 1, 30]))
-    pieces = index.draw_held_out(np.random.default_rng(0), 2000, 20)
+    held = filled(index, headers([30, 40, 64, 3, 125, 90, 300, 200], chunk_steps))
+    steps = list(steps_of(list(held.values()), 3).values())
+    windows = {start: steps[start : start + 60] for start in range(len(steps) - 59)}
+    wanted = {
+        start
+        for start, window in windows.items()
+        if all(step.held_out for step in window) and len({step.episode for step in window}) == 1
+    }
+    pieces = index.draw_held_out(np.random.default_rng(0), 3000, 60)
     assert pieces is not None
-    drawn = {held[p.chunk].first_step + p.start for p in pieces if p.at == 0}
-    assert drawn == set(range(30, 51)) | set(range(137, 143))
-    assert index.draw_held_out(np.random.default_rng(0), 1, 41) is None
-
-
-@pytest.mark.parametrize(
-    ("actor", "stream", "held_out"),
-    [(0, 0, {1, 5}), (1, 0, {0, 4}), (0, 1, {0, 4}), (2, 0, {3, 7}), (1, 2, {2, 6}), (3, 1, {1, 5})],
-)
-def test_streams_hold_out_at_different_times(actor: int, stream: int, held_out: set[int]) -> None:
-    """Of four, the stream's and the actor's number decide which episode it is; two actors have one at once."""
-    index = Index(10, True, 4)
-    held = filled(index, headers([20] * 8, 64, actor=actor, stream=stream))
-    pieces = index.draw_held_out(np.random.default_rng(0), 500, 20)
-    assert pieces is not None
-    assert {(held[p.chunk].first_step + p.start) // 20 for p in pieces if p.at == 0} == held_out
-    assert {start[3] // 20 for start in listed_starts(index, held)} == set(range(8)) - held_out
+    assert {held[p.chunk].first_step + p.start for p in pieces if p.at == 0} == wanted
+    assert len(wanted) > 60
+    assert index.draw_held_out(np.random.default_rng(0), 1, 192) is None
 
 
 def test_evicted_chunks_are_gone_but_still_known() -> None:
