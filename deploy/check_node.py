@@ -178,6 +178,11 @@ def _code() -> str:
     return f"{checksum:08x}"
 
 
+def free_memory() -> int:
+    """Return the free bytes of the machine, or of the container if that has less; -1 where nobody knows."""
+    return _memory()["memory_free"]
+
+
 def _memory() -> dict[str, int]:
     """Return the memory of the machine, or of the container if that has less."""
     try:

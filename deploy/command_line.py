@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dreamfleet.common.errors import UserError, nearest
 from dreamfleet.common.settings import Settings
 from dreamfleet.deploy.parser import TAKE_SETTINGS, make_parser
-from dreamfleet.deploy.resolve import known_paths, preset_names, preset_summary, resolve
+from dreamfleet.deploy.resolve import known_paths, preset_names, preset_summary, resolve, resolve_with_sources
 from dreamfleet.deploy.token import use_token
 
 
@@ -66,11 +66,15 @@ def _train(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     run = RunDirectory(given.run) if given.run else None
     base = run.config_file if run and run.config_file.exists() else None
     flags = [*flags, ("train.dataset", str(given.dataset))] if given.dataset else flags
-    settings = resolve(given.preset, flags, base=base)
+    settings, sources = resolve_with_sources(given.preset, flags, base=base)
     run = run or RunDirectory.new(given.preset[-1] if given.preset else settings.env.id)
     from dreamfleet.deploy.train import check_environment_flags, train
 
     check_environment_flags(settings, flags)
+    if given.dry_run:
+        from dreamfleet.deploy.dry_run import dry_run
+
+        return dry_run(run, settings, sources, inline=given.inline, address=given.address)
     return train(run, settings, inline=given.inline, address=given.address)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +54,7 @@ class Footprint:
     @property
     def training(self) -> float:
         """An estimate of what training takes: parameters, gradients, Adam's two moments, and a batch's activations."""
-        return 16 * self.parameters + TEMPORARY * self.activations
+        return training_bytes({"parameters": self.parameters, "activations": self.activations})
 
     def host_batches(self, settings: Settings) -> float:
         """Bytes of the decompressed batches in the learner's memory."""
@@ -136,6 +137,11 @@ def packed_sequence_bytes(step_format: StepFormat, length: int, chunk_steps: flo
     blocks = 1 + (length - 1) / block_steps
     rows = chunks * (PIECE_BYTES + BLOCK_BYTES) + len(step_format.big) * blocks * BLOCK_BYTES
     return rows + chunks * chunk_steps * small + blocks * block_steps * big
+
+
+def training_bytes(sizes: Mapping[str, int]) -> float:
+    """Return an estimate of what training takes, from what `model_sizes` found."""
+    return 16 * sizes["parameters"] + TEMPORARY * sizes["activations"]
 
 
 def model_sizes(settings: Settings, spaces: Spaces) -> dict[str, int]:

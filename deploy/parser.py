@@ -52,6 +52,8 @@ def _add_train(commands: Any) -> None:
                        "(default: a new one under runs/)")  # fmt: skip
     train.add_argument("--dataset", type=Path, metavar="DIR", help="train on what `dreamfleet collect` stored there, "
                        "without environments")  # fmt: skip
+    train.add_argument("--dry-run", action="store_true", help="print the settings, what each came from, and how long "
+                       "it will take by a first measurement, and end; nothing is written")  # fmt: skip
     _takes_inline(train)
     _takes_address(train)
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
 from dreamfleet.deploy.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from dreamfleet.actors.collector import Collector
 
 MEASURED_STEPS = 512
 """Environment steps after which measuring ends; `MEASURED_S` ends it earlier, after the order then at work."""
@@ -67,7 +72,42 @@ def rates_of_run(run: RunDirectory) -> Rates:
 
 
 def measure_actor(settings: Settings) -> tuple[Rates, Spaces]:
-    """Collect for a few seconds in this process, as an actor does, and store nothing.
+    """Collect by chance for a few seconds in this process, as an actor does, and store nothing.
+
+    Raises:
+        UserError: if the environment cannot be made or fails.
+    """
+    with measuring_collector(settings) as collector:
+        found = time_collecting(collector, settings)
+    return Rates(
+        Known(found.rate, f"{found.words}, compressing included"), Known(None, "not measured"),
+        Known(found.raw_bytes / found.stored_bytes, "measured here, on those steps"),
+    ), collector.spaces  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a measurement collected: environment steps, the seconds they took, and their bytes."""
+
+    steps: int
+    seconds: float
+    raw_bytes: int
+    stored_bytes: int
+
+    @property
+    def rate(self) -> float:
+        """Environment steps per second."""
+        return self.steps / self.seconds
+
+    @property
+    def words(self) -> str:
+        """How it was found."""
+        return f"measured here: {self.steps:,} steps in {self.seconds:.1f} s"
+
+
+@contextmanager
+def measuring_collector(settings: Settings) -> Iterator[Collector]:
+    """Give an actor's collector that stores nothing.
 
     Raises:
         UserError: if the environment cannot be made or fails.
@@ -76,23 +116,23 @@ def measure_actor(settings: Settings) -> tuple[Rates, Spaces]:
     from dreamfleet.actors.environment_batch import EnvironmentFailedError
 
     collector = build_collector(settings, actor=0, incarnation=0, sink=_Nowhere())
-    order = settings.actors.steps_per_order * settings.actors.environments
-    steps = raw = stored = 0
-    began = perf_counter()
     try:
-        while steps < MEASURED_STEPS and perf_counter() - began < MEASURED_S:
-            report = collector.collect(order)
-            steps, raw, stored = steps + order, raw + report.raw_bytes, stored + report.stored_bytes
-        seconds = perf_counter() - began
+        yield collector
     except EnvironmentFailedError as error:
         raise UserError(f"env.id '{settings.env.id}' failed while it was measured: {error}") from error
     finally:
         collector.close()
-    source = f"measured here: {steps:,} steps in {seconds:.1f} s"
-    return Rates(
-        Known(steps / seconds, f"{source}, compressing included"), Known(None, "not measured"),
-        Known(raw / stored, "measured here, on those steps"),
-    ), collector.spaces  # fmt: skip
+
+
+def time_collecting(collector: Collector, settings: Settings, most_s: float = MEASURED_S) -> Collected:
+    """Give an actor's orders to a collector for a few seconds, with the policy that it has."""
+    order = settings.actors.steps_per_order * settings.actors.environments
+    steps = raw = stored = 0
+    began = perf_counter()
+    while steps < MEASURED_STEPS and perf_counter() - began < most_s:
+        report = collector.collect(order)
+        steps, raw, stored = steps + order, raw + report.raw_bytes, stored + report.stored_bytes
+    return Collected(steps, perf_counter() - began, raw, stored)
 
 
 class _Nowhere:

@@ -53,6 +53,16 @@ def preset_summary(name: str) -> str:
 def resolve(presets: Sequence[str] = (), flags: Sequence[tuple[str, str]] = (), base: Path | None = None) -> Settings:
     """Return the settings that come of defaults, a base file, presets in their order and flags, each over the last.
 
+    See `resolve_with_sources`.
+    """
+    return resolve_with_sources(presets, flags, base)[0]
+
+
+def resolve_with_sources(
+    presets: Sequence[str] = (), flags: Sequence[tuple[str, str]] = (), base: Path | None = None
+) -> tuple[Settings, dict[str, str]]:
+    """Return the settings, and for each dotted path that a layer gave which one it was; the rest are defaults.
+
     Args:
         presets: names of built-in presets, or paths of YAML files.
         flags: (path, text) pairs such as ("env.id", "CartPole-v1").
@@ -67,15 +77,15 @@ def resolve(presets: Sequence[str] = (), flags: Sequence[tuple[str, str]] = (), 
     files = [(base, f"file {base}")] if base else []
     files += [_find_preset(preset, "flag --preset") for preset in presets]
     for layer, source in itertools.chain.from_iterable(_layers(path, source) for path, source in files):
-        _forget_other_environment(merged, layer)
+        _forget_other_environment(merged, layer, sources)
         _merge(merged, layer, source, sources)
     for path_text, text in sorted(flags, key=lambda flag: flag[0] != "env.id"):  # the environment before its arguments
         source = f"flag --{path_text}"
         layer = _nested(path_text, _parse_value(text, source))
-        _forget_other_environment(merged, layer)
+        _forget_other_environment(merged, layer, sources)
         _merge(merged, layer, source, sources)
     try:
-        return Settings.model_validate(merged)
+        return Settings.model_validate(merged), sources
     except ValidationError as error:
         raise UserError(_sentence(error, sources)) from None
 
@@ -127,7 +137,7 @@ def known_paths() -> list[str]:
     return [path for path, *_ in describe_settings()]
 
 
-def _forget_other_environment(merged: dict[str, Any], layer: Mapping[str, Any]) -> None:
+def _forget_other_environment(merged: dict[str, Any], layer: Mapping[str, Any], sources: dict[str, str]) -> None:
     """Where a layer names another environment, drop arguments, wrappers and names meant for the one before it.
 
     Those for one of the same namespace stay: what is said for `ALE/Pong-v5` holds for `ALE/Breakout-v5` too.
@@ -139,6 +149,8 @@ def _forget_other_environment(merged: dict[str, Any], layer: Mapping[str, Any]) 
     if old != new and ("/" not in old or old.partition("/")[0] != new.partition("/")[0]):
         for name in ("kwargs", "wrappers", "pictures", "vectors", "one_hot"):
             before.pop(name, None)
+            for path in [path for path in sources if f"{path}.".startswith(f"env.{name}.")]:
+                del sources[path]
 
 
 def _layers(path: Path, source: str, above: tuple[Path, ...] = ()) -> Iterator[tuple[dict[str, Any], str]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dreamfleet.common.errors import UserError
@@ -38,20 +40,54 @@ def train(run: RunDirectory, settings: Settings, inline: bool, address: str | No
     Raises:
         UserError: if the settings, the environment, the dataset or the directory are at fault.
     """
+    plan = prepare(run, settings, inline, address)
+    run.create()
+    goal = Goal(
+        learns=True,
+        ratio=plan.ratio,
+        sum_up=lambda fleet, watcher: _sum_up(run, plan.settings, fleet, watcher),
+        come_back=shlex.join(["dreamfleet", "train", "--run", str(run.path)]),
+    )
+    return Session(run, plan.old, plan.settings, plan.spaces, goal, inline, address, plan.remarks).play()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A start of a run that was checked and could begin.
+
+    Attributes:
+        old: the settings that the run had, or None if it is new.
+        settings: those that it has now; on a dataset, with the dataset's environment.
+        spaces: what the environment shows and takes.
+        ratio: how many steps and updates there are to be.
+        remarks: what was found out, to be logged first.
+    """
+
+    old: Settings | None
+    settings: Settings
+    spaces: Spaces
+    ratio: TrainRatio
+    remarks: list[Note]
+
+
+def prepare(run: RunDirectory, settings: Settings, inline: bool, address: str | None) -> Prepared:
+    """Check all that can be checked before anything is made: what is at fault leaves nothing behind.
+
+    Raises:
+        UserError: as `train`.
+    """
     check_modes(inline, address)
     old = run.settings() if run.config_file.exists() else None
     run.check_usable()
     if old and run.is_dataset:
-        raise UserError(
-            f"flag --run: {run.path} is a dataset; `dreamfleet train --dataset {run.path}` trains on it, in a run of "
-            "its own."
-        )
+        command = shlex.join(["dreamfleet", "train", "--dataset", str(run.path)])
+        raise UserError(f"flag --run: {run.path} is a dataset; `{command}` trains on it, in a run of its own.")
     ratio = TrainRatio.of(settings)
     remarks: list[Note] = []
     if settings.train.dataset:
         settings, spaces, ratio = _from_dataset(settings, remarks)
     else:
-        spaces = probe(run, settings, old)  # before the directory is made: what is at fault leaves nothing behind
+        spaces = probe(run, settings, old)
         make_policy(settings, spaces, settings.actors.environments, seed=0)  # says so if the action does not fit
         if not old:  # whose config.yaml says all settings, asked for or not
             remarks += _idle_picture_settings(settings.env, spaces)
@@ -59,14 +95,7 @@ def train(run: RunDirectory, settings: Settings, inline: bool, address: str | No
     check_checkpoint_url(settings.records.checkpoint_url)
     experience, read_only = run.experience(settings)
     plan_shards(experience, settings.replay, settings.learner.sequence_length, settings.seed, read_only)
-    run.create()
-    goal = Goal(
-        learns=True,
-        ratio=ratio,
-        sum_up=lambda fleet, watcher: _sum_up(run, settings, fleet, watcher),
-        come_back=f"dreamfleet train --run {run.path}",
-    )
-    return Session(run, old, settings, spaces, goal, inline, address, remarks).play()
+    return Prepared(old, settings, spaces, ratio, remarks)
 
 
 def check_environment_flags(settings: Settings, flags: Sequence[tuple[str, str]]) -> None:
@@ -190,4 +219,4 @@ def _tensorboard_command(directory: Path) -> str:
     beside = Path(sys.executable).with_name("tensorboard")
     near = os.path.relpath(beside)
     program = "tensorboard" if not beside.exists() else str(beside) if near.startswith("..") else near
-    return f"{program} --logdir {directory}"
+    return shlex.join([program, "--logdir", str(directory)])
