@@ -60,10 +60,10 @@ def local_ray() -> Iterator[None]:
     """Start Ray on this machine for all tests that ask for it; its workers import this checkout."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
+    from dreamfleet.deploy.local_ray import start_local_ray
+
+    start_local_ray(
+        2,
         log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": PYTHON_PATH, "OMP_NUM_THREADS": "1"}},
     )
