@@ -135,14 +135,14 @@ class ReplaySettings(Section):
     recent_steps: int = Field(10_000, ge=1)
     """How many of the newest steps `recent_fraction` draws from."""
     held_out_every: int = Field(10, ge=0)
-    """Of each stream's episodes, every so many (2 or more) is kept from training, to measure on; 0 keeps none back."""
+    """Of each stream's runs of 128 steps, one in so many (2 or more) is kept from training, to measure on; 0: none."""
 
     @field_validator("held_out_every")
     @classmethod
     def _something_left_to_train_on(cls, every: int) -> int:
         if every == 1:
             raise ValueError(
-                "replay.held_out_every 1 would keep every episode from training: 0 keeps none back, 2 or more some"
+                "replay.held_out_every 1 would keep every step from training: 0 keeps none back, 2 or more some"
             )
         return every
 

@@ -57,8 +57,8 @@ def dream_of(
 ) -> tuple[RecordedDream, list[Path]]:
     """Return a dream of held-out sequences with the run's newest checkpoint, and the files it was written to.
 
-    Where no held-out episode is long enough the horizon is halved, again and again; where that does not help, the dream
-    is of a sequence that was trained on, which shows at least whether anything was learnt.
+    Where no held-out sequence is long enough the horizon is halved, again and again; where that does not help, the
+    dream is of a sequence that was trained on, which shows at least whether anything was learnt.
 
     Args:
         run: an existing run, which may be training meanwhile.
@@ -120,7 +120,7 @@ def _held_out(
     for imagined in horizons:
         packed = replay.sample_held_out(0, sequences, context + imagined)
         if packed is not None:
-            note = f"no held-out episode has {context + horizon} steps: {imagined} are imagined instead of {horizon}"
+            note = f"no held-out sequence has {context + horizon} steps: {imagined} are imagined instead of {horizon}"
             return Sequences(unpack(packed, step_format), note if imagined < horizon else "")
     return None
 
@@ -139,20 +139,20 @@ def _trained_on(
     """Return one sequence of training, that of several which stays in one episode for longest."""
     batch = longest_episode(unpack(replay.sample(0, sequences), step_format), context + horizon)
     least = context + min(horizon, LEAST_IMAGINED)
-    return Sequences(batch, f"no held-out episode has {least} steps: this is of a sequence that was trained on")
+    return Sequences(batch, f"no held-out sequence has {least} steps: this is of a sequence that was trained on")
 
 
 def _longest(replay: ShardedReplay, trained_on: Sequences) -> str:
     """Return how long the sequences are that there are."""
     steps = trained_on.arrays["reward"].shape[1]
     return (
-        f"the longest held-out episode stored has {_longest_held_out(replay)} steps, and the longest drawn of what was "
-        f"trained on has {steps} (learner.sequence_length, or up to the end of its episode)"
+        f"the longest held-out sequence stored has {_longest_held_out(replay)} steps, and the longest drawn of what "
+        f"was trained on has {steps} (learner.sequence_length, or up to the end of its episode)"
     )
 
 
 def _longest_held_out(replay: ShardedReplay) -> int:
-    """Return the steps of the longest held-out episode (or stored part of one); 0 if there is none."""
+    """Return the most steps that follow each other in one episode and are held out; 0 if there are none."""
 
     def fits(length: int) -> bool:
         return replay.sample_held_out(0, 1, length) is not None

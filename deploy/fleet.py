@@ -133,10 +133,11 @@ class Fleet:
         """Run to the end.
 
         Raises:
-            RunFailedError: if no actor or no learner is left, with the cause.
+            RunFailedError: if no actor or no learner is left, or nothing can be trained on, with the cause.
             UserError: if a worker found the user's input at fault.
         """
         self._recount()
+        self.ledger.steps_before = self.env_steps
         if not self.staffing.learns:
             self.watcher.restored(self, [])
         try:
@@ -145,8 +146,8 @@ class Fleet:
                 self.actor_side.give_orders()
                 self.learner_side.give_orders()
                 self._turn()
+                self.learner_side.check_experience()
             self._end()
-            self.learner_side.check_trained()
         except (RunFailedError, UserError):
             self._save_if_learner_lives()
             raise

@@ -23,6 +23,7 @@ from dreamfleet.learner.publishing_learner import PublishingLearner
 from dreamfleet.replay.client import DirectSink
 from dreamfleet.replay.sharded import Shard, shard_of
 from dreamfleet.replay.shards import open_shards
+from dreamfleet.replay.shortage import Shortage
 
 LOCK_WAIT_S = 20.0
 """How long to wait for the replay of a run that was killed: its replay process ends within seconds of it."""
@@ -180,6 +181,10 @@ class InlinePool:
     def replay_stats(self) -> dict[str, float]:
         """Ask the replay for its figures."""
         return self._replay.stats()
+
+    def shortage(self) -> Shortage:
+        """Ask the replay what it holds, where no training sequence can be cut from it."""
+        return self._replay.shortage()
 
     def replay_notes(self) -> list[Note]:
         """Return nothing: the replay logs to this process's log."""

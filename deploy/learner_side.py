@@ -14,6 +14,9 @@ from dreamfleet.deploy.staffing import ORDERS_QUEUED
 if TYPE_CHECKING:
     from dreamfleet.deploy.fleet import Fleet
 
+_LOOK_AGAIN = 1.25
+"""Where more steps may help, the replay is looked at again after so many times as many."""
+
 
 class LearnerSide:
     """Gives the learner its orders, keeps what it published, and has its checkpoints evaluated.
@@ -36,6 +39,8 @@ class LearnerSide:
         self._evaluations = EvaluationSchedule(fleet.staffing.evaluate_every)
         self._saved_at = 0
         self._most_updates = 0  # made by any learner of this start
+        self._look_at = 0.0  # environment steps at which to look again why nothing can be trained on
+        self._holds_a_batch = False  # whether the replay was found to
 
     @property
     def has_saved_all(self) -> bool:
@@ -53,17 +58,42 @@ class LearnerSide:
         is_evaluated = self._evaluator.given_up or not self._evaluations.is_owed(self._fleet.ledger)
         return self.is_restored and self.has_saved_all and is_evaluated
 
-    def check_trained(self) -> None:
-        """Refuse that a run collected everything and could train on nothing: it did not do what it was for.
+    def check_experience(self) -> None:
+        """End a run that has its prefill and cannot train on what it collects, as soon as that is known to stay so.
 
         Raises:
-            RunFailedError: if it did so.
+            RunFailedError: with what is the cause.
         """
-        ledger = self._fleet.ledger
-        if ledger.has_all and not ledger.valid_starts and ledger.ratio.updates:
+        ledger, staffing = self._fleet.ledger, self._fleet.staffing
+        if not (staffing.learns and ledger.ratio.updates) or ledger.env_steps < ledger.ratio.prefill:
+            return
+        if not ledger.valid_starts and (ledger.env_steps >= self._look_at or ledger.has_all_steps):
+            self._look_at = ledger.env_steps * _LOOK_AGAIN
+            self._check_starts()
+        if staffing.actors != 0 and not self._holds_a_batch and ledger.env_steps >= ledger.ratio.replayed_per_update:
+            self._holds_a_batch = True
+            self._check_size()
+
+    def _check_starts(self) -> None:
+        fleet, ledger = self._fleet, self._fleet.ledger
+        shortage = fleet.pool.shortage()
+        environments = fleet.staffing.environments * max(1, len(fleet.actors))
+        share = min(1.0, ledger.env_steps / ledger.ratio.env_steps)
+        cause = shortage.cause(share, environments, ledger.env_steps - ledger.steps_before)
+        if cause:
             raise RunFailedError(
-                f"no training sequence could be cut from the {ledger.env_steps} steps collected: episodes or actors' "
-                "lives are shorter than learner.sequence_length, or too much is held out"
+                f"no sequence of learner.sequence_length {shortage.length} can be cut from the {ledger.env_steps} "
+                f"steps collected: {cause}"
+            )
+
+    def _check_size(self) -> None:
+        ledger = self._fleet.ledger
+        stored = int(self._fleet.pool.replay_stats().get("steps", ledger.env_steps))
+        if stored < ledger.ratio.replayed_per_update:
+            raise RunFailedError(
+                f"the replay keeps {stored} of the {ledger.env_steps} steps collected, fewer than an update replays "
+                f"(learner.batch_size × learner.sequence_length = {ledger.ratio.replayed_per_update}): raise "
+                "replay.capacity_gb or replay.capacity_steps, or lower these"
             )
 
     # Giving orders --------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ class Ledger:
     Attributes:
         ratio: what allows updates.
         env_steps: S, acknowledged environment steps, by the replay's own count.
+        steps_before: those of them that were there when this start of the run began.
         valid_starts: starts of training sequences that the replay holds.
         updates: U, made by the learner.
         ordered_steps: given to actors and not answered.
@@ -24,6 +25,7 @@ class Ledger:
 
     ratio: TrainRatio
     env_steps: int = 0
+    steps_before: int = 0
     valid_starts: int = 0
     updates: int = 0
     ordered_steps: int = 0

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from dreamfleet.common.notes import Note
+from dreamfleet.replay.shortage import Shortage
 
 
 class WorkerLostError(Exception):
@@ -128,6 +129,10 @@ class Pool(Protocol):
 
     def replay_stats(self) -> dict[str, float]:
         """Ask the replay for its figures."""
+        ...
+
+    def shortage(self) -> Shortage:
+        """Ask the replay what it holds, where no training sequence can be cut from it."""
         ...
 
     def replay_notes(self) -> list[Note]:

@@ -33,6 +33,7 @@ from dreamfleet.replay.client import RayReplay
 from dreamfleet.replay.server import start_replay_servers
 from dreamfleet.replay.sharded import ShardedReplay, shard_of
 from dreamfleet.replay.shards import plan_shards
+from dreamfleet.replay.shortage import Shortage
 
 KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": "1000000000",
@@ -238,6 +239,10 @@ class RayPool:
     def replay_stats(self) -> dict[str, float]:
         """Ask the replay for its figures."""
         return dict(self._replay.stats())
+
+    def shortage(self) -> Shortage:
+        """Ask the replay what it holds, where no training sequence can be cut from it."""
+        return self._replay.shortage()
 
     def replay_notes(self) -> list[Note]:
         """Return what the replay logged since the last call."""

@@ -91,6 +91,7 @@ def prepare(run: RunDirectory, settings: Settings, inline: bool, address: str | 
         make_policy(settings, spaces, settings.actors.environments, seed=0)  # says so if the action does not fit
         if not old:  # whose config.yaml says all settings, asked for or not
             remarks += _idle_picture_settings(settings.env, spaces)
+    _check_updates(settings, ratio)
     _check_model(settings, spaces)
     check_checkpoint_url(settings.records.checkpoint_url)
     experience, read_only = run.experience(settings)
@@ -162,6 +163,23 @@ def _from_dataset(settings: Settings, remarks: list[Note]) -> tuple[Settings, Sp
     settings = settings.model_copy(update=parts)
     replayed = settings.learner.batch_size * settings.learner.sequence_length
     return settings, spaces, TrainRatio(settings.train.ratio, replayed, prefill=0, env_steps=steps)
+
+
+def _check_updates(settings: Settings, ratio: TrainRatio) -> None:
+    """Refuse a run that would collect everything and never train.
+
+    Raises:
+        UserError: if the ratio allows no update.
+    """
+    if ratio.updates:
+        return
+    steps, wanted = ratio.env_steps - ratio.prefill, ratio.replayed_per_update
+    counted = f"{steps} steps of the dataset" if settings.train.dataset else f"{steps} steps after the prefill"
+    more = "" if settings.train.dataset else "train.env_steps or "
+    raise UserError(
+        f"train.ratio {ratio.ratio:g} allows no update: {ratio.ratio:g} × {counted} is less than one replays "
+        f"(learner.batch_size × learner.sequence_length = {wanted}): raise {more}train.ratio, or lower these."
+    )
 
 
 def _check_model(settings: Settings, spaces: Spaces) -> None:

@@ -20,6 +20,7 @@ from dreamfleet.common.notes import Note
 from dreamfleet.replay.errors import ReplayLostError
 from dreamfleet.replay.packed import PackedBatch
 from dreamfleet.replay.sharded import Shard
+from dreamfleet.replay.shortage import Shortage
 
 IN_FLIGHT = 8
 """Most records that a sink has sent and not yet seen acknowledged."""
@@ -70,6 +71,10 @@ class RayReplay:
     def stats(self) -> dict[str, float]:
         """See `Replay.stats`."""
         return dict(self._call("stats"))
+
+    def shortage(self) -> Shortage:
+        """See `Replay.shortage`."""
+        return Shortage(*self._call("shortage"))
 
     def notes(self) -> list[Note]:
         """Return what the server's process logged since the last call."""

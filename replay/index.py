@@ -151,6 +151,31 @@ class Index:
         oldest, newest = self._table.column("oldest_version")[held], self._table.column("newest_version")[held]
         return int(oldest.min()), int(newest.max())
 
+    def longest(self) -> tuple[int, int]:
+        """Return the most steps of a stream that follow each other, and the most of an episode that are trained on.
+
+        This looks at every step: it is meant for when nothing can be trained on.
+        """
+        in_stream = in_episode = 0
+        for stream in self._streams:
+            for chunk, row in ((chunk, self._table[chunk]) for chunk in stream.chunks.values()):
+                if any(True for _ in self._beside(stream, row, -1)):
+                    continue  # no first chunk of a stream or behind a gap
+                followed, played = 0, 0
+                for _, follower in [(chunk, row), *self._beside(stream, row, 1)]:
+                    followed += follower.steps
+                    for t in range(follower.steps):
+                        begins = follower.first_mask >> t & 1
+                        played = 0 if follower.held_out >> t & 1 else 1 if begins else played + 1
+                        in_episode = max(in_episode, played)
+                in_stream = max(in_stream, followed)
+        return in_stream, in_episode
+
+    @property
+    def streams(self) -> int:
+        """Streams of which something is stored."""
+        return sum(bool(stream.chunks) for stream in self._streams)
+
     def memory_bytes(self) -> int:
         """Return about how much memory the index takes."""
         dicts = sum(sys.getsizeof(stream.chunks) for stream in self._streams)

@@ -22,6 +22,7 @@ from dreamfleet.replay.index import Index, Piece
 from dreamfleet.replay.packed import DamagedPieceError, PackedBatch, Source, pack
 from dreamfleet.replay.segment import SegmentHeader
 from dreamfleet.replay.segments import SegmentLog
+from dreamfleet.replay.shortage import Shortage
 
 _LOG = logging.getLogger(__name__)
 
@@ -155,7 +156,7 @@ class Replay:
                 return packed
 
     def sample_held_out(self, batch_number: int, batch_size: int, length: int) -> PackedBatch | None:
-        """Return windows of `length` steps, each within one episode that is never trained on; None if there is none."""
+        """Return windows of `length` steps of an episode that are never trained on; None if there is none."""
         rng = np.random.default_rng(derive_seed(self._seed, "sample held out", batch_number))
         while True:
             with self._lock:
@@ -176,6 +177,15 @@ class Replay:
         if self._fault:
             raise OSError(*self._fault.args)
         return self.total_steps, self.valid_starts, self.next_incarnation
+
+    def shortage(self) -> Shortage:
+        """Return what is stored, for when no sequence to train on can be cut from it; this looks at every step."""
+        with self._lock:
+            index = self._index
+            dropped = self._log.total_steps - index.steps
+            return Shortage(
+                self._length, self._settings.across_episodes, index.steps, dropped, index.streams, *index.longest()
+            )
 
     def notes(self) -> list[Note]:
         """Return nothing: what it has to say is in the log of its process."""

@@ -19,6 +19,7 @@ from dreamfleet.common.steps import StepFormat
 from dreamfleet.replay.packed import PackedBatch
 from dreamfleet.replay.replay import Replay
 from dreamfleet.replay.shards import ShardPlan
+from dreamfleet.replay.shortage import Shortage
 
 LOCK_WAIT_S = 60.0
 """How long a new server waits for the directory: the process that it replaces may take a moment to die."""
@@ -91,6 +92,11 @@ class ReplayServer:
     def counters(self) -> tuple[int, int, int]:
         """See `Replay.counters`."""
         return self._open().counters()
+
+    @ray.method(concurrency_group="health")
+    def shortage(self) -> Shortage:
+        """See `Replay.shortage`."""
+        return self._open().shortage()
 
     @ray.method(concurrency_group="health")
     def notes(self) -> list[Note]:

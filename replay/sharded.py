@@ -15,6 +15,7 @@ from dreamfleet.common.notes import Note
 from dreamfleet.common.seeds import derive_seed
 from dreamfleet.replay.errors import NotEnoughExperienceError, ReplayLostError
 from dreamfleet.replay.packed import PackedBatch, join_batches
+from dreamfleet.replay.shortage import Shortage
 
 _LOG = logging.getLogger(__name__)
 _CALLERS = 3
@@ -49,6 +50,10 @@ class Shard(Protocol):
 
     def stats(self) -> dict[str, float]:
         """See `Replay.stats`."""
+        ...
+
+    def shortage(self) -> Shortage:
+        """See `Replay.shortage`."""
         ...
 
     def notes(self) -> list[Note]:
@@ -134,9 +139,9 @@ class ShardedReplay:
                 return join_batches(list(parts.values()))
 
     def sample_held_out(self, batch_number: int, batch_size: int, length: int) -> PackedBatch | None:
-        """Return windows of `length` steps, each within one episode that is never trained on; None if there is none.
+        """Return windows of `length` steps of an episode that are never trained on; None if there is none.
 
-        Every stream holds out the same share of its episodes, so the windows come from the shards in proportion to
+        Every stream holds out the same share of its steps, so the windows come from the shards in proportion to
         their valid starts, like those to train on; a shard that holds none of this length leaves its part to the
         others. Within a shard each window is as likely as any other.
         """
@@ -172,6 +177,10 @@ class ShardedReplay:
         stats["newest_version"] = max(one["newest_version"] for one in filled)
         stats["shards"] = len(told)
         return stats
+
+    def shortage(self) -> Shortage:
+        """See `Replay.shortage`; of all shards that are left."""
+        return Shortage.of_all(list(self._ask_all(lambda shard: shard.shortage()).values()))
 
     def notes(self) -> list[Note]:
         """Return what the shards' processes logged since the last call."""

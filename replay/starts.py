@@ -18,13 +18,13 @@ assert CHUNK_STEPS <= HELD_OUT_RUN  # a chunk has at most one border of runs
 class StartRules:
     """Tells training and held-out steps apart, and finds the starts of sequences that use one kind alone.
 
-    A stream is divided into runs of `HELD_OUT_RUN` steps; of `held_out_every` runs that follow each other one is held
-    out: in the first stream of a run's first actor the last of them, in others an earlier one, so that at any time, also
-    early on, about one step in so many is held out of all streams together. A border of two runs is moved on to the next
-    episode's beginning if the chunk that holds the border holds that, too. A chunk's header alone decides all this, so
-    neither what else is stored nor a restart can change it.
+    A stream is divided into runs of `HELD_OUT_RUN` steps, and of so many that follow each other one is held out: in the
+    first stream of the first life the last of them, in others an earlier one, so that of all streams together about
+    that share is held out at any time, also early on. A border is moved on to where the next episode begins, if the
+    chunk that holds the one holds the other. A chunk's header decides all this alone: what else is stored, and
+    restarts, do not matter.
 
-    A training sequence goes on behind held-out steps with what follows them; where it does, its state begins anew.
+    A training sequence goes on behind held-out steps with what follows them; there its state begins anew.
 
     Args:
         across_episodes: whether a training sequence may run on into the next episode, and over held-out steps.
@@ -76,7 +76,7 @@ class StartRules:
 
 
 def _beginnings(rows: Sequence[Row]) -> int:
-    """Return which of the training steps of consecutive chunks, end to end, begin an episode or follow held-out ones."""
+    """Return which of the training steps of consecutive chunks begin an episode, or are behind held-out ones."""
     steps = beginnings = 0
     follows_held_out = False
     for row in rows:

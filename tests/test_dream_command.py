@@ -22,7 +22,7 @@ SEQUENCE = 8
 
 
 def make_run(path: Path, length: int, held_out_every: int = 4, keep_open: bool = False) -> tuple[RunDirectory, Replay]:
-    """Return a run with an untrained model and episodes of so many steps, of which every fourth is held out."""
+    """Return a run with an untrained model and 600 steps in episodes of `length`, of which a fourth is held out."""
     settings = small_settings(replay={"capacity_gb": 0.1, "held_out_every": held_out_every})
     run = RunDirectory(path)
     run.create()
@@ -31,7 +31,7 @@ def make_run(path: Path, length: int, held_out_every: int = 4, keep_open: bool =
     state = {"model": WorldModel(square_format().spaces, settings.model).state_dict()}
     CheckpointStore(run.checkpoints, 2).save(1, state, {"spaces": square_format().spaces.to_json()})
     replay = open_writer(run, settings)
-    for record in cut(square_format(), play_square(8, length, seed=0)):
+    for record in cut(square_format(), play_square(-(-600 // length), length, seed=0)):
         replay.append(record)
     if not keep_open:
         replay.close()
@@ -55,31 +55,31 @@ def test_a_dream_beside_a_running_training(tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(("length", "imagined"), [(20, 17), (19, 8), (7, 4), (6, 2), (5, 2)])
-def test_a_horizon_is_halved_until_a_held_out_episode_is_long_enough(
+def test_a_horizon_is_halved_until_a_held_out_sequence_is_long_enough(
     tmp_path: Path, length: int, imagined: int
 ) -> None:
     """Of the horizons 17, 8, 4 and 2, and the text says what was asked for."""
     run, _ = make_run(tmp_path, length)
     dreamt, _ = dream_of(run, sequences=2)
     assert (dreamt.result.truth.shape[:2], dreamt.result.horizon) == ((2, 3 + imagined), imagined)
-    note = f" (no held-out episode has 20 steps: {imagined} are imagined instead of 17)"
+    note = f" (no held-out sequence has 20 steps: {imagined} are imagined instead of 17)"
     assert describe_dream(dreamt).endswith(note) == (imagined < 17)
 
 
 def test_a_dream_of_what_was_trained_on_says_so(tmp_path: Path) -> None:
-    """With no episode held out, the sentence about the dream tells that its sequence was trained on."""
+    """With nothing held out, the sentence about the dream tells that its sequence was trained on."""
     run, _ = make_run(tmp_path, 30, held_out_every=0)
     dreamt, _ = dream_of(run, sequences=8)
     assert dreamt.result.truth.shape[:2] == (1, SEQUENCE)
     assert describe_dream(dreamt).endswith(
-        "(no held-out episode has 5 steps: this is of a sequence that was trained on)"
+        "(no held-out sequence has 5 steps: this is of a sequence that was trained on)"
     )
 
 
 @pytest.mark.parametrize(
     ("context", "horizon", "imagined"), [(25, None, 1), (25, 1, 1), (29, 1, 1), (29, 2, 1), (20, 100, 6)]
 )
-def test_a_long_context_is_seen_if_held_out_episodes_hold_it(
+def test_a_long_context_is_seen_if_held_out_sequences_hold_it(
     tmp_path: Path, context: int, horizon: int | None, imagined: int
 ) -> None:
     """The context may be longer than the settings' pictures and than the learner's sequences."""
@@ -92,12 +92,12 @@ def test_a_long_context_is_seen_if_held_out_episodes_hold_it(
 def test_a_context_that_nothing_holds_is_refused_with_true_figures(
     tmp_path: Path, length: int, every: int, context: int
 ) -> None:
-    """The sentence tells how long held-out episodes and sequences of training are."""
+    """The sentence tells how long held-out sequences and those of training are."""
     run, _ = make_run(tmp_path, length, every)
     longest = length if every else 0
     trained = min(SEQUENCE, length)
     sentence = (
-        f"flag --context: {context} steps leave nothing to imagine: the longest held-out episode stored has "
+        f"flag --context: {context} steps leave nothing to imagine: the longest held-out sequence stored has "
         f"{longest} steps, and the longest drawn of what was trained on has {trained} "
     )
     with pytest.raises(UserError) as refused:

@@ -18,6 +18,7 @@ from dreamfleet.deploy.ratio import TrainRatio
 from dreamfleet.deploy.slot import Slot
 from dreamfleet.deploy.staffing import Staffing
 from dreamfleet.deploy.watcher import Watcher
+from dreamfleet.replay.shortage import Shortage
 
 STAFFING = Staffing(
     actors=3, environments=1, steps_per_order=16, updates_per_order=4, checkpoint_every=20, picture_every=50,
@@ -172,9 +173,42 @@ def test_an_actor_that_cannot_reach_the_replay_is_one_lost_actor() -> None:
 
 
 def test_a_run_that_could_train_on_nothing_says_so() -> None:
-    """When all steps are collected and no sequence can be cut from them, the run fails with the likely causes."""
-    with pytest.raises(RunFailedError, match="no training sequence could be cut from the 1003 steps"):
-        run(SimulatedPool(has_sequences=False))
+    """While more steps may help, all are collected; if no sequence can be cut from them then, the run fails."""
+    pool = SimulatedPool(has_sequences=False)
+    with pytest.raises(
+        RunFailedError, match=r"no sequence of learner\.sequence_length 10 can be cut from the 1003 steps"
+    ):
+        run(pool)
+    assert 3 < len(pool.shortages_asked) < 20, "it is asked for now and then, since it looks at every step"
+
+
+@pytest.mark.parametrize(
+    ("shortage", "cause"),
+    [
+        (Shortage(10, False, 200, 0, 3, 80, 2), "the longest episode has 2, and with replay.across_episodes false"),
+        (Shortage(10, True, 90, 30, 12, 8, 8), "the replay keeps 90, at most 8 that follow each other of each of 12"),
+        (Shortage(10, True, 150, 0, 30, 6, 6), "they are of 30 short lives of environments, at most 6 that follow"),
+        (
+            Shortage(200, True, 150, 0, 3, 17, 17),
+            "they are of 3 environments, at most 17 that follow each other of each",
+        ),
+    ],
+)
+def test_what_is_known_after_the_prefill_ends_the_run_there(shortage: Shortage, cause: str) -> None:
+    """Where more steps of the kind would not help, a run is over after its prefill, with the cause."""
+    pool = SimulatedPool(has_sequences=False, shortage_at=lambda steps: shortage)
+    with pytest.raises(RunFailedError, match=cause):
+        run(pool)
+    assert RATIO.prefill <= pool.total_steps < RATIO.prefill + 200
+
+
+def test_a_replay_that_does_not_keep_a_batch_ends_the_run() -> None:
+    """As soon as so much was collected that it would hold one."""
+    pool = SimulatedPool(kept_steps=39)
+    with pytest.raises(RunFailedError, match=r"the replay keeps 39 of the .* steps collected, fewer than an update"):
+        run(pool)
+    assert pool.total_steps < RATIO.prefill + 200
+    assert run(SimulatedPool(kept_steps=40)).updates == RATIO.updates
 
 
 def test_a_resumed_run_counts_on() -> None:

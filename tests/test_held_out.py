@@ -75,7 +75,7 @@ class Streams:
 
 
 def chunks_of(first: np.ndarray, life: tuple[int, int, int], rng: np.random.Generator) -> Iterator[ChunkHeader]:
-    """Yield the headers of a stream's chunks: whole ones, but for the second stream of a life, which is cut anywhere."""
+    """Yield the headers of a stream's chunks: whole ones; the second stream of a life is cut anywhere."""
     start = sequence = 0
     while start < len(first):
         steps = min(64 if not life[2] else int(rng.integers(1, 65)), len(first) - start)

@@ -30,7 +30,7 @@ SPACES = square_format().spaces
 
 @pytest.fixture(scope="module")
 def replay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replay]:
-    """Give a replay of 40 episodes of 40 steps, every tenth held out, for sequences of 8."""
+    """Give a replay of 40 episodes of 40 steps, a tenth of them held out, for sequences of 8."""
     stored = square_replay(tmp_path_factory.mktemp("replay"), sequence_length=8)
     yield stored
     stored.close()
@@ -284,11 +284,11 @@ def test_the_held_out_loss_is_repeatable_and_only_measures(replay: Replay, tmp_p
 
 
 def test_short_held_out_episodes_are_measured_too(tmp_path: Path) -> None:
-    """Where no held-out episode has the training length, shorter ones are taken; without any there is no loss."""
+    """Where no held-out episode has the training length, shorter ones are taken; with none there is no loss."""
     for every, expected in ((2, True), (0, False)):
         settings = ReplaySettings(capacity_gb=0.1, held_out_every=every)
         short = Replay(tmp_path / f"every-{every}", square_format(), settings, 8, seed=0)
-        for record in cut(square_format(), play_square(20, 5, seed=0)):
+        for record in cut(square_format(), play_square(60, 5, seed=0)):
             short.append(record)
         loss = learner_on(short, tmp_path).held_out_loss()
         assert (loss is not None) == expected

@@ -29,7 +29,7 @@ def test_a_killed_learner_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
         tmp_path / "replay", square_format(), ReplaySettings(capacity_gb=0.1, held_out_every=5), 8, seed=1
     )
     replay = RayReplay(server)
-    for record in cut(square_format(), play_square(10, 40, seed=1)):
+    for record in cut(square_format(), play_square(20, 40, seed=1)):
         replay.append(record)
 
     def start() -> object:

@@ -152,22 +152,52 @@ def test_sampling_from_too_little_says_so(tmp_path: Path) -> None:
     replay.close()
 
 
-def test_held_out_episodes_are_never_trained_on(tmp_path: Path) -> None:
-    """No training batch has a step of a held-out episode, and held-out batches have nothing else."""
-    replay = open_replay(tmp_path, ReplaySettings(held_out_every=4))
-    for record in cut(FORMAT, make_stream(FORMAT, [45] * 20)):
+def test_held_out_steps_are_never_trained_on(tmp_path: Path) -> None:
+    """Training batches have all other steps, held-out batches these alone; also once the replay is opened again."""
+    settings = ReplaySettings(held_out_every=4)
+    replay = open_replay(tmp_path, settings)
+    for record in cut(FORMAT, make_stream(FORMAT, [45] * 40)):
         replay.append(record)
     trained: set[int] = set()
     held_out: set[int] = set()
-    for number in range(30):
-        trained |= set(unpack(replay.sample(number, 16), FORMAT)["episode"].reshape(-1).tolist())
-        packed = replay.sample_held_out(number, 16, 40)
+    for number in range(60):
+        if number == 30:
+            replay.close()
+            replay = open_replay(tmp_path, settings)
+        trained |= set(unpack(replay.sample(number, 32), FORMAT)["count"][..., 1].reshape(-1).tolist())
+        packed = replay.sample_held_out(number, 32, 40)
         assert packed is not None
-        windows = unpack(packed, FORMAT)["episode"]
-        assert (windows == windows[:, :1]).all()
-        held_out |= set(windows.reshape(-1).tolist())
-    assert held_out == {1, 5, 9, 13, 17}
-    assert trained == set(range(20)) - held_out
+        windows = unpack(packed, FORMAT)
+        assert (windows["episode"] == windows["episode"][:, :1]).all()
+        held_out |= set(windows["count"][..., 1].reshape(-1).tolist())
+    assert not trained & held_out
+    # Runs 3, 7 and 11 of 128 steps, with their borders moved on to where an episode begins: 45·9, 45·12, and so on.
+    kept = {*range(405, 540), *range(900, 1035), *range(1440, 1575)}
+    assert held_out == kept
+    assert trained | kept >= set(range(20, 1780))  # the ends of a stream are in few sequences
+    replay.close()
+
+
+@pytest.mark.parametrize("chunk_steps", [64, 50, 7])
+def test_rows_begin_anew_behind_held_out_steps(tmp_path: Path, chunk_steps: int) -> None:
+    """There, and only there, an episode is cut short: `is_last` before, `is_first` behind; all else is as stored."""
+    stream = make_stream(FORMAT, [300, 90, 400, 45, 1000])
+    replay = open_replay(tmp_path, ReplaySettings(held_out_every=3))
+    for record in cut(FORMAT, stream, chunk_steps=chunk_steps):
+        replay.append(record)
+    joints = 0
+    for number in range(8):
+        batch = unpack(replay.sample(number, 64), FORMAT)
+        for row in range(64):
+            steps = batch["count"][row, :, 1].astype(int)
+            expected = {name: array[steps].copy() for name, array in stream.items()}
+            behind = np.flatnonzero(np.diff(steps) != 1) + 1
+            expected["is_first"][[0, *behind]] = True
+            expected["is_last"][behind - 1] = True
+            joints += len(behind)
+            for name, array in expected.items():
+                np.testing.assert_array_equal(batch[name][row], array, err_msg=name)
+    assert joints > 5
     replay.close()
 
 

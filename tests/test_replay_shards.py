@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from counted_streams import episodes_of, faults_of, faults_of_batch, read_streams
+from counted_streams import faults_of, faults_of_batch, read_streams, steps_of
 from filled_shards import FORMAT, LENGTH, SEED, fill, open_all, same, settings_of, starts_of
 from make_chunks import cut, make_stream
 
@@ -219,18 +219,18 @@ def test_counting_through_three_shards(tmp_path: Path) -> None:
         for turn in range(12):
             for collector in collectors:
                 collector.collect(31)
-            for sample, episodes in (
+            for sample, steps in (
                 (replay.sample(turn, 16), trained_on),
                 (replay.sample_held_out(turn, 16, 5), kept),
             ):
                 if sample is not None:
                     batch = unpack(sample, step_format)
                     assert faults_of_batch(batch, 23) == []
-                    episodes.update(episodes_of(batch))
+                    steps.update(steps_of(batch))
         for collector in collectors:
             collector.close()
         assert replay.counters()[0] == 12 * 5 * 31
-    assert len(trained_on) > len(kept) > 5
+    assert len(trained_on) > len(kept) > 100
     assert not trained_on & kept
     streams = read_streams(tmp_path, step_format)
     assert sum(len(steps["reward"]) for steps in streams.values()) == 12 * 5 * 31

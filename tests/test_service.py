@@ -126,7 +126,7 @@ def test_counting(run_fleet: RunFleet, tmp_path: Path) -> None:
     assert sorted(attendant.acknowledged) == [(0, 0), (1, 1)]
     assert fleet.restarts == 0
     assert attendant.restored_from == [0]
-    assert 5 < attendant.last_facts["held_out"] < attendant.last_facts["trained_on"]
+    assert 100 < attendant.last_facts["held_out"] < attendant.last_facts["trained_on"]
     streams = read_streams(tmp_path / "replay", StepFormat(probe_environment(settings.env)))
     versions = np.concatenate([steps["version"] for steps in streams.values()])
     assert 0 < versions.max() < fleet.updates

@@ -148,7 +148,7 @@ def test_shards_without_a_sequence_are_passed_over(tmp_path: Path) -> None:
 def test_held_out_windows_come_from_the_shards_that_have_some(tmp_path: Path) -> None:
     """Where only one shard holds an episode that is long enough, all rows are of it; None once no shard does."""
     with closing(open_all(tmp_path, settings_of(held_out_every=4))) as replay:
-        fill(replay, {0: [25] * 40, 1: [30] * 8, 2: [60] * 8})
+        fill(replay, {0: [25] * 40, 1: [30] * 20, 2: [60] * 10})
         assert {tag for tag, _ in starts_of(replay.sample_held_out(0, 60, 10))} == {0, 1, 2}
         assert {tag for tag, _ in starts_of(replay.sample_held_out(0, 60, 28))} == {1, 2}
         assert {tag for tag, _ in starts_of(replay.sample_held_out(0, 1, 55))} == {2}

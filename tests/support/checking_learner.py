@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from counted_streams import episodes_of, faults_of_batch
+from counted_streams import faults_of_batch, steps_of
 
 from dreamfleet.common.errors import RunFailedError
 from dreamfleet.common.settings import Settings
@@ -73,9 +73,9 @@ class CheckingLearner:
         return SimpleNamespace(updates=self._updates, metrics={}, timings={}, notes=[]), self._publish()
 
     def save(self, facts: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
-        """Write down the number of updates, and of the episodes seen of each kind."""
-        episodes = {"trained_on": len(self._trained_on), "held_out": len(self._held_out)}
-        written = {**facts, **episodes, "updates": self._updates}
+        """Write down the number of updates, and of the steps seen of each kind."""
+        seen = {"trained_on": len(self._trained_on), "held_out": len(self._held_out)}
+        written = {**facts, **seen, "updates": self._updates}
         unfinished = self._checkpoint.with_suffix(".tmp")
         unfinished.write_text(json.dumps(written))
         unfinished.rename(self._checkpoint)
@@ -105,15 +105,15 @@ class CheckingLearner:
         batch = unpack(self._replay.sample(number, learner.batch_size), self._format)
         faults = [] if batch["reward"].shape == (learner.batch_size, learner.sequence_length) else ["the batch's shape"]
         faults += faults_of_batch(batch, length)
-        self._trained_on |= episodes_of(batch)
+        self._trained_on |= steps_of(batch)
         packed = self._replay.sample_held_out(number, learner.batch_size, HELD_OUT_STEPS)
         if packed is not None:
             kept = unpack(packed, self._format)
             faults += faults_of_batch(kept, length)
-            self._held_out |= episodes_of(kept)
+            self._held_out |= steps_of(kept)
             if kept["is_first"][:, 1:].any():
                 faults.append("a held-out sequence runs over the end of its episode")
         if self._trained_on & self._held_out:
-            faults.append(f"episodes both held out and trained on: {self._trained_on & self._held_out}")
+            faults.append(f"steps both held out and trained on: {self._trained_on & self._held_out}")
         if faults:
             raise BadSequenceError(f"batch {number}: {'; '.join(dict.fromkeys(faults))}")

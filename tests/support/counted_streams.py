@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from dreamfleet.replay.shards import shard_directories
 Arrays = dict[str, np.ndarray]
 FIRST_ACTION = 5
 """The environment's Discrete space begins with this action; what is stored begins with 0."""
+HELD_OUT_AT_ONCE = range(128 - 63, 128 + 64)
+"""Steps of a held-out run: each of its ends may have been moved on by as many as the rest of a chunk."""
 
 
 def faults_of(steps: Arrays, length: int, terminate_every: int = 2) -> list[str]:
@@ -50,14 +53,34 @@ def faults_of(steps: Arrays, length: int, terminate_every: int = 2) -> list[str]
 
 
 def faults_of_batch(batch: Arrays, length: int) -> list[str]:
-    """Return what is wrong with sampled sequences, fields of (B, T, *shape)."""
-    rows = [{name: array[row] for name, array in batch.items()} for row in range(len(batch["reward"]))]
-    return [fault for steps in rows for fault in faults_of(steps, length)]
+    """Return what is wrong with sampled sequences, fields of (B, T, *shape), in which held-out runs are left out."""
+    return [fault for row in range(len(batch["reward"])) for fault in _faults_of_row(batch, row, length)]
 
 
-def episodes_of(batch: Arrays) -> set[tuple[float, float]]:
-    """Return the episodes that sampled sequences touch, by the seed of their life and their number."""
-    return {(seed, number) for seed, number in batch["count"][..., :2].reshape(-1, 2).tolist()}
+def steps_of(batch: Arrays) -> set[tuple[float, float]]:
+    """Return the steps that sampled sequences hold, by the seed of their life and their number in its stream."""
+    return set(zip(batch["count"][..., 0].flat, _numbers(batch["count"]).flat, strict=True))
+
+
+def _numbers(count: np.ndarray) -> np.ndarray:
+    """Return the numbers of steps in their stream: the steps of the life and the resets before them."""
+    return np.asarray(count[..., 1] + count[..., 3])
+
+
+def _faults_of_row(batch: Arrays, row: int, length: int) -> list[str]:
+    """Return what is wrong with a sequence, taken apart where steps are left out."""
+    steps = {name: array[row].copy() for name, array in batch.items()}
+    left_out = np.diff(_numbers(steps["count"])) - 1
+    joints = np.flatnonzero(left_out) + 1
+    faults = [] if len(set(steps["count"][:, 0])) == 1 else ["it is of two lives"]
+    if not (steps["is_first"][joints].all() and steps["is_last"][joints - 1].all()):
+        faults.append("it does not begin anew behind steps that are left out")
+    if not np.isin(left_out[joints - 1], HELD_OUT_AT_ONCE).all():
+        faults.append(f"{left_out[joints - 1].tolist()} steps are left out, which is no held-out run")
+    steps["is_last"][joints - 1] = steps["count"][joints - 1, 2] == length
+    for start, stop in pairwise([0, *joints.tolist(), len(left_out) + 1]):
+        faults += faults_of({name: array[start:stop] for name, array in steps.items()}, length)
+    return faults
 
 
 def read_streams(directory: Path, step_format: StepFormat) -> dict[tuple[int, int, int], Arrays]:

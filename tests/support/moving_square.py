@@ -49,7 +49,7 @@ def play_square(episodes: int, length: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def square_replay(directory: Path, sequence_length: int, episodes: int = 40, length: int = 40) -> Replay:
-    """Return a replay that holds episodes of the world, every tenth of them held out."""
+    """Return a replay that holds episodes of the world, a tenth of whose steps are held out."""
     settings = ReplaySettings(capacity_gb=0.1, held_out_every=10)
     replay = Replay(directory, square_format(), settings, sequence_length, seed=7)
     for record in cut(square_format(), play_square(episodes, length, seed=1)):

@@ -10,6 +10,7 @@ from typing import Any
 
 from dreamfleet.common.errors import RunFailedError
 from dreamfleet.deploy.pool import Counters, Worker, WorkerFailedError, WorkerLostError
+from dreamfleet.replay.shortage import Shortage
 
 
 @dataclass(eq=False)
@@ -32,6 +33,8 @@ class SimulatedPool:
         lose_learner_at: updates at which the learner dies, in rising order.
         fail_learner_at: updates after which the learner refuses to go on; 0 is never.
         has_sequences: whether what is collected can be trained on.
+        shortage_at: asked with the steps stored for what the replay says where it cannot.
+        kept_steps: most that the replay keeps.
         is_mute: asked with (actor, incarnation) whether it never answers, though it has its place.
         evaluator_starts_in_s: seconds until the evaluator answers its greeting.
         seconds_per_evaluation: of all its episodes.
@@ -48,6 +51,8 @@ class SimulatedPool:
     lose_learner_at: list[int] = field(default_factory=list)
     fail_learner_at: int = 0
     has_sequences: bool = True
+    shortage_at: Callable[[int], Shortage] = lambda steps: Shortage(10, True, steps, 0, 3, 9, 9)
+    kept_steps: int = 1_000_000
     seed: int = 0
     is_mute: Callable[[int, int], bool] = lambda actor, incarnation: False
     room_at: Callable[[float], int] = lambda now: 1_000_000
@@ -79,6 +84,7 @@ class SimulatedPool:
         self.asked_for: list[int] = []
         self.retired: list[tuple[int, int]] = []
         self.judged: list[tuple[int, float]] = []
+        self.shortages_asked: list[int] = []
 
     def clock(self) -> float:
         return self.now
@@ -150,7 +156,11 @@ class SimulatedPool:
         )
 
     def replay_stats(self) -> dict[str, float]:
-        return {}
+        return {"steps": min(self.total_steps, self.kept_steps)}
+
+    def shortage(self) -> Shortage:
+        self.shortages_asked.append(self.total_steps)
+        return self.shortage_at(self.total_steps)
 
     def replay_notes(self) -> list[tuple[int, str]]:
         return []

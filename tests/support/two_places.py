@@ -46,7 +46,7 @@ def play_places(kind: str, steps: int, length: int = 20, seed: int = 0) -> dict[
 
 
 def places_replay(directory: Path, kind: str, sequence_length: int, steps: int = 2000) -> Replay:
-    """Return a replay that holds steps of a world, of which every tenth episode is held out."""
+    """Return a replay that holds steps of a world, a tenth of which are held out."""
     replay = Replay(directory, places_format(kind), ReplaySettings(capacity_gb=0.1), sequence_length, seed=7)
     for record in cut(places_format(kind), play_places(kind, steps)):
         replay.append(record)
