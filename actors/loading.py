@@ -13,7 +13,7 @@ from dreamfleet.actors.announcements import announce
 from dreamfleet.actors.other_interfaces import describe_other
 from dreamfleet.actors.own_wrappers import OwnWrappers
 from dreamfleet.actors.registered_ids import find_registered, known_spec, maker_of
-from dreamfleet.actors.rendering import prepare_library, why_nothing_is_drawn
+from dreamfleet.actors.rendering import announce_library, prepare_library, why_nothing_is_drawn
 from dreamfleet.actors.suites import Environment, Suite, is_of_gymnasium, register_suite, suite_of
 from dreamfleet.actors.user_objects import (
     NoSuchAttributeError,
@@ -43,6 +43,7 @@ def load_environment(settings: EnvironmentSettings, render: bool) -> tuple[Suite
     own_wrappers = OwnWrappers(settings)
     suite, make = _find(settings.id)
     env = _call(settings, suite, make, render)
+    announce_library()
     try:
         return suite, own_wrappers.put_around(env)
     except UserError:
@@ -107,8 +108,8 @@ def _call(settings: EnvironmentSettings, suite: Suite, make: Callable[..., Envir
         return make(**kwargs, render_mode="rgb_array")
     except UserError:
         raise
-    except gymnasium.error.DependencyNotInstalled as error:
-        raise UserError(f"env.id '{settings.id}' needs a package that is not installed: {error}") from error
+    except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
+        raise UserError(f"env.id '{settings.id}' needs a package that is not installed: {cause_of(error)}") from error
     except Exception as error:
         given = f"env.kwargs {settings.kwargs}" if settings.kwargs else "no env.kwargs"
         raise UserError(

@@ -65,7 +65,7 @@ def find_registered(name: str, where: str, module: str = "") -> EnvSpec:
         failures = _load_plugins(name.rpartition("/")[0], module)
         spec = known_spec(name) or _import_namespace(name, where) or handed_over(name)
     if spec is None:
-        raise UserError(_unknown(name, where, module) + "".join(f" {failure}." for failure in failures))
+        raise UserError(_unknown(name, where, module, failures))
     if spec.id != name:
         announce(f"env.id '{name}' has no version: '{spec.id}', the latest, is taken")
     return spec
@@ -96,14 +96,17 @@ def _plugins() -> list[tuple[str, EntryPoint]]:
 
 
 def _load_plugins(namespace: str, module: str) -> list[str]:
-    """Have those packages register their environments that may bring this namespace; return what failed.
+    """Have the named package register its environments, or all that may bring this namespace; return what failed.
 
     Others are left alone: they may be big, or broken, and cannot register an id of another namespace.
     """
     failures: list[str] = []
     for plugin_namespace, entry in _plugins():
-        brings = not namespace if plugin_namespace in _NO_NAMESPACE else plugin_namespace == namespace
-        if brings or (module and entry.module.partition(".")[0] == module.partition(".")[0]):
+        if module:
+            may_register = entry.module.partition(".")[0] == module.partition(".")[0]
+        else:
+            may_register = plugin_namespace in (_NO_NAMESPACE if not namespace else (namespace,))
+        if may_register:
             failures += _load_plugin(plugin_namespace, entry)
     return failures
 
@@ -117,7 +120,7 @@ def _load_plugin(namespace: str, entry: EntryPoint) -> tuple[str, ...]:
             if callable(register):
                 register()
         except Exception as error:  # noqa: BLE001 (whatever a package raises is said beside the id that was not found)
-            return (f"The package '{entry.module}', which registers such ids, fails: {cause_of(error)}",)
+            return (f" '{entry.module}', which may register it, fails: {cause_of(error)}.",)
     return ()
 
 
@@ -135,8 +138,8 @@ def _import_namespace(name: str, where: str) -> EnvSpec | None:
     return None
 
 
-def _unknown(name: str, where: str, module: str) -> str:
-    """Return the sentence of an id that nobody registered."""
+def _unknown(name: str, where: str, module: str, failures: list[str]) -> str:
+    """Return the sentence of an id that nobody registered, with what failed to."""
     adapter = _adapter_of_old_gym(name)
     if adapter:
         full = f"{module}:{name}" if module else name
@@ -145,7 +148,8 @@ def _unknown(name: str, where: str, module: str) -> str:
             f"'{{env_id: {full}}}'` (pip install shimmy)."
         )
     namespace = name.rpartition("/")[0]
-    hint = nearest(name, [other for other in gymnasium.registry if not namespace or other.startswith(f"{namespace}/")])
+    known = [other for other in gymnasium.registry if not namespace or other.startswith(f"{namespace}/")]
+    hint = "".join(failures) or nearest(name, known)
     if module:
         return f"{where}: importing '{module}' registers no '{name}'.{hint}"
     return (

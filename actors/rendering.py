@@ -25,7 +25,7 @@ ADVICE = (
 )
 _NOTHING = ("off", "false", "0", "disable", "disabled")
 """The values of MUJOCO_GL by which MuJoCo draws nothing."""
-_WINDOWS = ("glfw", "on", "true", "1", "enable", "enabled", "")
+_WINDOWS = ("glfw", "glx", "on", "true", "1", "enable", "enabled", "")
 """The values by which it draws by way of a hidden window, which needs a screen all the same."""
 _TRIAL_TIMEOUT_S = 120
 _TRIAL = """
@@ -67,9 +67,14 @@ def prepare_library() -> None:
         choice()
 
 
+def announce_library() -> str:
+    """Announce what MuJoCo draws with, if it is used at all, and return why nothing can be drawn, if so."""
+    return choose_library() if "mujoco" in sys.modules else ""
+
+
 def why_nothing_is_drawn() -> str:
     """Return how to end a sentence about an environment that failed: why MuJoCo draws nothing, if that may be it."""
-    refusal = choose_library() if "mujoco" in sys.modules else ""
+    refusal = announce_library()
     return f"; {refusal}" if refusal else ""
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import sys
 from typing import Any
 
 import gymnasium
@@ -57,7 +56,7 @@ class Suite:
 
     def cannot_render(self) -> str:
         """Return why environments of this suite cannot be drawn on this machine, or an empty string."""
-        return rendering.choose_library() if "mujoco" in sys.modules else ""
+        return rendering.announce_library()
 
     def show(self, env: Environment, settings: EnvironmentSettings) -> Environment:  # noqa: ARG002 (others need it)
         """Return the environment with the observations that a model of this suite learns from."""

@@ -83,8 +83,8 @@ def is_attribute(text: str) -> bool:
 
 
 def cause_of(error: BaseException) -> str:
-    """Return an error in a line, with the place in the user's code where it arose."""
+    """Return an error in a line, with the place where it arose, unless that is ours: then the words say all."""
     frames = traceback.extract_tb(error.__traceback__)
-    is_ours = bool(frames) and Path(frames[-1].filename).parent == Path(__file__).parent  # which says all in words
-    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames and not is_ours else ""
-    return f"{type(error).__name__}: {error}{place}"
+    is_ours = not frames or Path(frames[-1].filename).parent == Path(__file__).parent
+    place = "" if is_ours else f" ({frames[-1].filename}, line {frames[-1].lineno})"
+    return (f"{type(error).__name__}: {error}" if str(error) else type(error).__name__) + place

@@ -50,6 +50,7 @@ class Command:
         self._out, self._err = (folder / f"{time.monotonic_ns()}.{name}" for name in ("out", "err"))
         search = [str(ROOT / ".pkg"), str(ROOT / "tests" / "support")]
         variables |= {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": os.pathsep.join(search)}
+        variables.setdefault("MUJOCO_GL", "off")  # nothing here draws with it, so no library need be tried
         with self._out.open("w") as out, self._err.open("w") as err:
             self.process = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-m", "dreamfleet", *arguments], cwd=folder, stdin=subprocess.DEVNULL, stdout=out,
