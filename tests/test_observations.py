@@ -19,9 +19,10 @@ from dreamfleet.actors.named_entries import NamedEntries
 from dreamfleet.actors.observations import list_entries
 from dreamfleet.actors.stream import Stream
 from dreamfleet.common.errors import UserError
-from dreamfleet.common.settings import EnvironmentSettings
+from dreamfleet.common.settings import EnvironmentSettings, Settings
 from dreamfleet.common.spaces import ObservationSpec
 from dreamfleet.common.steps import StepFormat
+from dreamfleet.deploy.watching import RunWatcher
 
 UNIT = spaces.Box(-1.0, 1.0, (3,))
 REALS = spaces.Box(0.0, 1.0, (64, 64, 3))
@@ -390,6 +391,17 @@ def test_a_chunk_of_vectors_is_held_against_their_bounds(told: dict[str, int]) -
         EnvironmentFailedError, match=r"'count' at step 6 of its stream \(episode 0\) is not finite: \["
     ):
         collect(8, nan_count_at=6)
+
+
+def test_what_actors_announce_again_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The run's process tried the environment itself; each actor says the same of its own, and what is new is kept."""
+    nothing: Any = None
+    watcher = RunWatcher(Settings(), nothing, nothing, nothing, nothing)
+    announcements.announce("observations: vector 3")
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        watcher.noted([(logging.INFO, "observations: vector 3"), (logging.WARNING, "something else")])
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [(logging.WARNING, "something else")]
 
 
 def test_the_names_of_an_old_run_stay() -> None:
