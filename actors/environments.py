@@ -15,10 +15,12 @@ The wrappers, from the inside out, Gymnasium's own wherever it has one:
 
 from __future__ import annotations
 
+from itertools import islice
+
 import gymnasium
 from gymnasium import wrappers
 
-from dreamfleet.actors.actions import describe_action
+from dreamfleet.actors.actions import describe_action, random_actions
 from dreamfleet.actors.declared_bounds import check_first
 from dreamfleet.actors.loading import load_environment
 from dreamfleet.actors.named_entries import NamedEntries
@@ -103,10 +105,9 @@ def probe_environment(settings: EnvironmentSettings) -> Spaces:
 
 def _try(env: Environment, settings: EnvironmentSettings) -> None:
     """Reset and take a few random actions; the conversion of observations checks their shapes and types."""
-    env.action_space.seed(0)
     shown = [env.reset(seed=0)[0]]
-    for _ in range(_PROBE_STEPS):
-        observation, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+    for action in islice(random_actions(env.action_space, seed=0), _PROBE_STEPS):
+        observation, reward, terminated, truncated, _ = env.step(action)
         shown.append(observation)
         float(reward)
         if terminated or truncated:

@@ -1,8 +1,8 @@
-"""What a policy's action is drawn from, in the network's units: boxes in [−1, 1], choices as one-hots side by side.
+"""What a policy's action is drawn from, in the network's units: choices as one-hots side by side, reals in [−1, 1].
 
-Shapes: A action width, G groups of choices (1 for "discrete"). Log-probabilities and entropies are summed over an
-action's parts, and float32 whatever the networks compute in. All random numbers can be given from outside, so that the
-same numbers give the same actions.
+Shapes: A action width, G groups of choices (1 for "discrete"), R reals. Log-probabilities and entropies are summed
+over an action's parts, and float32 whatever the networks compute in. All random numbers can be given from outside, so
+that the same numbers give the same actions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dreamfleet.common.precision import full_precision
 from dreamfleet.common.spaces import ActionSpec
 
 BoxPolicy = Literal["tanh_normal", "bounded_normal"]
-"""The distribution of a box action: Dreamer V1's or V3's. Choices are always one-hots."""
+"""The distribution of reals: Dreamer V1's or V3's. Choices are always one-hots."""
 
 MEAN_BOUND = 5.0
 """V1's means are kept within this before the tanh."""
@@ -144,29 +144,74 @@ class OneHotChoice(NamedTuple):
         return -(self.probabilities * self.logits).sum(-1)
 
 
-ActionDistribution = TanhNormal | BoundedNormal | OneHotChoice
+class JointAction(NamedTuple):
+    """Choices and reals, independent given the state: densities are multiplied.
+
+    Attributes:
+        choices: of the G groups.
+        reals: of the R reals.
+    """
+
+    choices: OneHotChoice
+    reals: TanhNormal | BoundedNormal
+
+    @property
+    def mode(self) -> Tensor:
+        """The likeliest choices beside the reals' mode (…, A)."""
+        return torch.cat([self.choices.mode, self.reals.mode], dim=-1)
+
+    def sample(self, noise: Tensor | None = None) -> Tensor:
+        """Return an action (…, A) with both kinds' gradients, from noise (…, G + R), drawn if None."""
+        groups = len(self.choices.sizes)
+        of_choices, of_reals = (None, None) if noise is None else (noise[..., :groups], noise[..., groups:])
+        return torch.cat([self.choices.sample(of_choices), self.reals.sample(of_reals)], dim=-1)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Return the log-density (…) of actions (…, A)."""
+        choices, reals = action.split([self.choices.logits.shape[-1], self.reals.mean.shape[-1]], dim=-1)
+        return self.choices.log_prob(choices) + self.reals.log_prob(reals)
+
+    def entropy(self) -> Tensor:
+        """Return the entropy (…) in nats, an estimate where the reals' is one."""
+        return self.choices.entropy() + self.reals.entropy()
+
+
+ActionDistribution = TanhNormal | BoundedNormal | OneHotChoice | JointAction
 """What a policy gives: `mode`, `sample(noise)`, `log_prob(action)`, `entropy()`."""
 
 
 def parameters_wanted(spec: ActionSpec) -> int:
-    """Return how many numbers a policy gives for one action: mean and deviation of a box, a logit of each choice."""
-    return 2 * spec.width if spec.kind == "box" else spec.width
+    """Return how many numbers a policy gives for an action: a logit of each option, mean and deviation of each real."""
+    return sum(spec.choices) + 2 * spec.reals
 
 
 def action_distribution(kind: BoxPolicy, raw: Tensor, spec: ActionSpec, unimix: float = 0.0) -> ActionDistribution:
     """Return the distribution of a policy's output.
 
     Args:
-        kind: which distribution a box gets.
-        raw: (…, `parameters_wanted(spec)`), of any floating type; for a box A means, then what the A deviations are
-            made of.
+        kind: which distribution the reals get.
+        raw: (…, `parameters_wanted(spec)`), of any floating type: the logits of all choices, then R means, then what
+            the R deviations are made of.
         spec: what an action is.
         unimix: share of uniform probability mixed into each choice; V3's release mixes none in.
     """
     raw = full_precision(raw)
-    if spec.kind != "box":
-        groups = [unimix_logits(group, unimix) for group in raw.split(spec.sizes, dim=-1)]
-        return OneHotChoice(torch.cat(groups, dim=-1) if len(groups) > 1 else groups[0], spec.sizes)
+    if not spec.reals:
+        return _choices(raw, spec.choices, unimix)
+    if not spec.choices:
+        return _reals(kind, raw)
+    logits, normals = raw.split([sum(spec.choices), 2 * spec.reals], dim=-1)
+    return JointAction(_choices(logits, spec.choices, unimix), _reals(kind, normals))
+
+
+def _choices(raw: Tensor, sizes: tuple[int, ...], unimix: float) -> OneHotChoice:
+    """Return the distribution of choices, from raw logits (…, A)."""
+    groups = [unimix_logits(group, unimix) for group in raw.split(sizes, dim=-1)]
+    return OneHotChoice(torch.cat(groups, dim=-1) if len(groups) > 1 else groups[0], sizes)
+
+
+def _reals(kind: BoxPolicy, raw: Tensor) -> TanhNormal | BoundedNormal:
+    """Return the distribution of reals, from means and what deviations are made of (…, 2·R)."""
     mean, spread = raw.chunk(2, dim=-1)
     if kind == "tanh_normal":
         mean = MEAN_BOUND * torch.tanh(mean / MEAN_BOUND)
@@ -177,10 +222,13 @@ def action_distribution(kind: BoxPolicy, raw: Tensor, spec: ActionSpec, unimix: 
 def draw_action_noise(
     spec: ActionSpec, *leading: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Return the noise of `sample`: N(0, 1) (*leading, A) for a box, uniform (*leading, G) for choices; float32."""
-    if spec.kind == "box":
-        return torch.randn(*leading, spec.width, generator=generator, device=device)
-    return torch.rand(*leading, len(spec.sizes), generator=generator, device=device)
+    """Return the noise of `sample` (*leading, G + R), float32: uniform for choices, then N(0, 1) for reals."""
+    parts = []
+    if spec.choices:
+        parts.append(torch.rand(*leading, len(spec.choices), generator=generator, device=device))
+    if spec.reals:
+        parts.append(torch.randn(*leading, spec.reals, generator=generator, device=device))
+    return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
 
 
 def choose_groups(probabilities: Tensor, uniform: Tensor, sizes: tuple[int, ...]) -> Tensor:

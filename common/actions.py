@@ -1,4 +1,4 @@
-"""Actions as the networks take them, and back: choices are one-hots, boxes lie in [-1, 1]; and who came before whom."""
+"""Actions as the networks take them, and back: choices are one-hots, reals lie in [-1, 1]; and who came before whom."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dreamfleet.common.action_reach import ENDLESS, is_bounded, reach_of
 from dreamfleet.common.precision import as_input, full_precision
 from dreamfleet.common.spaces import ActionSpec
 
@@ -18,54 +19,59 @@ def encode_actions(spec: ActionSpec, stored: Tensor) -> Tensor:
 
     Args:
         spec: what an action is; A is `spec.width`.
-        stored: integers for "discrete" () and "multi_discrete" (parts,), which become one-hots side by side; reals for
-            "box" (A,), of which each bounded dimension is brought from its bounds to [-1, 1]; one without bounds
-            stays in the environment's own units.
+        stored: choices (), or (choices + reals,). Choices become one-hots side by side; reals are brought from what
+            `common/action_reach.py` says to [-1, 1].
     """
-    if spec.kind == "box":
-        numbers = as_input(stored)
-        middle, half = _scale(spec, stored.device, numbers.dtype)
-        return (numbers - middle) / half
     if spec.kind == "discrete":
         return as_input(F.one_hot(stored.long(), spec.sizes[0]))
-    parts = [F.one_hot(part.long(), size) for part, size in zip(stored.unbind(-1), spec.sizes, strict=True)]
-    return as_input(torch.cat(parts, dim=-1))
+    numbers, reals = stored.split([len(spec.choices), spec.reals], dim=-1)
+    pairs = zip(numbers.unbind(-1), spec.choices, strict=True)
+    parts = [as_input(F.one_hot(number.long(), size)) for number, size in pairs]
+    if spec.reals:
+        reals = as_input(reals)
+        middle, half, _, _ = _scale(spec, reals.device, reals.dtype)
+        parts.append((reals - middle) / half)
+    return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
 
 
 def decode_actions(spec: ActionSpec, encoded: Tensor) -> Tensor:
     """Return the stored actions (…, *stored_shape) for the network's (…, A): `encode_actions` backwards.
 
-    Choices are the places of the greatest numbers, as int32; a bounded dimension of a box is clipped to its bounds.
+    Choices are the places of the greatest numbers, as int32 where there are no reals; reals are clipped to their
+    bounds, as far as they have any.
     """
-    if spec.kind == "box":
-        encoded = full_precision(encoded)
-        middle, half = _scale(spec, encoded.device, encoded.dtype)
-        bounded = torch.tensor(_is_bounded(spec), device=encoded.device)
-        return torch.where(bounded, encoded.clamp(-1.0, 1.0), encoded) * half + middle
-    choices = [part.argmax(-1) for part in encoded.split(list(spec.sizes), dim=-1)]
-    return (choices[0] if spec.kind == "discrete" else torch.stack(choices, -1)).to(torch.int32)
+    *groups, reals = full_precision(encoded).split([*spec.choices, spec.reals], dim=-1)
+    choices = [group.argmax(-1).to(torch.int32) for group in groups]
+    if spec.kind == "discrete":
+        return choices[0]
+    parts = [torch.stack(choices, -1)] if choices else []
+    if spec.reals:
+        middle, half, least, most = _scale(spec, reals.device, reals.dtype)
+        parts.append(reals.clamp(least, most) * half + middle)
+    return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
 
 
 @cache
-def _scale(spec: ActionSpec, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return a box's middle and half width by dimension; 0 and 1 where it has no bounds."""
-    bounds = [
-        (low, high) if bounded else (-1.0, 1.0)
-        for low, high, bounded in zip(spec.low, spec.high, _is_bounded(spec), strict=True)
-    ]
-    middle, half = [(high + low) / 2 for low, high in bounds], [(high - low) / 2 for low, high in bounds]
-    return _on_device(middle, device, dtype), _on_device(half, device, dtype)
+def _scale(spec: ActionSpec, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return by real the middle and half width of what is reached, and its bounds in those units."""
+    columns = zip(*[_scale_of(low, high) for low, high in zip(spec.low, spec.high, strict=True)], strict=True)
+    middle, half, least, most = (_on_device(list(numbers), device, dtype) for numbers in columns)
+    return middle, half, least, most
+
+
+def _scale_of(low: float, high: float) -> tuple[float, float, float, float]:
+    """Return one real's numbers of `_scale`; a fixed one is 0 for the networks."""
+    first, last = reach_of(low, high)
+    middle, half = (first + last) / 2, (last - first) / 2
+    if is_bounded(low, high):
+        return (middle, half, -1.0, 1.0) if half > 0 else (middle, 1.0, 0.0, 0.0)
+    least = low - middle if low > -ENDLESS else -math.inf
+    return middle, half, least, high - middle if high < ENDLESS else math.inf
 
 
 def _on_device(numbers: list[float], device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return the numbers, made on the device: a compiled update would copy a list's there again and again."""
     return torch.stack([torch.full((), number, dtype=dtype, device=device) for number in numbers])
-
-
-def _is_bounded(spec: ActionSpec) -> list[bool]:
-    return [
-        math.isfinite(low) and math.isfinite(high) and low < high for low, high in zip(spec.low, spec.high, strict=True)
-    ]
 
 
 def previous_actions(encoded: Tensor, is_first: Tensor) -> Tensor:

@@ -107,17 +107,20 @@ class ModelPolicy:
         return self._model.predict_reward(imagined.feature).mean.sum(-1)
 
     def _explore(self, encoded: Tensor) -> Tensor:
-        """Return the actions (K, A) with noise: added to a box, instead of a choice now and then."""
-        noise = self._draw(lambda generator: draw_action_noise(self._spec, generator=generator))
-        if self._spec.kind == "box":
-            return encoded + self._settings.exploration * noise
+        """Return the actions (K, A) with noise: added to reals, instead of choices now and then."""
+        spec, amount = self._spec, self._settings.exploration
+        noise = self._draw(lambda generator: draw_action_noise(spec, generator=generator))
+        *uniform, normal = noise.split([*[1] * len(spec.choices), spec.reals], dim=-1)
+        chosen, reals = encoded.split([sum(spec.choices), spec.reals], dim=-1)
+        reals = reals + amount * normal
+        if not spec.choices:
+            return reals
         chance = self._draw(lambda generator: torch.rand(1, generator=generator))
-        sizes = self._spec.sizes
         by_chance = [
-            torch.nn.functional.one_hot((numbers * size).long(), size).float()
-            for numbers, size in zip(noise.unbind(-1), sizes, strict=True)
+            torch.nn.functional.one_hot((numbers[:, 0] * size).long(), size).float()
+            for numbers, size in zip(uniform, spec.choices, strict=True)
         ]
-        return torch.where(chance < self._settings.exploration, torch.cat(by_chance, -1), encoded)
+        return torch.cat([torch.where(chance < amount, torch.cat(by_chance, -1), chosen), reals], dim=-1)
 
     def _draw(self, draw_one: Callable[[torch.Generator], Tensor]) -> Tensor:
         """Return what each environment's generator gives, (K, …)."""

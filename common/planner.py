@@ -2,8 +2,8 @@
 
 Every step is planned from scratch, for several environments at once.
 
-Shapes: K environments, N candidates, H horizon, A action width, G groups of choices, R rows of K·N that are scored
-together.
+Shapes: K environments, N candidates, H horizon, A action width, G groups of choices, R reals, F futures of the K·N
+that are scored together.
 
 One iteration, in the order data passes: noise -> candidates (K, N, H, A) -> scores (K, N) -> the best of each
 environment -> the next iteration's distribution. Nothing of one environment reaches another.
@@ -53,7 +53,7 @@ class Mappable(Protocol):
 
 StateT = TypeVar("StateT", bound=Mappable)
 Score = Callable[[StateT, Tensor], Tensor]
-"""What futures are worth, (R,), from states (R, …) and the actions (R, H, A) taken from them on."""
+"""What futures are worth, (F,), from states (F, …) and the actions (F, H, A) taken from them on."""
 
 
 class BoxPlan(NamedTuple):
@@ -109,10 +109,40 @@ class ChoicePlan(NamedTuple):
         return likeliest(self.probabilities[:, 0], self.sizes)
 
 
+class MixedPlan(NamedTuple):
+    """Plans of choices and reals, refitted to the same elites: each kind by its own rule.
+
+    Attributes:
+        choices: of the groups.
+        reals: of what comes after them.
+    """
+
+    choices: ChoicePlan
+    reals: BoxPlan
+
+    def candidates(self, noise: Tensor) -> Tensor:
+        """Return one-hots and reals side by side (K, N, H, A) for noise (K, N, H, G + R)."""
+        groups = len(self.choices.sizes)
+        parts = [self.choices.candidates(noise[..., :groups]), self.reals.candidates(noise[..., groups:])]
+        return torch.cat(parts, dim=-1)
+
+    def refit(self, elites: Tensor) -> MixedPlan:
+        """Return both kinds' fits to the elites (K, E, H, A)."""
+        width = sum(self.choices.sizes)
+        return MixedPlan(self.choices.refit(elites[..., :width]), self.reals.refit(elites[..., width:]))
+
+    def first_action(self) -> Tensor:
+        """Return the first step's most probable choices and mean reals (K, A)."""
+        return torch.cat([self.choices.first_action(), self.reals.first_action()], dim=-1)
+
+
+Plan = BoxPlan | ChoicePlan | MixedPlan
+
+
 @torch.no_grad()
 def plan(
     score: Score[StateT], state: StateT, count: int, spec: ActionSpec, search: Search, noise: Iterable[Tensor]
-) -> BoxPlan | ChoicePlan:
+) -> Plan:
     """Return the distribution over plans after the last refit; its `first_action()` is what to do now.
 
     A candidate whose score is not a number is never among the elites before one whose score is.
@@ -124,8 +154,8 @@ def plan(
         count: K.
         spec: what an action is.
         search: how much is searched.
-        noise: for each iteration the candidates' noise on the state's device, (K, N, H, A) of N(0, 1) for a box,
-            (K, N, H, G) uniform for choices (`candidate_noise`); taken one by one, so it may be drawn when asked for.
+        noise: for each iteration the candidates' noise on the state's device, (K, N, H, G + R), uniform for choices and
+            then of N(0, 1) for reals (`candidate_noise`); taken one by one, so it may be drawn when asked for.
     """
     numbers = iter(noise)
     drawn = next(numbers)
@@ -160,18 +190,20 @@ def candidate_noise(
         device: of the noise.
 
     Yields:
-        (K, N, H, A) of N(0, 1) for a box, (K, N, H, G) uniform for choices.
+        (K, N, H, G + R), uniform for choices and then of N(0, 1) for reals.
     """
     shape = (search.candidates, search.horizon)
     for _ in range(search.iterations):
         yield torch.stack([draw_action_noise(spec, *shape, generator=own, device=device) for own in generators])
 
 
-def _first_proposal(spec: ActionSpec, count: int, horizon: int, device: torch.device) -> BoxPlan | ChoicePlan:
-    if spec.kind == "box":
-        mean = torch.zeros(count, horizon, spec.width, device=device)
-        return BoxPlan(mean, torch.ones_like(mean))
-    return ChoicePlan(_uniform(spec.sizes, device).expand(count, horizon, -1), spec.sizes)
+def _first_proposal(spec: ActionSpec, count: int, horizon: int, device: torch.device) -> Plan:
+    mean = torch.zeros(count, horizon, spec.reals, device=device)
+    reals = BoxPlan(mean, torch.ones_like(mean))
+    if not spec.choices:
+        return reals
+    choices = ChoicePlan(_uniform(spec.choices, device).expand(count, horizon, -1), spec.choices)
+    return MixedPlan(choices, reals) if spec.reals else choices
 
 
 def _uniform(sizes: tuple[int, ...], device: torch.device) -> Tensor:

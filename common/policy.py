@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dreamfleet.common.action_reach import is_bounded, reach_of
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.seeds import derive_seed
 from dreamfleet.common.settings import Settings
@@ -39,7 +40,8 @@ class RandomPolicy:
     """Uniform random actions, each held for a random number of steps.
 
     Held actions reach places that a fresh action at every step does not: a car that steers left and right by turns
-    stands still. A box's dimension without bounds is drawn from N(0, 1).
+    stands still. A real without two bounds is drawn from a Normal of deviation 1 around the middle of what it reaches
+    (`common/action_reach.py`), clipped to the bound that it has.
 
     Args:
         spec: the action's space.
@@ -64,13 +66,16 @@ class RandomPolicy:
     ) -> None:
         if weights and (spec.kind != "discrete" or len(weights) != spec.sizes[0]):
             raise UserError(
-                f"actors.action_weights has {len(weights)} frequencies, but the environment's action is {spec.kind} of "
-                f"{'×'.join(map(str, spec.sizes))}: give one for each choice of a discrete action, or none."
+                f"actors.action_weights has {len(weights)} frequencies, but the environment's action is "
+                f"{spec.in_words}: give one for each choice of a discrete action, or none."
             )
         self.version = 0
         self._frequencies = np.array(weights) / sum(weights) if weights else None
         self._spec = spec
         self._hold = (hold_min, hold_max)
+        pairs = list(zip(spec.low, spec.high, strict=True))
+        self._bounded = np.array([is_bounded(*pair) for pair in pairs], bool)
+        self._middle = np.array([sum(reach_of(*pair)) / 2 for pair in pairs])
         self._generator = np.random.default_rng(derive_seed(seed, "random policy"))
         self._drawn = self._draw()
         self._fresh = self._draw_fresh(environments) if hold_max == 1 else None
@@ -113,15 +118,19 @@ class RandomPolicy:
         """Return so many random actions (count, *stored_shape)."""
         if self._frequencies is not None:
             return self._generator.choice(len(self._frequencies), count, p=self._frequencies)
-        if self._spec.kind == "discrete":
-            return self._generator.integers(self._spec.sizes[0], size=count)
-        if self._spec.kind == "multi_discrete":
-            return self._generator.integers(self._spec.sizes, size=(count, len(self._spec.sizes)))
-        low, high = np.array(self._spec.low), np.array(self._spec.high)
-        bounded = np.isfinite(low) & np.isfinite(high)
+        spec = self._spec
+        if spec.kind == "discrete":
+            return self._generator.integers(spec.sizes[0], size=count)
+        if not spec.choices:
+            return self._draw_reals(count)
+        choices = self._generator.integers(spec.choices, size=(count, len(spec.choices)))
+        return np.concatenate([choices, self._draw_reals(count)], axis=1) if spec.reals else choices
+
+    def _draw_reals(self, count: int) -> np.ndarray:
+        low, high, bounded = np.array(self._spec.low), np.array(self._spec.high), self._bounded
         size = (count, len(low))
         uniform = self._generator.uniform(np.where(bounded, low, 0), np.where(bounded, high, 1), size)
-        return np.where(bounded, uniform, np.clip(self._generator.normal(size=size), low, high))
+        return np.where(bounded, uniform, np.clip(self._generator.normal(self._middle, size=size), low, high))
 
 
 def make_policy(

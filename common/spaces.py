@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-ActionKind = Literal["discrete", "multi_discrete", "box"]
+ActionKind = Literal["discrete", "multi_discrete", "box", "mixed"]
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,13 @@ class ActionSpec:
     """What an action is.
 
     Attributes:
-        kind: "discrete" (one choice), "multi_discrete" (several choices) or "box" (a vector of reals).
-        sizes: number of choices of each part; for a box, its number of dimensions alone.
-        low: lower bounds of a box, flat; empty otherwise.
-        high: upper bounds of a box, flat; empty otherwise.
+        kind: "discrete" (one choice), "multi_discrete" (several choices), "box" (a vector of reals) or "mixed" (choices
+            and, after them, reals).
+        sizes: number of options of each choice; for a box, its number of dimensions alone.
+        low: lower bounds of the reals, flat; empty without any.
+        high: upper bounds of the reals, flat; empty without any.
         box_shape: the shape the environment wants a box action in; empty otherwise.
+        names: what the environment calls each choice and then each real; empty where it has no names for them.
     """
 
     kind: ActionKind
@@ -46,6 +48,7 @@ class ActionSpec:
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
     box_shape: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Make tuples of lists, also when they come from JSON."""
@@ -53,23 +56,43 @@ class ActionSpec:
         object.__setattr__(self, "low", tuple(float(bound) for bound in self.low))
         object.__setattr__(self, "high", tuple(float(bound) for bound in self.high))
         object.__setattr__(self, "box_shape", tuple(int(size) for size in self.box_shape))
+        object.__setattr__(self, "names", tuple(self.names))
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """Number of options of each choice; empty for a box."""
+        return () if self.kind == "box" else self.sizes
+
+    @property
+    def reals(self) -> int:
+        """Number of reals; 0 for choices."""
+        return self.sizes[0] if self.kind == "box" else len(self.low)
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """Shape of one stored action: () for discrete, (parts,) for multi_discrete, (A,) for box."""
-        if self.kind == "discrete":
-            return ()
-        return (len(self.sizes),) if self.kind == "multi_discrete" else (self.sizes[0],)
+        """Shape of one stored action: () for discrete, else (choices + reals,)."""
+        return () if self.kind == "discrete" else (len(self.choices) + self.reals,)
 
     @property
     def stored_dtype(self) -> str:
-        """Type of a stored action: int32 for choices, float32 for reals."""
-        return "float32" if self.kind == "box" else "int32"
+        """Type of a stored action: int32 for choices, float32 with reals; the choices' numbers are exact in it."""
+        return "float32" if self.reals else "int32"
 
     @property
     def width(self) -> int:
-        """Width of the action as the networks take it: one-hots side by side, or the box itself."""
-        return sum(self.sizes)
+        """Width of the action as the networks take it: the choices' one-hots side by side, then the reals."""
+        return sum(self.choices) + self.reals
+
+    @property
+    def in_words(self) -> str:
+        """The kind and how much of it, such as "multi_discrete of 2×3"."""
+        if self.kind == "mixed":
+            return f"mixed of {'×'.join(map(str, self.choices))} and {self.reals} reals"
+        return f"{self.kind} of {'×'.join(map(str, self.sizes))}"
+
+    def name_of(self, number: int) -> str:
+        """Return what a choice, or a real after all choices, is called in messages."""
+        return f"'{self.names[number]}'" if self.names else f"dimension {number}"
 
 
 @dataclass(frozen=True)
@@ -95,7 +118,10 @@ class Spaces:
 
     def plain(self) -> dict[str, Any]:
         """Return them as plain data, infinite bounds as floats: what `StepFormat.identity` is made of."""
-        return asdict(self)
+        data = asdict(self)
+        if not self.action.names:  # which older versions did not know
+            del data["action"]["names"]
+        return data
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that `from_json` takes back; infinities, which JSON lacks, are "inf" and "-inf"."""
@@ -133,8 +159,9 @@ def _entries(spaces: Spaces) -> dict[str, str]:
     """Return by name what each entry of the spaces is, in words."""
     action = spaces.action
     entries = {f"observation '{spec.name}'": f"{spec.dtype} {spec.shape}" for spec in spaces.observations}
-    bounds = f" from {action.low} to {action.high} in {action.box_shape}" if action.kind == "box" else ""
-    return entries | {"action": f"{action.kind} {action.sizes}{bounds}"}
+    bounds = f" from {action.low} to {action.high} in {action.box_shape}" if action.reals else ""
+    names = f" named {', '.join(action.names)}" if action.names else ""
+    return entries | {"action": f"{action.kind} {action.sizes}{bounds}{names}"}
 
 
 def zero_action(spec: ActionSpec, count: int) -> np.ndarray:

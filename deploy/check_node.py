@@ -102,7 +102,6 @@ def environment_facts(settings: dict[str, Any]) -> dict[str, Any]:
 
         began = time.perf_counter()
         env = make_environment(EnvironmentSettings.model_validate(settings), render=True)
-        env.action_space.seed(0)
         env.reset(seed=0)
         built = time.perf_counter()
         steps = _step(env)
@@ -138,9 +137,12 @@ class Examiner:
 
 def _step(env: Any) -> int:
     """Take random actions and return how many."""
+    from dreamfleet.actors.actions import random_actions
+
+    actions = random_actions(env.action_space, seed=0)
     began, steps = time.perf_counter(), 0
     while steps < STEPPED and time.perf_counter() - began < STEPPING_S:
-        _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        _, _, terminated, truncated, _ = env.step(next(actions))
         steps += 1
         if terminated or truncated:
             env.reset()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gymnasium import spaces
 
+from dreamfleet.actors.action_parts import Part, list_parts, values_of
 from dreamfleet.actors.actions import describe_action
 from dreamfleet.actors.entry import Entry
 from dreamfleet.actors.named_entries import NamedEntries
@@ -84,7 +85,7 @@ class ForeignEpisodes:
             if len(values) != transitions + 1:
                 raise ValueError(f"it has {len(values)} observations '{entry.spec.name}' and {transitions} rewards")
             arrays[entry.spec.name][:] = self._convert(entry, np.asarray(values))
-        arrays["action"] = self._actions(np.asarray(episode["actions"]), transitions)
+        arrays["action"] = self._actions(episode["actions"], transitions)
         arrays["reward"][1:] = self._to_float32("rewards", np.asarray(episode["rewards"]))
         arrays["is_first"][0] = arrays["is_last"][-1] = True
         arrays["is_terminal"][-1] = transitions > 0 and episode["terminations"][-1]
@@ -101,20 +102,27 @@ class ForeignEpisodes:
             self._count_rounded(entry.spec.name, values, converted)
         return converted
 
-    def _actions(self, actions: np.ndarray, transitions: int) -> np.ndarray:
+    def _actions(self, actions: Any, transitions: int) -> np.ndarray:
         """Return stored actions, (T + 1, *shape), of which the last one, which nobody took, is zeros."""
         spec, space = self.step_format.spaces.action, self._storage.action_space
-        if len(actions) != transitions:
-            raise ValueError(f"it has {len(actions)} actions and {transitions} rewards")
-        taken = actions.reshape(transitions, *spec.stored_shape)
-        if spec.kind == "box":
-            return np.concatenate([self._to_float32("actions", taken), zero_action(spec, 1)])
-        assert isinstance(space, spaces.Discrete | spaces.MultiDiscrete)
-        choices = taken - np.reshape(space.start, spec.stored_shape)
-        sizes = np.reshape(spec.sizes, spec.stored_shape)
-        if transitions and ((choices < 0) | (choices >= sizes)).any():
-            raise ValueError(f"an action is not in {space}")
-        return np.concatenate([choices.astype(np.int32), zero_action(spec, 1)])
+        stored = zero_action(spec, transitions + 1)
+        rows = stored.reshape(transitions + 1, -1)
+        for part, values in zip(list_parts(space), values_of(space, actions), strict=True):
+            if len(values) != transitions:
+                raise ValueError(f"it has {len(values)} actions and {transitions} rewards")
+            taken = np.asarray(values).reshape(transitions, part.width)
+            rows[:-1, part.first : part.first + part.width] = self._numbers(part, taken)
+        return stored
+
+    def _numbers(self, part: Part, taken: np.ndarray) -> np.ndarray:
+        """Return what is stored of a part's actions (T, width)."""
+        called = f" '{part.name}'" if part.name else ""
+        if part.options is None:
+            return self._to_float32(f"actions{called}", taken)
+        choices = taken.astype(np.int64) - part.options.starts.reshape(-1).astype(np.int64)
+        if ((choices < 0) | (choices >= np.array(part.options.sizes))).any():
+            raise ValueError(f"an action{called} is not in {part.space}")
+        return choices
 
     def _to_float32(self, name: str, values: np.ndarray) -> np.ndarray:
         converted = values.astype(np.float32)

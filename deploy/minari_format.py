@@ -40,6 +40,8 @@ GROUP = "dreamfleet"
 VERSION = 1
 """Of what is written there; another one is refused."""
 SINGLE_STEPS_FILE = "dreamfleet-single-steps.npz"
+CHOICES, REALS = "choices", "reals"
+"""The two entries of a mixed action."""
 PLACE = "place"
 """In the infos: actor, incarnation, stream, sequence number of the chunk and number in the stream, (n, 5)."""
 
@@ -66,13 +68,15 @@ def observation_space(step_format: StepFormat) -> spaces.Dict:
 
 
 def action_space(spec: ActionSpec) -> spaces.Space[Any]:
-    """Return the actions' space; a box has the shape that the environment wants."""
+    """Return the actions' space; a box has the shape that the environment wants, a mixed action is a Dict of two."""
     if spec.kind == "discrete":
         return spaces.Discrete(spec.sizes[0])
-    if spec.kind == "multi_discrete":
+    if not spec.reals:
         return spaces.MultiDiscrete(np.array(spec.sizes))
-    low, high = (np.array(bounds, np.float32).reshape(spec.box_shape) for bounds in (spec.low, spec.high))
-    return spaces.Box(low, high, dtype=np.float32)
+    shape = spec.box_shape if spec.kind == "box" else (spec.reals,)
+    low, high = (np.array(bounds, np.float32).reshape(shape) for bounds in (spec.low, spec.high))
+    box = spaces.Box(low, high, dtype=np.float32)
+    return spaces.Dict({CHOICES: spaces.MultiDiscrete(np.array(spec.choices)), REALS: box}) if spec.choices else box
 
 
 def to_episode(step_format: StepFormat, piece: Piece) -> dict[str, Any]:
@@ -82,13 +86,11 @@ def to_episode(step_format: StepFormat, piece: Piece) -> dict[str, Any]:
     terminations = np.zeros(len(piece) - 1, bool)
     truncations = np.zeros(len(piece) - 1, bool)
     terminations[-1], truncations[-1] = ended, not ended
-    shape = action.box_shape if action.kind == "box" else action.stored_shape
-    actions = arrays["action"][:-1].astype(np.float32 if action.kind == "box" else np.int64)
     observed = minari_names(step_format)
     ours = {field.name: arrays[field.name] for field in step_format.fields if field.name not in observed}
     return {
         "observations": {name: arrays[ours] for ours, name in observed.items()},
-        "actions": actions.reshape(-1, *shape),
+        "actions": _to_actions(action, arrays["action"][:-1]),
         "rewards": arrays["reward"][1:],
         "terminations": terminations,
         "truncations": truncations,
@@ -109,13 +111,13 @@ def from_episode(step_format: StepFormat, episode: Mapping[str, Any]) -> Piece:
     places = ours.pop(PLACE)
     arrays = {field.name: ours[field.name] for field in step_format.fields if field.name not in observed}
     arrays |= {name: np.asarray(episode["observations"][other]) for name, other in observed.items()}
+    stored = _from_actions(step_format.spaces.action, episode["actions"])
     length = len(places)
     for name, array in {**arrays, PLACE: places}.items():
-        if len(array) != length or length != len(episode["rewards"]) + 1 or length != len(episode["actions"]) + 1:
+        if len(array) != length or length != len(episode["rewards"]) + 1 or length != len(stored) + 1:
             raise ValueError(f"'{name}' has {len(array)} entries beside {len(episode['rewards'])} rewards")
     arrays["reward"] = np.append(ours["reward"][:1], episode["rewards"]).astype(ours["reward"].dtype)
-    actions = np.asarray(episode["actions"]).reshape(length - 1, *ours["action"].shape[1:])
-    arrays["action"] = np.concatenate([actions.astype(ours["action"].dtype), ours["action"][-1:]])
+    arrays["action"] = np.concatenate([stored.astype(ours["action"].dtype), ours["action"][-1:]])
     return _piece(places, arrays)
 
 
@@ -161,6 +163,24 @@ def describe_dataset(name: str, settings: str | None, stored: Spaces, version: s
         "is_last there is false is a piece of one, marked as truncated where it breaks off."
     )
     return {"dataset_id": name, "minari_version": minari.__version__, "description": description, GROUP: ours}
+
+
+def _to_actions(spec: ActionSpec, stored: np.ndarray) -> Any:
+    """Return stored actions (n, *stored_shape) as `action_space` has them."""
+    if not spec.reals:
+        return stored.astype(np.int64)
+    if not spec.choices:
+        return stored.reshape(-1, *spec.box_shape)
+    numbers, reals = np.split(stored, [len(spec.choices)], axis=1)
+    return {CHOICES: numbers.astype(np.int64), REALS: reals}
+
+
+def _from_actions(spec: ActionSpec, actions: Any) -> np.ndarray:
+    """Return (n, *stored_shape) of what `_to_actions` gave."""
+    if spec.kind == "mixed":
+        return np.concatenate([actions[CHOICES], actions[REALS]], axis=1)
+    stored = np.asarray(actions)
+    return stored.reshape(len(stored), *spec.stored_shape)
 
 
 def _places(piece: Piece) -> np.ndarray:

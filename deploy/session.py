@@ -16,6 +16,7 @@ from dreamfleet.common.lock import DirectoryLock
 from dreamfleet.common.notes import Note
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces, first_difference
+from dreamfleet.deploy.action_doubts import doubts_of
 from dreamfleet.deploy.address import check_address
 from dreamfleet.deploy.console import Console, open_log, quiet_log
 from dreamfleet.deploy.fleet import Fleet
@@ -162,8 +163,9 @@ class Session:
     def _tell_environment(self) -> None:
         spaces = self._spaces
         shown = ", ".join(f"{spec.name} {'×'.join(map(str, spec.shape))} {spec.dtype}" for spec in spaces.observations)
-        log.info("environment: %s, observes %s, acts by %s of %s", self._settings.env.id, shown, spaces.action.kind,
-                 "×".join(map(str, spaces.action.sizes)))  # fmt: skip
+        log.info("environment: %s, observes %s, acts by %s", self._settings.env.id, shown, spaces.action.in_words)
+        for doubt in doubts_of(spaces.action):
+            log.warning("%s", doubt)
         for level, line in announced_notes():  # as the environment was tried, when no log was open yet
             log.log(level, "%s", line)
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dreamfleet.common.action_distributions import ActionDistribution, TanhNormal
+from dreamfleet.common.action_distributions import ActionDistribution, JointAction, TanhNormal
 from dreamfleet.common.agent import Agent
 from dreamfleet.common.dynamics import State
 from dreamfleet.common.settings import Settings
@@ -80,8 +80,8 @@ class ActorCritic(nn.Module):
         self.critic = Critic(agent.world_model.feature_width, settings)
         self.slow = self.critic.slow_copy() if behaviour.slow_critic != "none" else None
         self.normaliser = ReturnNormaliser() if behaviour.normalise_returns else None
-        is_box = self._is_box = agent.world_model.spaces.action.kind == "box"
-        self.through_model = behaviour.gradient == "dynamics" or (behaviour.gradient == "by_action" and is_box)
+        kind = self._action_kind = agent.world_model.spaces.action.kind
+        self.through_model = behaviour.gradient == "dynamics" or (behaviour.gradient == "by_action" and kind == "box")
         horizon = settings.loss.continue_horizon
         carried = settings.model.continue_head and horizon > 0
         self._discount = 1.0 if carried else behaviour.discount  # beside the continue head's
@@ -91,7 +91,7 @@ class ActorCritic(nn.Module):
     def decision(self) -> str:
         """One sentence on which gradient the actor gets, and why."""
         gradient = "through the model" if self.through_model else "REINFORCE"
-        kind = "box" if self._is_box else "choices"
+        kind = {"box": "box", "mixed": "choices and reals"}.get(self._action_kind, "choices")
         reason = f"by the kind of action, {kind}" if self._settings.gradient == "by_action" else "as the settings say"
         return f"actor's gradient: {gradient}, {reason}"
 
@@ -215,6 +215,8 @@ class ActorCritic(nn.Module):
 
 def _entropy(policy: ActionDistribution) -> Tensor:
     """Return the policy's entropy (…); a squashed Normal's by one draw: a mean over thousands of states follows."""
+    if isinstance(policy, JointAction):
+        return policy.choices.entropy() + _entropy(policy.reals)
     if isinstance(policy, TanhNormal):
         return policy.entropy(torch.randn_like(policy.mean)[None])
     return policy.entropy()

@@ -12,6 +12,7 @@ from torch import Tensor
 from dreamfleet.common.action_distributions import (
     BoundedNormal,
     BoxPolicy,
+    JointAction,
     OneHotChoice,
     TanhNormal,
     action_distribution,
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.numeric
 BOX = ActionSpec("box", (2,), (-1.0, -1.0), (1.0, 1.0), (2,))
 DISCRETE = ActionSpec("discrete", (4,))
 MULTI = ActionSpec("multi_discrete", (2, 3))
+MIXED = ActionSpec("mixed", (2, 3), (-1.0, -1.0), (1.0, 1.0))
 
 
 def normal_density(x: Tensor, mean: float, std: float) -> Tensor:
@@ -215,7 +217,7 @@ def test_extreme_choices_stay_finite() -> None:
     assert sample.argmax(-1).tolist() == [3, 0]
 
 
-@pytest.mark.parametrize(("spec", "wanted", "noise"), [(BOX, 4, 2), (DISCRETE, 4, 1), (MULTI, 5, 2)])
+@pytest.mark.parametrize(("spec", "wanted", "noise"), [(BOX, 4, 2), (DISCRETE, 4, 1), (MULTI, 5, 2), (MIXED, 9, 4)])
 def test_every_space_says_what_its_policy_needs(spec: ActionSpec, wanted: int, noise: int) -> None:
     """Outputs, noise and actions fit together for every kind of space, and equal noise gives equal actions."""
     assert parameters_wanted(spec) == wanted
@@ -227,8 +229,30 @@ def test_every_space_says_what_its_policy_needs(spec: ActionSpec, wanted: int, n
     assert policy.log_prob(action).shape == policy.entropy().shape == (3, 7)
     assert torch.equal(action, policy.sample(numbers))
     assert torch.equal(numbers, draw_action_noise(spec, 3, 7, generator=torch.Generator().manual_seed(4)))
-    if spec.kind != "box":
-        assert ((numbers >= 0) & (numbers < 1)).all()
+    uniform = numbers[..., : len(spec.choices)]
+    assert ((uniform >= 0) & (uniform < 1)).all()
+
+
+@pytest.mark.parametrize("kind", ["tanh_normal", "bounded_normal"])
+def test_a_mixed_policy_is_the_product_of_two(kind: BoxPolicy) -> None:
+    """Samples, modes, densities and entropies are those of choices and box apart, from the same outputs and noise."""
+    raw = torch.randn(6, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    noise = draw_action_noise(MIXED, 6, generator=torch.Generator().manual_seed(7)).double()
+    joint = action_distribution(kind, raw, MIXED, unimix=0.1)
+    choices, reals = action_distribution(kind, raw[:, :5], MULTI, 0.1), action_distribution(kind, raw[:, 5:], BOX)
+    assert isinstance(joint, JointAction)
+    action = joint.sample(noise)
+    assert torch.equal(action, torch.cat([choices.sample(noise[:, :2]), reals.sample(noise[:, 2:])], -1))
+    assert torch.equal(joint.mode, torch.cat([choices.mode, reals.mode], -1))
+    density = choices.log_prob(action[:, :5]) + reals.log_prob(action[:, 5:])
+    assert torch.allclose(joint.log_prob(action), density, atol=1e-12)
+    if kind == "bounded_normal":
+        assert torch.allclose(joint.entropy(), choices.entropy() + reals.entropy(), atol=1e-12)
+    weights = torch.randn(6, 9, dtype=torch.float64)[:, :7]
+    leaf = raw.clone().requires_grad_()
+    sampled = action_distribution(kind, leaf, MIXED, 0.1).sample(noise)
+    (gradient,) = torch.autograd.grad((sampled * weights).sum(), leaf)
+    assert (gradient.abs().sum(0) > 0).all(), "each output moves the action, choices by the straight-through gradient"
 
 
 @pytest.mark.numeric(dtype="float32")

@@ -29,6 +29,34 @@ def test_multi_discrete_parts_stand_side_by_side() -> None:
     assert encoded.tolist() == [[[0, 1, 0, 0, 1]], [[1, 0, 0, 1, 0]]]
 
 
+MIXED = ActionSpec("mixed", (2, 3), (-10.0, 5.0), (10.0, math.inf))
+
+
+def test_a_mixed_action_is_its_choices_then_its_reals() -> None:
+    """One row of float32: choices become one-hots, reals are scaled, and decoding brings both back."""
+    stored = torch.tensor([[[1.0, 2.0, -5.0, 6.5], [0.0, 0.0, 10.0, 5.0]]])
+    encoded = encode_actions(MIXED, stored)
+    assert encoded.tolist() == [[[0, 1, 0, 0, 1, -0.5, 0.5], [1, 0, 1, 0, 0, 1.0, -1.0]]]
+    assert encoded.shape[-1] == MIXED.width
+    decoded = decode_actions(MIXED, encoded)
+    assert torch.equal(decoded, stored)
+    assert decoded.dtype == torch.float32
+    beyond = torch.tensor([[0.2, 0.1, 0.0, 3.0, 1.0, -2.0, -2.0]])
+    assert decode_actions(MIXED, beyond).tolist() == [[0.0, 1.0, -10.0, 5.0]]
+
+
+def test_what_lacks_a_bound_is_acted_on_near_zero() -> None:
+    """[-1, 1] is the interval of width 2 nearest to it that the bound allows; only a bound clips."""
+    low, high = (-math.inf, -1000.0, 5.0, -math.inf, 0.5), (math.inf, math.inf, math.inf, -3.0, 0.5)
+    spec = ActionSpec("box", (5,), low, high, (5,))
+    ends = torch.tensor([[-1.0] * 5, [1.0] * 5])
+    assert decode_actions(spec, ends).tolist() == [[-1, -1, 5, -5, 0.5], [1, 1, 7, -3, 0.5]]
+    far = torch.tensor([[-4000.0] * 5, [4000.0] * 5])
+    assert decode_actions(spec, far).tolist() == [[-4000, -1000, 5, -4004, 0.5], [4000, 4000, 4006, -3, 0.5]]
+    stored = torch.tensor([[0.25, -3.0, 5.5, -4.0, 0.5]])
+    assert encode_actions(spec, stored).tolist() == [[0.25, -3.0, -0.5, 0.0, 0.0]]
+
+
 BOX = ActionSpec("box", (3,), (-10.0, 0.0, -math.inf), (10.0, 1.0, math.inf), (3,))
 
 

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.numeric
 
 B, T, H = 2, 3, 4
 CHOICE = ActionSpec("discrete", (3,))
+MIXED = ActionSpec("mixed", (2, 3), (-1.0, 0.0), (1.0, 2.0))
 BOX = ActionSpec("box", (2,), (-1.0, -1.0), (1.0, 1.0), (2,))
 MODEL = {
     "deterministic": 8,
@@ -78,10 +79,11 @@ class Learning:
         """Return sequences in the first of which an episode ends truly at t = 1."""
         ends = torch.zeros(B, T, dtype=torch.bool)
         ends[0, 1] = True
-        box = self.action.kind == "box"
+        choices = torch.randint(0, 2, (B, T, 2))
+        of_kind = {"box": torch.rand(B, T, 2), "mixed": torch.cat([choices, torch.rand(B, T, 2)], -1)}
         return {
             "state": torch.randn(B, T, 4),
-            "action": torch.rand(B, T, 2) if box else torch.randint(0, 3, (B, T)),
+            "action": of_kind.get(self.action.kind, torch.randint(0, 3, (B, T))),
             "reward": torch.randn(B, T),
             "is_first": torch.zeros(B, T, dtype=torch.bool),
             "is_last": ends,
@@ -226,7 +228,7 @@ def test_v3s_gradients_stay_where_they_belong() -> None:
     assert all(parameter.grad is None for parameter in learning.actor_critic.slow.parameters())
 
 
-@pytest.mark.parametrize("action", [BOX, CHOICE])
+@pytest.mark.parametrize("action", [BOX, CHOICE, MIXED])
 def test_v1s_gradient_is_that_of_the_return_by_every_action(action: ActionSpec) -> None:
     """Moving the actor along its gradient raises the imagined return of the same random numbers."""
     learning = Learning(action, V1)
@@ -252,7 +254,9 @@ def test_v1s_gradient_is_that_of_the_return_by_every_action(action: ActionSpec) 
 
 
 @pytest.mark.numeric(dtype="float32")
-@pytest.mark.parametrize(("behaviour", "action"), [(V3, CHOICE), (V2, BOX), (V2, CHOICE), (V1, BOX)])
+@pytest.mark.parametrize(
+    ("behaviour", "action"), [(V3, CHOICE), (V2, BOX), (V2, CHOICE), (V1, BOX), (V3, MIXED), (V2, MIXED), (V1, MIXED)]
+)
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_an_update_leaves_model_and_critic_to_their_own_losses(
     behaviour: dict[str, Any], action: ActionSpec, bfloat16: bool

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dreamfleet.common.action_distributions import BoundedNormal, OneHotChoice, TanhNormal
+from dreamfleet.common.action_distributions import BoundedNormal, JointAction, OneHotChoice, TanhNormal
 from dreamfleet.common.agent import Agent
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import ActionSpec, ObservationSpec, Spaces
@@ -17,6 +17,7 @@ from dreamfleet.common.weights import flatten, load_flat
 pytestmark = pytest.mark.numeric
 
 CHOICE = ActionSpec("multi_discrete", (3, 2))
+MIXED = ActionSpec("mixed", (3, 2), (-1.0,), (1.0,))
 BOX = ActionSpec("box", (2,), (-1.0, -2.0), (1.0, 2.0), (2,))
 
 
@@ -34,6 +35,8 @@ def make_agent(action: ActionSpec = CHOICE, seed: int = 0, **behaviour: Any) -> 
         (CHOICE, "bounded_normal", OneHotChoice),
         (BOX, "bounded_normal", BoundedNormal),
         (BOX, "tanh_normal", TanhNormal),
+        (MIXED, "bounded_normal", JointAction),
+        (MIXED, "tanh_normal", JointAction),
     ],
 )
 def test_the_policy_fits_the_action(action: ActionSpec, box_policy: str, expected: type) -> None:

@@ -196,11 +196,11 @@ def test_unsupported_observations_are_refused_by_name(
 
 
 def test_unsupported_action_spaces_are_refused_by_name() -> None:
-    """MultiBinary actions and boxes of integers are named beside what is supported."""
-    for space in (spaces.MultiBinary(3), spaces.Box(0, 9, (2,), np.int64)):
+    """Text and sequences, alone or in a Dict, are named beside what is supported."""
+    for space in (spaces.Text(3), spaces.Dict({"part": spaces.Sequence(spaces.Discrete(2))})):
         kwargs = {"observation_space": pixels(4, 4), "action_space": space}
         with pytest.raises(
-            UserError, match=r"(MultiBinary|Box).*not supported.*Discrete, MultiDiscrete and Box of reals"
+            UserError, match=r"(Text|'part'.*Sequence).*not supported.*Discrete, MultiDiscrete, MultiBinary and Box"
         ):
             make_environment(EnvironmentSettings(id="fixed_environment:make", kwargs=kwargs))
 

@@ -39,6 +39,8 @@ from minari.dataset.minari_storage import MinariStorage  # noqa: E402
 PACKAGE = Path(__file__).resolve().parent.parent / ".pkg"
 BOX = ActionSpec("box", (6,), (-1.5,) * 6, (0.1,) * 6, (2, 3))
 DISCRETE = ActionSpec("discrete", (3,))
+UNBOUNDED = ActionSpec("box", (2,), (-np.inf, 0.0), (np.inf, np.inf), (2,))
+MIXED = ActionSpec("mixed", (3, 4), (-np.inf, 0.0), (np.inf, 2.5), names=("a/0", "a/1", "b[0]", "b[1]"))
 
 
 def fill(directory: Path, step_format: StepFormat, records: list[bytes]) -> None:
@@ -77,7 +79,7 @@ def fragmented_run(path: Path, step_format: StepFormat, settings: Settings | Non
     return run
 
 
-@pytest.mark.parametrize("action", [None, DISCRETE, BOX])
+@pytest.mark.parametrize("action", [None, DISCRETE, BOX, UNBOUNDED, MIXED])
 def test_a_run_comes_back_bit_for_bit(tmp_path: Path, action: ActionSpec | None) -> None:
     """Every record of every shard is the same bytes again: all fields, whole episodes and pieces, chunks and gaps."""
     settings = Settings(seed=7, env=EnvironmentSettings(id="my_module:make", grey=True))
@@ -310,6 +312,27 @@ def test_nested_observations_and_continuous_actions(tmp_path: Path, capsys: pyte
     np.testing.assert_array_equal(steps["robot_mode"], np.eye(3)[mode])
     np.testing.assert_array_equal(steps["joints"], joints.reshape(11, 4).astype(np.float32))
     np.testing.assert_array_equal(steps["action"], np.concatenate([actions, np.zeros((1, 3))]))
+
+
+def test_actions_of_several_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Choices and reals of a nested action lie in one row, what is rounded is said, and a wrong one is named."""
+    grip = spaces.Dict({"grip": spaces.Discrete(3, start=2), "keys": spaces.MultiBinary(2)})
+    space = spaces.Tuple((spaces.Box(-1, 1, (2,), np.float64), grip))
+    random = np.random.default_rng(0)
+    arm, held, keys = random.uniform(-1, 1, (10, 2)), random.integers(2, 5, 10), random.integers(0, 2, (10, 2), np.int8)
+    taken = (arm, {"grip": held, "keys": keys})
+    observed = spaces.Box(-100, 100, (2,), np.float64)
+    episode = counting_episode(10, 0, True) | {"actions": taken}
+    import_replay(foreign(tmp_path / "other", observed, space, [episode]), tmp_path / "ours")
+    assert "'actions '0'' (float64) is stored as float32: 20 of 20 numbers" in capsys.readouterr().out
+    step_format, (steps,) = read_all(tmp_path / "ours")
+    assert step_format.spaces.action == ActionSpec(
+        "mixed", (3, 2, 2), (-1, -1), (1, 1), names=("1/grip", "1/keys[0]", "1/keys[1]", "0[0]", "0[1]")
+    )
+    np.testing.assert_array_equal(steps["action"][:-1], np.column_stack([held - 2, keys, arm]).astype(np.float32))
+    wrong = episode | {"actions": (arm, {"grip": held + 1, "keys": keys})}
+    with pytest.raises(UserError, match=r"episode 0: an action '1/grip' is not in Discrete\(3, start=2\)"):
+        import_replay(foreign(tmp_path / "wrong", observed, space, [wrong]), tmp_path / "none")
 
 
 def test_what_was_lost_before_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.numeric(dtype="float32")  # of stored actions and of we
 
 DISCRETE = ActionSpec("discrete", (3,))
 MULTI = ActionSpec("multi_discrete", (2, 3))
+MIXED = ActionSpec("mixed", (3, 2), (-2.0, 0.0), (2.0, float("inf")))
 BOX = ActionSpec("box", (2,), (-2.0, 0.0), (2.0, 1.0), (2,))
 KINDS = ("planner", "actor_critic")
 
@@ -64,7 +65,7 @@ def recorded(steps: int, environments: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("action", [DISCRETE, MULTI, BOX], ids=["discrete", "multi", "box"])
+@pytest.mark.parametrize("action", [DISCRETE, MULTI, BOX, MIXED], ids=["discrete", "multi", "box", "mixed"])
 def test_actions_are_of_the_stored_type_and_within_their_range(kind: str, action: ActionSpec) -> None:
     """Every kind of behaviour acts in every kind of space, exploring or not."""
     spaces = spaces_of(action)
@@ -73,11 +74,11 @@ def test_actions_are_of_the_stored_type_and_within_their_range(kind: str, action
         actions = act(policy_of(settings_of(kind, exploration=0.5), spaces, 2, explores), observations, is_first)
         assert actions.shape == (6, 2, *action.stored_shape)
         assert actions.dtype == action.stored_dtype
-        if action.kind == "box":
-            assert (actions >= action.low).all()
-            assert (actions <= action.high).all()
-        else:
-            assert (actions.reshape(6, 2, -1) < action.sizes).all()
+        flat = actions.reshape(6, 2, -1)
+        chosen, reals = flat[..., : len(action.choices)], flat[..., len(action.choices) :]
+        assert (chosen == chosen.astype(int)).all()
+        assert ((chosen >= 0) & (chosen < np.array(action.choices))).all()
+        assert ((reals >= np.array(action.low)) & (reals <= np.array(action.high))).all()
 
 
 @pytest.mark.numeric
@@ -149,6 +150,16 @@ def test_the_actor_reads_what_the_learner_will_read() -> None:
     stored = policy.act({"vector": np.zeros((1, 4), np.float32)}, np.array([True]))
     assert set(np.abs(policy._previous.numpy()).round(4).ravel()) == {1.0}, "noise of 10 ends at a bound"
     assert np.isin(stored[0, 0], (-2.0, 2.0))
+
+
+def test_exploring_a_mixed_action_moves_both_kinds() -> None:
+    """Choices are chance now and then, and reals get noise at every step, as alone."""
+    policy = policy_of(settings_of("actor_critic", exploration=0.4), spaces_of(MIXED), 1, explores=True)
+    policy._choose = lambda: torch.tensor([[1.0, 0, 0, 1, 0, 0.0, 0.0]])  # type: ignore[method-assign]
+    actions = act(policy, np.zeros((600, 1, 4), np.float32), np.ones((600, 1), bool))[:, 0]
+    assert abs(float((actions[:, 0] != 0).mean()) - 0.4 * 2 / 3) < 0.07
+    assert abs(actions[:, 2].std() - 0.4 * 2) < 0.1  # in units of half the bounds' width
+    assert (actions[:, 3] >= 0).all()
 
 
 def test_exploring_a_choice_is_chance_now_and_then() -> None:

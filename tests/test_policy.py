@@ -21,6 +21,18 @@ def draw(
     return np.stack([policy.act({}, np.zeros(environments, bool)) for _ in range(steps)])
 
 
+def test_a_mixed_action_is_drawn_part_by_part() -> None:
+    """Whole numbers for its choices, each of them, and reals as in a box; a half-bounded one near its bound."""
+    inf = float("inf")
+    flat = draw(ActionSpec("mixed", (2, 3), (-2.0, 7.0, -inf), (3.0, inf, inf)), 1000)[:, 0]
+    assert flat.dtype == np.float32
+    assert [set(flat[:, i]) for i in range(2)] == [{0, 1}, {0, 1, 2}]
+    assert -2 <= flat[:, 2].min() < -1.9
+    assert flat[:, 3].min() == 7
+    assert 7.9 < np.median(flat[:, 3]) < 8.1
+    assert 0.85 < flat[:, 4].std() < 1.15
+
+
 @pytest.mark.parametrize(
     "spec", [ActionSpec("discrete", (4,)), ActionSpec("multi_discrete", (2, 3)), BOX], ids=["discrete", "multi", "box"]
 )

@@ -50,6 +50,11 @@ def make_stream(
     generator = np.random.default_rng(seed)
     steps = sum(episode_lengths)
     arrays = {field.name: _noise(generator, field.dtype, (steps, *field.shape)) for field in step_format.fields}
+    action = step_format.spaces.action
+    if action.kind == "mixed":
+        arrays["action"][:, : len(action.choices)] = generator.integers(
+            action.choices, size=(steps, len(action.choices))
+        )
     ends = np.cumsum(episode_lengths)
     for name in ("is_first", "is_last", "is_terminal"):
         arrays[name][:] = False
