@@ -36,7 +36,7 @@ class Part(NamedTuple):
     """One part of an action space.
 
     Attributes:
-        name: its keys and numbers, joined by slashes; empty for a space that has no parts.
+        name: its keys and numbers, joined by underscores; empty for a space that has no parts.
         space: Discrete, MultiDiscrete, MultiBinary or Box.
         options: of its choices; None if it is made of reals.
         first: where it begins in a stored row.
@@ -97,7 +97,7 @@ def _leaves(space: Space, name: str) -> Iterator[tuple[str, Space]]:
         return
     inner = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
     for key, part in inner:
-        yield from _leaves(part, f"{name}/{key}" if name else str(key))
+        yield from _leaves(part, f"{name}_{key}" if name else str(key))
 
 
 def _options(name: str, space: Space) -> Options | None:

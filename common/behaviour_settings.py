@@ -15,7 +15,7 @@ class BehaviourSettings(Section):
     kind: Literal["random", "planner", "actor_critic"] = "random"
     """`random`; `planner` searches on the model at every step (PlaNet); `actor_critic` learns a policy (Dreamer)."""
     exploration: float = Field(0.0, ge=0)
-    """While collecting: deviation of the noise added to a box action in [-1, 1]; probability of a random choice."""
+    """While collecting: deviation of the noise added to reals in [-1, 1]; probability of random choices."""
     horizon: int = Field(15, ge=1)
     """Steps imagined ahead, by the planner and for the actor."""
     candidates: int = Field(1000, ge=2)
@@ -41,11 +41,11 @@ class BehaviourSettings(Section):
     unimix: float = Field(0.0, ge=0, lt=1)
     """Share of uniform probability mixed into the actor's choices."""
     box_policy: Literal["tanh_normal", "bounded_normal"] = "bounded_normal"
-    """Distribution of box actions: V1's and V2's squashed Normal, or V3's."""
+    """Distribution of an action's reals: V1's and V2's squashed Normal, or V3's."""
     critic_distribution: Literal["unit_normal", "two_hot"] = "two_hot"
     """What the critic predicts."""
     gradient: Literal["dynamics", "reinforce", "by_action"] = "reinforce"
-    """The actor's gradient: through the model, by REINFORCE, or by the kind of action (V2: box through the model)."""
+    """The actor's gradient: through the model, by REINFORCE, or by the kind of action (V2: boxes through the model)."""
     entropy: float = Field(3e-4, ge=0)
     """Weight of the policy's entropy."""
     normalise_returns: bool = True

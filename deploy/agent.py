@@ -6,7 +6,8 @@ Three lines: `agent = Agent.load("runs/mine")`, `env = agent.make_environment()`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ class Agent:
         begins = self._begins if is_first is None else np.broadcast_to(np.asarray(is_first, bool), self._begins.shape)
         actions = self._policy.act(batch, begins.copy())
         self._begins = np.zeros(self._environments, bool)
-        return action_converter(self._action_space())(actions[0]) if single else actions
+        return self._to_environment(actions[0]) if single else actions
 
     def _named(self, observation: np.ndarray) -> dict[str, np.ndarray]:
         """Return an array as the only entry that there is."""
@@ -150,9 +151,9 @@ class Agent:
             raise UserError(f"the observation's '{name}' holds {wrong:g}, which is not finite in {spec.dtype}")
         return converted
 
-    def _action_space(self) -> Any:
-        if not hasattr(self, "_space"):
-            env = self.make_environment()
-            self._space = env.action_space
-            env.close()
-        return self._space
+    @cached_property
+    def _to_environment(self) -> Callable[[np.ndarray], Any]:
+        env = self.make_environment()
+        convert = action_converter(env.action_space)
+        env.close()
+        return convert

@@ -64,7 +64,7 @@ ALL: dict[str, tuple[spaces.Space[Any], ActionSpec]] = {
             (2, 2, 2, 2, 3),
             (-1, 0, -2),
             (1, INF, 2),
-            names=("a[0]", "a[1]", "a[2]", "a[3]", "b/0", "b/1/arm[0]", "b/1/arm[1]", "c"),
+            names=("a[0]", "a[1]", "a[2]", "a[3]", "b_0", "b_1_arm[0]", "b_1_arm[1]", "c"),
         ),
     ),
 }
@@ -138,7 +138,7 @@ def test_what_cannot_be_an_action_is_named() -> None:
 def test_doubtful_actions_are_told_by_name() -> None:
     """What lacks a bound and what it is acted on in; and choices of very many options."""
     (told,) = doubts_of(describe_action(DEEP))
-    assert "'b/1/arm[1]' (0 to inf) is acted on in [0, 2]" in told
+    assert "'b_1_arm[1]' (0 to inf) is acted on in [0, 2]" in told
     (told,) = doubts_of(describe_action(spaces.Box(-INF, np.array([7.0, -3.0, INF, 2, 2, 2]), (6,), np.float64)))
     assert "dimension 1 (-inf to -3) is acted on in [-5, -3]" in told
     assert "and 2 more likewise" in told

@@ -327,11 +327,11 @@ def test_actions_of_several_parts(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "'actions '0'' (float64) is stored as float32: 20 of 20 numbers" in capsys.readouterr().out
     step_format, (steps,) = read_all(tmp_path / "ours")
     assert step_format.spaces.action == ActionSpec(
-        "mixed", (3, 2, 2), (-1, -1), (1, 1), names=("1/grip", "1/keys[0]", "1/keys[1]", "0[0]", "0[1]")
+        "mixed", (3, 2, 2), (-1, -1), (1, 1), names=("1_grip", "1_keys[0]", "1_keys[1]", "0[0]", "0[1]")
     )
     np.testing.assert_array_equal(steps["action"][:-1], np.column_stack([held - 2, keys, arm]).astype(np.float32))
     wrong = episode | {"actions": (arm, {"grip": held + 1, "keys": keys})}
-    with pytest.raises(UserError, match=r"episode 0: an action '1/grip' is not in Discrete\(3, start=2\)"):
+    with pytest.raises(UserError, match=r"episode 0: an action '1_grip' is not in Discrete\(3, start=2\)"):
         import_replay(foreign(tmp_path / "wrong", observed, space, [wrong]), tmp_path / "none")
 
 
