@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import cv2
 import numpy as np
 from gymnasium import spaces
 
 from dreamfleet.actors.announcements import announce_once
 from dreamfleet.actors.entry import Entry, shown_bounds, sizes
+from dreamfleet.actors.picture_size import make_grey, resize_picture
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.spaces import ObservationSpec
 
-CV2_CHANNELS = 4
-"""`cv2.resize` averages areas for at most so many channels at once."""
 UNBOUNDED = 1e30
 """A bound beyond this is none: some environments write the greatest float32 for infinity."""
 ROUNDED_AWAY = 0.5
@@ -54,8 +52,8 @@ def picture_entry(space: spaces.Box, name: str, path: tuple[Any, ...], image_siz
             picture = to_bytes(picture)
         picture = np.ascontiguousarray(np.moveaxis(picture, 0, -1)) if first else picture.reshape(full)
         if resize:
-            picture = _resize(picture, side)
-        return cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[..., None] if to_grey else picture
+            picture = resize_picture(picture, side)
+        return make_grey(picture) if to_grey else picture
 
     source = f"{space.dtype} {sizes(space.shape)}{', channels first' if first else ''}"
     if to_bytes is not None:
@@ -124,10 +122,3 @@ def _tell_outside(space: spaces.Box, name: str, picture: np.ndarray, scaled: np.
     if distance[worst] > 127.5 + CLIPPED:
         raise ValueError(what)
     announce_once(("outside", name), f"{what}: such values are clipped")
-
-
-def _resize(picture: np.ndarray, side: tuple[int, int]) -> np.ndarray:
-    """Return the picture (H, W, C) resized to (side[0], side[1], C), any C."""
-    parts = [picture[..., first : first + CV2_CHANNELS] for first in range(0, picture.shape[-1], CV2_CHANNELS)]
-    resized = [cv2.resize(part, side[::-1], interpolation=cv2.INTER_AREA).reshape(*side, -1) for part in parts]
-    return resized[0] if len(resized) == 1 else np.concatenate(resized, axis=-1)

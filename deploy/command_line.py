@@ -172,11 +172,13 @@ def _replay(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         return {"info": inspect_replay.info, "verify": inspect_replay.verify}[given.action](given.directory)
     from dreamfleet.actors.named_entries import NamedEntries
     from dreamfleet.deploy import exchange
+    from dreamfleet.deploy.picture_change import PictureChange
 
     if given.action == "export":
         return exchange.export_replay(given.directory, given.out)
     named = NamedEntries(given.pictures, given.vectors, given.one_hot, prefix="")
-    return exchange.import_replay(given.directory, given.out, named)
+    change = PictureChange(given.image_size, given.grey)
+    return exchange.import_replay(given.directory, given.out, named, change)
 
 
 def _presets(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -16,9 +17,12 @@ from dreamfleet.actors.named_entries import NOTHING_NAMED, NamedEntries
 from dreamfleet.common.amounts import in_bytes
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings import EnvironmentSettings, ReplaySettings, Settings
+from dreamfleet.common.steps import StepFormat
 from dreamfleet.deploy.minari_format import DATA_FOLDER, describe_dataset
+from dreamfleet.deploy.minari_id import find_dataset
 from dreamfleet.deploy.minari_source import MinariSource
 from dreamfleet.deploy.minari_writer import require_minari, write_dataset
+from dreamfleet.deploy.picture_change import UNCHANGED, PictureChange
 from dreamfleet.deploy.resolve import resolve
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.state import StateWriter
@@ -59,35 +63,39 @@ def export_replay(directory: Path, out: Path) -> int:
     return 0
 
 
-def import_replay(directory: Path, out: Path, named: NamedEntries = NOTHING_NAMED) -> int:
+def import_replay(
+    directory: Path, out: Path, named: NamedEntries = NOTHING_NAMED, change: PictureChange = UNCHANGED
+) -> int:
     """Make a dataset, as `collect` does, of a Minari dataset; return the exit code.
 
     Args:
-        directory: the Minari dataset's.
+        directory: the Minari dataset's, or its id.
         out: the dataset's to be.
         named: observations of which it is said what they are.
+        change: what is to become of its pictures.
 
     Raises:
         UserError: if there is no Minari dataset or it cannot be taken, `out` is there already, or Minari is not
             installed.
     """
     require_minari()
-    source = MinariSource(directory, named)
+    source = MinariSource(find_dataset(directory), named)
+    step_format = change.format(source.step_format)
     with _unfinished(out) as target:
         run = RunDirectory(target)
-        settings = _settings_of(source, run.config_file, named)
-        steps, stored_bytes = _store(source, run.replay / "shard-0", settings)
+        settings = _settings_of(source, run.config_file, named, change)
+        steps, stored_bytes = _store(source, step_format, change, run.replay / "shard-0", settings)
         train = settings.train.model_copy(
             update={"env_steps": max(1, steps), "prefill": min(settings.train.prefill, steps), "dataset": ""}
         )
         parts = {"replay": _roomy(settings.replay, stored_bytes, steps), "train": train}
         with StateWriter(target, "collect", pause_s=0) as state:  # finished, as a dataset that was collected is
             state.beat({"env_steps": steps})
-            run.write(settings.model_copy(update=parts), source.step_format.spaces)
+            run.write(settings.model_copy(update=parts), step_format.spaces)
     for note in source.notes:
         print(f"note: {note}.")
     print(f"imported {steps:,} steps to {out}")
-    print(f"train from it with: dreamfleet train --dataset {out}")
+    print(f"train from it with: {shlex.join(['dreamfleet', 'train', '--dataset', str(out)])}")
     return 0
 
 
@@ -105,14 +113,16 @@ def _check_room(out: Path, target: Path, streams: StoredStreams) -> None:
         raise UserError(f"flag --out: {out} would take {in_bytes(needed)}, and the disk has {in_bytes(free)} left.")
 
 
-def _store(source: MinariSource, directory: Path, settings: Settings) -> tuple[int, int]:
-    """Store all steps of a source and return how many there are, and their bytes on disk."""
-    step_format = source.step_format
+def _store(
+    source: MinariSource, step_format: StepFormat, change: PictureChange, directory: Path, settings: Settings
+) -> tuple[int, int]:
+    """Store all steps of a source, changed, and return how many there are, and their bytes on disk."""
+    pieces = change.pieces(source.step_format, source.pieces())
     most = source.most_steps
     room = _roomy(settings.replay, most * (step_format.step_bytes + _RECORD_BYTES), most)
     with closing(Replay(directory, step_format, room, sequence_length=2, seed=settings.seed)) as replay:
         try:
-            for record in cut_records(step_format, _tell(source.pieces(), most, "imported")):
+            for record in cut_records(step_format, _tell(pieces, most, "imported")):
                 if not replay.append(record):
                     raise UserError(f"{source.data} holds a chunk twice: another tool has changed it.")
         except ValueError as error:
@@ -123,14 +133,22 @@ def _store(source: MinariSource, directory: Path, settings: Settings) -> tuple[i
     return int(stats["steps"]), int(stats["bytes_stored"])
 
 
-def _settings_of(source: MinariSource, file: Path, named: NamedEntries) -> Settings:
-    """Return the settings that a source brings, or the defaults with its environment."""
+def _settings_of(source: MinariSource, file: Path, named: NamedEntries, change: PictureChange) -> Settings:
+    """Return the settings that a source brings, or the defaults with its environment, and its pictures as changed."""
     if source.settings is not None:
         file.write_text(source.settings)
-        return resolve(base=file)
+        flags = [(f"env.{name}", str(value)) for name, value in change.settings().items()]
+        return resolve(base=file, flags=[*flags, *_encoder_flags(change)])
     name, arguments = source.environment or (NO_ENVIRONMENT, {})
     lists = {"pictures": named.pictures, "vectors": named.vectors, "one_hot": named.one_hot}
-    return Settings(env=EnvironmentSettings(id=name, kwargs=arguments, image_size=0, **lists))
+    pictures = {"image_size": 0, **change.settings()}
+    env = EnvironmentSettings.model_validate({"id": name, "kwargs": arguments, **lists, **pictures})
+    return resolve(flags=_encoder_flags(change)).model_copy(update={"env": env})
+
+
+def _encoder_flags(change: PictureChange) -> list[tuple[str, str]]:
+    """Return what has a dataset's settings fit its pictures: its model is nobody's, but must be possible."""
+    return [("model.encoder", "strided")] if change.image_size not in (0, 64) else []
 
 
 def _roomy(replay: ReplaySettings, stored_bytes: int, steps: int) -> ReplaySettings:

@@ -186,7 +186,9 @@ class MinariSource:
 
 def _read_metadata(directory: Path, file: Path) -> dict[str, Any]:
     if not directory.is_dir():
-        raise UserError(f"{directory} is no directory: give that of a Minari dataset, as ~/.minari/datasets/NAME.")
+        raise UserError(
+            f"{directory} is no directory: give that of a Minari dataset, or its id, as D4RL/door/human-v2."
+        )
     if not file.is_file():
         raise UserError(
             f"{directory} is no Minari dataset: there is no {METADATA_FILE} in it or in its {DATA_FOLDER}/."

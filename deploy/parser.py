@@ -143,7 +143,11 @@ def _add_replay(commands: Any) -> None:
     export = _command(actions, "export", "write it as a dataset that other tools read, without loss")
     export.add_argument("directory", type=Path, metavar="DIR", help="a run's, a dataset's or a replay's directory")
     take = _command(actions, "import", "make a dataset of one that another tool wrote")
-    take.add_argument("directory", type=Path, metavar="FROM", help="the other tool's dataset")
+    take.add_argument("directory", type=Path, metavar="FROM", help="the other tool's dataset: its directory, or "
+                      "the id of one that Minari has here or can download, as D4RL/door/human-v2")  # fmt: skip
+    take.add_argument("--image-size", type=_side, default=0, metavar="SIDE", help="resize pictures to this side, by "
+                      "area, as env.image_size does (default: as they are)")  # fmt: skip
+    take.add_argument("--grey", action="store_true", help="turn pictures grey, as env.grey does")
     for flag, text in (("pictures", "pictures"), ("vectors", "plain numbers"), ("one-hot", "one-hots")):
         setting = f"env.{flag.replace('-', '_')}"
         take.add_argument(f"--{flag}", type=_name_list, default=(), metavar="NAMES",
@@ -201,6 +205,13 @@ def _positive(text: str) -> int:
     value = _natural(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def _side(text: str) -> int:
+    value = _positive(text)
+    if value % 16:
+        raise argparse.ArgumentTypeError(f"{text} is no multiple of 16, as encoders want it; most take 64")
     return value
 
 

@@ -156,6 +156,7 @@ def _from_dataset(settings: Settings, remarks: list[Note]) -> tuple[Settings, Sp
             f"{dataset.path} holds {steps:,} steps, and has dropped {dropped:,}: train.ratio is of those that it holds"
         )
         remarks.append((logging.WARNING, text))
+    _check_dataset_pictures(dataset, spaces, settings)
     parts = {
         "env": dataset.settings().env,
         "train": settings.train.model_copy(update={"dataset": str(dataset.path.resolve())}),
@@ -180,6 +181,27 @@ def _check_updates(settings: Settings, ratio: TrainRatio) -> None:
         f"train.ratio {ratio.ratio:g} allows no update: {ratio.ratio:g} × {counted} is less than one replays "
         f"(learner.batch_size × learner.sequence_length = {wanted}): raise {more}train.ratio, or lower these."
     )
+
+
+def _check_dataset_pictures(dataset: RunDirectory, spaces: Spaces, settings: Settings) -> None:
+    """Refuse stored pictures that the encoder cannot take: no setting of this run would make them others.
+
+    Raises:
+        UserError: with how the dataset is made again.
+    """
+    from dreamfleet.common.encoder import image_size
+
+    try:
+        if spaces.images:
+            image_size(spaces.images, settings.model)
+    except UserError:
+        shown = ", ".join(f"{spec.shape[0]}×{spec.shape[1]}" for spec in spaces.images)
+        wanted = "of 64×64 alone" if settings.model.encoder == "planet" else "of one size, with sides divisible by 16"
+        raise UserError(
+            f"flag --dataset: {dataset.path} holds pictures of {shown}, but model.encoder {settings.model.encoder} "
+            f"takes pictures {wanted}: import it again with `dreamfleet replay import --image-size 64`, which takes "
+            "what `dreamfleet replay export` writes too."
+        ) from None
 
 
 def _check_model(settings: Settings, spaces: Spaces) -> None:
