@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -75,11 +76,12 @@ def collect(
     plan_shards(run.replay, settings.replay, settings.learner.sequence_length, settings.seed)  # a fault leaves nothing
     run.create("--out")
     remarks += _disk_remarks(run, settings, len(shards))
+    acting = ["--policy", str(policy.path)] if policy else []
     goal = Goal(
         learns=False,
         ratio=TrainRatio(settings.train.ratio, 1, prefill=wanted, env_steps=wanted),  # no update is ever allowed
         sum_up=lambda fleet, watcher: _sum_up(run, settings, fleet, watcher),
-        come_back=f"dreamfleet collect --out {run.path}" + (f" --policy {policy.path}" if policy else ""),
+        come_back=shlex.join(["dreamfleet", "collect", "--out", str(run.path), *acting]),
         weights=weights,
     )
     return Session(run, old, settings, spaces, goal, inline, address, remarks).play()
@@ -187,5 +189,6 @@ def _sum_up(run: RunDirectory, settings: Settings, fleet: Fleet, watcher: RunWat
     if fleet.restarts:
         lines.append(f"replaced     {fleet.restarts} workers, see the log")
     lines.append(f"dataset      {run.path}")
-    lines.append(f"train on it  dreamfleet train --dataset {run.path} --preset NAME")
+    command = shlex.join(["dreamfleet", "train", "--dataset", str(run.path), "--preset", "NAME"])
+    lines.append(f"train on it  {command}")
     log.info("done:\n  %s", "\n  ".join(lines))

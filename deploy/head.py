@@ -63,9 +63,10 @@ class Head:
             raise UserError(f"submit: '{target}' is neither a file that is there nor an address such as "
                             "http://127.0.0.1:8265 (`ray dashboard FILE` opens that one).")  # fmt: skip
         if _KUBERNETES.search(self.file.read_text(errors="replace")):
+            apply = shlex.join(["kubectl", "apply", "-f", target])
             raise UserError(
-                f"file {target}: is for Kubernetes, where `kubectl apply -f {target}` starts cluster and command; to "
-                "submit to one that runs, give the address of its dashboard."
+                f"file {target}: is for Kubernetes, where `{apply}` starts cluster and command; to submit to one that "
+                "runs, give the address of its dashboard."
             )
         self.config = read_yaml(self.file, f"file {target}")
         if not {"cluster_name", "provider"} <= self.config.keys():
@@ -143,7 +144,8 @@ class Head:
     def _complain(self, output: str) -> None:
         """Raise the sentence for what a failed command printed."""
         there = f"the head of {self.file}" if self.file else "this machine"
-        mend = f"`ray up {self.file}` ships ~/.ray/auth_token" if self.file else (
+        up = shlex.join(["ray", "up", str(self.target)])
+        mend = f"`{up}` ships ~/.ray/auth_token" if self.file else (
             "copy the cluster's to ~/.ray/auth_token, or name its file in RAY_AUTH_TOKEN_PATH"
         )  # fmt: skip
         for pattern, sentence in (
@@ -152,7 +154,7 @@ class Head:
             (r"Invalid authentication token",
              f"submit: {self.target} refuses the token of {there}: it is another cluster's; {mend}."),
             (r"Head node of cluster .* not found",
-             f"submit: the cluster of {self.target} is not up: `ray up {self.target}` starts it."),
+             f"submit: the cluster of {self.target} is not up: `{up}` starts it."),
             (r"Permission denied \(", f"submit: {there} refuses the SSH login; see auth in {self.target}."),
             (r"ray: (command )?not found", f"submit: {there} has no `ray` on its PATH; see docs/cluster.md."),
             (r"[Jj]ob \S+ does not exist", f"submit: {self.target} knows no such job; "

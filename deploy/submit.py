@@ -155,4 +155,4 @@ def _learner_resource(head: Head) -> str:
 
 
 def _command(target: str, flag: str, job_id: str) -> str:
-    return f"`dreamfleet submit {shlex.quote(target)} {flag} {job_id}`"
+    return f"`{shlex.join(['dreamfleet', 'submit', target, flag, job_id])}`"

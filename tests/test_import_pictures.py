@@ -16,11 +16,12 @@ from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings import ReplaySettings, Settings
 from dreamfleet.common.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.steps import StepFormat
-from dreamfleet.deploy import trial
 from dreamfleet.deploy.command_line import main
 from dreamfleet.deploy.exchange import export_replay, import_replay
 from dreamfleet.deploy.picture_change import PictureChange
+from dreamfleet.deploy.resolve import resolve
 from dreamfleet.deploy.run_directory import RunDirectory
+from dreamfleet.deploy.train import prepare
 from dreamfleet.replay.episodes import StoredStreams
 from dreamfleet.replay.replay import Replay
 
@@ -94,20 +95,17 @@ def test_a_dataset_of_ours_keeps_its_pieces_when_its_pictures_change(tmp_path: P
     assert (settings.env.image_size, settings.seed) == (32, 5)
 
 
-def test_pictures_that_an_encoder_cannot_take_say_how_to_import_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_pictures_that_an_encoder_cannot_take_say_how_to_import_them(tmp_path: Path) -> None:
     """Training is refused with the flag that helps, and with that flag it begins."""
-    monkeypatch.setattr(trial, "UPDATES_S", 0.01)
     other = write_foreign(tmp_path / "other", COLOUR, pictures(7))
     import_replay(other, tmp_path / "ours")
-    train = ["train", "--preset", "small", "--preset", "debug", "--run", str(tmp_path / "run"), "--inline", "--dataset"]
-    assert main([*train, str(tmp_path / "ours")]) == 2
-    assert "holds pictures of 96×80" in (said := capsys.readouterr().err)
-    assert "replay import --image-size 64" in said
+    settings = resolve(["small"], [("train.dataset", str(tmp_path / "ours"))])
+    with pytest.raises(UserError, match=r"holds pictures of 96×80.*replay import --image-size 64"):
+        prepare(RunDirectory(tmp_path / "run"), settings, inline=True, address=None)
     assert main(["replay", "import", str(other), "--out", str(tmp_path / "again"), "--image-size", "64"]) == 0
-    assert main([*train, str(tmp_path / "again"), "--dry-run"]) == 0
-    assert "dataset" in capsys.readouterr().out
+    settings = resolve(["small"], [("train.dataset", str(tmp_path / "again"))])
+    prepared = prepare(RunDirectory(tmp_path / "run"), settings, inline=True, address=None)
+    assert prepared.spaces.images[0].shape == (64, 64, 3)
 
 
 def test_flags_without_a_picture_and_sizes_of_no_encoder_are_refused(
