@@ -72,6 +72,6 @@ class Shortage(NamedTuple):
         if self.across_episodes:  # what is held out ends after some steps, or with the run
             return "" if share < 1 else "they are held out; raise train.env_steps, or set replay.held_out_every to 0"
         return (
-            f"the longest episode has {self.longest_episode}, and with replay.across_episodes false a sequence stays "
-            f"within one: set that to true, or learner.sequence_length to {self.longest_episode} or less"
+            f"the longest episode has {self.longest_episode} steps, and with replay.across_episodes false a sequence "
+            f"stays within one: set that to true, or learner.sequence_length to {self.longest_episode} or less"
         )

@@ -173,10 +173,10 @@ def test_an_actor_that_cannot_reach_the_replay_is_one_lost_actor() -> None:
 
 
 def test_a_run_that_could_train_on_nothing_says_so() -> None:
-    """While more steps may help, all are collected; if no sequence can be cut from them then, the run fails."""
+    """While more steps may help they are collected; if no sequence can be cut from them at last, the run fails."""
     pool = SimulatedPool(has_sequences=False)
     with pytest.raises(
-        RunFailedError, match=r"no sequence of learner\.sequence_length 10 can be cut from the 1003 steps"
+        RunFailedError, match=r"no sequence of learner\.sequence_length 10 can be cut from the (9[0-9]{2}|1003) steps"
     ):
         run(pool)
     assert 3 < len(pool.shortages_asked) < 20, "it is asked for now and then, since it looks at every step"
@@ -185,7 +185,10 @@ def test_a_run_that_could_train_on_nothing_says_so() -> None:
 @pytest.mark.parametrize(
     ("shortage", "cause"),
     [
-        (Shortage(10, False, 200, 0, 3, 80, 2), "the longest episode has 2, and with replay.across_episodes false"),
+        (
+            Shortage(10, False, 200, 0, 3, 80, 2),
+            "the longest episode has 2 steps, and with replay.across_episodes false",
+        ),
         (Shortage(10, True, 90, 30, 12, 8, 8), "the replay keeps 90, at most 8 that follow each other of each of 12"),
         (Shortage(10, True, 150, 0, 30, 6, 6), "they are of 30 short lives of environments, at most 6 that follow"),
         (
