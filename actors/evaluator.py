@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-import cv2
 import numpy as np
 
 from dreamfleet.actors.actions import action_converter
 from dreamfleet.actors.collector import EpisodeResult
 from dreamfleet.actors.declared_bounds import check_finite
 from dreamfleet.actors.environments import Environment, describe_spaces, make_environment
+from dreamfleet.actors.film import SMALL_FRAMES, SMALL_SIDE, Film
 from dreamfleet.common.notes import Note
 from dreamfleet.common.policy import Policy, make_policy
 from dreamfleet.common.seeds import derive_seed
 from dreamfleet.common.settings import EnvironmentSettings, Settings
 from dreamfleet.common.spaces import Spaces
+from dreamfleet.common.video import encode_gif, to_rgb
 
-VIDEO_SIDE = 320
-"""The longer side of a recorded frame, in pixels: what is bigger shrinks to it, observations grow to it."""
 DEFAULT_FPS = 30.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -31,15 +32,20 @@ class Evaluation:
 
     Attributes:
         episodes: their results, in order.
-        videos: for each recorded episode its frames (T, H, W, 3) in uint8, one per environment step.
-        fps: frames per second at which they run as fast as the environment.
+        films: of the recorded episodes, as far as there was anything to see.
+        fps: environment steps per second at which a film runs as fast as the environment.
         cut_short: how many episodes were ended by `max_steps` and not by the environment.
     """
 
     fps: float
     episodes: list[EpisodeResult] = field(default_factory=list)
-    videos: list[np.ndarray] = field(default_factory=list)
+    films: list[Film] = field(default_factory=list)
     cut_short: int = 0
+
+    @property
+    def videos(self) -> list[np.ndarray]:
+        """The frames of each film, (T, H, W, 3) in uint8."""
+        return [frames for film in self.films if (frames := film.frames) is not None]
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class EvaluationReport:
         cut_short: episodes that were ended before the environment ended them.
         seconds: it took.
         notes: what the process logged meanwhile.
+        film: the first episode as a GIF image of at most `SMALL_SIDE` pixels; None where there is nothing to see.
     """
 
     version: int
@@ -60,6 +67,7 @@ class EvaluationReport:
     cut_short: int
     seconds: float
     notes: list[Note] = field(default_factory=list)
+    film: bytes | None = None
 
 
 def evaluate_weights(settings: Settings, version: int, weights: np.ndarray) -> EvaluationReport:
@@ -77,7 +85,9 @@ def evaluate_weights(settings: Settings, version: int, weights: np.ndarray) -> E
         lambda spaces: make_policy(settings, spaces, 1, seed, explores=False, weights=(version, weights)),
         records.evaluation_episodes,
         seed,
+        record=1,
         max_steps=records.evaluation_steps,
+        make_film=lambda: Film(SMALL_SIDE, SMALL_FRAMES),
     )
     return EvaluationReport(
         version,
@@ -85,6 +95,7 @@ def evaluate_weights(settings: Settings, version: int, weights: np.ndarray) -> E
         [episode.length for episode in played.episodes],
         played.cut_short,
         time.perf_counter() - begun,
+        film=_to_gif(played),
     )
 
 
@@ -106,6 +117,7 @@ def play_episodes(
     record: int = 0,
     max_steps: int = 0,
     announce: Callable[[EpisodeResult, bool], None] | None = None,
+    make_film: Callable[[], Film] = Film,
 ) -> Evaluation:
     """Play episodes one after the other; episode number i always begins from the same seed, whatever went before it.
 
@@ -118,6 +130,7 @@ def play_episodes(
             pictures as the policy sees them. An environment that has neither gives no video.
         max_steps: environment steps after which an episode is ended; 0 leaves it to the environment.
         announce: called as each episode ends, with its result and whether `max_steps` ended it.
+        make_film: makes what takes an episode's frames.
 
     Raises:
         UserError: if the environment cannot be made.
@@ -127,12 +140,12 @@ def play_episodes(
         policy = policy_factory(describe_spaces(env))
         evaluation = Evaluation(float(env.metadata.get("render_fps", DEFAULT_FPS)) / settings.action_repeat)
         for number in range(episodes):
-            frames: list[np.ndarray] | None = [] if number < record else None
-            result, cut = _play(env, policy, reset_seed(seed, number), frames, max_steps)
+            film = make_film() if number < record else None
+            result, cut = _play(env, policy, reset_seed(seed, number), film, max_steps)
             evaluation.episodes.append(result)
             evaluation.cut_short += cut
-            if frames:
-                evaluation.videos.append(np.stack(frames))
+            if film is not None and film.frames is not None:
+                evaluation.films.append(film)
             if announce:
                 announce(result, cut)
         return evaluation
@@ -140,16 +153,14 @@ def play_episodes(
         env.close()
 
 
-def _play(
-    env: Environment, policy: Policy, seed: int, frames: list[np.ndarray] | None, max_steps: int
-) -> tuple[EpisodeResult, bool]:
-    """Play one episode, add its frames to `frames`, and return its result and whether `max_steps` ended it."""
+def _play(env: Environment, policy: Policy, seed: int, film: Film | None, max_steps: int) -> tuple[EpisodeResult, bool]:
+    """Play one episode, film it if there is a film, and return its result and whether `max_steps` ended it."""
     to_environment = action_converter(env.action_space)
     observation, _ = env.reset(seed=seed)
     total, length, ended = 0.0, 0, False
     while True:
-        if frames is not None:
-            frames += _frame(env, observation)
+        if film is not None and film.wants(length):
+            _film(env, observation, film)
         if ended or (max_steps and length == max_steps):
             break
         batch = {name: value[None] for name, value in observation.items()}
@@ -160,23 +171,22 @@ def _play(
     return EpisodeResult(total, length), not ended
 
 
-def _frame(env: Environment, observation: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """Return the frame (H, W, 3) to show for this moment, or nothing if there is none."""
+def _film(env: Environment, observation: dict[str, np.ndarray], film: Film) -> None:
+    """Have the film take what there is to see at this moment, if anything: the rendered picture, else an observed one.
+
+    What cannot be rendered is no fault of the policy: it is told of, and the episode goes on without being filmed.
+    """
     if env.render_mode == "rgb_array":
-        return [_fit(np.asarray(_render(env)))]
-    pictures = [value for value in observation.values() if value.dtype == np.uint8 and value.ndim == 3]
-    shown = next((picture for picture in pictures if picture.shape[-1] in (1, 3)), None)
-    return [] if shown is None else [_fit(np.broadcast_to(shown, (*shown.shape[:2], 3)))]
+        try:
+            film.take(np.asarray(env.render()))
+        except Exception as error:  # noqa: BLE001 (a simulator's own, or its graphics library's)
+            log.warning("the environment cannot be filmed: render() failed: %s: %s", type(error).__name__, error)
+            film.stop()
+        return
+    picture = next((value for value in observation.values() if value.dtype == np.uint8 and value.ndim == 3), None)
+    if picture is not None:
+        film.take(to_rgb(picture))
 
 
-def _render(env: Environment) -> Any:
-    return env.render()
-
-
-def _fit(picture: np.ndarray) -> np.ndarray:
-    """Return the picture with its longer side at `VIDEO_SIDE`; small ones grow without blurring."""
-    height, width = picture.shape[:2]
-    factor = VIDEO_SIDE / max(height, width)
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    kind = cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST
-    return cv2.resize(np.ascontiguousarray(picture, np.uint8), size, interpolation=kind)
+def _to_gif(played: Evaluation) -> bytes | None:
+    return encode_gif(played.videos[0], played.fps / played.films[0].stride) if played.films else None

@@ -17,6 +17,13 @@ from dreamfleet.common.errors import UserError
 _TAG_NOTE = b"OpenCV: FFMPEG: tag"
 
 
+def to_rgb(images: np.ndarray) -> np.ndarray:
+    """Return images (..., H, W, C) as RGB: of one or two channels the first as grey, of more the first three."""
+    if images.shape[-1] >= 3:
+        return images[..., :3]
+    return np.repeat(images[..., :1], 3, axis=-1)
+
+
 def write_webm(path: Path, frames: np.ndarray, fps: float) -> None:
     """Write the frames as a VP8 video.
 

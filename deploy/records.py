@@ -17,6 +17,9 @@ import numpy as np
 from dreamfleet.common.video import encode_gif, write_webm
 from dreamfleet.deploy.run_directory import RunDirectory
 
+FILM_EVERY = 0.05
+"""Share of a run's environment steps between two films: with up to a megabyte each, some twenty in all."""
+
 log = logging.getLogger("dreamfleet")
 
 
@@ -42,6 +45,7 @@ class Records:
         self._metrics = run.metrics_file.open("a", buffering=1)
         self._board: Any = None
         self._evaluation_board: Any = None
+        self._film_due: float | None = None  # environment steps; None: the first one of this start is shown
         self._begun = time.monotonic()
         self._seconds_before: float | None = None  # of the run's earlier starts; None until it is known
 
@@ -78,15 +82,12 @@ class Records:
         There it is a run of its own, `evaluation`: where updates are made again, what is purged of the others' rows is
         purged by number of updates, and would take evaluations at as many environment steps with it.
         """
-        from torch.utils.tensorboard import SummaryWriter
-
         with self._run.evaluations_file.open("a") as file:
             file.write(json.dumps(self._moment() | dict(found)) + "\n")
         if self._sink:
             self._sink.show({"evaluation/return": found["mean"]}, found["env_steps"], found["updates"])
-        self._evaluation_board = self._evaluation_board or SummaryWriter(str(self._run.tensorboard / "evaluation"))
         for name, key in (("return", "mean"), ("return_std", "std")):
-            self._evaluation_board.add_scalar(f"evaluation/{name}", found[key], found["env_steps"])
+            self._evaluations().add_scalar(f"evaluation/{name}", found[key], found["env_steps"])
 
     def picture(self, name: str, image: np.ndarray, updates: int) -> Path:
         """Write a picture (H, W, 3) uint8 and return its file, named by the update."""
@@ -98,15 +99,27 @@ class Records:
 
     def video(self, name: str, frames: np.ndarray, updates: int, fps: int = 8) -> Path:
         """Write a video (T, H, W, 3) uint8 that a browser plays and return its file; TensorBoard shows it as a GIF."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
         file = self._run.pictures / f"{name}-{updates:07d}.webm"
         write_webm(file, frames, fps)
-        image = Summary.Image(height=frames.shape[1], width=frames.shape[2], colorspace=3,
-                              encoded_image_string=encode_gif(frames, fps))  # fmt: skip
-        writer = self._board._get_file_writer()
-        writer.add_summary(Summary(value=[Summary.Value(tag=f"{name}/video", image=image)]), updates)
+        _add_gif(self._board, f"{name}/video", encode_gif(frames, fps), updates)
         return file
+
+    def film(self, gif: bytes, env_steps: int, of_steps: int) -> bool:
+        """Show an evaluation's first episode in TensorBoard's run `evaluation`, unless one was shown shortly before.
+
+        Args:
+            gif: the episode as a GIF image.
+            env_steps: at which it was evaluated.
+            of_steps: environment steps of the whole run: a film is shown each `FILM_EVERY` of them, and the last one.
+
+        Returns:
+            Whether it was shown.
+        """
+        due = self._film_due is None or env_steps >= min(self._film_due, of_steps)
+        if due:
+            self._film_due = env_steps + FILM_EVERY * of_steps
+            _add_gif(self._evaluations(), "evaluation/video", gif, env_steps)
+        return due
 
     def close(self) -> None:
         """Write what is left and close the files."""
@@ -115,10 +128,25 @@ class Records:
             if board:
                 board.close()
 
+    def _evaluations(self) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._evaluation_board = self._evaluation_board or SummaryWriter(str(self._run.tensorboard / "evaluation"))
+        return self._evaluation_board
+
     def _moment(self) -> dict[str, float]:
         """Return the time, since 1970 and of the run alone: without the pauses between its starts."""
         seconds = (self._seconds_before or 0.0) + time.monotonic() - self._begun
         return {"time": round(time.time(), 3), "run_seconds": round(seconds, 1)}
+
+
+def _add_gif(board: Any, name: str, gif: bytes, step: int) -> None:
+    """Have TensorBoard show a GIF image; torch's `add_video` would want an old moviepy."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    width, height = (int.from_bytes(gif[at : at + 2], "little") for at in (6, 8))
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
+    board._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
 
 def last_seconds(file: Path) -> float:

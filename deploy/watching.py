@@ -135,6 +135,8 @@ class RunWatcher(Watcher):
             f"{env_steps:,}", report.version, mean, std, len(report.returns), cut, max(report.returns),
             min(report.returns),
         )  # fmt: skip
+        if report.film:
+            self._records.film(report.film, env_steps, self._settings.train.env_steps)
         self._records.evaluation(
             {
                 "env_steps": env_steps,

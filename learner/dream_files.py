@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from dreamfleet.common.video import to_rgb
 from dreamfleet.learner.charts import BLUE, GREY, ORANGE, Curve, draw_chart, write_png
 from dreamfleet.learner.dream import DreamResult
-from dreamfleet.learner.pictures import Comparison, compare_vectors, difference, draw_strips, draw_wall, to_rgb
+from dreamfleet.learner.pictures import Comparison, compare_vectors, difference, draw_strips, draw_wall
 
 STRIPS = 3
 """Sequences in dream.png."""

@@ -1,6 +1,6 @@
 """Pictures of what a model saw and imagined: strips and videos that a stranger can read.
 
-Frames are uint8 RGB (T, H, W, 3) here; `to_rgb` makes them of whatever an environment shows.
+Frames are uint8 RGB (T, H, W, 3) here; `common/video.py` makes them of whatever an environment shows.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from dreamfleet.common.video import to_rgb
 from dreamfleet.learner.charts import BLACK, BLUE, GREEN, GREY, ORANGE, WHITE, Colour, Curve, draw_chart, draw_text
 
 _LABELS = 104
@@ -56,13 +57,6 @@ class Comparison:
     context: int
     true_reward: np.ndarray
     predicted_reward: np.ndarray
-
-
-def to_rgb(images: np.ndarray) -> np.ndarray:
-    """Return images (..., H, W, C) as RGB: of one or two channels the first as grey, of more the first three."""
-    if images.shape[-1] >= 3:
-        return images[..., :3]
-    return np.repeat(images[..., :1], 3, axis=-1)
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from small_runs import small_settings
 
 from dreamfleet.common.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.steps import StepFormat
+from dreamfleet.common.video import to_rgb
 from dreamfleet.common.world_model import WorldModel
 from dreamfleet.learner.charts import BLUE, Curve, draw_chart
 from dreamfleet.learner.dream import (
@@ -28,7 +29,7 @@ from dreamfleet.learner.dream import (
 )
 from dreamfleet.learner.dream_files import write_dream
 from dreamfleet.learner.illustration import longest_episode
-from dreamfleet.learner.pictures import draw_panels, draw_strips, enlarge, to_rgb
+from dreamfleet.learner.pictures import draw_panels, draw_strips, enlarge
 
 Batch = dict[str, np.ndarray]
 

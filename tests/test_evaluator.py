@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
 import pytest
 
-from dreamfleet.actors.evaluator import Evaluation, play_episodes
+from dreamfleet.actors.evaluator import Evaluation, _film, play_episodes
+from dreamfleet.actors.film import Film
 from dreamfleet.common.policy import Policy, RandomPolicy
 from dreamfleet.common.settings import EnvironmentSettings
 from dreamfleet.common.spaces import Spaces
+from dreamfleet.common.video import to_rgb
 
 
 def random_policy(spaces: Spaces) -> Policy:
@@ -121,3 +124,48 @@ def test_without_rendering_the_observed_picture_is_recorded(
     for video in evaluation.videos:
         assert video.shape == (5, 320, 320, 3)
         assert video[:, 5, 5, 1].tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5])
+def test_pictures_of_any_channels_are_filmed_as_dreams_draw_them(channels: int) -> None:
+    """Of one or two channels the first as grey, of more the first three."""
+
+    class Seen:
+        render_mode = None
+
+    picture = np.arange(16 * 16 * channels, dtype=np.uint8).reshape(16, 16, channels)
+    film = Film(side=16)
+    _film(Seen(), {"image": picture}, film)  # type: ignore[arg-type]
+    assert film.frames is not None
+    np.testing.assert_array_equal(film.frames[0], to_rgb(picture))
+
+
+def test_a_render_that_fails_ends_the_film_and_not_the_episode(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told of once, and the returns are those without a film."""
+    from counting_environment import CountingEnvironment
+
+    def render(self: CountingEnvironment) -> np.ndarray:
+        raise RuntimeError("no display")
+
+    plain = play({"length": 5})
+    monkeypatch.setattr(CountingEnvironment, "render", render)
+    monkeypatch.setattr(logging.getLogger("dreamfleet"), "propagate", True)
+    evaluation = play({"length": 5}, record=1)
+    assert evaluation.videos == []
+    assert evaluation.episodes == plain.episodes
+    assert caplog.text.count("render() failed: RuntimeError: no display") == 1
+
+
+@pytest.mark.parametrize(("steps", "stride"), [(3, 1), (7, 1), (8, 2), (1000, 256)])
+def test_a_film_of_any_length_has_few_frames_spread_evenly(steps: int, stride: int) -> None:
+    """Fewer than twice as many as asked for, each so many steps after the one before, from the beginning to the end."""
+    film = Film(side=1, most=4)
+    for step in range(steps):
+        if film.wants(step):
+            film.take(np.full((1, 1, 3), step % 251, np.uint8))
+    assert film.frames is not None
+    assert film.stride == stride
+    assert film.frames[:, 0, 0, 0].tolist() == [step % 251 for step in range(0, steps, stride)]
+    assert len(film.frames) < 8

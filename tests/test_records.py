@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from dreamfleet.common.video import encode_gif
 from dreamfleet.deploy.records import Records, drop_rows_beyond
 from dreamfleet.deploy.run_directory import RunDirectory
 
@@ -109,3 +111,18 @@ def test_rows_are_left_alone_where_none_is_too_many(tmp_path: Path) -> None:
     before = file.stat()
     assert drop_rows_beyond(file, 3) == 0
     assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_films_of_evaluations_are_shown_now_and_then(run: RunDirectory) -> None:
+    """The first, then one each twentieth of the run, and the last: as GIF images in TensorBoard's run `evaluation`."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    gif = encode_gif(np.zeros((3, 20, 30, 3), np.uint8), fps=10)
+    records = begun(run, 0)
+    shown = [step for step in range(10, 1001, 10) if records.film(gif, step, of_steps=1000)]
+    assert shown == [*range(10, 1000, 50), 1000]
+    records.close()
+    board = EventAccumulator(str(run.tensorboard / "evaluation"), size_guidance={"images": 0}).Reload()
+    images = board.Images("evaluation/video")
+    assert [image.step for image in images] == shown
+    assert (images[0].width, images[0].height, images[0].encoded_image_string) == (30, 20, gif)
