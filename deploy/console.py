@@ -1,4 +1,4 @@
-"""What the user sees: lines that stay, and one status line that is written over on a terminal."""
+"""What the user sees: lines that stay, and on a terminal a progress bar with one status line, written over."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from typing import TextIO
 
 from dreamfleet.common.notes import LOGGER_NAME
 
+BAR_WIDTH = 26
+"""Columns of the progress bar, its percentage included."""
+
 
 class Console(logging.Handler):
     """Prints the log and a status line without mixing them.
 
-    On a terminal the status is one line at the bottom, rewritten; elsewhere a status is an ordinary line, printed when
-    the caller says it is due.
+    On a terminal the status is one line at the bottom, rewritten, and begins with a progress bar; elsewhere a status is
+    an ordinary line, printed when the caller says it is due.
 
     Args:
         stream: where to print, stdout by default.
@@ -39,20 +42,37 @@ class Console(logging.Handler):
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        self._clear()
+        self.clear()
         self._write(text + "\n")
 
-    def status(self, text: str) -> None:
-        """Show how things stand."""
+    def status(self, text: str, share: float) -> None:
+        """Show how things stand, and which share of the whole is done, in [0, 1]."""
         if not self.is_terminal:
             self._write(text + "\n")
             return
-        self._clear()
-        text = text[: shutil.get_terminal_size().columns - 1]
+        self.clear()
+        room = shutil.get_terminal_size().columns - 1  # in the last column some terminals begin a new line
+        text = f"{self._bar(share)} {text}"[:room]
         self._write(text)
         self._shown = len(text)
 
-    def _clear(self) -> None:
+    def _bar(self, share: float) -> str:
+        from tqdm import tqdm
+
+        layout = "{percentage:3.0f}%|{bar}|"
+        return str(tqdm.format_meter(share, 1, 0, ncols=BAR_WIDTH, bar_format=layout, ascii=not self._draws_blocks))
+
+    @property
+    def _draws_blocks(self) -> bool:
+        """Whether the terminal's encoding has the characters of a bar."""
+        try:
+            "█▏".encode(self._stream.encoding or "ascii")
+        except (UnicodeEncodeError, LookupError):
+            return False
+        return True
+
+    def clear(self) -> None:
+        """Take the status line away, so that whatever is printed next stands alone."""
         if self._shown:
             self._write("\r" + " " * self._shown + "\r")
             self._shown = 0
@@ -80,6 +100,7 @@ def open_log(console: Console, file: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        console.clear()
         logger.removeHandler(console)
         logger.removeHandler(to_file)
         to_file.close()

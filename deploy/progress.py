@@ -115,8 +115,19 @@ class Progress:
         made = {"env_steps": fleet.env_steps, "updates": fleet.updates}
         return {**self.scalars(), **wanted, **made, "seconds_left": self.seconds_left()}
 
-    def line(self, loss: float | None) -> str:
-        """Return the status line."""
+    def share(self) -> float:
+        """Return how much of the run is done, in [0, 1]: the mean of the shares of steps and updates."""
+        fleet = self._fleet
+        pairs = [(fleet.env_steps, fleet.ratio.env_steps), (fleet.updates, fleet.ratio.updates)]
+        if not fleet.staffing.learns:
+            pairs = pairs[:1]
+        elif fleet.staffing.actors == 0:  # trained on a dataset, whose steps are all there
+            pairs = pairs[1:]
+        shares = [min(1.0, done / wanted) for done, wanted in pairs if wanted]
+        return sum(shares) / len(shares) if shares else 1.0
+
+    def line(self, loss: float | None, left_first: bool = False) -> str:
+        """Return the status line; the time left comes last, or first, where the line may be cut."""
         fleet, figures = self._fleet, self.scalars()
         left = self.seconds_left()
         idle = (figures["fleet/actors_wait_fraction"], figures["fleet/learner_wait_fraction"])
@@ -135,7 +146,7 @@ class Progress:
         if fleet.staffing.learns and fleet.updates == 0 and fleet.env_steps < fleet.ratio.prefill:
             parts.insert(0, "prefill")
         if left is not None:
-            parts.append(f"{duration(left)} left")
+            parts.insert(0 if left_first else len(parts), f"{duration(left)} left")
         return " | ".join(parts)
 
 

@@ -162,7 +162,8 @@ class RunWatcher(Watcher):
             self.progress.read()
             pause = TERMINAL_STATUS_S if self._console.is_terminal else self._settings.records.log_every_s
             self._status_due = now + pause
-            self._console.status(self.progress.line(self.last_metrics.get("loss/total")))
+            line = self.progress.line(self.last_metrics.get("loss/total"), left_first=self._console.is_terminal)
+            self._console.status(line, self.progress.share())
             self._state.beat(self.progress.counters() | self.last_metrics)
         if self._is_begun and now >= self._row_due:
             self._row_due = now + self._settings.records.log_every_s
