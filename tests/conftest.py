@@ -61,11 +61,12 @@ def local_ray() -> Iterator[None]:
     import ray
 
     from dreamfleet.actors.rendering import prepare_library
-    from dreamfleet.deploy.local_ray import start_local_ray
 
     prepare_library()  # once for all workers, which inherit it
-    start_local_ray(
-        2,
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
         log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": PYTHON_PATH, "OMP_NUM_THREADS": "1"}},
     )

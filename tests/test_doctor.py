@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -376,7 +375,7 @@ def test_an_environment_that_hangs_or_crashes_does_not_take_the_doctor_along() -
     hanging = SETTINGS.model_copy(update={"env": SETTINGS.env.model_copy(update={"kwargs": {"delay_s": 60.0}})})
     assert "not built and stepped within" in try_environment(hanging, timeout_s=0.5)["error"]
     crashing = SETTINGS.model_copy(update={"env": SETTINGS.env.model_copy(update={"id": "os:abort", "kwargs": {}})})
-    assert "exit code -6" in try_environment(crashing, timeout_s=PATIENCE_S)["error"]
+    assert "exit code -6" in try_environment(crashing, timeout_s=60)["error"]
 
 
 def test_this_machine_is_examined_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -394,24 +393,22 @@ def test_this_machine_is_examined_whole(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 @pytest.mark.ray
-def test_a_local_ray_is_examined_as_a_cluster(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_ray_is_examined_as_a_cluster(local_ray: None, tmp_path: Path) -> None:
     """All questions are asked of its one node by Ray, and answered in seconds."""
-    from dreamfleet.deploy import check_cluster
     from dreamfleet.deploy.check_cluster import examine_cluster
     from dreamfleet.deploy.check_nodes import ask_nodes
 
-    monkeypatch.setattr(check_cluster, "ask_nodes", partial(ask_nodes, answer_s=PATIENCE_S))
     sections = examine_cluster(SETTINGS, str(tmp_path), dashboard="")
     assert sections[0].heading == "cluster of 1 node, counting_environment:make"
     assert "head, driver, learner and replay" in sections[1].heading
     by_subject = {line.subject: line for line in sections[1].lines}
     assert by_subject["versions"].level == "ok"
     assert by_subject["environment"].level == "ok"
-    [answered] = ask_nodes(SETTINGS, str(tmp_path), answer_s=PATIENCE_S)
+    [answered] = ask_nodes(SETTINGS, str(tmp_path))
     assert answered.round_trip_s is not None
     assert 0 < answered.round_trip_s < PATIENCE_S
-    hanging = SETTINGS.model_copy(update={"env": SETTINGS.env.model_copy(update={"kwargs": {"delay_s": 600.0}})})
-    for answer_s in (5, 120):  # a busy machine answers nothing within 5 s
+    hanging = SETTINGS.model_copy(update={"env": SETTINGS.env.model_copy(update={"kwargs": {"delay_s": 120.0}})})
+    for answer_s in (5, 60):  # a busy machine answers nothing within 5 s
         [late] = ask_nodes(hanging, str(tmp_path), answer_s=answer_s)
         if late.machine is not None:
             break
