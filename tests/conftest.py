@@ -18,6 +18,7 @@ CLUSTER_HANG_S = 3600
 # Ray would otherwise write an authentication token to the home of whoever runs the tests.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")  # a busy machine needs more than the half minute
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background jobs have it; children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small networks gain nothing by more, and on a busy machine lose

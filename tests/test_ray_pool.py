@@ -9,6 +9,9 @@ import pytest
 import ray
 from patience import PATIENCE_S
 
+from dreamfleet.common.errors import RunFailedError
+from dreamfleet.common.settings import Settings
+from dreamfleet.deploy import ray_pool
 from dreamfleet.deploy.pool import Worker
 from dreamfleet.deploy.ray_pool import RayPool
 
@@ -34,3 +37,14 @@ def test_a_silent_worker_in_its_place_is_told_from_one_that_waits_for_room(local
     finally:
         pool.stop(placed)
         pool.stop(waiting)
+
+
+def test_ray_that_is_not_up_in_time_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray raises a bare exception where its node was late, which ends the run as any other failure does."""
+
+    def be_late(**_: Any) -> None:
+        raise Exception("The current node timed out during startup.")  # noqa: TRY002 (as Ray does)
+
+    monkeypatch.setattr(ray, "init", be_late)
+    with pytest.raises(RunFailedError, match="Ray did not start: The current node timed out during startup"):
+        ray_pool._start_ray(Settings(), None)
