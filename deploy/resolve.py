@@ -76,7 +76,8 @@ def resolve_with_sources(
     sources: dict[str, str] = {}
     files = [(base, f"file {base}")] if base else []
     files += [_find_preset(preset, "flag --preset") for preset in presets]
-    for layer, source in itertools.chain.from_iterable(_layers(path, source) for path, source in files):
+    laid: set[str] = set()
+    for layer, source in itertools.chain.from_iterable(_layers(path, source, laid) for path, source in files):
         _forget_other_environment(merged, layer, sources)
         _merge(merged, layer, source, sources)
     for path_text, text in sorted(flags, key=lambda flag: flag[0] != "env.id"):  # the environment before its arguments
@@ -153,12 +154,17 @@ def _forget_other_environment(merged: dict[str, Any], layer: Mapping[str, Any], 
                 del sources[path]
 
 
-def _layers(path: Path, source: str, above: tuple[Path, ...] = ()) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield a file's layers with their names, the lowest first: the presets that its key `presets` names, then its own.
+def _layers(
+    path: Path, source: str, laid: set[str], above: tuple[Path, ...] = ()
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield a file's layers with their names, the lowest first.
+
+    The presets that its key `presets` names, its own, and what it has under `over` for presets that lie below.
 
     Args:
         path: of the file.
         source: how to name it in an error.
+        laid: names of the built-in presets that lie below; those yielded join them.
         above: the files that stand on this one.
     """
     if path.resolve() in above:
@@ -169,8 +175,25 @@ def _layers(path: Path, source: str, above: tuple[Path, ...] = ()) -> Iterator[t
         raise UserError(f"{source}: presets is {names!r}, but must be a list of names such as [small].")
     for name in names:
         below = _find_preset(name, f"{source}: presets", path.parent)
-        yield from _layers(*below, (*above, path.resolve()))
+        yield from _layers(*below, laid, (*above, path.resolve()))
+    over = _checked_over(layer.pop("over", {}), source)
     yield layer, source
+    for name in [name for name in over if name in laid]:
+        yield over[name], f"{source} over {name}"
+    if path.parent == PRESET_FOLDER:
+        laid.add(path.stem)
+
+
+def _checked_over(over: Any, source: str) -> dict[str, dict[str, Any]]:
+    """Return what a file has for certain presets below it: settings by the preset's name."""
+    if not isinstance(over, dict) or not all(isinstance(settings, dict) for settings in over.values()):
+        raise UserError(f"{source}: over is {over!r}, but must have settings for presets: {{planet: {{seed: 1}}}}.")
+    unknown = [str(name) for name in over if name not in preset_names()]
+    if unknown:
+        raise UserError(
+            f"{source}: over: there is no built-in preset '{unknown[0]}'.{nearest(unknown[0], preset_names())}"
+        )
+    return over
 
 
 def _find_preset(preset: str, where: str, folder: Path = Path()) -> tuple[Path, str]:
