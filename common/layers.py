@@ -108,8 +108,8 @@ class GRUCell(nn.Module):
     """A gated recurrent unit with torch's formula and parameters, whose carried state stays float32 under autocast.
 
     `r = σ(W_r x + V_r h)`, `u = σ(W_u x + V_u h)`, `n = tanh(W_n x + r·(V_n h))`, `h' = (1 − u)·n + u·h`, biases left
-    out here. The reset gate acts after the matrix product, as in cuDNN and in V1's release (Keras's cell in TensorFlow 2,
-    whose `reset_after` is true by default); PlaNet's release applies it before.
+    out here. The reset gate acts after the matrix product, as in cuDNN and in V1's release (Keras's cell in
+    TensorFlow 2, whose `reset_after` is true by default); PlaNet's release applies it before.
 
     Args:
         width_in: width of x.
