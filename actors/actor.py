@@ -73,7 +73,11 @@ class ActorProcess:
             EnvironmentFailedError: if an environment fails.
         """
         lost = sum(not self._adopt(version, reference) for version, reference in weights)
-        report = self._collector.collect(steps)
+        try:
+            report = self._collector.collect(steps)
+        except Exception:
+            self.close()  # what its environments started would outlive this process
+            raise
         report.weights_lost = lost
         report.notes = self._notes.take()
         return report
@@ -88,6 +92,11 @@ class ActorProcess:
         flat = ray.get(reference, timeout=WEIGHTS_TIMEOUT_S)
         report = evaluate_weights(self._life[0], version, flat)
         return dataclasses.replace(report, notes=self._notes.take())
+
+    def close(self) -> None:
+        """Close the environments, if there are any: simulators may be processes of their own."""
+        if self._built is not None:
+            self._built.close()
 
     def describe(self) -> dict[str, Any]:
         """Return what the environments show and take, as `Spaces.from_json` takes it."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Protocol
 
 import numpy as np
 
-from dreamfleet.actors.environment_batch import EnvironmentBatch
+from dreamfleet.actors.environment_batch import EnvironmentBatch, EnvironmentFailedError
 from dreamfleet.actors.stream import Stream
+from dreamfleet.actors.wrappers import step_counter
 from dreamfleet.common.errors import UserError, WrongHereError
 from dreamfleet.common.notes import Note
 from dreamfleet.common.policy import Policy, make_policy
@@ -20,6 +21,7 @@ from dreamfleet.common.seeds import derive_seed
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import zero_action
 from dreamfleet.common.steps import StepFormat
+from dreamfleet.common.stop_sign import NeverStop, StepInterrupted, StopSign
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ class CollectReport:
 
     Attributes:
         steps: environment steps stored and acknowledged.
+        simulator_steps: steps of the simulator that they took: none where an episode begins (but no-op starts), and as
+            many as the action was repeated everywhere else.
         episodes: the episodes that ended.
         timings: seconds spent in "environment", "policy", "encode" and "push".
         version: version of the weights that acted last.
@@ -62,6 +66,7 @@ class CollectReport:
     """
 
     steps: int
+    simulator_steps: int = 0
     episodes: list[EpisodeResult] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TIMINGS, 0.0))
     version: int = 0
@@ -117,6 +122,10 @@ class Collector:
         self._version = 0
         self._next = 0  # the environment whose step of the current round is recorded next
         self._sent = 0  # how many had their step of the first row's round recorded, and sent, by an order before
+        self._counters = [counter for env in environments.environments if (counter := step_counter(env))]
+        self._taken_before = [0] * count  # by the counters, before the current round
+        self._simulator_steps = 0  # of all steps recorded
+        self._resets = 0  # sent by the order under way
         self._begun = False
         self._broken = False  # within an order, and for ever after one that failed
 
@@ -133,44 +142,61 @@ class Collector:
         """Close the environments."""
         self._environments.close()
 
-    def collect(self, steps: int) -> CollectReport:
+    def collect(self, steps: int, stop: StopSign | None = None) -> CollectReport:
         """Collect exactly so many environment steps, over all K environments, and return once all are acknowledged.
 
+        Asked to stop it collects no more, and returns once those that it has are acknowledged; it is of no more use
+        then if a step was interrupted.
+
         Raises:
-            EnvironmentFailedError: if an environment fails. What was not sent yet is lost, and the collector with it.
+            EnvironmentFailedError: if an environment fails. The collector is lost with it; what was recorded before is
+                stored, if that can be done.
             CollectorBrokenError: if an earlier order failed: going on would leave out the steps that were lost.
         """
         if self._broken:
             raise CollectorBrokenError("an earlier order of this collector failed; its streams cannot go on")
         self._broken = True
-        report = CollectReport(steps, raw_bytes=steps * self._format.step_bytes)
-        rounds, is_last = self._rounds, self._environments.is_last
-        left, count = steps, len(self._streams)
-        while left:
-            if self._next == 0:
-                self._begin_round(report)
-            start, stop = self._next, min(self._next + left, count)
+        self._resets = 0
+        report, stop = CollectReport(0), NeverStop() if stop is None else stop
+        rounds, is_last, count = self._rounds, self._environments.is_last, len(self._streams)
+        is_interrupted = False
+        while report.steps < steps and not stop.asked():
+            if self._next == 0 and not self._begin_round(report, stop):
+                is_interrupted = True
+                break
+            start, until = self._next, min(self._next + steps - report.steps, count)
             if True in is_last:
-                self._report_episodes(start, stop, report)
-            left -= stop - start
-            self._next = 0 if stop == count else stop
-            if not left or (stop == count and rounds.is_full):
+                self._report_episodes(start, until, report)
+            report.steps += until - start
+            self._next = 0 if until == count else until
+            if until == count and rounds.is_full:
                 self._send(report)
-        with _timed(report, "push"):
-            self._sink.flush(self._flush_timeout_s)
+        self._send_all(report)
+        report.simulator_steps = self._count_simulator_steps(report.steps, 0 if is_interrupted else self._next or count)
+        report.raw_bytes = report.steps * self._format.step_bytes
         report.version = self._version
-        self._broken = False
+        self._broken = is_interrupted
         return report
 
-    def _begin_round(self, report: CollectReport) -> None:
-        """Bring all environments to their next step, and choose all actions there."""
+    def _begin_round(self, report: CollectReport, stop: StopSign) -> bool:
+        """Bring all environments to their next step, and choose all actions there; False if that was interrupted."""
         environments, policy, timings = self._environments, self._policy, report.timings
         began = perf_counter()
-        if self._begun:
-            environments.step(self._actions)
-        else:
-            environments.reset()
-            self._begun = True
+        if self._counters:
+            self._taken_before = [counter.taken for counter in self._counters]
+        try:
+            stop.may_interrupt = True
+            self._step()
+        except StepInterrupted:
+            self._rounds.take_back()
+            return False
+        except EnvironmentFailedError:
+            self._rounds.take_back()
+            with suppress(Exception):  # its own failure is what is to be heard of
+                self._send_all(report)
+            raise
+        finally:
+            stop.may_interrupt = False
         current = self._rounds.current
         stepped = perf_counter()
         self._actions = current.action[...] = policy.act(current.observations, current.is_first)
@@ -181,6 +207,27 @@ class Collector:
         if policy.version != self._version:
             self._version = policy.version
             self._rounds.set_from_here("version", self._version)
+        return True
+
+    def _step(self) -> None:
+        if self._begun:
+            self._environments.step(self._actions)
+        else:
+            self._environments.reset()
+            self._begun = True
+
+    def _count_simulator_steps(self, steps: int, recorded: int) -> int:
+        """Return the simulator steps of the steps of this order.
+
+        Args:
+            steps: how many these are.
+            recorded: how many environments had their step of the current round recorded.
+        """
+        if not self._counters:  # one for each action
+            return steps - self._resets
+        taken = sum(counter.taken for counter in self._counters[:recorded]) + sum(self._taken_before[recorded:])
+        self._simulator_steps, before = taken, self._simulator_steps
+        return taken - before
 
     def _report_episodes(self, start: int, stop: int, report: CollectReport) -> None:
         """Report the episodes that end with the current steps of environments `start` to `stop`."""
@@ -188,6 +235,13 @@ class Collector:
         for k in range(start, stop):
             if environments.is_last[k]:
                 report.episodes.append(EpisodeResult(environments.returns[k], environments.lengths[k]))
+
+    def _send_all(self, report: CollectReport) -> None:
+        """Send all recorded steps, and return once everything sent is stored."""
+        if self._rounds.row >= 0:
+            self._send(report)
+        with _timed(report, "push"):
+            self._sink.flush(self._flush_timeout_s)
 
     def _send(self, report: CollectReport) -> None:
         """Send all recorded steps, a chunk of each stream, and make room for more."""
@@ -199,6 +253,7 @@ class Collector:
                 continue
             with _timed(report, "encode"):
                 record = stream.cut({name: array[start:stop, k] for name, array in rounds.arrays.items()})
+            self._resets += int(np.count_nonzero(rounds.arrays["is_first"][start:stop, k]))
             report.stored_bytes += len(record)
             with _timed(report, "push"):
                 self._sink.append(record)
@@ -225,6 +280,8 @@ def build_collector(settings: Settings, actor: int, incarnation: int, sink: Sink
         environments = EnvironmentBatch(settings.env, seeds, actor)
     except UserError as error:
         raise WrongHereError(str(error)) from error
+    except KeyboardInterrupt as error:  # of its own making: here Ctrl-C is taken by others
+        raise WrongHereError(f"env.id '{settings.env.id}' could not be made: KeyboardInterrupt.") from error
     policy_seed = derive_seed(settings.seed, "policy", actor, incarnation)
     policy = make_policy(settings, environments.spaces, len(seeds), policy_seed)
     log.info("actor %d, incarnation %d: environments' seeds %s", actor, incarnation, seeds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,8 +10,10 @@ from dreamfleet.actors.actions import action_converter
 from dreamfleet.actors.declared_bounds import DeclaredBounds
 from dreamfleet.actors.environments import describe_spaces, make_environment
 from dreamfleet.actors.rounds import Rounds
+from dreamfleet.actors.user_code import LARGEST, close_environment, describe, flag_of, reward_of
 from dreamfleet.common.settings import EnvironmentSettings
 from dreamfleet.common.steps import StepFormat
+from dreamfleet.common.stop_sign import StepInterrupted
 
 
 class EnvironmentFailedError(RuntimeError):
@@ -73,7 +74,8 @@ class EnvironmentBatch:
             actions: stored actions, (K, *stored_shape).
 
         Raises:
-            EnvironmentFailedError: if one of them raises an error or gives a reward that is not finite.
+            EnvironmentFailedError: if one of them raises an error, ends the process, or gives a reward or an end that
+                is none.
         """
         self.rounds.advance()
         for k, ended in enumerate(self.is_last):
@@ -83,9 +85,9 @@ class EnvironmentBatch:
                 self._advance(k, actions[k])
 
     def close(self) -> None:
-        """Close all environments."""
+        """Close all environments; that one fails at it is a warning, and keeps none of the others open."""
         for env in self.environments:
-            env.close()
+            close_environment(env, self._settings.id)
 
     def failure(self, k: int, cause: str) -> EnvironmentFailedError:
         """Return the error that says where environment `k` is and what befell it."""
@@ -100,8 +102,10 @@ class EnvironmentBatch:
         try:
             observation, _ = self.environments[k].reset(seed=seed)
             self._show(k, observation)
-        except Exception as error:
-            raise self.failure(k, f"{type(error).__name__} at its reset: {error}") from error
+        except StepInterrupted:
+            raise
+        except BaseException as error:
+            raise self.failure(k, f"at its reset: {describe(error)}") from error
         self.rounds.set_from_here("episode", self._episode[k], k)
         self.rounds.current.is_first[k] = True
         self.rounds.current.reward[k] = 0.0
@@ -110,12 +114,15 @@ class EnvironmentBatch:
         self.lengths[k] += 1
         try:
             observation, reward, terminated, truncated, _ = self.environments[k].step(self._to_environment(action))
-            reward = float(reward)
+            if type(reward) is not float or not -LARGEST <= reward <= LARGEST:
+                reward = reward_of(reward)
+            if terminated is not False or truncated is not False:
+                terminated, truncated = flag_of("terminated", terminated), flag_of("truncated", truncated)
             self._show(k, observation)
-        except Exception as error:
-            raise self.failure(k, f"{type(error).__name__}: {error}") from error
-        if not math.isfinite(reward):
-            raise self.failure(k, f"its reward is {reward}")
+        except StepInterrupted:
+            raise
+        except BaseException as error:
+            raise self.failure(k, describe(error)) from error
         self.returns[k] += reward
         current = self.rounds.current
         current.reward[k] = reward

@@ -28,6 +28,14 @@ from dreamfleet.actors.observations import announce_entries, entry_reader, entry
 from dreamfleet.actors.other_interfaces import describe_old_interface
 from dreamfleet.actors.rendering import why_nothing_is_drawn
 from dreamfleet.actors.suites import Environment
+from dreamfleet.actors.user_code import (
+    WrongStepError,
+    close_environment,
+    exits_are_errors,
+    flag_of,
+    process_kept,
+    reward_of,
+)
 from dreamfleet.actors.user_objects import cause_of
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings import EnvironmentSettings
@@ -38,6 +46,7 @@ __all__ = ["Environment", "describe_spaces", "make_environment", "probe_environm
 _PROBE_STEPS = 4
 
 
+@exits_are_errors
 def make_environment(settings: EnvironmentSettings, render: bool = False) -> Environment:
     """Return the environment with all its wrappers; its observations are a Dict, its actions its own.
 
@@ -56,10 +65,10 @@ def make_environment(settings: EnvironmentSettings, render: bool = False) -> Env
         named = NamedEntries.of(settings)
         entries = list_entries(env.observation_space, settings.image_size, settings.grey, named)
     except UserError as error:
-        env.close()
+        close_environment(env, settings.id)
         raise UserError(f"env.id '{settings.id}': {error}") from error
     except Exception as error:
-        env.close()
+        close_environment(env, settings.id)
         raise UserError(f"env.id '{settings.id}' could not be wrapped: {cause_of(error)}") from error
     announce_entries(entries)
     env = wrappers.TransformObservation(env, entry_reader(entries, env.observation_space), entry_space(entries))
@@ -77,6 +86,8 @@ def describe_spaces(env: Environment) -> Spaces:
     return Spaces(tuple(observations), describe_action(env.action_space))
 
 
+@exits_are_errors
+@process_kept()
 def probe_environment(settings: EnvironmentSettings) -> Spaces:
     """Make one environment, try it for a few random actions, close it, and return its spaces.
 
@@ -92,6 +103,8 @@ def probe_environment(settings: EnvironmentSettings) -> Spaces:
         return describe_spaces(env)
     except UserError:
         raise
+    except WrongStepError as error:
+        raise UserError(f"env.id '{settings.id}' was made, but at its first steps {error}.") from error
     except Exception as error:
         old = describe_old_interface(env)
         if old:
@@ -100,7 +113,7 @@ def probe_environment(settings: EnvironmentSettings) -> Spaces:
             f"env.id '{settings.id}' was made, but failed at its first steps: {cause_of(error)}{why_nothing_is_drawn()}"
         ) from error
     finally:
-        env.close()
+        close_environment(env, settings.id)
 
 
 def _try(env: Environment, settings: EnvironmentSettings) -> None:
@@ -109,8 +122,8 @@ def _try(env: Environment, settings: EnvironmentSettings) -> None:
     for action in islice(random_actions(env.action_space, seed=0), _PROBE_STEPS):
         observation, reward, terminated, truncated, _ = env.step(action)
         shown.append(observation)
-        float(reward)
-        if terminated or truncated:
+        reward_of(reward)
+        if flag_of("terminated", terminated) or flag_of("truncated", truncated):
             shown.append(env.reset()[0])
     check_first(env.observation_space, shown, settings.pictures)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,8 +13,11 @@ import numpy as np
 from dreamfleet.actors.actions import action_converter
 from dreamfleet.actors.collector import EpisodeResult
 from dreamfleet.actors.declared_bounds import check_finite
+from dreamfleet.actors.environment_batch import EnvironmentFailedError
 from dreamfleet.actors.environments import Environment, describe_spaces, make_environment
 from dreamfleet.actors.film import SMALL_FRAMES, SMALL_SIDE, Film
+from dreamfleet.actors.user_code import close_environment, describe, flag_of, reward_of
+from dreamfleet.common.errors import UserError
 from dreamfleet.common.notes import Note
 from dreamfleet.common.policy import Policy, make_policy
 from dreamfleet.common.seeds import derive_seed
@@ -70,11 +74,19 @@ class EvaluationReport:
     film: bytes | None = None
 
 
-def evaluate_weights(settings: Settings, version: int, weights: np.ndarray) -> EvaluationReport:
+class EvaluationStoppedError(Exception):
+    """An evaluation was asked to stop before it had played all its episodes."""
+
+
+def evaluate_weights(
+    settings: Settings, version: int, weights: np.ndarray, is_stopping: Callable[[], bool] = lambda: False
+) -> EvaluationReport:
     """Play the evaluation's episodes with published weights and without exploring; always from the same seeds.
 
     Raises:
         UserError: if the environment cannot be made.
+        EnvironmentFailedError: if it fails.
+        EvaluationStoppedError: at the step after which `is_stopping` says so.
     """
     seed = evaluation_seed(settings)
     begun = time.perf_counter()
@@ -88,6 +100,7 @@ def evaluate_weights(settings: Settings, version: int, weights: np.ndarray) -> E
         record=1,
         max_steps=records.evaluation_steps,
         make_film=lambda: Film(SMALL_SIDE, SMALL_FRAMES),
+        is_stopping=is_stopping,
     )
     return EvaluationReport(
         version,
@@ -118,6 +131,7 @@ def play_episodes(
     max_steps: int = 0,
     announce: Callable[[EpisodeResult, bool], None] | None = None,
     make_film: Callable[[], Film] = Film,
+    is_stopping: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Play episodes one after the other; episode number i always begins from the same seed, whatever went before it.
 
@@ -131,9 +145,12 @@ def play_episodes(
         max_steps: environment steps after which an episode is ended; 0 leaves it to the environment.
         announce: called as each episode ends, with its result and whether `max_steps` ended it.
         make_film: makes what takes an episode's frames.
+        is_stopping: asked before each step whether to stop.
 
     Raises:
         UserError: if the environment cannot be made.
+        EnvironmentFailedError: if it fails.
+        EvaluationStoppedError: if `is_stopping` said so.
     """
     env = make_environment(settings, render=record > 0)
     try:
@@ -141,7 +158,8 @@ def play_episodes(
         evaluation = Evaluation(float(env.metadata.get("render_fps", DEFAULT_FPS)) / settings.action_repeat)
         for number in range(episodes):
             film = make_film() if number < record else None
-            result, cut = _play(env, policy, reset_seed(seed, number), film, max_steps)
+            with _failures_named(settings.id, number):
+                result, cut = _play(env, policy, reset_seed(seed, number), film, max_steps, is_stopping)
             evaluation.episodes.append(result)
             evaluation.cut_short += cut
             if film is not None and film.frames is not None:
@@ -150,10 +168,29 @@ def play_episodes(
                 announce(result, cut)
         return evaluation
     finally:
-        env.close()
+        close_environment(env, settings.id)
 
 
-def _play(env: Environment, policy: Policy, seed: int, film: Film | None, max_steps: int) -> tuple[EpisodeResult, bool]:
+@contextmanager
+def _failures_named(name: str, episode: int) -> Iterator[None]:
+    """Have whatever the environment raises say where it was.
+
+    Raises:
+        EnvironmentFailedError: instead.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, EvaluationStoppedError, UserError):  # the first is Ctrl-C, where nobody else takes it
+        raise
+    except BaseException as error:
+        raise EnvironmentFailedError(
+            f"environment '{name}' failed in episode {episode} of an evaluation: {describe(error)}"
+        ) from error
+
+
+def _play(
+    env: Environment, policy: Policy, seed: int, film: Film | None, max_steps: int, is_stopping: Callable[[], bool]
+) -> tuple[EpisodeResult, bool]:
     """Play one episode, film it if there is a film, and return its result and whether `max_steps` ended it."""
     to_environment = action_converter(env.action_space)
     observation, _ = env.reset(seed=seed)
@@ -163,11 +200,15 @@ def _play(env: Environment, policy: Policy, seed: int, film: Film | None, max_st
             _film(env, observation, film)
         if ended or (max_steps and length == max_steps):
             break
+        if is_stopping():
+            raise EvaluationStoppedError
         batch = {name: value[None] for name, value in observation.items()}
         check_finite(batch)
         action = policy.act(batch, np.array([length == 0]))[0]
         observation, reward, terminated, truncated, _ = env.step(to_environment(action))
-        total, length, ended = total + float(reward), length + 1, terminated or truncated
+        total, length = total + reward_of(reward), length + 1
+        terminated, truncated = flag_of("terminated", terminated), flag_of("truncated", truncated)
+        ended = terminated or truncated
     return EpisodeResult(total, length), not ended
 
 

@@ -15,6 +15,7 @@ from dreamfleet.actors.own_wrappers import OwnWrappers
 from dreamfleet.actors.registered_ids import find_registered, known_spec, maker_of
 from dreamfleet.actors.rendering import announce_library, prepare_library, why_nothing_is_drawn
 from dreamfleet.actors.suites import Environment, Suite, is_of_gymnasium, register_suite, suite_of
+from dreamfleet.actors.user_code import close_environment
 from dreamfleet.actors.user_objects import (
     NoSuchAttributeError,
     cause_of,
@@ -47,7 +48,7 @@ def load_environment(settings: EnvironmentSettings, render: bool) -> tuple[Suite
     try:
         return suite, own_wrappers.put_around(env)
     except UserError:
-        env.close()
+        close_environment(env, settings.id)
         raise
 
 
@@ -104,7 +105,7 @@ def _call(settings: EnvironmentSettings, suite: Suite, make: Callable[..., Envir
         env = _checked(make(**kwargs), settings)
         if not wanted or _is_undrawn(env, settings, suite) or "render_mode" in kwargs or not _can_render(env, make):
             return env
-        env.close()
+        close_environment(env, settings.id)
         return make(**kwargs, render_mode="rgb_array")
     except UserError:
         raise
@@ -138,7 +139,7 @@ def _is_undrawn(env: Environment, settings: EnvironmentSettings, suite: Suite) -
     """
     reason = suite.cannot_render()
     if reason and settings.observe != "own":
-        env.close()
+        close_environment(env, settings.id)
         raise UserError(f"env.observe {settings.observe}: '{settings.id}' cannot be drawn on this machine: {reason}.")
     if reason:
         announce(f"'{settings.id}' is not drawn, so there will be no video of it: {reason}")

@@ -68,6 +68,11 @@ class Rounds:
         self.current = self._rounds[self.row]
         return self.current
 
+    def take_back(self) -> None:
+        """Forget the current round, which was not finished; the one before it is the current one again."""
+        self.row -= 1
+        self.current = self._rounds[self.row]
+
     def set_from_here(self, name: str, number: int, k: int | slice = slice(None)) -> None:
         """Set the number of an environment's episode, or of all environments' version, from this round on."""
         self.arrays[name][self.row :, k] = number

@@ -23,7 +23,7 @@ from gymnasium.envs.registration import EnvSpec
 from dreamfleet.actors import rendering
 from dreamfleet.actors.announcements import announce
 from dreamfleet.actors.registered_ids import known_spec
-from dreamfleet.actors.wrappers import NoopStart
+from dreamfleet.actors.wrappers import NoopStart, SimulatorSteps
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings import EnvironmentSettings
 
@@ -63,7 +63,9 @@ class Suite:
         return env
 
     def repeat(self, env: Environment, settings: EnvironmentSettings) -> Environment:
-        """Return the environment with its no-op starts and its action repeat."""
+        """Return the environment with its no-op starts and its action repeat, below which its steps are counted."""
+        if settings.noop_max or settings.action_repeat > 1:
+            env = SimulatorSteps(env)
         if settings.noop_max:
             env = NoopStart(env, settings.noop_max)
         return wrappers.RepeatAction(env, settings.action_repeat) if settings.action_repeat > 1 else env
@@ -131,7 +133,7 @@ class Atari(Suite):
             return super().repeat(env, settings)
         side = settings.image_size
         env = wrappers.AtariPreprocessing(
-            env,
+            SimulatorSteps(env),
             noop_max=settings.noop_max,
             frame_skip=settings.action_repeat,
             screen_size=side or (shape[1], shape[0]),

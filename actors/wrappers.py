@@ -1,4 +1,4 @@
-"""The one wrapper that Gymnasium has for Atari alone: starting episodes with a few actions that do nothing."""
+"""Wrappers that Gymnasium lacks: no-op starts, which it has for Atari alone, and a count of simulator steps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,38 @@ import gymnasium
 import numpy as np
 
 from dreamfleet.actors.actions import null_action
+from dreamfleet.actors.user_code import flag_of, reward_of
+
+
+class SimulatorSteps(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Counts the steps of the environment below the wrappers that take several of them for one of ours.
+
+    It also looks at rewards and flags before they are summed and joined there, where a wrong one could not be named.
+
+    Attributes:
+        taken: simulator steps, of all episodes.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.taken = 0
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Take one step and count it."""
+        self.taken += 1
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if type(reward) is float and terminated is False and truncated is False:
+            return observation, reward, terminated, truncated, info  # as nearly always
+        return observation, reward_of(reward), flag_of("terminated", terminated), flag_of("truncated", truncated), info
+
+
+def step_counter(env: gymnasium.Env[Any, Any]) -> SimulatorSteps | None:
+    """Return the counter among an environment's wrappers, or None: each step is then one of the simulator."""
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, SimulatorSteps):
+            return env
+        env = env.env
+    return None
 
 
 class NoopStart(gymnasium.Wrapper[Any, Any, Any, Any]):

@@ -17,6 +17,7 @@ from dreamfleet.common.policy import Policy
 from dreamfleet.common.seeds import derive_seed
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
+from dreamfleet.common.torch_state import own_torch_state
 from dreamfleet.common.weights import load_flat
 
 
@@ -38,6 +39,7 @@ class ModelPolicy:
         before: acts until there are weights; needed only if `act` is called before `adopt`.
     """
 
+    @own_torch_state()
     def __init__(
         self,
         settings: Settings,
@@ -59,6 +61,7 @@ class ModelPolicy:
         self._previous = torch.zeros(environments, spaces.action.width)
         self._begins_anew = True
 
+    @own_torch_state()
     @torch.no_grad()
     def act(self, observations: Mapping[str, np.ndarray], is_first: np.ndarray) -> np.ndarray:
         """Return stored actions (K, *stored_shape) for observations (K, *shape) and is_first (K,); see `Policy`."""
@@ -79,6 +82,7 @@ class ModelPolicy:
         self._previous = encode_actions(self._spec, stored)  # as the learner will read it
         return stored.numpy()
 
+    @own_torch_state()
     def adopt(self, version: int, weights: np.ndarray) -> None:
         """Take over published weights; the first ones find the episodes under way as if these began there."""
         load_flat(self._agent.acting_parameters(), weights)

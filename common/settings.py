@@ -175,7 +175,8 @@ class LearnerSettings(Section):
     compile: bool = False
     """Whether updates are compiled by torch, which takes minutes at the start; meant for a GPU."""
     threads: int = Field(0, ge=0)
-    """CPU threads of the learner; 0 takes the cores that the actors leave free, at least 1; beside a GPU all cores."""
+    """CPU threads of the learner; 0 takes what OMP_NUM_THREADS says (but on a cluster, where Ray sets it), or else the
+    cores that the actors leave free, at least 1, and beside a GPU all."""
     prefetch: int = Field(2, ge=1, le=16)
     """Batches fetched ahead."""
     updates_per_order: int = Field(8, ge=1)

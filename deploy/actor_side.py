@@ -56,10 +56,10 @@ class ActorSide:
         """Note that an actor has its place and may have orders."""
         self._hungry[slot.number] = slot
 
-    def lost(self, slot: Slot) -> None:
-        """Note that an actor is gone: whatever of it is still on its way is not stored."""
+    def lost(self, slot: Slot) -> int:
+        """Note that an actor is gone: whatever of it is still on its way is not stored; return how many steps were."""
         self._hungry.pop(slot.number, None)
-        self._fleet.pool.retire(slot.number, slot.incarnation)
+        return self._fleet.pool.retire(slot.number, slot.incarnation)
 
     def is_fatal(self, cause: BaseException) -> bool:
         """Whether a failure ends the run: what no other actor in its place would mend.
@@ -74,7 +74,8 @@ class ActorSide:
         """Note what an actor collected."""
         fleet, ledger = self._fleet, self._fleet.ledger
         ledger.ordered_steps -= order.amount
-        ledger.uncounted_steps += order.amount
+        ledger.uncounted_steps += report.steps  # fewer than ordered, where the order was cut
+        ledger.simulator.add(report.steps, report.simulator_steps)
         self._has_collected = True
         self._hungry[slot.number] = slot
         slot.acted(order, lost_weights=report.weights_lost > 0)

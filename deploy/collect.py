@@ -65,7 +65,7 @@ def collect(
     old = run.settings() if run.config_file.exists() else None
     run.check_usable("--out")
     if run.kind() == "train" or any(run.checkpoints.glob("*.pt")):
-        raise UserError(f"flag --out: {run.path} is a training run; name another directory for the dataset.")
+        raise UserError(f"flag --out: {run.shown} is a training run; name another directory for the dataset.")
     spaces = probe(run, settings, old)
     make_policy(settings, spaces, settings.actors.environments, seed=0)  # says so if it does not fit the action
     remarks: list[Note] = []
@@ -76,12 +76,12 @@ def collect(
     plan_shards(run.replay, settings.replay, settings.learner.sequence_length, settings.seed)  # a fault leaves nothing
     run.create("--out")
     remarks += _disk_remarks(run, settings, len(shards))
-    acting = ["--policy", str(policy.path)] if policy else []
+    acting = ["--policy", str(policy.shown)] if policy else []
     goal = Goal(
         learns=False,
         ratio=TrainRatio(settings.train.ratio, 1, prefill=wanted, env_steps=wanted),  # no update is ever allowed
-        sum_up=lambda fleet, watcher: _sum_up(run, settings, fleet, watcher),
-        come_back=shlex.join(["dreamfleet", "collect", "--out", str(run.path), *acting]),
+        sum_up=lambda fleet, watcher: _sum_up(run, fleet, watcher),
+        come_back=shlex.join(["dreamfleet", "collect", "--out", str(run.shown), *acting]),
         weights=weights,
     )
     return Session(run, old, settings, spaces, goal, inline, address, remarks).play()
@@ -143,12 +143,12 @@ def _weights(
             )
         return None
     if kind == "random":
-        raise UserError(f"flag --policy: behaviour.kind of {policy.path} is random: there is no learned policy in it.")
+        raise UserError(f"flag --policy: behaviour.kind of {policy.shown} is random: there is no learned policy in it.")
     from dreamfleet.learner.acting_weights import load_acting_weights
 
     check_same_spaces(policy, spaces)
     weights = load_acting_weights(policy.checkpoints, settings, checkpoint)
-    text = f"policy: {kind} of {policy.path} at update {weights[0]:,}, exploring as in training"
+    text = f"policy: {kind} of {policy.shown} at update {weights[0]:,}, exploring as in training"
     remarks.append((logging.INFO, text))
     return weights
 
@@ -157,7 +157,7 @@ def _wanted(run: RunDirectory, settings: Settings, steps: int | None, remarks: l
     """Return the steps that the dataset is to hold in the end: those that it holds already at least."""
     wanted, held = steps or settings.train.env_steps, count_steps(run.replay)
     if held > wanted:
-        remarks.append((logging.INFO, f"{run.path} holds {held:,} steps already, more than the {wanted:,} asked for"))
+        remarks.append((logging.INFO, f"{run.shown} holds {held:,} steps already, more than the {wanted:,} asked for"))
     return max(wanted, held)
 
 
@@ -166,18 +166,18 @@ def _disk_remarks(run: RunDirectory, settings: Settings, shards: int) -> list[No
     needed, free = settings.replay.capacity_gb * 1e9 / shards, shutil.disk_usage(run.path).free
     if not needed > free > 0:
         return []
-    text = (f"the disk of {run.path} has {in_bytes(free)} free; uncompressed the dataset would take up to "
+    text = (f"the disk of {run.shown} has {in_bytes(free)} free; uncompressed the dataset would take up to "
             f"{in_bytes(needed)}, mostly it takes a tenth of that")  # fmt: skip
     return [(logging.WARNING, text)]
 
 
-def _sum_up(run: RunDirectory, settings: Settings, fleet: Fleet, watcher: RunWatcher) -> None:
+def _sum_up(run: RunDirectory, fleet: Fleet, watcher: RunWatcher) -> None:
     steps = fleet.env_steps
-    lines = [f"env steps    {steps:,} ({steps * settings.env.action_repeat:,} simulator steps)"]
+    lines = [f"env steps    {steps:,}{fleet.ledger.simulator.describe(steps)}"]
     held = int(watcher.last_replay.get("steps", steps))
     if held < steps:
         log.warning("%s holds %d of the %d steps collected: the oldest were dropped, since an earlier start gave the "
-                    "replay too little room", run.path, held, steps)  # fmt: skip
+                    "replay too little room", run.shown, held, steps)  # fmt: skip
     if watcher.last_replay.get("bytes_stored"):
         stored, raw = (watcher.last_replay[name] for name in ("bytes_stored", "bytes_raw"))
         lines.append(f"stored       {in_bytes(stored)}, {raw / stored:.1f} times smaller than raw")
@@ -188,7 +188,7 @@ def _sum_up(run: RunDirectory, settings: Settings, fleet: Fleet, watcher: RunWat
         )
     if fleet.restarts:
         lines.append(f"replaced     {fleet.restarts} workers, see the log")
-    lines.append(f"dataset      {run.path}")
-    command = shlex.join(["dreamfleet", "train", "--dataset", str(run.path), "--preset", "NAME"])
+    lines.append(f"dataset      {run.shown}")
+    command = shlex.join(["dreamfleet", "train", "--dataset", str(run.shown), "--preset", "NAME"])
     lines.append(f"train on it  {command}")
     log.info("done:\n  %s", "\n  ".join(lines))

@@ -83,7 +83,7 @@ def dream_of(
             name = "records.picture_context" if context is None else "flag --context"
             raise UserError(f"{name}: {seen} steps leave nothing to imagine: {_longest(replay, drawn)}.")
     except NotEnoughExperienceError as error:
-        raise UserError(f"{run.path}: there is nothing to dream of yet: {error}.") from None
+        raise UserError(f"{run.shown}: there is nothing to dream of yet: {error}.") from None
     finally:
         replay.close()
     result = dream(model, drawn.arrays, seen, seed=settings.seed)

@@ -8,7 +8,9 @@ import json
 import numpy as np
 
 from dreamfleet.actors.collector import EpisodeResult
+from dreamfleet.actors.environment_batch import EnvironmentFailedError
 from dreamfleet.actors.evaluator import play_episodes
+from dreamfleet.common.errors import UserError
 from dreamfleet.common.policy import make_policy
 from dreamfleet.common.video import write_webm
 from dreamfleet.deploy.run_directory import RunDirectory
@@ -27,7 +29,7 @@ def evaluate(run: RunDirectory, episodes: int, seed: int, videos: int, max_steps
         checkpoint: "newest" or "best"; a run that acts by chance needs none.
 
     Raises:
-        UserError: if there is no checkpoint, or it does not fit the run's settings.
+        UserError: if there is no checkpoint, it does not fit the run's settings, or the environment fails.
     """
     settings = run.settings()
     numbers = itertools.count()
@@ -44,15 +46,18 @@ def evaluate(run: RunDirectory, episodes: int, seed: int, videos: int, max_steps
     print(
         f"playing {episodes} episodes of {settings.env.id} with the policy '{settings.behaviour.kind}'{of}", flush=True
     )
-    evaluation = play_episodes(
-        settings.env,
-        lambda spaces: make_policy(settings, spaces, 1, seed, explores=weights is None, weights=weights),
-        episodes,
-        seed,
-        record=min(videos, episodes),
-        max_steps=max_steps,
-        announce=announce,
-    )
+    try:
+        evaluation = play_episodes(
+            settings.env,
+            lambda spaces: make_policy(settings, spaces, 1, seed, explores=weights is None, weights=weights),
+            episodes,
+            seed,
+            record=min(videos, episodes),
+            max_steps=max_steps,
+            announce=announce,
+        )
+    except EnvironmentFailedError as error:
+        raise UserError(f"{error}.") from error
     folder = run.path / "eval"
     folder.mkdir(exist_ok=True)
     returns = np.array([episode.total_reward for episode in evaluation.episodes])

@@ -28,6 +28,7 @@ from dreamfleet.deploy.ledger import Ledger
 from dreamfleet.deploy.pool import Pool, WorkerFailedError, WorkerLostError
 from dreamfleet.deploy.ratio import TrainRatio
 from dreamfleet.deploy.roster import LOOK_EVERY_S, Roster
+from dreamfleet.deploy.simulator_count import SimulatorCount
 from dreamfleet.deploy.slot import Order, Slot
 from dreamfleet.deploy.staffing import Staffing
 from dreamfleet.deploy.watcher import Watcher
@@ -56,6 +57,7 @@ class Fleet:
         stop: asked every turn; true ends the run cleanly.
         clock: seconds, for tests.
         weights: what the actors of a fleet without learner act with: a version and what stands for its weights.
+        simulator: the simulator steps counted by the run's earlier starts.
     """
 
     def __init__(
@@ -67,12 +69,13 @@ class Fleet:
         stop: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
         weights: Sequence[tuple[int, Any]] = (),
+        simulator: SimulatorCount | None = None,
     ) -> None:
         self.pool = pool
         self.staffing = staffing
         self.watcher = watcher or Watcher()
         self.roster = Roster(pool, staffing, clock)
-        self.ledger = Ledger(ratio)
+        self.ledger = Ledger(ratio, simulator=simulator or SimulatorCount())
         # The sides come last: they take roster and ledger from the fleet.
         self.actor_side = ActorSide(self)
         self.learner_side = LearnerSide(self, weights)
@@ -239,14 +242,15 @@ class Fleet:
 
     def _lost(self, slot: Slot, cause: str) -> None:
         """Empty a worker's slot; it is filled again by the next turn, or in a while if it failed before."""
-        self.ledger.ordered_steps -= self.roster.empty(slot, cause)
-        self._stored_more = True
+        stored = 0
         if slot is self.learner:
             self.learner_side.lost()
         elif slot is self.roster.evaluator:
             self.learner_side.lost_evaluator()
         else:
-            self.actor_side.lost(slot)
+            stored = self.actor_side.lost(slot)
+        self.ledger.ordered_steps -= self.roster.empty(slot, cause, stored)
+        self._stored_more = True
 
     def _recount(self) -> None:
         """Ask the replay for its counters."""

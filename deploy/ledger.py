@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dreamfleet.deploy.pool import Counters
 from dreamfleet.deploy.ratio import TrainRatio
+from dreamfleet.deploy.simulator_count import SimulatorCount
 
 
 @dataclass
@@ -21,6 +22,7 @@ class Ledger:
         ordered_steps: given to actors and not answered.
         uncounted_steps: answered since the replay was last asked for its count.
         ordered_updates: given to the learner and not answered.
+        simulator: steps that the simulators took.
     """
 
     ratio: TrainRatio
@@ -31,12 +33,18 @@ class Ledger:
     ordered_steps: int = 0
     uncounted_steps: int = 0
     ordered_updates: int = 0
+    simulator: SimulatorCount = field(default_factory=SimulatorCount)
 
     def count(self, counters: Counters) -> None:
         """Take S from the replay itself: nobody else knows whether a lost actor's last chunks were stored."""
         self.uncounted_steps = 0
         self.env_steps = counters.total_steps
         self.valid_starts = counters.valid_starts
+
+    @property
+    def simulator_steps(self) -> int | None:
+        """Simulator steps of all environment steps; None if none were counted."""
+        return self.simulator.of(self.env_steps)
 
     @property
     def has_all_steps(self) -> bool:

@@ -119,8 +119,8 @@ class Pool(Protocol):
         """Return what stands for flat weights in orders to actors."""
         ...
 
-    def retire(self, actor: int, incarnation: int) -> None:
-        """Have the replay store nothing more of a life that is over, and return once what came before is counted."""
+    def retire(self, actor: int, incarnation: int) -> int:
+        """Have the replay store nothing more of a life that is over; return how many of its steps are stored."""
         ...
 
     def counters(self) -> Counters:

@@ -30,11 +30,10 @@ class Progress:
         batch_wait_s: seconds that the learner waited for batches inside its orders; its caller adds to it.
     """
 
-    def __init__(self, fleet: Fleet, env_factor: int) -> None:
+    def __init__(self, fleet: Fleet) -> None:
         self.batch_wait_s = 0.0
         self.begun = time.monotonic()
         self._fleet = fleet
-        self._env_factor = env_factor
         self._readings: deque[Reading] = deque()
         self._first: Reading | None = None
 
@@ -93,15 +92,19 @@ class Progress:
         """Return the fleet's figures for TensorBoard."""
         rates, fleet = self.rates(), self._fleet
         versions = [slot.version for slot in fleet.actors if slot.version >= 0]
+        simulated = fleet.ledger.simulator_steps
+        simulator = {} if simulated is None else {
+            "fleet/simulator_steps_per_s": rates["env_steps_per_s"] * simulated / max(1, fleet.env_steps),
+            "fleet/simulator_steps": simulated,
+        }  # fmt: skip
         return {
             "fleet/env_steps_per_s": rates["env_steps_per_s"],
-            "fleet/simulator_steps_per_s": rates["env_steps_per_s"] * self._env_factor,
             "fleet/updates_per_s": rates["updates_per_s"],
             "fleet/actors_wait_fraction": rates["actors_wait"],
             "fleet/learner_wait_fraction": rates["learner_waits"],
             "fleet/ratio": fleet.ratio.reached(fleet.env_steps, fleet.updates),
             "fleet/env_steps": fleet.env_steps,
-            "fleet/simulator_steps": fleet.env_steps * self._env_factor,
+            **simulator,
             "fleet/actors": fleet.roster.placed,
             "fleet/actors_wanted": len(fleet.actors),
             "fleet/restarts": fleet.restarts,
@@ -112,7 +115,7 @@ class Progress:
         """Return what state.json says of the progress: the scalars, what is wanted, and the seconds left."""
         fleet, ratio = self._fleet, self._fleet.ratio
         wanted = {"wanted/env_steps": ratio.env_steps, "wanted/updates": ratio.updates, "wanted/ratio": ratio.ratio}
-        made = {"env_steps": fleet.env_steps, "updates": fleet.updates}
+        made = {"env_steps": fleet.env_steps, "updates": fleet.updates, **fleet.ledger.simulator.to_state()}
         return {**self.scalars(), **wanted, **made, "seconds_left": self.seconds_left()}
 
     def share(self) -> float:

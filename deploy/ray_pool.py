@@ -27,6 +27,7 @@ from dreamfleet.common.steps import StepFormat
 from dreamfleet.deploy.placement import Placement
 from dreamfleet.deploy.pool import Counters, Worker, WorkerFailedError, WorkerLostError
 from dreamfleet.deploy.run_directory import RunDirectory
+from dreamfleet.learner.hardware import torch_threads
 from dreamfleet.learner.process import LearnerProcess
 from dreamfleet.replay.client import RayReplay
 from dreamfleet.replay.server import start_replay_servers
@@ -40,6 +41,9 @@ KEEP_MEMORY = {
     "MALLOC_TOP_PAD_": "268435456",
 }
 """Has glibc keep freed memory: a CPU learner asks for it again at every update, and page faults cost it a sixth."""
+
+CLOSE_TIMEOUT_S = 10.0
+"""How long the end of a run waits for environments to be closed: their simulators may be processes of their own."""
 
 log = logging.getLogger("dreamfleet")
 
@@ -67,6 +71,7 @@ class RayPool:
         self._run = run
         self._is_local = address is None
         self._done: SimpleQueue[Future[Any]] = SimpleQueue()
+        self._actors: list[Worker] = []
         _start_ray(settings, address)
         try:
             self._begin()
@@ -131,7 +136,8 @@ class RayPool:
         server = self._servers[shard_of(actor, self._replay.alive)]
         actor_class: Any = ActorProcess
         target = actor_class.options(**options).remote(self._settings, actor, incarnation, server, self._handover)
-        return Worker(f"actor {actor}", target)
+        self._actors.append(Worker(f"actor {actor}", target))
+        return self._actors[-1]
 
     def start_evaluator(self) -> Worker:
         """Start the actor that only evaluates, beside the learner; it needs no room of its own."""
@@ -144,13 +150,15 @@ class RayPool:
     def start_learner(self) -> Worker:
         """Start the learner process, beside the replay and with a GPU if that node has one."""
         cores = os.cpu_count() if self._is_local else int(self._placement.home.resources.get("CPU", 1))
-        threads = self._settings.learner.threads or cores or 1
+        set_to = torch_threads() if self._is_local else None  # on a cluster Ray has set OMP_NUM_THREADS to 1
+        threads = self._settings.learner.threads or (set_to.number if set_to and set_to.is_asked_for else cores) or 1
         variables = {"OMP_NUM_THREADS": str(threads)} | ({} if self._placement.has_gpu else KEEP_MEMORY)
         options = self._placement.learner_options() | {"max_restarts": 0, "runtime_env": {"env_vars": variables}}
         learner_class: Any = LearnerProcess
         target = learner_class.options(**options).remote(
-            self._settings, self._spaces.to_json(), self._servers, str(self._run.path.resolve()), self._busy_cores()
-        )
+            self._settings, self._spaces.to_json(), self._servers, str(self._run.path.resolve()), self._busy_cores(),
+            set_to,
+        )  # fmt: skip
         return Worker("learner", target)
 
     def _busy_cores(self) -> int:
@@ -165,6 +173,8 @@ class RayPool:
     def stop(self, worker: Worker) -> None:
         """Kill a worker's process."""
         ray.kill(worker.target)
+        if worker in self._actors:
+            self._actors.remove(worker)
 
     def hurry(self, worker: Worker) -> None:
         """Have the learner end its train orders after the update it is at."""
@@ -227,9 +237,9 @@ class RayPool:
         self._published = ray.put(flat)
         return self._published
 
-    def retire(self, actor: int, incarnation: int) -> None:
-        """Have the replay store nothing more of a life that is over, and return once what came before is counted."""
-        self._replay.retire(actor, incarnation)
+    def retire(self, actor: int, incarnation: int) -> int:
+        """Have the replay store nothing more of a life that is over; return how many of its steps are stored."""
+        return self._replay.retire(actor, incarnation)
 
     def counters(self) -> Counters:
         """Ask the replay for its counters."""
@@ -254,12 +264,20 @@ class RayPool:
     def close(self) -> None:
         """Close the replay and leave Ray, which ends all that this process started."""
         try:
+            self._close_environments()
             self._take_back_request()
             self._replay.close()
         except RunFailedError as error:
             log.warning("the replay was not closed in order, what it acknowledged is on disk: %s", error)
         finally:
             ray.shutdown()
+
+    def _close_environments(self) -> None:
+        """Let actors close their environments, but not for ever; one that is busy or gone is left to Ray."""
+        placed = self.placed(self._actors)
+        if placed:
+            ray.wait([worker.target.close.remote() for worker in placed], num_returns=len(placed),
+                     timeout=CLOSE_TIMEOUT_S)  # fmt: skip
 
 
 def _start_ray(settings: Settings, address: str | None) -> None:

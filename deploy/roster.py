@@ -86,12 +86,18 @@ class Roster:
         self._check_actors()
         return filled
 
-    def empty(self, slot: Slot, cause: str) -> int:
-        """Empty the slot of a worker that was lost, and return the steps that it was to collect."""
+    def empty(self, slot: Slot, cause: str, stored: int = 0) -> int:
+        """Empty the slot of a worker that was lost, and return the steps that it was to collect.
+
+        Args:
+            slot: the worker's.
+            cause: what it was lost by.
+            stored: steps that it had collected in its life and that are stored.
+        """
         if slot.worker:
             self._pool.stop(slot.worker)
         where = f" (on {slot.node})" if slot.node else ""
-        unanswered = slot.lost(self._clock(), cause)
+        unanswered = slot.lost(self._clock(), cause, stored)
         self.restarts += 1
         log.warning("%s is %s: %s%s", slot.name, "given up" if slot.given_up else "replaced", cause, where)
         return unanswered

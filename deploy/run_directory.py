@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import time
@@ -20,7 +21,8 @@ class RunDirectory:
     """Paths and small files of one run.
 
     Attributes:
-        path: the directory.
+        path: the directory, absolute: an environment may change the working directory.
+        shown: the same as it was given, for what is said of a flag.
         config_file: the resolved settings.
         spaces_file: what the environment shows and takes.
         replay: the chunk log.
@@ -33,7 +35,8 @@ class RunDirectory:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.shown = path
+        self.path = path = path.absolute()  # not resolved: links are left as the user knows them
         self.config_file = path / "config.yaml"
         self.spaces_file = path / "spaces.json"
         self.replay = path / "replay"
@@ -64,9 +67,9 @@ class RunDirectory:
         if self.config_file.is_file():
             return self
         if not self.path.exists():
-            siblings = [str(file.parent) for file in self.path.parent.glob("*/config.yaml")]
-            raise UserError(f"flag {flag}: {self.path} does not exist.{nearest(str(self.path), siblings)}")
-        raise UserError(f"flag {flag}: {self.path} is no run directory: it holds no config.yaml.")
+            siblings = [str(file.parent) for file in self.shown.parent.glob("*/config.yaml")]
+            raise UserError(f"flag {flag}: {self.shown} does not exist.{nearest(str(self.shown), siblings)}")
+        raise UserError(f"flag {flag}: {self.shown} is no run directory: it holds no config.yaml.")
 
     def check_usable(self, flag: str = "--run") -> None:
         """Refuse a path that holds something that is no run.
@@ -76,10 +79,10 @@ class RunDirectory:
         """
         if self.path.exists() and not self.config_file.is_file():
             if not self.path.is_dir():
-                raise UserError(f"flag {flag}: {self.path} is a file, not a directory.")
-            if any(self.path.iterdir()):
+                raise UserError(f"flag {flag}: {self.shown} is a file, not a directory.")
+            if not self._holds_nothing():
                 raise UserError(
-                    f"flag {flag}: {self.path} holds files, but no run (no config.yaml); name another directory."
+                    f"flag {flag}: {self.shown} holds files, but no run (no config.yaml); name another directory."
                 )
 
     def kind(self) -> str:
@@ -97,11 +100,18 @@ class RunDirectory:
 
     def discard(self) -> None:
         """Remove a run that was just made and has come to nothing; one that holds anything else is left as it is."""
+        if self._holds_nothing():
+            shutil.rmtree(self.path)
+
+    def _holds_nothing(self) -> bool:
+        """Whether there is no more here than a start makes before it collects, as one that was killed leaves it."""
         made = {self.config_file, self.spaces_file, self.log_file, self.path / STATE_NAME, self.path / LOCK_NAME}
+        unfinished = {self.config_file.with_suffix(".tmp"), self.path / f"{STATE_NAME}.tmp"}
         folders = (self.replay, self.checkpoints, self.tensorboard, self.pictures)
         there = set(self.path.iterdir())
-        if there <= {*made, *folders} and not any(folder.is_dir() and any(folder.iterdir()) for folder in folders):
-            shutil.rmtree(self.path)
+        return there <= {*made, *unfinished, *folders} and not any(
+            folder.is_dir() and any(folder.iterdir()) for folder in folders
+        )
 
     def create(self, flag: str = "--run") -> None:
         """Make the directory and its folders.
@@ -113,7 +123,7 @@ class RunDirectory:
             for folder in (self.path, self.replay, self.checkpoints, self.tensorboard, self.pictures):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"flag {flag}: {self.path} cannot be made: {error.strerror}.") from None
+            raise UserError(f"flag {flag}: {self.shown} cannot be made: {error.strerror}.") from None
 
     def experience(self, settings: Settings) -> tuple[Path, bool]:
         """Return the replay directory that the run trains from, and whether it may only be read: a dataset's."""
@@ -127,9 +137,9 @@ class RunDirectory:
         """Write the settings and the spaces; a run killed in the middle keeps those that it had."""
         unfinished = self.config_file.with_suffix(".tmp")
         write_settings(settings, unfinished)
-        unfinished.replace(self.config_file)
+        _replace_synced(unfinished, self.config_file)
         unfinished.write_text(json.dumps(spaces.to_json(), indent=1, allow_nan=False))
-        unfinished.replace(self.spaces_file)
+        _replace_synced(unfinished, self.spaces_file)
 
     def spaces(self) -> Spaces:
         """Return the spaces of the run's environment.
@@ -139,5 +149,17 @@ class RunDirectory:
         """
         try:
             return Spaces.from_json(json.loads(self.spaces_file.read_text()))
+        except FileNotFoundError:
+            raise UserError(f"{self.spaces_file} is not there: the run has not trained yet.") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.spaces_file} cannot be read ({error}): the run has not trained yet.") from None
+            raise UserError(
+                f"{self.spaces_file} cannot be read ({error}): remove it, and the next `dreamfleet train --run "
+                f"{self.path}` writes it anew."
+            ) from None
+
+
+def _replace_synced(new: Path, target: Path) -> None:
+    """Give a file its name once it is on the disk: after a crash of the machine there is the old one or the new."""
+    with new.open("rb") as file:
+        os.fsync(file.fileno())
+    new.replace(target)

@@ -24,8 +24,9 @@ from dreamfleet.deploy.goal import Goal
 from dreamfleet.deploy.pool import Pool
 from dreamfleet.deploy.resolve import changes
 from dreamfleet.deploy.run_directory import RunDirectory
+from dreamfleet.deploy.simulator_count import SimulatorCount
 from dreamfleet.deploy.staffing import Staffing
-from dreamfleet.deploy.state import StateWriter
+from dreamfleet.deploy.state import StateWriter, read_state
 from dreamfleet.deploy.stop import StopRequest
 from dreamfleet.deploy.watching import RunWatcher
 
@@ -90,7 +91,7 @@ class Session:
     def _play(self) -> int:
         run, console = self._run, Console()
         with StopRequest() as stop, open_log(console, run.log_file):
-            log.info("dreamfleet %s: %s %s", __version__, "resuming" if self._old else "new run", run.path)
+            log.info("dreamfleet %s: %s %s", __version__, "resuming" if self._old else "new run", run.shown)
             for change in changes(self._old, self._settings) if self._old else []:
                 log.info("changed since the last start: %s", change)
             for level, text in self._remarks:
@@ -99,6 +100,7 @@ class Session:
             if not self._old:  # an old run's are written over once its checkpoint is found to fit the new ones
                 run.write(self._settings, self._spaces)
             kind, pause_s = "train" if self._goal.learns else "collect", self._settings.records.log_every_s
+            self._counted = SimulatorCount.of_state(read_state(run.path))  # before it is written over
             try:
                 with StateWriter(run.path, kind, pause_s) as state:
                     return self._run_fleet(console, stop, state)
@@ -107,21 +109,25 @@ class Session:
                 raise
             except RunFailedError as error:
                 log.error("the run failed: %s", error)  # noqa: TRY400 (the sentence is what the user needs)
-                log.info("The log is in %s; `%s` goes on from what is stored.", run.log_file, self._goal.come_back)
+                log.info(
+                    "The log is in %s; `%s` goes on from what is stored.",
+                    run.shown / run.log_file.name,
+                    self._goal.come_back,
+                )
                 return 1
 
     def _run_fleet(self, console: Console, stop: StopRequest, state: StateWriter) -> int:
         from dreamfleet.deploy.records import Records
 
         run, settings, goal = self._run, self._settings, self._goal
-        with closing(self._open_pool()) as pool, closing(Records(run, self._sink())) as records:
+        with closing(self._open_pool(stop)) as pool, closing(Records(run, self._sink())) as records:
             self._has_begun = True
             watcher = RunWatcher(
                 settings, records, console, state, on_restored=lambda: run.write(settings, self._spaces)
             )
             published = [(goal.weights[0], pool.publish(goal.weights[1]))] if goal.weights else []
             staffing = Staffing.of(settings, goal.learns)
-            fleet = Fleet(pool, staffing, goal.ratio, watcher, stop=lambda: bool(stop), weights=published)
+            fleet = Fleet(pool, staffing, goal.ratio, watcher, stop.asked, weights=published, simulator=self._counted)
             fleet.run()
             watcher.write_last_row(fleet)
         if stop:
@@ -142,23 +148,25 @@ class Session:
         wanted = {"env_steps": ratio.env_steps, "updates": ratio.updates, "ratio": ratio.ratio}
         return Meters(self._run.path.resolve().name, wanted)
 
-    def _open_pool(self) -> Pool:
+    def _open_pool(self, stop: StopRequest) -> Pool:
         settings = self._settings
         if self._inline:
             from dreamfleet.deploy.inline_pool import InlinePool
 
             log.info("mode: inline, everything in this process")
-            return InlinePool(settings, self._spaces, self._run)
+            pool = InlinePool(settings, self._spaces, self._run, stop)
+            stop.then(pool.hurry_all)
+            return pool
         from dreamfleet.deploy.ray_pool import RayPool
 
         where = f"Ray cluster at {self._address}" if self._address else "Ray on this machine"
         log.info("mode: %s, actors: %s", where, _describe_actors(settings))
-        pool = RayPool(settings, self._spaces, self._run, self._address)
+        ray_pool = RayPool(settings, self._spaces, self._run, self._address)
         if self._address:
             import ray
 
             log.info("cluster: joined the one at %s", ray.get_runtime_context().gcs_address)
-        return pool
+        return ray_pool
 
     def _tell_environment(self) -> None:
         spaces = self._spaces
@@ -207,7 +215,7 @@ def check_same_spaces(run: RunDirectory, spaces: Spaces) -> None:
     if difference:
         kind, verb = ("dataset", "collected") if run.is_dataset else ("run", "trained")
         raise UserError(
-            f"The {kind} {run.path} is of another environment: {difference}; give the env settings that it was "
+            f"The {kind} {run.shown} is of another environment: {difference}; give the env settings that it was "
             f"{verb} with."
         )
 

@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from dreamfleet.common.steps import CHUNK_STEPS
 from dreamfleet.deploy.pool import Worker
 
 FAILURES_IN_A_ROW = 3
@@ -14,6 +15,8 @@ SHORT_LIVES_IN_A_ROW = 10
 """And after so many lives in a row that ended before they had done `SHORT_LIFE_ORDERS`."""
 SHORT_LIFE_ORDERS = 10
 """A worker that did so many orders was of use, whatever it died of."""
+USEFUL_STEPS = CHUNK_STEPS
+"""So was an actor of whose life so many steps are stored: a simulator that dies now and then is started at once."""
 LONGEST_PAUSE_S = 60.0
 """A slot waits so long at most before it is filled again."""
 START_S = 60.0
@@ -135,8 +138,14 @@ class Slot:
         if self._done >= SHORT_LIFE_ORDERS:
             self.short_lives = 0
 
-    def lost(self, now: float, cause: str) -> int:
-        """Empty the slot after its worker failed; return the amount of its unanswered orders."""
+    def lost(self, now: float, cause: str, stored: int = 0) -> int:
+        """Empty the slot after its worker failed; return the amount of its unanswered orders.
+
+        Args:
+            now: by the loop's clock.
+            cause: what it failed of.
+            stored: steps of an actor's life that are stored.
+        """
         unanswered = sum(order.amount for order in self.orders if order.kind == "collect")
         self.idle_s = self.idle_until(now)
         self.orders.clear()
@@ -146,11 +155,14 @@ class Slot:
         self.version = -1
         self._has_answered = False
         self._done = 0
-        self.failures += 1
-        self.short_lives += 1
         self.last_cause = cause
+        if stored >= USEFUL_STEPS:
+            self.failures = self.short_lives = 0
+        else:
+            self.failures += 1
+            self.short_lives += 1
         self.given_up = self.failures >= FAILURES_IN_A_ROW or self.short_lives >= SHORT_LIVES_IN_A_ROW
-        pause = 2.0 ** (max(self.failures, self.short_lives) - 1) - 1.0  # at once, after 1 s, after 3 s
+        pause = 2.0 ** max(0, max(self.failures, self.short_lives) - 1) - 1.0  # at once, after 1 s, after 3 s
         self.restart_at = now + min(pause, LONGEST_PAUSE_S)
         self._idle_since = now
         return unanswered

@@ -23,6 +23,7 @@ from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.session import Session, check_modes, probe
 from dreamfleet.deploy.watching import RunWatcher
 from dreamfleet.learner.checkpoint_url import check_checkpoint_url
+from dreamfleet.learner.restoring import check_fits
 from dreamfleet.replay.shards import plan_shards
 
 log = logging.getLogger("dreamfleet")
@@ -45,8 +46,8 @@ def train(run: RunDirectory, settings: Settings, inline: bool, address: str | No
     goal = Goal(
         learns=True,
         ratio=plan.ratio,
-        sum_up=lambda fleet, watcher: _sum_up(run, plan.settings, fleet, watcher),
-        come_back=shlex.join(["dreamfleet", "train", "--run", str(run.path)]),
+        sum_up=lambda fleet, watcher: _sum_up(run, fleet, watcher),
+        come_back=shlex.join(["dreamfleet", "train", "--run", str(run.shown)]),
     )
     return Session(run, plan.old, plan.settings, plan.spaces, goal, inline, address, plan.remarks).play()
 
@@ -80,8 +81,8 @@ def prepare(run: RunDirectory, settings: Settings, inline: bool, address: str | 
     old = run.settings() if run.config_file.exists() else None
     run.check_usable()
     if old and run.is_dataset:
-        command = shlex.join(["dreamfleet", "train", "--dataset", str(run.path)])
-        raise UserError(f"flag --run: {run.path} is a dataset; `{command}` trains on it, in a run of its own.")
+        command = shlex.join(["dreamfleet", "train", "--dataset", str(run.shown)])
+        raise UserError(f"flag --run: {run.shown} is a dataset; `{command}` trains on it, in a run of its own.")
     ratio = TrainRatio.of(settings)
     remarks: list[Note] = []
     if settings.train.dataset:
@@ -93,6 +94,8 @@ def prepare(run: RunDirectory, settings: Settings, inline: bool, address: str | 
             remarks += _idle_picture_settings(settings.env, spaces)
     _check_updates(settings, ratio)
     _check_model(settings, spaces)
+    if old:
+        check_fits(run.checkpoints, settings, spaces)
     check_checkpoint_url(settings.records.checkpoint_url)
     experience, read_only = run.experience(settings)
     plan_shards(experience, settings.replay, settings.learner.sequence_length, settings.seed, read_only)
@@ -218,9 +221,9 @@ def _check_model(settings: Settings, spaces: Spaces) -> None:
         WorldModel(spaces, settings.model)
 
 
-def _sum_up(run: RunDirectory, settings: Settings, fleet: Fleet, watcher: RunWatcher) -> None:
+def _sum_up(run: RunDirectory, fleet: Fleet, watcher: RunWatcher) -> None:
     """Dream once more of what was held out, and print where everything is."""
-    lines = [f"env steps    {fleet.env_steps:,} ({fleet.env_steps * settings.env.action_repeat:,} simulator steps)"]
+    lines = [f"env steps    {fleet.env_steps:,}{fleet.ledger.simulator.describe(fleet.env_steps)}"]
     lines.append(f"updates      {fleet.updates:,} (ratio {fleet.ratio.reached(fleet.env_steps, fleet.updates):.1f})")
     for name in ("total", "reconstruction", "kl", "reward", "continue"):
         first, last = (metrics.get(f"loss/{name}") for metrics in (watcher.first_metrics, watcher.last_metrics))
@@ -233,12 +236,12 @@ def _sum_up(run: RunDirectory, settings: Settings, fleet: Fleet, watcher: RunWat
     if fleet.restarts:
         lines.append(f"replaced     {fleet.restarts} workers, see the log")
     lines += _dream_lines(run)
-    lines.append(f"run          {run.path}")
+    lines.append(f"run          {run.shown}")
     if watcher.last_picture:
         lines.append(f"picture      {watcher.last_picture}")
     if watcher.last_video:
         lines.append(f"             {watcher.last_video}")
-    lines.append(f"TensorBoard  {_tensorboard_command(run.tensorboard)}")
+    lines.append(f"TensorBoard  {_tensorboard_command(run.shown / run.tensorboard.name)}")
     log.info("done:\n  %s", "\n  ".join(lines))
 
 

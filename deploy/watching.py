@@ -126,7 +126,6 @@ class RunWatcher(Watcher):
 
     def evaluated(self, fleet: Fleet, env_steps: int, report: Any) -> None:
         """Say how well the policy does, and record it against steps and time."""
-        del fleet
         _log_notes(report.notes)
         mean, std = float(np.mean(report.returns)), float(np.std(report.returns))
         cut = f", {report.cut_short} cut short" if report.cut_short else ""
@@ -140,7 +139,7 @@ class RunWatcher(Watcher):
         self._records.evaluation(
             {
                 "env_steps": env_steps,
-                "simulator_steps": env_steps * self._settings.env.action_repeat,
+                "simulator_steps": fleet.ledger.simulator.of(env_steps),
                 "updates": report.version,
                 "mean": mean,
                 "std": std,
@@ -156,7 +155,7 @@ class RunWatcher(Watcher):
 
     def turned(self, fleet: Fleet) -> None:
         """Show the status and write a row when they are due."""
-        self.progress = self.progress or Progress(fleet, self._settings.env.action_repeat)
+        self.progress = self.progress or Progress(fleet)
         now = time.monotonic()
         if now >= self._status_due:
             self.progress.read()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -35,19 +36,39 @@ class Hardware:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
 
 
-def choose_hardware(settings: LearnerSettings, busy_cores: int) -> Hardware:
+class TorchThreads(NamedTuple):
+    """How many threads torch was set to where the run was started, and whether the user must have meant that number."""
+
+    number: int
+    is_asked_for: bool
+
+
+def torch_threads() -> TorchThreads:
+    """Return what torch is set to in this process.
+
+    torch takes OMP_NUM_THREADS over by itself, and `torch.set_num_threads` goes beyond it. Without the variable, fewer
+    threads than there are cores may be torch's own choice: they are a limit then, and no number to be met.
+
+    Not to be asked where Ray has set the variable: in its workers, and in a cluster's jobs and shells.
+    """
+    number = torch.get_num_threads()
+    return TorchThreads(number, "OMP_NUM_THREADS" in os.environ or number > _usable_cores())
+
+
+def choose_hardware(settings: LearnerSettings, busy_cores: int, set_to: TorchThreads | None = None) -> Hardware:
     """Choose all of it as the settings say, or as the machine suggests, and set the threads.
 
     Args:
         settings: the learner's.
         busy_cores: cores that other processes of the run keep busy: a learner on the CPU leaves these to them.
+        set_to: what torch was set to, which is respected unless the settings say how many.
 
     Raises:
         UserError: if a GPU is asked for and there is none.
     """
     device, device_reason = _choose_device(settings)
     bfloat16, precision_reason = _choose_precision(settings, device)
-    threads, threads_reason = _choose_threads(settings, device, busy_cores)
+    threads, threads_reason = _choose_threads(settings, device, busy_cores, set_to)
     torch.set_num_threads(threads)
     return Hardware(
         device,
@@ -85,9 +106,20 @@ def _choose_precision(settings: LearnerSettings, device: torch.device) -> tuple[
     return True, "since the GPU is faster with it; parameters, losses and distributions stay float32"
 
 
-def _choose_threads(settings: LearnerSettings, device: torch.device, busy_cores: int) -> tuple[int, str]:
+def _choose_threads(
+    settings: LearnerSettings, device: torch.device, busy_cores: int, set_to: TorchThreads | None
+) -> tuple[int, str]:
     if settings.threads:
         return settings.threads, "as learner.threads says"
+    if set_to and set_to.is_asked_for:
+        return set_to.number, "as OMP_NUM_THREADS or torch.set_num_threads says"
+    threads, reason = _spare_threads(device, busy_cores)
+    if set_to and set_to.number < threads:
+        return set_to.number, "as torch is set to by itself or by torch.set_num_threads; learner.threads may say more"
+    return threads, reason
+
+
+def _spare_threads(device: torch.device, busy_cores: int) -> tuple[int, str]:
     cores = _usable_cores()
     if device.type != "cpu" or not busy_cores:
         return cores, "all cores that this process may use"

@@ -24,7 +24,7 @@ from dreamfleet.learner.actor_critic import ActorCritic
 from dreamfleet.learner.bad_batch import not_finite_loss
 from dreamfleet.learner.checkpoint_copies import CheckpointCopies
 from dreamfleet.learner.checkpoints import CheckpointStore
-from dreamfleet.learner.hardware import choose_hardware
+from dreamfleet.learner.hardware import TorchThreads, choose_hardware
 from dreamfleet.learner.illustration import draw_pictures, longest_episode
 from dreamfleet.learner.losses import world_model_loss
 from dreamfleet.learner.optimiser import load_moments
@@ -90,6 +90,7 @@ class Learner:
         run_directory: checkpoints lie in its folder `checkpoints`.
         prefetch: whether batches are fetched ahead, in threads.
         busy_cores: cores of this machine that actors keep busy.
+        set_to: the threads that torch was set to.
 
     Raises:
         UserError: if a GPU is asked for and there is none, the observations do not fit the encoder, or checkpoints
@@ -104,6 +105,7 @@ class Learner:
         run_directory: Path,
         prefetch: bool,
         busy_cores: int = 0,
+        set_to: TorchThreads | None = None,
     ) -> None:
         self._settings = settings
         self._spaces = spaces
@@ -111,7 +113,7 @@ class Learner:
         self._run_directory = Path(run_directory)
         self._prefetch = prefetch
         self._format = StepFormat(spaces)
-        self._hardware = choose_hardware(settings.learner, busy_cores)
+        self._hardware = choose_hardware(settings.learner, busy_cores, set_to)
         self.decisions = list(self._hardware.decisions)
         self._device = self._hardware.device
         torch.manual_seed(derive_seed(settings.seed, "model"))

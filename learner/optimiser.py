@@ -49,15 +49,24 @@ def load_moments(optimiser: torch.optim.Optimizer, state: Mapping[str, Any], ori
     Raises:
         UserError: if the moments are another optimiser's.
     """
-    saved, wanted = _kind(state["param_groups"][0]), _kind(optimiser.param_groups[0])
+    check_kind(state, _kind(optimiser.param_groups[0]), origin)
+    groups = zip(state["param_groups"], optimiser.param_groups, strict=True)
+    kept = [before | {name: value for name, value in now.items() if name != "params"} for before, now in groups]
+    optimiser.load_state_dict({"state": state["state"], "param_groups": kept})
+
+
+def check_kind(state: Mapping[str, Any], wanted: str, origin: str) -> None:
+    """Refuse saved moments of another optimiser than the settings name.
+
+    Raises:
+        UserError: if they are.
+    """
+    saved = _kind(state["param_groups"][0])
     if saved != wanted:
         raise UserError(
             f"{origin} was trained with learner.optimiser {saved}, and the settings say {wanted}: "
             f"give --learner.optimiser {saved}."
         )
-    groups = zip(state["param_groups"], optimiser.param_groups, strict=True)
-    kept = [before | {name: value for name, value in now.items() if name != "params"} for before, now in groups]
-    optimiser.load_state_dict({"state": state["state"], "param_groups": kept})
 
 
 def _kind(group: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ import ray
 from dreamfleet.common.notes import Note, NoteTaker
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
+from dreamfleet.learner.hardware import TorchThreads
 from dreamfleet.learner.learner import Learner, TrainReport
 from dreamfleet.learner.pictures import Pictures
 from dreamfleet.learner.publishing_learner import PublishingLearner, Restored
@@ -30,6 +31,7 @@ class LearnerProcess:
         replay: handles of the processes of the replay's shards, in order.
         run_directory: path of the run.
         busy_cores: cores of this machine that actors keep busy.
+        set_to: the threads that torch was set to, where the run was started.
     """
 
     def __init__(
@@ -39,10 +41,11 @@ class LearnerProcess:
         replay: Sequence[Any],
         run_directory: str,
         busy_cores: int = 0,
+        set_to: TorchThreads | None = None,
     ) -> None:
         self._notes = NoteTaker.install()
         shards = ShardedReplay([RayReplay(server) for server in replay], settings.seed, "learner: replay")
-        self._life = (settings, Spaces.from_json(spaces), shards, Path(run_directory), True, busy_cores)
+        self._life = (settings, Spaces.from_json(spaces), shards, Path(run_directory), True, busy_cores, set_to)
         self._built: PublishingLearner | None = None
 
     @property

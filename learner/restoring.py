@@ -8,12 +8,16 @@ from typing import Any
 
 import torch
 
+from dreamfleet.common.agent import Agent
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.model_settings import ModelSettings
+from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces, first_difference
 from dreamfleet.common.world_model import WorldModel
+from dreamfleet.learner.actor_critic import ActorCritic
 from dreamfleet.learner.checkpoint_facts import DamagedCheckpointError
 from dreamfleet.learner.checkpoints import CheckpointStore
+from dreamfleet.learner.optimiser import check_kind
 
 
 def load_world_model(
@@ -59,6 +63,29 @@ def find_checkpoint(
     return found
 
 
+def check_fits(checkpoints: Path, settings: Settings, spaces: Spaces) -> None:
+    """Refuse settings that are of another model than a run's newest checkpoint, without loading or making either.
+
+    What cannot be read is passed over: the learner tells of it.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    found = CheckpointStore(checkpoints, kept=1).newest_outline()
+    if found is None:
+        return
+    state, facts = found
+    origin = f"The checkpoint of update {facts['updates']} in {checkpoints}"
+    check_spaces(facts, spaces, origin)
+    with torch.device("meta"):
+        agent = Agent(spaces, settings)
+        kind = settings.behaviour.kind
+        actor_critic = ActorCritic(agent, settings) if kind == "actor_critic" else None
+    check_parameters(agent.world_model, state["model"], origin)
+    check_behaviour(actor_critic, state.get("behaviour"), kind, origin)
+    check_kind(state["optimiser"], settings.learner.optimiser, origin)
+
+
 def load_parameters(model: torch.nn.Module, state: Mapping[str, torch.Tensor], origin: str) -> None:
     """Put saved parameters into a model, or say which one does not fit.
 
@@ -69,6 +96,16 @@ def load_parameters(model: torch.nn.Module, state: Mapping[str, torch.Tensor], o
 
     Raises:
         UserError: if a parameter is missing, unknown or of another shape; the model is unchanged.
+    """
+    check_parameters(model, state, origin)
+    model.load_state_dict(dict(state))
+
+
+def check_parameters(model: torch.nn.Module, state: Mapping[str, torch.Tensor], origin: str) -> None:
+    """Refuse parameters that do not fit a model; the arguments are those of `load_parameters`.
+
+    Raises:
+        UserError: if a parameter is missing, unknown or of another shape.
     """
     wanted = model.state_dict()
     for name, tensor in wanted.items():
@@ -82,7 +119,6 @@ def load_parameters(model: torch.nn.Module, state: Mapping[str, torch.Tensor], o
             f"{origin} is of another kind of model: {_without_counterpart(state, wanted)} there, and "
             f"{_without_counterpart(wanted, state)} by these settings; give the settings that it was trained with."
         )
-    model.load_state_dict(dict(state))
 
 
 def load_behaviour(
@@ -99,6 +135,19 @@ def load_behaviour(
     Raises:
         UserError: if there is one without the other, or a parameter is missing, unknown or of another shape.
     """
+    check_behaviour(actor_critic, state, kind, origin)
+    if actor_critic is not None and state is not None:
+        actor_critic.load_state_dict(dict(state))
+
+
+def check_behaviour(
+    actor_critic: torch.nn.Module | None, state: Mapping[str, torch.Tensor] | None, kind: str, origin: str
+) -> None:
+    """Refuse a saved actor and critic that do not fit; the arguments are those of `load_behaviour`.
+
+    Raises:
+        UserError: if there is one without the other, or a parameter is missing, unknown or of another shape.
+    """
     if actor_critic is None and state is None:
         return
     if actor_critic is None or state is None:
@@ -106,7 +155,7 @@ def load_behaviour(
         raise UserError(
             f"{origin} has {has}, and behaviour.kind is {kind}: give the settings that it was trained with."
         )
-    load_parameters(actor_critic, state, origin)
+    check_parameters(actor_critic, state, origin)
 
 
 def check_spaces(facts: Mapping[str, Any], spaces: Spaces, origin: str) -> None:

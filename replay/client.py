@@ -64,9 +64,9 @@ class RayReplay:
         total_steps, valid_starts, next_incarnation = self._call("counters")
         return total_steps, valid_starts, next_incarnation
 
-    def retire(self, actor: int, incarnation: int) -> None:
+    def retire(self, actor: int, incarnation: int) -> int:
         """See `Replay.retire`."""
-        self._call("retire", actor, incarnation)
+        return int(self._call("retire", actor, incarnation))
 
     def stats(self) -> dict[str, float]:
         """See `Replay.stats`."""

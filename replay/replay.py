@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import threading
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,7 @@ class Replay:
         )  # guards the index and the pins of segments; never held while a disk is waited for
         self._duplicates = self._damaged_chunks = 0
         self._retired: set[tuple[int, int]] = set()
+        self._lives: Counter[tuple[int, int]] = Counter()  # steps stored since this was opened, by actor and life
         self._is_closed = False
         self._fault: OSError | None = None
         try:
@@ -115,7 +117,8 @@ class Replay:
         view = record.data if isinstance(record, np.ndarray) else memoryview(record)
         header = check_record(self._step_format, view)
         with self._writing:
-            if (header.key.actor, header.key.incarnation) in self._retired:
+            life = header.key.actor, header.key.incarnation
+            if life in self._retired:
                 return False
             with self._lock:
                 if self._index.knows(header.key):
@@ -125,6 +128,7 @@ class Replay:
                 if self._needs_roll(len(view), header.steps):
                     self._roll()
                 location = self._log.append(view, header.steps)
+                self._lives[life] += header.steps
             except OSError as error:
                 self._refuse_full_disk(error)
                 self._fault = error
@@ -191,14 +195,15 @@ class Replay:
         """Return nothing: what it has to say is in the log of its process."""
         return []
 
-    def retire(self, actor: int, incarnation: int) -> None:
-        """Store nothing more of a life of an actor that is over.
+    def retire(self, actor: int, incarnation: int) -> int:
+        """Store nothing more of a life of an actor that is over; return how many of its steps were, since the opening.
 
         Chunks of it may be on their way still, from a process that was killed or one that was cut off and lives on. The
         fleet has its steps collected by others; stored later, they would be more than were asked for.
         """
         with self._writing:
             self._retired.add((actor, incarnation))
+            return self._lives[actor, incarnation]
 
     def stats(self) -> dict[str, float]:
         """Return what is stored, in steps, chunks and bytes, and how much memory the index takes."""

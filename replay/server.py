@@ -64,9 +64,9 @@ class ReplayServer:
         return self._open().append(record)
 
     @ray.method(concurrency_group="insert")
-    def retire(self, actor: int, incarnation: int) -> None:
+    def retire(self, actor: int, incarnation: int) -> int:
         """See `Replay.retire`; in turn with the chunks, so that those that came before are stored and counted."""
-        self._open().retire(actor, incarnation)
+        return self._open().retire(actor, incarnation)
 
     @ray.method(concurrency_group="insert")
     def sync(self) -> None:

@@ -60,7 +60,7 @@ class Shard(Protocol):
         """See `Replay.notes`."""
         ...
 
-    def retire(self, actor: int, incarnation: int) -> None:
+    def retire(self, actor: int, incarnation: int) -> int:
         """See `Replay.retire`."""
         ...
 
@@ -164,9 +164,9 @@ class ShardedReplay:
         total_steps = sum(shard.total_steps for shard in figures)
         return total_steps, sum(starts.values()), max(shard.next_incarnation for shard in figures)
 
-    def retire(self, actor: int, incarnation: int) -> None:
+    def retire(self, actor: int, incarnation: int) -> int:
         """See `Replay.retire`; all shards are told, since nobody need know which of them the life wrote to."""
-        self._ask_all(lambda shard: shard.retire(actor, incarnation))
+        return sum(self._ask_all(lambda shard: shard.retire(actor, incarnation)).values())
 
     def stats(self) -> dict[str, float]:
         """Return the sums of what the shards that are left say (of versions the extremes), and how many those are."""

@@ -7,11 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dreamfleet.actors.collector import Collector, CollectReport, EpisodeResult, build_collector, environment_seeds
+from dreamfleet.actors.collector import (
+    Collector,
+    CollectorBrokenError,
+    CollectReport,
+    EpisodeResult,
+    build_collector,
+    environment_seeds,
+)
 from dreamfleet.actors.environment_batch import EnvironmentFailedError
 from dreamfleet.common.chunk import ChunkHeader, decode_chunk, parse_header
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.steps import StepFormat
+from dreamfleet.common.stop_sign import StepInterrupted
 
 
 class Shelf:
@@ -161,14 +169,15 @@ def test_every_step_records_the_version_that_chose_its_action() -> None:
     assert report.version == 9
 
 
-def test_a_failing_environment_costs_only_what_was_not_sent() -> None:
-    """An environment that fails at step 100 has sent its first chunk and says where it failed."""
+def test_a_failing_environment_costs_none_of_the_steps_before() -> None:
+    """An environment that fails at its step 100 has sent all that it recorded, and says where it failed."""
     collector, shelf = counting(1, length=10, fail_at=100)
     with pytest.raises(
         EnvironmentFailedError, match=r"actor 3, environment 0\) failed in episode 9 at step 10: .*told to"
     ):
         collector.collect(200)
-    assert [header.steps for header in shelf.headers(0)] == [64]
+    assert [header.steps for header in shelf.headers(0)] == [64, 99 + 10 - 64]
+    assert shelf.flushed == 2
 
 
 def test_a_vector_that_is_no_number_is_refused() -> None:
@@ -207,3 +216,73 @@ def test_car_racing_is_collected_and_compressed() -> None:
     assert steps["image"].shape == (17, 64, 64, 1)
     assert report.stored_bytes < report.raw_bytes / 2
     assert len({frame.tobytes() for frame in steps["image"]}) > 10
+
+
+def test_a_stop_ends_an_order_between_two_rounds() -> None:
+    """What was recorded is flushed and counted, and the collector goes on from there if it is asked to."""
+    collector, shelf = counting(2)
+    stop = StopAfter(5)
+    assert collector.collect(200, stop).steps == 2 * 5
+    assert shelf.flushed == len(shelf.records) == 2
+    assert collector.collect(200, stop).steps == 0
+    assert collector.collect(20).steps == 20
+    assert [header.steps for header in shelf.headers(1)] == [5, 10]
+
+
+def test_a_stop_interrupts_a_step() -> None:
+    """A step that is left half way is not recorded, the ones before it are; the collector is of no more use."""
+    collector, shelf = counting(2, length=4)
+    stop = StopAfter(100)
+    step, seen = collector._environments.environments[1].unwrapped.step, []
+
+    def step_until_asked(action: Any) -> Any:
+        seen.append(action)
+        if len(seen) == 6:
+            assert stop.may_interrupt
+            raise StepInterrupted
+        return step(action)
+
+    collector._environments.environments[1].unwrapped.step = step_until_asked  # type: ignore[method-assign]
+    report = collector.collect(200, stop)
+    assert report.steps == 2 * (5 + 2), "five actions, and the first steps of two episodes"
+    assert report.simulator_steps == 2 * 5
+    assert not stop.may_interrupt
+    assert shelf.flushed == 2
+    with pytest.raises(CollectorBrokenError):
+        collector.collect(1)
+
+
+class StopAfter:
+    """Asks to stop once it was looked at so often."""
+
+    def __init__(self, looks: int) -> None:
+        self.may_interrupt = False
+        self._left = looks
+
+    def asked(self) -> bool:
+        self._left -= 1
+        return self._left < 0
+
+    def hold(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("environments", [1, 3])
+@pytest.mark.parametrize(("repeat", "noop_max"), [(1, 0), (3, 0), (1, 2), (4, 3)])
+def test_simulator_steps_are_those_that_the_simulator_took(environments: int, repeat: int, noop_max: int) -> None:
+    """None at a reset but the no-ops, fewer where an episode ends within a repeat; however steps divide into orders."""
+    settings = Settings.model_validate({
+        "env": {"id": "counting_environment:make", "kwargs": {"length": 10, "action": "box"}, "image_size": 0,
+                "action_repeat": repeat, "noop_max": noop_max},
+        "actors": {"environments": environments},
+    })  # fmt: skip
+    shelf = Shelf()
+    collector = build_collector(settings, 3, 2, shelf)
+    reports = [collector.collect(steps) for steps in (1, 7, 20, 2, 33)]
+    assert all(report.simulator_steps >= 0 for report in reports)
+    taken = 0
+    for k in range(environments):
+        steps = shelf.steps(k, StepFormat(collector.spaces))
+        taken += int(steps["count"][-1, 3])  # the environment's own count, at the last step that is stored of it
+    assert sum(report.simulator_steps for report in reports) == taken
+    assert taken < 63 * repeat + 63 * noop_max

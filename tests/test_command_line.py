@@ -12,7 +12,9 @@ from typing import Any, NoReturn
 
 import pytest
 
+from dreamfleet.common.errors import UserError
 from dreamfleet.deploy.command_line import main
+from dreamfleet.deploy.run_directory import RunDirectory
 
 PACKAGE = Path(__file__).resolve().parent.parent / ".pkg"
 
@@ -61,6 +63,28 @@ def test_a_run_directory_with_a_typo_suggests_the_nearest(capsys: pytest.Capture
     (tmp_path / "walker-1").mkdir()
     (tmp_path / "walker-1" / "config.yaml").write_text("seed: 0\n")
     assert "walker-1'" in complaint(capsys, "eval", "--run", str(tmp_path / "wakler-1"))
+
+
+def test_what_a_start_left_that_was_killed_at_once_is_no_obstacle(tmp_path: Path) -> None:
+    """Before config.yaml is written there is nothing to lose: the next start takes the directory."""
+    run = RunDirectory(tmp_path / "run")
+    run.create()
+    run.log_file.write_text("new run\n")
+    run.config_file.with_suffix(".tmp").write_text("seed")
+    run.check_usable()
+    (run.replay / "shard-0").mkdir()
+    with pytest.raises(UserError, match="holds files, but no run"):
+        run.check_usable()
+
+
+def test_spaces_that_cannot_be_read_say_what_to_do(tmp_path: Path) -> None:
+    """A file that is spoiled is not taken for one that was never written."""
+    run = RunDirectory(tmp_path)
+    with pytest.raises(UserError, match="has not trained yet"):
+        run.spaces()
+    run.spaces_file.write_text('{"observations": ')
+    with pytest.raises(UserError, match=r"spaces.json cannot be read \(.*\): remove it, and the next"):
+        run.spaces()
 
 
 def test_a_folder_with_other_files_is_no_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -135,9 +159,10 @@ def test_what_may_not_be_read_is_a_sentence(
 
     (tmp_path / "run").mkdir()
     monkeypatch.chdir(tmp_path)
+    denied = tmp_path / "run"
     for question in ("exists", "is_file", "is_dir", "iterdir"):
         plain = getattr(Path, question)
-        ask = lambda path, plain=plain: refuse(path) if path.parts[:1] == ("run",) else plain(path)  # noqa: E731
+        ask = lambda path, plain=plain: refuse(path) if path.absolute().is_relative_to(denied) else plain(path)  # noqa: E731
         monkeypatch.setattr(Path, question, ask)
     message = complaint(capsys, *arguments)
     assert "run" in message

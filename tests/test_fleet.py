@@ -343,6 +343,18 @@ def test_an_actor_that_never_lives_long_is_given_up() -> None:
     assert sum(actor == 0 for actor, _ in pool.started) == 10
 
 
+@pytest.mark.parametrize("fate", ["failed", "lost"])
+def test_an_actor_that_makes_progress_in_each_life_is_restarted_at_once(fate: str) -> None:
+    """A simulator that dies every few hundred steps is no fault to wait for, however often it does."""
+    orders = itertools.count(1)
+    pool = SimulatedPool(lose=lambda actor, order: fate if next(orders) % 8 == 0 else "", seconds_per_step=0.001)
+    fleet = run(pool, dataclasses.replace(STAFFING, actors=1), dataclasses.replace(RATIO, env_steps=6000))
+    assert fleet.env_steps == pool.total_steps == 6000
+    assert fleet.restarts >= 40
+    assert not fleet.actors[0].given_up
+    assert pool.now < 6000 * 0.001 * 2.0 + 2.0 * fleet.restarts, "a start takes a second and a half here, and no more"
+
+
 def test_work_goes_round_when_there_is_little_of_it() -> None:
     """When a slow learner leaves the actors little to do, each still gets its turn."""
     pool = SimulatedPool(seconds_per_step=0.0001, seconds_per_update=1.0)

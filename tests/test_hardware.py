@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dreamfleet.common.settings import LearnerSettings
-from dreamfleet.learner.hardware import Hardware, choose_hardware
+from dreamfleet.learner.hardware import Hardware, TorchThreads, choose_hardware, torch_threads
 
 
 @pytest.fixture(autouse=True)
@@ -19,10 +19,12 @@ def _threads_as_before() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def choose(monkeypatch: pytest.MonkeyPatch, cores: int, busy: int, **settings: object) -> Hardware:
+def choose(
+    monkeypatch: pytest.MonkeyPatch, cores: int, busy: int, set_to: TorchThreads | None = None, **settings: object
+) -> Hardware:
     """Choose on a machine of so many cores, of which so many are busy."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
-    return choose_hardware(LearnerSettings.model_validate({"device": "cpu", **settings}), busy)
+    return choose_hardware(LearnerSettings.model_validate({"device": "cpu", **settings}), busy, set_to)
 
 
 @pytest.mark.parametrize(
@@ -63,3 +65,26 @@ def test_where_no_process_is_bound_to_cores_all_are_counted(monkeypatch: pytest.
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     assert choose_hardware(LearnerSettings(device="cpu"), 2).threads == 4
+
+
+def test_what_torch_was_told_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number that was asked for is taken as it is; one that may be torch's own is a limit; the setting wins."""
+    asked, own = TorchThreads(6, is_asked_for=True), TorchThreads(4, is_asked_for=False)
+    chosen = choose(monkeypatch, 4, 3, asked)
+    assert chosen.threads == torch.get_num_threads() == 6
+    assert "threads: 6, as OMP_NUM_THREADS or torch.set_num_threads says" in chosen.decisions
+    assert choose(monkeypatch, 8, 2, own).threads == 4
+    assert choose(monkeypatch, 8, 6, own).threads == 2, "the actors are left their cores"
+    assert choose(monkeypatch, 8, 2, asked, threads=3).threads == 3
+
+
+def test_who_set_the_threads_is_told_by_the_variable_or_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OMP_NUM_THREADS is the user's; so are more threads than there are cores."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(4)), raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    torch.set_num_threads(2)
+    assert torch_threads() == (2, True)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert torch_threads() == (2, False)
+    torch.set_num_threads(5)
+    assert torch_threads() == (5, True)

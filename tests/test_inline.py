@@ -226,6 +226,40 @@ def test_a_finished_run_goes_on_when_more_steps_are_wanted(copy: Path) -> None:
     assert_complete(copy, settings)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": {"hidden": 24}}, r"parameter '.*' has shape .* by these settings"),
+        ({"learner": {"optimiser": "laprop"}}, "give --learner.optimiser adam"),
+        ({"behaviour": {"kind": "actor_critic"}}, "has no actor, and behaviour.kind is actor_critic"),
+    ],
+    ids=str,
+)
+def test_a_resume_with_another_model_is_refused_before_anything_is_started(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: str
+) -> None:
+    """Nothing of the run is opened for it, no process is started, and no file of it changes."""
+    settings = tiny_settings(**pictures())
+    parts = {name: getattr(settings, name).model_copy(update=update) for name, update in changes.items()}
+    before = files_of(copy)
+    monkeypatch.setattr("dreamfleet.deploy.train.Session", None)
+    with pytest.raises(UserError, match=words):
+        train(RunDirectory(copy), settings.model_copy(update=parts), inline=False, address=None)
+    assert files_of(copy) == before
+
+
+def test_a_run_whose_first_checkpoint_was_never_finished_begins_with_its_replay(copy: Path) -> None:
+    """What a crash left of the only checkpoint is passed over, by name; all experience is there to train on."""
+    for file in (copy / "checkpoints").glob("*.json"):
+        file.unlink()
+    settings = tiny_settings(**pictures())
+    assert run(copy, settings) == 0
+    log = (copy / "train.log").read_text()
+    assert "WARNING skipping the checkpoint of update" in log
+    assert "start: from the beginning" in log
+    assert_complete(copy, settings)
+
+
 def test_a_run_with_no_whole_checkpoint_says_so(copy: Path) -> None:
     """When all checkpoints are damaged the run is refused in one sentence, and starts no training from nothing."""
     for file in (copy / "checkpoints").glob("*.pt"):

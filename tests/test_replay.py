@@ -640,7 +640,7 @@ def test_nothing_more_is_stored_of_a_life_that_was_retired(tmp_path: Path) -> No
     replay = open_replay(tmp_path)
     records = cut(FORMAT, make_stream(FORMAT, [200]), actor=3, incarnation=7)
     assert replay.append(records[0])
-    replay.retire(3, 7)
+    assert replay.retire(3, 7) == 64, "how much of the life is stored"
     assert not replay.append(records[1])
     assert replay.total_steps == 64
     for record in cut(FORMAT, make_stream(FORMAT, [200]), actor=3, incarnation=8):

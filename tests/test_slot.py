@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dreamfleet.deploy.slot import START_S, Order, Slot
+from dreamfleet.deploy.pool import Worker
+from dreamfleet.deploy.slot import SHORT_LIVES_IN_A_ROW, START_S, USEFUL_STEPS, Order, Slot
 
 CHANCE, WEIGHTS = -1, 0
 """The version that chooses the actions of an order: none yet, or the first weights published."""
@@ -81,6 +82,29 @@ def test_an_order_without_patience_always_has_the_whole_limit() -> None:
     give(slot, "train", now=2.0)
     assert not slot.is_late(1800.0)
     assert slot.is_late(1803.0)
+
+
+def test_pauses_are_for_lives_that_achieve_nothing() -> None:
+    """They grow from life to life that stores less than a chunk, and end with the first that stores one."""
+    slot = quick_slot()
+    pauses = []
+    for stored in (63, 63, 63, 64, 0, 0):
+        slot.worker = Worker("actor 0", None)
+        slot.succeeded()
+        slot.lost(100.0, "it died", stored)
+        pauses.append(slot.restart_at - 100.0)
+    assert pauses == [0.0, 1.0, 3.0, 0.0, 0.0, 1.0]
+    assert not slot.given_up
+
+
+def test_ten_lives_in_a_row_without_a_chunk_are_enough() -> None:
+    """Lives that get an order done and store little are not restarted for ever."""
+    slot = quick_slot()
+    for _ in range(SHORT_LIVES_IN_A_ROW):
+        assert not slot.given_up
+        slot.succeeded()
+        slot.lost(100.0, "it died", USEFUL_STEPS - 1)
+    assert slot.given_up
 
 
 def test_only_a_worker_without_a_place_may_be_silent_for_ever() -> None:

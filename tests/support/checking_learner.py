@@ -18,6 +18,7 @@ from dreamfleet.common.errors import RunFailedError
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
 from dreamfleet.common.steps import StepFormat
+from dreamfleet.learner.hardware import TorchThreads
 from dreamfleet.replay.client import RayReplay
 from dreamfleet.replay.packed import unpack
 from dreamfleet.replay.sharded import ShardedReplay
@@ -48,7 +49,9 @@ class CheckingLearner:
         replay: Sequence[Any],
         run_directory: str,
         busy_cores: int = 0,
+        set_to: TorchThreads | None = None,
     ) -> None:
+        del busy_cores, set_to
         self._settings = settings
         self._replay = ShardedReplay([RayReplay(server) for server in replay], settings.seed)
         self._format = StepFormat(Spaces.from_json(spaces))

@@ -65,6 +65,7 @@ class SimulatedPool:
     def __post_init__(self) -> None:
         self.now = 0.0
         self.total_steps = 0
+        self._stored: dict[int, int] = {}  # steps of each actor's newest life
         self.updates = 0
         self.saved = {"updates": 0}
         self.restored_from: list[int] = []
@@ -91,6 +92,7 @@ class SimulatedPool:
 
     def start_actor(self, actor: int, incarnation: int) -> Worker:
         self.started.append((actor, incarnation))
+        self._stored[actor] = 0
         worker = self._started(Worker(f"actor {actor}", actor))
         self._actors.append(worker)
         if self.is_mute(actor, incarnation):
@@ -144,8 +146,9 @@ class SimulatedPool:
     def publish(self, flat: Any) -> Any:
         return flat
 
-    def retire(self, actor: int, incarnation: int) -> None:
+    def retire(self, actor: int, incarnation: int) -> int:
         self.retired.append((actor, incarnation))
+        return self._stored[actor]
 
     def counters(self) -> Counters:
         next_incarnation = 1 + max((incarnation for _, incarnation in self.started), default=-1)
@@ -219,14 +222,16 @@ class SimulatedPool:
 
         def finish() -> Any:
             if fate == "lost":
+                self._stored[worker.target] += steps // 2
                 self.total_steps += steps // 2  # half of its chunks had been stored, and nobody was told
                 raise WorkerLostError("the simulated actor died")
             if fate == "cut off":
                 raise WorkerFailedError(RunFailedError("the replay server did not answer"), "Traceback: simulated")
             if fate == "failed":
                 raise WorkerFailedError(ZeroDivisionError("simulated"), "Traceback: simulated")
+            self._stored[worker.target] += steps
             self.total_steps += steps
-            return SimpleNamespace(steps=steps, episodes=[], weights_lost=0)
+            return SimpleNamespace(steps=steps, simulator_steps=steps, episodes=[], weights_lost=0)
 
         return (1e9 if fate == "hung" else seconds), finish
 
