@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dreamfleet.actors.environment_batch import EnvironmentFailedError
 from dreamfleet.actors.evaluator import Evaluation, _film, play_episodes
 from dreamfleet.actors.film import Film
 from dreamfleet.common.policy import Policy, RandomPolicy
@@ -107,7 +108,7 @@ def test_rendered_frames_are_recorded_of_the_first_episodes() -> None:
 
 def test_a_policy_is_never_asked_of_what_is_not_finite() -> None:
     """An evaluation ends where a number is none, as collecting does."""
-    with pytest.raises(ValueError, match=r"'count' is not finite: \["):
+    with pytest.raises(EnvironmentFailedError, match=r"'count' is not finite: \["):
         play({"length": 10, "nan_count_at": 4})
 
 
