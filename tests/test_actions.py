@@ -40,7 +40,7 @@ def test_a_mixed_action_is_its_choices_then_its_reals() -> None:
     assert encoded.shape[-1] == MIXED.width
     decoded = decode_actions(MIXED, encoded)
     assert torch.equal(decoded, stored)
-    assert decoded.dtype == torch.float32
+    assert decoded.dtype == torch.get_default_dtype()
     beyond = torch.tensor([[0.2, 0.1, 0.0, 3.0, 1.0, -2.0, -2.0]])
     assert decode_actions(MIXED, beyond).tolist() == [[0.0, 1.0, -10.0, 5.0]]
 
