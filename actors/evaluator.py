@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -218,6 +220,7 @@ def _film(env: Environment, observation: dict[str, np.ndarray], film: Film) -> N
     What cannot be rendered is no fault of the policy: it is told of, and the episode goes on without being filmed.
     """
     if env.render_mode == "rgb_array":
+        os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())  # else SDL complains of what does not matter
         try:
             film.take(np.asarray(env.render()))
         except Exception as error:  # noqa: BLE001 (a simulator's own, or its graphics library's)
