@@ -185,6 +185,11 @@ def parameters_wanted(spec: ActionSpec) -> int:
     return sum(spec.choices) + 2 * spec.reals
 
 
+def policy_outputs(spec: ActionSpec) -> tuple[int, ...]:
+    """Return how `parameters_wanted` are divided into layers of their own: a box's means and deviations."""
+    return (spec.width, spec.width) if spec.kind == "box" else (spec.width,)
+
+
 def action_distribution(kind: BoxPolicy, raw: Tensor, spec: ActionSpec, unimix: float = 0.0) -> ActionDistribution:
     """Return the distribution of a policy's output.
 

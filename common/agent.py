@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dreamfleet.common.action_distributions import ActionDistribution, action_distribution, parameters_wanted
+from dreamfleet.common.action_distributions import ActionDistribution, action_distribution, policy_outputs
 from dreamfleet.common.heads import Head
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
@@ -60,7 +60,7 @@ class Agent(nn.Module):
 
 def _make_actor(model: WorldModel, settings: Settings) -> Head:
     behaviour = settings.behaviour
-    outputs = parameters_wanted(model.spaces.action)
+    outputs = policy_outputs(model.spaces.action)
     layers, scale = behaviour.actor_layers, behaviour.actor_output_scale
     return Head(model.feature_width, outputs, layers, behaviour.units, settings.model, scale)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dreamfleet.common.convolutions import DoublingConv2d
 from dreamfleet.common.encoder import DREAMER_FACTORS, image_size
 from dreamfleet.common.images import lowest
-from dreamfleet.common.layers import ACTIVATIONS, NormActivation, after, dense_stack, initialise
+from dreamfleet.common.layers import ACTIVATIONS, ForkedLinear, NormActivation, after, dense_stack, initialise
 from dreamfleet.common.loop_layers import BlockLinear
 from dreamfleet.common.model_settings import ModelSettings
 from dreamfleet.common.precision import full_precision
@@ -172,7 +172,7 @@ class Decoder(nn.Module):
                 self.image = StridedImageDecoder(feature, size, channels, settings)
         if spaces.vectors:
             hidden = dense_stack(feature, settings.vector_units, settings.vector_layers, settings)
-            self.vector = hidden.append(nn.Linear(settings.vector_units, sum(self._vector_widths.values())))
+            self.vector = hidden.append(ForkedLinear(settings.vector_units, list(self._vector_widths.values())))
         initialise(self, settings.initialisation)
 
     def forward(self, feature: Tensor) -> dict[str, Tensor]:

@@ -5,11 +5,13 @@ Shapes: F feature (D + S).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from dreamfleet.common.distributions import Bernoulli, Gaussian, bounded_log_variance
-from dreamfleet.common.layers import dense_stack, initialise
+from dreamfleet.common.layers import ForkedLinear, dense_stack, initialise
 from dreamfleet.common.model_settings import ModelSettings
 from dreamfleet.common.precision import full_precision
 from dreamfleet.common.two_hot import BINS, TwoHot, symexp_bins
@@ -23,7 +25,7 @@ class Head(nn.Module):
 
     Args:
         feature: F.
-        outputs: numbers it gives out.
+        outputs: numbers it gives out; of several parts, of each.
         layers: hidden ones.
         units: width of these.
         settings: the model's: norm, activation, initialisation.
@@ -31,11 +33,17 @@ class Head(nn.Module):
     """
 
     def __init__(
-        self, feature: int, outputs: int, layers: int, units: int, settings: ModelSettings, output_scale: float = 1.0
+        self,
+        feature: int,
+        outputs: int | Sequence[int],
+        layers: int,
+        units: int,
+        settings: ModelSettings,
+        output_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.hidden = dense_stack(feature, units, layers, settings)
-        self.output = nn.Linear(units, outputs)
+        self.output = ForkedLinear(units, (outputs,) if isinstance(outputs, int) else outputs)
         initialise(self, settings.initialisation)
         if output_scale != 1.0:
             with torch.no_grad():

@@ -6,6 +6,7 @@ Shapes: N any leading axes, G blocks.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -104,12 +105,30 @@ class JointLinear(nn.Module):
         return self.first(first) + self.second(second) if self.second is not None else self.first(first)
 
 
+class ForkedLinear(nn.Linear):
+    """Several linear layers that read the same input, computed as one and side by side in its output.
+
+    Each part counts as a tensor of its own where that matters: to adaptive clipping.
+
+    Args:
+        width_in: of the input.
+        widths: of the parts' outputs, in order.
+
+    Attributes:
+        widths: see above.
+    """
+
+    def __init__(self, width_in: int, widths: Sequence[int]) -> None:
+        super().__init__(width_in, sum(widths))
+        self.widths = tuple(widths)
+
+
 class GRUCell(nn.Module):
     """A gated recurrent unit with torch's formula and parameters, whose carried state stays float32 under autocast.
 
     `r = σ(W_r x + V_r h)`, `u = σ(W_u x + V_u h)`, `n = tanh(W_n x + r·(V_n h))`, `h' = (1 − u)·n + u·h`, biases left
-    out here. The reset gate acts after the matrix product, as in cuDNN and in V1's release (Keras's cell in
-    TensorFlow 2, whose `reset_after` is true by default); PlaNet's release applies it before.
+    out here. The reset gate acts after the matrix product, as in cuDNN and in V1's release, whose cell is Keras's of
+    TensorFlow 2 (`reset_after`); PlaNet's release applies it before.
 
     Args:
         width_in: width of x.

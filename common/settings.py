@@ -154,8 +154,8 @@ class LearnerSettings(Section):
     """Sequences per update."""
     sequence_length: int = Field(50, ge=2)
     """Steps per sequence."""
-    optimiser: Literal["adam", "laprop"] = "adam"
-    """What makes steps of gradients: Adam, or V3's LaProp."""
+    optimiser: Literal["adam", "tensorflow_adam", "laprop"] = "adam"
+    """What makes steps of gradients: Adam; with epsilon as in TensorFlow, greater at first; or V3's LaProp."""
     learning_rate: float = Field(1e-3, gt=0)
     """The optimiser's learning rate."""
     warm_up: int = Field(0, ge=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,15 @@ def make_optimiser(groups: Sequence[ParameterGroup], settings: LearnerSettings) 
     if settings.optimiser == "laprop":
         return LaProp(described, settings.learning_rate, epsilon=settings.epsilon, warmup_steps=settings.warm_up)
     return torch.optim.Adam(described, lr=settings.learning_rate, eps=settings.epsilon, fused=True)
+
+
+def correct_epsilon(optimiser: torch.optim.Optimizer, epsilon: float, number: int) -> None:
+    """Give Adam the epsilon that makes its update of this number TensorFlow's.
+
+    TensorFlow adds ε to √v, torch to √(v/(1 − β₂ᵗ)): so ε counts 1/√(1 − β₂ᵗ) times as much there, 32 times at t = 1.
+    """
+    for group in optimiser.param_groups:
+        group["eps"] = epsilon / math.sqrt(1.0 - group["betas"][1] ** number)
 
 
 def load_moments(optimiser: torch.optim.Optimizer, state: Mapping[str, Any], origin: str) -> None:

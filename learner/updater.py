@@ -15,12 +15,12 @@ from dreamfleet.common.agent import Agent
 from dreamfleet.common.dynamics import State
 from dreamfleet.common.settings import Settings
 from dreamfleet.learner.actor_critic import ActorCritic, BehaviourLosses
-from dreamfleet.learner.adaptive_clipping import clip_adaptively
+from dreamfleet.learner.adaptive_clipping import clip_adaptively, find_parts
 from dreamfleet.learner.compilation import Compilation, compile_region
 from dreamfleet.learner.hardware import Hardware
 from dreamfleet.learner.imagination import imagine
 from dreamfleet.learner.losses import world_model_loss
-from dreamfleet.learner.optimiser import ParameterGroup, make_optimiser
+from dreamfleet.learner.optimiser import ParameterGroup, correct_epsilon, make_optimiser
 
 
 class Stopwatch:
@@ -99,6 +99,7 @@ class Updater:
                 )
             ]
         self._parameters = [parameter for group in self._groups for parameter in group.parameters]
+        self._parts = find_parts([agent, *([actor_critic] if actor_critic is not None else [])])
         self.optimiser = make_optimiser(self._groups, learner)
         self._eager = Regions(self._world_losses, self._behaviour_losses)
         self._compiled = self._compile() if hardware.compiled else None
@@ -189,7 +190,7 @@ class Updater:
     def _clip(self) -> dict[str, Tensor]:
         """Clip the gradients in place, and return what was found by the names of metrics."""
         if self._settings.learner.clipping == "adaptive":
-            found = clip_adaptively(self._parameters, self._settings.learner.clip)
+            found = clip_adaptively(self._parameters, self._settings.learner.clip, parts=self._parts)
             return {"gradient/norm": found.norm, "gradient/clipped_tensors": found.share}
         return {
             group.metric: torch.nn.utils.clip_grad_norm_(group.parameters, group.clip, foreach=True).detach()
@@ -201,7 +202,9 @@ class Updater:
         learner = self._settings.learner
         if learner.weight_decay:
             torch._foreach_mul_([parameter.data for parameter in self._parameters], 1.0 - learner.weight_decay)
-        if learner.warm_up and learner.optimiser == "adam":  # LaProp has a warm-up of its own
+        if learner.optimiser == "tensorflow_adam":
+            correct_epsilon(self.optimiser, learner.epsilon, number)
+        if learner.warm_up and learner.optimiser != "laprop":  # LaProp has a warm-up of its own
             for group, own in zip(self._groups, self.optimiser.param_groups, strict=True):
                 own["lr"] = group.learning_rate * min(1.0, number / learner.warm_up)
         self.optimiser.step()
