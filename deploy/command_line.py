@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
@@ -12,9 +11,6 @@ from dreamfleet.common.settings import Settings
 from dreamfleet.deploy.parser import TAKE_SETTINGS, make_parser
 from dreamfleet.deploy.resolve import known_paths, preset_names, preset_summary, resolve, resolve_with_sources
 from dreamfleet.deploy.token import use_token
-
-RAY_START_S = 120
-"""How long Ray on this machine may take to start."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,8 +37,6 @@ def _run(arguments: list[str]) -> int:
         make_parser().print_help()
         return 2
     given, flags = parse(arguments)
-    # Read when Ray is imported; its own 30 s are too few for a busy machine.
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", str(RAY_START_S))
     if getattr(given, "address", None):
         use_token()
     return _COMMANDS[given.command](given, flags)

@@ -24,6 +24,7 @@ from dreamfleet.common.notes import Note
 from dreamfleet.common.settings import Settings
 from dreamfleet.common.spaces import Spaces
 from dreamfleet.common.steps import StepFormat
+from dreamfleet.deploy.local_ray import start_local_ray
 from dreamfleet.deploy.placement import Placement
 from dreamfleet.deploy.pool import Counters, Worker, WorkerFailedError, WorkerLostError
 from dreamfleet.deploy.run_directory import RunDirectory
@@ -290,8 +291,8 @@ def _start_ray(settings: Settings, address: str | None) -> None:
             # One logical CPU for each actor and the learner: the system's scheduler shares out the real ones.
             count = settings.actors.count
             actors = max(1, (os.cpu_count() or 1) - 1) if count == "auto" else count
-            ray.init(address="local", num_cpus=actors + 1, include_dashboard=False, logging_level=logging.ERROR)
-    except Exception as error:  # Ray has no class for a node that was not up in time
+            start_local_ray(actors + 1, logging_level=logging.ERROR)
+    except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
         if address:
             raise UserError(f"flag --address: {_why_not_joined(address, error)}") from None
         raise RunFailedError(f"Ray did not start: {error}") from error

@@ -18,7 +18,6 @@ CLUSTER_HANG_S = 3600
 # Ray would otherwise write an authentication token to the home of whoever runs the tests.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")  # a busy machine needs more than the half minute
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background jobs have it; children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small networks gain nothing by more, and on a busy machine lose
@@ -64,10 +63,10 @@ def local_ray() -> Iterator[None]:
     from dreamfleet.actors.rendering import prepare_library
 
     prepare_library()  # once for all workers, which inherit it
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
+    from dreamfleet.deploy.local_ray import start_local_ray
+
+    start_local_ray(
+        2,
         log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": PYTHON_PATH, "OMP_NUM_THREADS": "1"}},
     )

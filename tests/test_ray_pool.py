@@ -45,6 +45,7 @@ def test_ray_that_is_not_up_in_time_is_one_sentence(monkeypatch: pytest.MonkeyPa
     def be_late(**_: Any) -> None:
         raise Exception("The current node timed out during startup.")  # noqa: TRY002 (as Ray does)
 
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray, "init", be_late)
     with pytest.raises(RunFailedError, match="Ray did not start: The current node timed out during startup"):
         ray_pool._start_ray(Settings(), None)
