@@ -116,7 +116,7 @@ def _head(run: RunDirectory, plan: Prepared) -> list[str]:
     learner, spaces, ratio = plan.settings.learner, plan.spaces, plan.ratio
     observed = ", ".join(f"{spec.name} {'×'.join(map(str, spec.shape))} {spec.dtype}" for spec in spaces.observations)
     return [
-        f"dry run of {plan.settings.env.id} in {run.path}, which {'is there and goes on' if plan.old else 'is new'}; "
+        f"dry run of {plan.settings.env.id} in {run.shown}, which {'is there and goes on' if plan.old else 'is new'}; "
         "nothing is written",
         f"observes {observed}, acts by {spaces.action.kind} of {'×'.join(map(str, spaces.action.sizes))}",
         f"in all {ratio.env_steps:,} env steps and {ratio.updates:,} updates of {learner.batch_size} × "

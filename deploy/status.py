@@ -44,7 +44,7 @@ def status(run: RunDirectory, as_json: bool) -> int:
     try:
         found = standing(run)
     except OSError as error:
-        raise UserError(f"{run.path} cannot be read: {error.strerror or error}.") from None
+        raise UserError(f"{run.shown} cannot be read: {error.strerror or error}.") from None
     if as_json:
         print(json.dumps(_plain(found), indent=1, allow_nan=False))
     else:

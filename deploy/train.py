@@ -117,7 +117,7 @@ def check_environment_flags(settings: Settings, flags: Sequence[tuple[str, str]]
         for path, value in wanted.items():
             if f"{path}.".startswith(f"{flag}.") and value != own.get(path):
                 raise UserError(
-                    f"flag --{flag}: the dataset {dataset.path} has {path} {own.get(path)}, not {value}: it comes with "
+                    f"flag --{flag}: the dataset {dataset.shown} has {path} {own.get(path)}, not {value}: it comes with "
                     "its environment; leave the flag out."
                 )
 
@@ -153,10 +153,10 @@ def _from_dataset(settings: Settings, remarks: list[Note]) -> tuple[Settings, Sp
     stored = describe(dataset.replay)
     steps, dropped = stored["steps"], stored["total_steps"] - stored["steps"]
     if not steps:
-        raise UserError(f"flag --dataset: {dataset.path} holds no step yet.")
+        raise UserError(f"flag --dataset: {dataset.shown} holds no step yet.")
     if dropped > 0:
         text = (
-            f"{dataset.path} holds {steps:,} steps, and has dropped {dropped:,}: train.ratio is of those that it holds"
+            f"{dataset.shown} holds {steps:,} steps, and has dropped {dropped:,}: train.ratio is of those that it holds"
         )
         remarks.append((logging.WARNING, text))
     _check_dataset_pictures(dataset, spaces, settings)
@@ -201,7 +201,7 @@ def _check_dataset_pictures(dataset: RunDirectory, spaces: Spaces, settings: Set
         shown = ", ".join(f"{spec.shape[0]}×{spec.shape[1]}" for spec in spaces.images)
         wanted = "of 64×64 alone" if settings.model.encoder == "planet" else "of one size, with sides divisible by 16"
         raise UserError(
-            f"flag --dataset: {dataset.path} holds pictures of {shown}, but model.encoder {settings.model.encoder} "
+            f"flag --dataset: {dataset.shown} holds pictures of {shown}, but model.encoder {settings.model.encoder} "
             f"takes pictures {wanted}: import it again with `dreamfleet replay import --image-size 64`, which takes "
             "what `dreamfleet replay export` writes too."
         ) from None
