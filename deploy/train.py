@@ -117,8 +117,8 @@ def check_environment_flags(settings: Settings, flags: Sequence[tuple[str, str]]
         for path, value in wanted.items():
             if f"{path}.".startswith(f"{flag}.") and value != own.get(path):
                 raise UserError(
-                    f"flag --{flag}: the dataset {dataset.shown} has {path} {own.get(path)}, not {value}: it comes with "
-                    "its environment; leave the flag out."
+                    f"flag --{flag}: the dataset {dataset.shown} has {path} {own.get(path)}, not {value}: it comes "
+                    "with its environment; leave the flag out."
                 )
 
 

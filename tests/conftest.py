@@ -61,10 +61,9 @@ def local_ray() -> Iterator[None]:
     import ray
 
     from dreamfleet.actors.rendering import prepare_library
-
-    prepare_library()  # once for all workers, which inherit it
     from dreamfleet.deploy.local_ray import start_local_ray
 
+    prepare_library()  # once for all workers, which inherit it
     start_local_ray(
         2,
         log_to_driver=False,
