@@ -7,7 +7,10 @@ that the same numbers give the same actions.
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -186,8 +189,21 @@ def parameters_wanted(spec: ActionSpec) -> int:
 
 
 def policy_outputs(spec: ActionSpec) -> tuple[int, ...]:
-    """Return how `parameters_wanted` are divided into layers of their own: a box's means and deviations."""
-    return (spec.width, spec.width) if spec.kind == "box" else (spec.width,)
+    """Return how `parameters_wanted` are divided into layers of their own, in their order.
+
+    Each part of a Dict or Tuple, or else the whole action, has one for its choices, one for its reals' means and one
+    for their deviations.
+    """
+    parts = [re.sub(r"\[\d+\]$", "", name) for name in spec.names] or [""] * (len(spec.choices) + spec.reals)
+    groups = len(spec.choices)
+    choices, reals = _per_part(parts[:groups], spec.choices), _per_part(parts[groups:], (1,) * spec.reals)
+    return (*choices, *reals, *reals)
+
+
+def _per_part(parts: Sequence[str], sizes: Sequence[int]) -> list[int]:
+    """Return the sum of the sizes of each part; those of one part stand together."""
+    pairs = zip(parts, sizes, strict=True)
+    return [sum(size for _, size in group) for _, group in itertools.groupby(pairs, key=lambda pair: pair[0])]
 
 
 def action_distribution(kind: BoxPolicy, raw: Tensor, spec: ActionSpec, unimix: float = 0.0) -> ActionDistribution:

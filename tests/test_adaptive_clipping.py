@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
+from dreamfleet.actors.actions import describe_action
 from dreamfleet.common.action_distributions import parameters_wanted, policy_outputs
 from dreamfleet.common.agent import Agent
 from dreamfleet.common.layers import ForkedLinear
@@ -96,7 +98,29 @@ def test_the_agents_parts_are_those_that_the_release_keeps_apart() -> None:
     assert len(named) == 4
 
 
-@pytest.mark.parametrize("spec", [BOX, ActionSpec("discrete", (4,)), ActionSpec("multi_discrete", (3, 2))])
-def test_a_policys_parts_are_all_of_its_numbers(spec: ActionSpec) -> None:
-    """Together they are what the distribution is made of."""
+@pytest.mark.parametrize(
+    ("spec", "parts"),
+    [
+        (BOX, (2, 2)),
+        (ActionSpec("discrete", (4,)), (4,)),
+        (ActionSpec("multi_discrete", (3, 2)), (5,)),
+        (ActionSpec("mixed", (3, 2), (-1.0,), (1.0,)), (5, 1, 1)),
+    ],
+)
+def test_a_policys_parts_are_all_of_its_numbers(spec: ActionSpec, parts: tuple[int, ...]) -> None:
+    """Choices, means and deviations are layers of their own, and together what the distribution is made of."""
+    assert policy_outputs(spec) == parts
+    assert sum(parts) == parameters_wanted(spec)
+
+
+def test_each_key_of_a_dict_has_layers_of_its_own() -> None:
+    """Named as `describe_action` names them; what follows one another under one key is one layer."""
+    inside = {
+        "aim": spaces.Box(-1, 1, (2,)),
+        "gear": spaces.Discrete(4),
+        "lamps": spaces.MultiDiscrete([2, 3]),
+        "speed": spaces.Box(-1, 1, ()),
+    }
+    spec = describe_action(spaces.Dict(inside))
+    assert policy_outputs(spec) == (4, 5, 2, 1, 2, 1)  # gear, lamps; means of aim, speed; deviations of aim, speed
     assert sum(policy_outputs(spec)) == parameters_wanted(spec)
