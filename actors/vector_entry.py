@@ -19,6 +19,7 @@ def vector_entry(space: spaces.Space[Any], name: str, path: tuple[Any, ...]) -> 
     """Return the entry of plain numbers: flattened, in float32."""
     shape = space.shape or ()
     size = int(np.prod(shape))
+    is_flat = len(shape) == 1
 
     def convert(value: Any) -> np.ndarray:
         try:
@@ -27,7 +28,7 @@ def vector_entry(space: spaces.Space[Any], name: str, path: tuple[Any, ...]) -> 
             vector = shown_array(value, name, shape).astype(np.float32)
         if vector.shape != shape:
             raise ValueError(f"the observation '{name}' has the shape {vector.shape}, but the space says {shape}")
-        return vector.reshape(size)
+        return vector if is_flat else vector.reshape(size)
 
     low, high = (bound.astype(np.float64).reshape(size) for bound in _bounds(space))
     with np.errstate(over="ignore"):  # what float32 cannot hold is no bound in it
