@@ -12,6 +12,7 @@ import yaml
 
 from dreamfleet.common.amounts import in_bytes
 from dreamfleet.common.settings import Settings
+from dreamfleet.deploy.action_doubts import doubts_of
 from dreamfleet.deploy.check_node import free_memory
 from dreamfleet.deploy.footprint import model_sizes, training_bytes
 from dreamfleet.deploy.forecast import Forecast, Speeds, Work, forecast
@@ -118,7 +119,8 @@ def _head(run: RunDirectory, plan: Prepared) -> list[str]:
     return [
         f"dry run of {plan.settings.env.id} in {run.shown}, which {'is there and goes on' if plan.old else 'is new'}; "
         "nothing is written",
-        f"observes {observed}, acts by {spaces.action.kind} of {'×'.join(map(str, spaces.action.sizes))}",
+        f"observes {observed}, acts by {spaces.action.in_words}",
+        *doubts_of(spaces.action),
         f"in all {ratio.env_steps:,} env steps and {ratio.updates:,} updates of {learner.batch_size} × "
         f"{learner.sequence_length}",
     ]

@@ -30,8 +30,10 @@ BOX = ActionSpec("box", (2,), (-1.0, -1.0), (1.0, 3.0), (2,))
 HAS_CPP = any(shutil.which(name) for name in ("g++", "clang++"))
 HAS_GPU = torch.cuda.is_available()
 needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="torch finds no GPU here")
+MIXED = ActionSpec("mixed", (2, 3), (-1.0, 0.0), (1.0, float("inf")))
 CASES = [
     ("dreamer_v3", CHOICE),
+    ("dreamer_v3", MIXED),
     ("dreamer_v3", BOX),
     ("dreamer_v2", CHOICE),
     ("dreamer_v1", BOX),
@@ -115,11 +117,12 @@ class Trial:
 
 def make_batch(action: ActionSpec, length: int) -> dict[str, Tensor]:
     """Return sequences of noise."""
-    box = action.kind == "box"
+    choices = torch.randint(2, (B, length, 2))
+    of_kind = {"box": torch.rand(B, length, 2), "mixed": torch.cat([choices, torch.rand(B, length, 2)], -1)}
     never = torch.zeros(B, length, dtype=torch.bool)
     return {
         "state": torch.randn(B, length, 4),
-        "action": torch.rand(B, length, 2) if box else torch.randint(3, (B, length), dtype=torch.int32),
+        "action": of_kind.get(action.kind, torch.randint(3, (B, length), dtype=torch.int32)),
         "reward": torch.randn(B, length),
         "is_first": never.index_fill(1, torch.tensor(0), value=True),
         "is_last": never,
