@@ -42,10 +42,8 @@ def reward_of(value: Any) -> float:
     Raises:
         WrongStepError: if it is no number, several, not finite, or too large.
     """
-    if isinstance(value, float):  # which NumPy's float64 is, too, and compares in ten times the time
-        value = float(value)
-    else:
-        value = _only_element("reward", value, "biuf", "one number is wanted")
+    is_float = isinstance(value, float)  # which NumPy's float64 is, too, and compares in ten times the time
+    value = float(value) if is_float else _only_element("reward", value, "biuf", "one number is wanted")
     if not -LARGEST <= value <= LARGEST:  # NaN is neither
         beyond = f", and at most {LARGEST:.3g} is stored" if np.isfinite(value) else ""
         raise WrongStepError(f"its reward is {value:g}{beyond}")
