@@ -20,7 +20,7 @@ def test_what_a_checkpoint_brings_is_no_rate(monkeypatch: Any) -> None:
     monkeypatch.setattr("time.monotonic", lambda: now)
     learner = SimpleNamespace(idle_until=lambda time_s: 0.0)
     fleet = SimpleNamespace(env_steps=500, updates=0, actors=[], learner=learner)
-    progress = Progress(cast("Any", fleet), env_factor=1)
+    progress = Progress(cast("Any", fleet))
     progress.read()
     now, fleet.updates = 110.0, 4000
     progress.begin_anew()
@@ -102,4 +102,4 @@ def test_the_bar_shows_steps_and_updates(learns: bool, actors: int, steps: int, 
     ratio = SimpleNamespace(env_steps=100, updates=50 if learns else 0)
     staffing = SimpleNamespace(learns=learns, actors=actors)
     fleet = SimpleNamespace(env_steps=steps, updates=updates, ratio=ratio, staffing=staffing)
-    assert Progress(cast("Any", fleet), env_factor=1).share() == pytest.approx(share)
+    assert Progress(cast("Any", fleet)).share() == pytest.approx(share)
