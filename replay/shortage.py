@@ -60,7 +60,7 @@ class Shortage(NamedTuple):
                 f"they are of {self.streams} short lives of environments, {most} of each: see in the log what ends "
                 f"them, or set learner.sequence_length to {self.longest_stream} or less"
             )
-        if self.longest_stream < share * self.length:
+        if share >= 1 or 2 * self.longest_stream < share * self.length:  # streams grow by turns, not quite alike
             return (
                 f"they are of {self.streams} environments, {most} of each: raise train.env_steps, or lower "
                 "actors.count, actors.environments or learner.sequence_length"
