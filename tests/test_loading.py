@@ -5,16 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import gymnasium
 import pytest
 from gymnasium.envs import registration
 
-from dreamfleet.actors import announcements, other_interfaces, registered_ids, rendering
+from dreamfleet.actors import announcements, handover, other_interfaces, registered_ids, rendering
 from dreamfleet.actors.environments import make_environment, probe_environment
+from dreamfleet.actors.handover import Handover
 from dreamfleet.common.errors import UserError
-from dreamfleet.common.settings import EnvironmentSettings
+from dreamfleet.common.settings import EnvironmentSettings, Settings
 from dreamfleet.deploy.resolve import resolve, write_settings
 
 MODULE = """
@@ -23,6 +25,38 @@ import gymnasium
 def register_all():
     gymnasium.register("{name}", entry_point="moving_square_environment:MovingSquare", max_episode_steps=5)
 """
+
+
+SCRIPT = """
+import gymnasium
+
+class Scripted(gymnasium.Env):
+    observation_space, action_space = gymnasium.spaces.Discrete(3), gymnasium.spaces.Discrete(2)
+
+    def __init__(self, reward=1.0):
+        self.reward = reward
+
+    def reset(self, *, seed=None, options=None):
+        return 0, {}
+
+    def step(self, action):
+        return 1, self.reward, False, False, {}
+
+class ScriptedWrapper(gymnasium.Wrapper):
+    pass
+
+gymnasium.register("Scripted-v0", entry_point=Scripted)
+gymnasium.register("ScriptedText-v0", entry_point="__main__:Scripted")
+"""
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A script's `__main__`, with the environment that it defines and registers."""
+    main = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    exec(SCRIPT, main.__dict__)  # noqa: S102 (our own text)
+    return main
 
 
 @pytest.fixture(autouse=True)
@@ -264,7 +298,7 @@ def test_what_mujoco_draws_with_is_chosen_before_user_code_is_imported(
     load("registering_module:Registered-v0")
     rendering.choice.cache_clear()
     assert sys.modules["registering_module"].library == (given or "osmesa")
-    assert announcements.announced() == []  # nothing has imported MuJoCo
+    assert not [line for line in announcements.announced() if "MuJoCo" in line]  # nothing has imported it
 
 
 def test_nothing_is_tried_for_environments_that_are_known_not_to_use_mujoco(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,3 +309,48 @@ def test_nothing_is_tried_for_environments_that_are_known_not_to_use_mujoco(monk
     assert not tried
     load("CartPole-v1", wrappers=["odd_interfaces:double"])
     assert tried
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("name", ["__main__:Scripted", "Scripted-v0", "ScriptedText-v0"])
+def test_what_lives_in_a_script_is_sent_to_actors_by_value(name: str, script: Any, local_ray: None) -> None:
+    """An actor on Ray, whose `__main__` is another, makes the script's environment in the script's wrapper."""
+    import ray
+
+    from dreamfleet.actors.actor import ActorProcess
+
+    settings = Settings.model_validate({"env": {"id": name, "wrappers": ["__main__:ScriptedWrapper"]}})
+    found = probe_environment(settings.env)
+    given = Handover.of(settings.env, ray.get_runtime_context().get_node_id())
+    actor = ActorProcess.options(num_cpus=0).remote(settings, 0, 0, None, given)  # type: ignore[attr-defined]
+    assert ray.get(actor.describe.remote(), timeout=100) == found.to_json()
+    ray.kill(actor)
+
+
+def test_what_a_script_holds_and_cannot_be_sent_is_one_sentence(script: Any) -> None:
+    """A lock in a registration's arguments ends the start, and says where the environment may live instead."""
+    import threading
+
+    gymnasium.register("Locked-v0", entry_point=script.Scripted, kwargs={"reward": threading.Lock()})
+    with pytest.raises(UserError, match=r"'Locked-v0' lives in the program .* write it into a module of its own"):
+        Handover.of(EnvironmentSettings(id="Locked-v0"), "here")
+
+
+def test_a_script_that_does_not_run_here_is_one_sentence() -> None:
+    """Another program's `__main__` has no such function: the sentence says where it would be found."""
+    assert "the program that runs here has no 'make_corridor'" in refusal("__main__:make_corridor")
+
+
+@pytest.mark.parametrize(("machine", "expected"), [("here", "osmesa"), ("there", None)])
+def test_the_library_that_draws_is_handed_over_on_one_machine(
+    machine: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An actor beside the driver tries nothing anew, one elsewhere does; modules are found where the driver has them."""
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    given = Handover.of(EnvironmentSettings(id="CartPole-v1"), "here")
+    monkeypatch.delenv("MUJOCO_GL")
+    monkeypatch.setattr(handover, "_objects", {})
+    monkeypatch.setattr(sys, "path", [])
+    given.take(machine)
+    assert rendering.os.environ.get("MUJOCO_GL") == expected
+    assert sys.path == list(dict.fromkeys(given.search_path))
