@@ -345,7 +345,7 @@ def test_a_script_that_does_not_run_here_is_one_sentence() -> None:
 def test_the_library_that_draws_is_handed_over_on_one_machine(
     machine: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An actor beside the driver tries nothing anew, one elsewhere does; modules are found where the driver has them."""
+    """An actor beside the driver tries nothing anew, one elsewhere does; modules are found where it finds them."""
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
     given = Handover.of(EnvironmentSettings(id="CartPole-v1"), "here")
     monkeypatch.delenv("MUJOCO_GL")
