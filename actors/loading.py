@@ -106,7 +106,7 @@ def _call(settings: EnvironmentSettings, suite: Suite, make: Callable[..., Envir
         if not wanted or _is_undrawn(env, settings, suite) or "render_mode" in kwargs or not _can_render(env, make):
             return env
         close_environment(env, settings.id)
-        return make(**kwargs, render_mode="rgb_array")
+        return _drawn(make, kwargs, settings)
     except UserError:
         raise
     except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
@@ -116,6 +116,17 @@ def _call(settings: EnvironmentSettings, suite: Suite, make: Callable[..., Envir
         raise UserError(
             f"env.id '{settings.id}' could not be made with {given}: {cause_of(error)}{why_nothing_is_drawn()}"
         ) from error
+
+
+def _drawn(make: Callable[..., Environment], kwargs: dict[str, Any], settings: EnvironmentSettings) -> Environment:
+    """Return the environment made to be drawn, or as ever if it does not take that, whatever its metadata say."""
+    try:
+        return make(**kwargs, render_mode="rgb_array")
+    except TypeError as error:
+        if "render_mode" not in str(error):
+            raise
+        announce(f"'{settings.id}' is not drawn: it takes no render_mode")
+        return make(**kwargs)
 
 
 def _checked(env: Any, settings: EnvironmentSettings) -> Environment:

@@ -103,7 +103,7 @@ def _old_in(env: gymnasium.Env[Any, Any]) -> str:
 
 
 def _way_out() -> str:
-    return "one that you cannot change is adapted by shimmy.GymV21CompatibilityV0(env=...)"
+    return "shimmy.GymV21CompatibilityV0(env=...) adapts one of the package gym"
 
 
 def _shape(value: Any) -> str:

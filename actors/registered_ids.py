@@ -143,9 +143,11 @@ def _unknown(name: str, where: str, module: str, failures: list[str]) -> str:
     adapter = _adapter_of_old_gym(name)
     if adapter:
         full = f"{module}:{name}" if module else name
+        # gym 0.26's own checker fails with NumPy 2
+        unchecked = ", make_kwargs: {disable_env_checker: true}" if "V26" in adapter else ""
         return (
             f"{where} is registered with the old package gym: name `shimmy:{adapter}` instead, with `--env.kwargs "
-            f"'{{env_id: {full}}}'` (pip install shimmy)."
+            f"'{{env_id: {full}{unchecked}}}'` (pip install shimmy)."
         )
     namespace = name.rpartition("/")[0]
     known = [other for other in gymnasium.registry if not namespace or other.startswith(f"{namespace}/")]

@@ -277,7 +277,7 @@ def test_an_id_of_the_old_package_is_told_of_its_adapter(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "gym.envs.registration", old)
     assert "`shimmy:GymV21Environment-v0`" in refusal("Ancient-v0")
     monkeypatch.setitem(sys.modules, "gym.envs.registration", SimpleNamespace(registry={"Ancient-v0": None}))
-    assert "'{env_id: Ancient-v0}'" in refusal("Ancient-v0")
+    assert "'{env_id: Ancient-v0, make_kwargs: {disable_env_checker: true}}'" in refusal("Ancient-v0")
     monkeypatch.setitem(sys.modules, "gym", SimpleNamespace(__version__="0.26.2"))
     assert other_interfaces._old_gym_adapter() == "GymV26CompatibilityV0"
 
@@ -354,3 +354,12 @@ def test_the_library_that_draws_is_handed_over_on_one_machine(
     given.take(machine)
     assert rendering.os.environ.get("MUJOCO_GL") == expected
     assert sys.path == list(dict.fromkeys(given.search_path))
+
+
+def test_what_takes_no_render_mode_is_made_without() -> None:
+    """One that claims to draw, but cannot be asked to, is played undrawn, and refused as a picture."""
+    gymnasium.register("Undrawn-v0", entry_point="odd_interfaces:Undrawn")
+    env = make_environment(EnvironmentSettings(id="Undrawn-v0"), render=True)
+    assert env.render_mode is None
+    assert [line for line in announcements.announced() if "takes no render_mode" in line]
+    assert "env.observe rendered needs" in refusal("Undrawn-v0", observe="rendered")

@@ -27,6 +27,15 @@ class New(gymnasium.Env[Any, Any]):
         return np.zeros(2, np.float32), 1.0, False, False, {}
 
 
+class Undrawn(New):
+    """Says that it draws pictures, and takes no render mode."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (as Gymnasium has it)
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
 class OldReset(New):
     """Its reset returns the observation alone; both Gym's and the seed it takes are of before 0.26."""
 
