@@ -20,13 +20,14 @@ class DirectoryLock:
     Args:
         path: the directory; it must exist.
         wait_s: how long to wait for another process to let go.
+        shown: what to call the directory in a message; its path if None.
 
     Raises:
         UserError: if another process (or another lock of this one) still has it after `wait_s`.
     """
 
-    def __init__(self, path: Path, wait_s: float = 0) -> None:
-        self._path = path
+    def __init__(self, path: Path, wait_s: float = 0, shown: Path | None = None) -> None:
+        self._shown = shown or path
         self._descriptor = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             self._acquire(wait_s)
@@ -61,7 +62,7 @@ class DirectoryLock:
                 if time.monotonic() >= deadline:
                     holder = os.pread(self._descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
                     raise UserError(
-                        f"{self._path} is in use by process {holder}: wait for it to end, or give another directory."
+                        f"{self._shown} is in use by process {holder}: wait for it to end, or give another directory."
                     ) from None
                 time.sleep(_POLL_S)
             else:

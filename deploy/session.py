@@ -80,7 +80,7 @@ class Session:
         Raises:
             UserError: if the settings, the environment or the directory are at fault.
         """
-        with DirectoryLock(self._run.path, wait_s=LOCK_WAIT_S):
+        with DirectoryLock(self._run.path, LOCK_WAIT_S, self._run.shown):
             try:
                 return self._play()
             except UserError:
