@@ -58,6 +58,7 @@ class Handover:
         sys.path.extend(place for place in self.search_path if place not in sys.path)
         if self.library and machine == self.machine:
             os.environ.setdefault(rendering.VARIABLE, self.library)
+            os.environ.setdefault(rendering.FOUND_VARIABLE, self.library)
 
 
 def handed_over(name: str) -> Any:

@@ -18,6 +18,8 @@ from dreamfleet.actors.announcements import announce
 from dreamfleet.common.errors import UserError, nearest
 
 VARIABLE = "MUJOCO_GL"
+FOUND_VARIABLE = "DREAMFLEET_FOUND_GL"
+"""Says for processes that inherit both that the value was found by trying, and not given by the user."""
 LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}
 """What can draw without a screen, the fastest first (EGL uses a GPU where there is one), by its name in MUJOCO_GL."""
 ADVICE = (
@@ -97,7 +99,7 @@ def choice() -> Choice:
     for value, name in LIBRARIES.items():
         failure = _try(value)
         if not failure:
-            os.environ[VARIABLE] = value
+            os.environ[VARIABLE] = os.environ[FOUND_VARIABLE] = value
             return Choice(f"MuJoCo draws with {name}: it works here without a screen{_after(failures)}")
         failures.append(f"{name} does not ({failure})")
     os.environ[VARIABLE] = "off"
@@ -115,6 +117,8 @@ def _given(value: str) -> Choice:
             refusal=f"{VARIABLE} is '{value}', which means that MuJoCo draws nothing; where no library is there, "
             f"{ADVICE}"
         )
+    if value == os.environ.get(FOUND_VARIABLE):
+        return Choice()  # found by the process that started this one, which has told of it
     return Choice(f"MuJoCo draws with '{value}', as {VARIABLE} says")
 
 

@@ -288,6 +288,7 @@ def test_what_mujoco_draws_with_is_chosen_before_user_code_is_imported(
 ) -> None:
     """The user's module finds MUJOCO_GL set, to the user's value if there is one; where MuJoCo is not, nothing is."""
     monkeypatch.setenv("MUJOCO_GL", given or "")
+    monkeypatch.setenv(rendering.FOUND_VARIABLE, "")
     if given is None:
         monkeypatch.delenv("MUJOCO_GL")
     monkeypatch.setattr(rendering.sys, "platform", "linux")
@@ -347,6 +348,7 @@ def test_the_library_that_draws_is_handed_over_on_one_machine(
 ) -> None:
     """An actor beside the driver tries nothing anew, one elsewhere does; modules are found where it finds them."""
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    monkeypatch.setenv(rendering.FOUND_VARIABLE, "")
     given = Handover.of(EnvironmentSettings(id="CartPole-v1"), "here")
     monkeypatch.delenv("MUJOCO_GL")
     monkeypatch.setattr(handover, "_objects", {})

@@ -288,6 +288,7 @@ def test_the_library_that_draws_is_chosen_and_told(
 ) -> None:
     """EGL before OSMesa, each only if it works; the user's MUJOCO_GL before both; the log says which and why."""
     monkeypatch.setenv("MUJOCO_GL", given or "")
+    monkeypatch.setenv(rendering.FOUND_VARIABLE, "")
     if given is None:
         monkeypatch.delenv("MUJOCO_GL")
     monkeypatch.setattr(rendering.sys, "platform", "linux")
@@ -300,6 +301,9 @@ def test_the_library_that_draws_is_chosen_and_told(
     assert said in caplog.text
     assert refused in refusal
     assert bool(refused) == bool(refusal)
+    if given is None and working:  # a process that this one starts inherits it, and does not tell of it again
+        rendering.choice.cache_clear()
+        assert rendering.choice() == rendering.Choice()
 
 
 @pytest.mark.usefixtures("not_chosen_yet")
