@@ -35,8 +35,8 @@ def test_a_silent_worker_in_its_place_is_told_from_one_that_waits_for_room(local
         assert found == [placed]
         assert pool.placed([waiting]) == []
     finally:
-        pool.stop(placed)
-        pool.stop(waiting)
+        for worker in (placed, waiting):
+            ray.kill(worker.target)
 
 
 def test_ray_that_is_not_up_in_time_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
