@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from time import perf_counter
 
 import numpy as np
@@ -127,7 +128,7 @@ def _updater(settings: Settings, spaces: Spaces, hardware: Hardware) -> Callable
     updater = Updater(agent, actor_critic, settings, hardware)
     learner = settings.learner
     batch = made_up_batch(StepFormat(spaces), learner.batch_size, learner.sequence_length)
-    numbers: Iterator[int] = iter(range(1, 1 << 30))
+    numbers = count(1)
 
     def update(size: int) -> None:
         part = {name: tensor[:size].to(hardware.device) for name, tensor in batch.items()}
@@ -145,10 +146,10 @@ def _seconds_of(update: Callable[[int], None], size: int) -> float:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _threads(number: int) -> Iterator[None]:
     """Compute on so many threads while the block runs."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(number)
     try:
         yield
     finally:
