@@ -13,10 +13,10 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from dreamfleet.actors.collector import Collector, CollectReport, build_collector
+from dreamfleet.actors.environments.handover import Handover
 from dreamfleet.actors.evaluator import EvaluationReport, evaluate_weights
-from dreamfleet.actors.handover import Handover
-from dreamfleet.common.notes import NoteTaker
-from dreamfleet.common.settings import Settings
+from dreamfleet.common.process_log import NoteTaker
+from dreamfleet.common.settings.schema import Settings
 from dreamfleet.replay.client import RaySink
 
 WEIGHTS_TIMEOUT_S = 30.0

@@ -12,15 +12,15 @@ from typing import Protocol
 import numpy as np
 
 from dreamfleet.actors.environment_batch import EnvironmentBatch, EnvironmentFailedError
+from dreamfleet.actors.environments.wrappers import step_counter
 from dreamfleet.actors.stream import Stream
-from dreamfleet.actors.wrappers import step_counter
+from dreamfleet.common.acting.policy import Policy, make_policy
 from dreamfleet.common.errors import UserError, WrongHereError
-from dreamfleet.common.notes import Note
-from dreamfleet.common.policy import Policy, make_policy
+from dreamfleet.common.experience.spaces import zero_action
+from dreamfleet.common.experience.steps import StepFormat
+from dreamfleet.common.process_log import Note
 from dreamfleet.common.seeds import derive_seed
-from dreamfleet.common.settings import Settings
-from dreamfleet.common.spaces import zero_action
-from dreamfleet.common.steps import StepFormat
+from dreamfleet.common.settings.schema import Settings
 from dreamfleet.common.stop_sign import NeverStop, StepInterrupted, StopSign
 
 log = logging.getLogger(__name__)

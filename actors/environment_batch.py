@@ -1,4 +1,4 @@
-"""Several environments stepped as a batch, each giving the stream of steps that common/steps.py draws."""
+"""Several environments stepped as a batch, each giving the stream of steps that common/experience/steps.py draws."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dreamfleet.actors.actions import action_converter
-from dreamfleet.actors.declared_bounds import DeclaredBounds
-from dreamfleet.actors.environments import describe_spaces, make_environment
+from dreamfleet.actors.environments.make import describe_spaces, make_environment
+from dreamfleet.actors.environments.user_code import LARGEST, close_environment, describe, flag_of, reward_of
 from dreamfleet.actors.rounds import Rounds
-from dreamfleet.actors.user_code import LARGEST, close_environment, describe, flag_of, reward_of
-from dreamfleet.common.settings import EnvironmentSettings
-from dreamfleet.common.steps import StepFormat
+from dreamfleet.actors.spaces.actions import action_converter
+from dreamfleet.actors.spaces.declared_bounds import DeclaredBounds
+from dreamfleet.common.experience.steps import StepFormat
+from dreamfleet.common.settings.schema import EnvironmentSettings
 from dreamfleet.common.stop_sign import StepInterrupted
 
 

@@ -12,19 +12,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dreamfleet.actors.actions import action_converter
 from dreamfleet.actors.collector import EpisodeResult
-from dreamfleet.actors.declared_bounds import check_finite
 from dreamfleet.actors.environment_batch import EnvironmentFailedError
-from dreamfleet.actors.environments import Environment, describe_spaces, make_environment
+from dreamfleet.actors.environments.make import Environment, describe_spaces, make_environment
+from dreamfleet.actors.environments.user_code import close_environment, describe, flag_of, reward_of
 from dreamfleet.actors.film import SMALL_FRAMES, SMALL_SIDE, Film
-from dreamfleet.actors.user_code import close_environment, describe, flag_of, reward_of
+from dreamfleet.actors.spaces.actions import action_converter
+from dreamfleet.actors.spaces.declared_bounds import check_finite
+from dreamfleet.common.acting.policy import Policy, make_policy
 from dreamfleet.common.errors import UserError
-from dreamfleet.common.notes import Note
-from dreamfleet.common.policy import Policy, make_policy
+from dreamfleet.common.experience.spaces import Spaces
+from dreamfleet.common.process_log import Note
 from dreamfleet.common.seeds import derive_seed
-from dreamfleet.common.settings import EnvironmentSettings, Settings
-from dreamfleet.common.spaces import Spaces
+from dreamfleet.common.settings.schema import EnvironmentSettings, Settings
 from dreamfleet.common.video import encode_gif, to_rgb
 
 DEFAULT_FPS = 30.0

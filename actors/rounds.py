@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dreamfleet.common.steps import CHUNK_STEPS, StepFormat
+from dreamfleet.common.experience.steps import CHUNK_STEPS, StepFormat
 
 _FLAGS = ("is_first", "is_last", "is_terminal")
 _LASTING = ("episode", "version")

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from dreamfleet.actors.environment_batch import EnvironmentBatch
-from dreamfleet.common.chunk import ChunkKey, encode_chunk
-from dreamfleet.common.steps import StepFormat
+from dreamfleet.common.experience.chunk import ChunkKey, encode_chunk
+from dreamfleet.common.experience.steps import StepFormat
 
 
 class Stream:

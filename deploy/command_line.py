@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from dreamfleet.common.errors import UserError, nearest
-from dreamfleet.common.settings import Settings
+from dreamfleet.common.settings.resolve import known_paths, preset_names, preset_summary, resolve, resolve_with_sources
+from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.parser import TAKE_SETTINGS, make_parser
-from dreamfleet.deploy.resolve import known_paths, preset_names, preset_summary, resolve, resolve_with_sources
-from dreamfleet.deploy.token import use_token
+from dreamfleet.deploy.workers.token import use_token
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,11 +68,11 @@ def _train(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     flags = [*flags, ("train.dataset", str(given.dataset))] if given.dataset else flags
     settings, sources = resolve_with_sources(given.preset, flags, base=base)
     run = run or RunDirectory.new(given.preset[-1] if given.preset else settings.env.id)
-    from dreamfleet.deploy.train import check_environment_flags, train
+    from dreamfleet.deploy.run.train import check_environment_flags, train
 
     check_environment_flags(settings, flags)
     if given.dry_run:
-        from dreamfleet.deploy.dry_run import dry_run
+        from dreamfleet.deploy.run.dry_run import dry_run
 
         return dry_run(run, settings, sources, inline=given.inline, address=given.address)
     return train(run, settings, inline=given.inline, address=given.address)
@@ -83,7 +83,7 @@ def _eval(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     from dreamfleet.deploy.run_directory import RunDirectory
 
     run = RunDirectory(given.run).existing()
-    from dreamfleet.deploy.evaluate import evaluate
+    from dreamfleet.deploy.run.evaluate import evaluate
 
     return evaluate(
         run,
@@ -100,13 +100,13 @@ def _dream(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     from dreamfleet.deploy.run_directory import RunDirectory
 
     run = RunDirectory(given.run).existing()
-    from dreamfleet.deploy.dream import dream_command
+    from dreamfleet.deploy.run.dream import dream_command
 
     return dream_command(run, sequences=given.sequences, context=given.context, horizon=given.horizon)
 
 
 def _collect(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
-    from dreamfleet.deploy.collect import collect, settings_to_collect
+    from dreamfleet.deploy.run.collect import collect, settings_to_collect
     from dreamfleet.deploy.run_directory import RunDirectory
 
     run = RunDirectory(given.out)
@@ -125,27 +125,27 @@ def _collect(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
 
 def _submit(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     del flags
-    from dreamfleet.deploy.submit import submit
+    from dreamfleet.deploy.submit.submit import submit
 
     return submit(given.target, given.arguments, given.working_dir, follow=given.follow, stop=given.stop, on=given.on)
 
 
 def _status(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     del flags
+    from dreamfleet.deploy.monitoring.status import status
     from dreamfleet.deploy.run_directory import RunDirectory
-    from dreamfleet.deploy.status import status
 
     return status(RunDirectory(given.directory), as_json=given.json)
 
 
 def _doctor(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
-    from dreamfleet.deploy.doctor import doctor
+    from dreamfleet.deploy.doctor.doctor import doctor
 
     return doctor(_settings_of(given, flags), address=given.address, directory=given.run)
 
 
 def _plan(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
-    from dreamfleet.deploy.plan import plan
+    from dreamfleet.deploy.plan.plan import plan
 
     return plan(
         _settings_of(given, flags),
@@ -166,13 +166,13 @@ def _settings_of(given: argparse.Namespace, flags: list[tuple[str, str]]) -> Set
 
 def _replay(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     del flags
-    from dreamfleet.deploy import inspect_replay
+    from dreamfleet.deploy.run import inspect_replay
 
     if given.action in ("info", "verify"):
         return {"info": inspect_replay.info, "verify": inspect_replay.verify}[given.action](given.directory)
-    from dreamfleet.actors.named_entries import NamedEntries
-    from dreamfleet.deploy import exchange
-    from dreamfleet.deploy.picture_change import PictureChange
+    from dreamfleet.actors.spaces.named_entries import NamedEntries
+    from dreamfleet.deploy.minari import exchange
+    from dreamfleet.deploy.minari.picture_change import PictureChange
 
     if given.action == "export":
         return exchange.export_replay(given.directory, given.out)

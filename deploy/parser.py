@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 
 from dreamfleet import __version__
 from dreamfleet.common.errors import UserError, nearest
-from dreamfleet.common.settings import Settings
-from dreamfleet.deploy.resolve import describe_settings
+from dreamfleet.common.settings.resolve import describe_settings
+from dreamfleet.common.settings.schema import Settings
 
 TAKE_SETTINGS = ("train", "collect", "doctor", "plan")
 """Commands that take settings as flags."""

@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 from dreamfleet.common.errors import UserError, nearest
+from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.lock import LOCK_NAME
-from dreamfleet.common.settings import Settings
-from dreamfleet.common.spaces import Spaces
-from dreamfleet.deploy.resolve import resolve, write_settings
+from dreamfleet.common.settings.resolve import resolve, write_settings
+from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.state import STATE_NAME, read_state
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dreamfleet.common.agent import Agent
-from dreamfleet.common.settings import Settings
-from dreamfleet.common.spaces import Spaces
-from dreamfleet.common.weights import flatten
-from dreamfleet.learner.actor_critic import ActorCritic
-from dreamfleet.learner.restoring import find_checkpoint, load_behaviour, load_parameters
+from dreamfleet.common.acting.agent import Agent
+from dreamfleet.common.acting.weights import flatten
+from dreamfleet.common.experience.spaces import Spaces
+from dreamfleet.common.settings.schema import Settings
+from dreamfleet.learner.behaviour.actor_critic import ActorCritic
+from dreamfleet.learner.checkpoints.restore import find_checkpoint, load_behaviour, load_parameters
 
 
 def load_acting_weights(checkpoints: Path, settings: Settings, which: str = "newest") -> tuple[int, np.ndarray]:

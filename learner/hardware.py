@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from dreamfleet.common.errors import UserError
-from dreamfleet.common.settings import LearnerSettings
+from dreamfleet.common.settings.schema import LearnerSettings
 
 
 @dataclass(frozen=True)

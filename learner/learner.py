@@ -13,26 +13,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamfleet.common.agent import Agent
-from dreamfleet.common.notes import Note
+from dreamfleet.common.acting.agent import Agent
+from dreamfleet.common.acting.weights import flatten
+from dreamfleet.common.experience.spaces import Spaces
+from dreamfleet.common.experience.steps import StepFormat
+from dreamfleet.common.process_log import Note
 from dreamfleet.common.seeds import derive_seed
-from dreamfleet.common.settings import Settings
-from dreamfleet.common.spaces import Spaces
-from dreamfleet.common.steps import StepFormat
-from dreamfleet.common.weights import flatten
-from dreamfleet.learner.actor_critic import ActorCritic
+from dreamfleet.common.settings.schema import Settings
 from dreamfleet.learner.bad_batch import not_finite_loss
-from dreamfleet.learner.checkpoint_copies import CheckpointCopies
-from dreamfleet.learner.checkpoints import CheckpointStore
+from dreamfleet.learner.behaviour.actor_critic import ActorCritic
+from dreamfleet.learner.checkpoints.copies import CheckpointCopies
+from dreamfleet.learner.checkpoints.restore import check_spaces, load_behaviour, load_parameters
+from dreamfleet.learner.checkpoints.store import CheckpointStore
 from dreamfleet.learner.hardware import TorchThreads, choose_hardware
-from dreamfleet.learner.illustration import draw_pictures, longest_episode
-from dreamfleet.learner.losses import world_model_loss
-from dreamfleet.learner.optimiser import load_moments
-from dreamfleet.learner.pictures import Pictures
+from dreamfleet.learner.optimiser.optimiser import load_moments
+from dreamfleet.learner.pictures.illustration import draw_pictures, longest_episode
+from dreamfleet.learner.pictures.pictures import Pictures
 from dreamfleet.learner.prefetcher import BatchSource, DirectSource, Prefetcher
-from dreamfleet.learner.restoring import check_spaces, load_behaviour, load_parameters
 from dreamfleet.learner.staleness import staleness
 from dreamfleet.learner.updater import Stopwatch, Updater
+from dreamfleet.learner.world_model_loss import world_model_loss
 from dreamfleet.replay.errors import NotEnoughExperienceError
 from dreamfleet.replay.packed import PackedBatch, unpack
 

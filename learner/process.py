@@ -10,12 +10,12 @@ from typing import Any
 
 import ray
 
-from dreamfleet.common.notes import Note, NoteTaker
-from dreamfleet.common.settings import Settings
-from dreamfleet.common.spaces import Spaces
+from dreamfleet.common.experience.spaces import Spaces
+from dreamfleet.common.process_log import Note, NoteTaker
+from dreamfleet.common.settings.schema import Settings
 from dreamfleet.learner.hardware import TorchThreads
 from dreamfleet.learner.learner import Learner, TrainReport
-from dreamfleet.learner.pictures import Pictures
+from dreamfleet.learner.pictures.pictures import Pictures
 from dreamfleet.learner.publishing_learner import PublishingLearner, Restored
 from dreamfleet.replay.client import RayReplay
 from dreamfleet.replay.sharded import ShardedReplay

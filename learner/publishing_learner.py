@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dreamfleet.learner.learner import Learner, TrainReport
-from dreamfleet.learner.pictures import Pictures
+from dreamfleet.learner.pictures.pictures import Pictures
 
 
 class Restored(NamedTuple):

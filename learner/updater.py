@@ -11,16 +11,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dreamfleet.common.agent import Agent
-from dreamfleet.common.dynamics import State
-from dreamfleet.common.settings import Settings
-from dreamfleet.learner.actor_critic import ActorCritic, BehaviourLosses
-from dreamfleet.learner.adaptive_clipping import clip_adaptively, find_parts
+from dreamfleet.common.acting.agent import Agent
+from dreamfleet.common.model.rssm import State
+from dreamfleet.common.settings.schema import Settings
+from dreamfleet.learner.behaviour.actor_critic import ActorCritic, BehaviourLosses
+from dreamfleet.learner.behaviour.imagination import imagine
 from dreamfleet.learner.compilation import Compilation, compile_region
 from dreamfleet.learner.hardware import Hardware
-from dreamfleet.learner.imagination import imagine
-from dreamfleet.learner.losses import world_model_loss
-from dreamfleet.learner.optimiser import ParameterGroup, correct_epsilon, make_optimiser
+from dreamfleet.learner.optimiser.adaptive_clipping import clip_adaptively, find_parts
+from dreamfleet.learner.optimiser.optimiser import ParameterGroup, correct_epsilon, make_optimiser
+from dreamfleet.learner.world_model_loss import world_model_loss
 
 
 class Stopwatch:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dreamfleet.common.errors import UserError
-from dreamfleet.common.settings import ReplaySettings
-from dreamfleet.common.steps import CHUNK_STEPS, StepFormat
+from dreamfleet.common.experience.steps import CHUNK_STEPS, StepFormat
+from dreamfleet.common.settings.schema import ReplaySettings
 
 _SEGMENT_BYTES = 64 << 20
 _LEAST_SEGMENTS = 16

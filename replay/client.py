@@ -16,7 +16,7 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from dreamfleet.common.notes import Note
+from dreamfleet.common.process_log import Note
 from dreamfleet.replay.errors import ReplayLostError
 from dreamfleet.replay.packed import PackedBatch
 from dreamfleet.replay.sharded import Shard

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dreamfleet.common.steps import CHUNK_STEPS
+from dreamfleet.common.experience.steps import CHUNK_STEPS
 from dreamfleet.replay.chunk_table import ChunkTable
 
 _MOST_TRIES = 1 << 16

@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dreamfleet.common.blocks import DamagedChunkError
-from dreamfleet.common.chunk import ChunkKey, decode_chunk, encode_chunk
 from dreamfleet.common.errors import UserError
-from dreamfleet.common.steps import CHUNK_STEPS, StepFormat
+from dreamfleet.common.experience.blocks import DamagedChunkError
+from dreamfleet.common.experience.chunk import ChunkKey, decode_chunk, encode_chunk
+from dreamfleet.common.experience.steps import CHUNK_STEPS, StepFormat
 from dreamfleet.replay.recovery import Damage, scan
 from dreamfleet.replay.segment import DamagedSegmentError, Segment, open_segments, segment_paths
 from dreamfleet.replay.segments import check_same_format, read_format

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dreamfleet.common.chunk import ChunkHeader, ChunkKey
+from dreamfleet.common.experience.chunk import ChunkHeader, ChunkKey
 from dreamfleet.replay.chunk_table import ChunkTable, Row
 from dreamfleet.replay.draw_order import DrawOrder
 from dreamfleet.replay.segments import Location

@@ -16,9 +16,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dreamfleet.common.blocks import Block, DamagedChunkError, block_numbers, read_big_fields, read_small_fields
-from dreamfleet.common.chunk import parse_header
-from dreamfleet.common.steps import StepFormat
+from dreamfleet.common.experience.blocks import (
+    Block,
+    DamagedChunkError,
+    block_numbers,
+    read_big_fields,
+    read_small_fields,
+)
+from dreamfleet.common.experience.chunk import parse_header
+from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.replay.index import Piece
 from dreamfleet.replay.segment import Segment
 

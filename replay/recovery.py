@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from dreamfleet.common.blocks import DamagedChunkError
-from dreamfleet.common.chunk import MAGIC, PREFIX, ChunkHeader, check_header, check_record, parse_header, record_size
-from dreamfleet.common.steps import StepFormat
+from dreamfleet.common.experience.blocks import DamagedChunkError
+from dreamfleet.common.experience.chunk import (
+    MAGIC,
+    PREFIX,
+    ChunkHeader,
+    check_header,
+    check_record,
+    parse_header,
+    record_size,
+)
+from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.replay.segment import Segment
 
 _GUESS_BYTES = 512

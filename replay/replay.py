@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dreamfleet.common.chunk import check_record
 from dreamfleet.common.errors import UserError
+from dreamfleet.common.experience.chunk import check_record
+from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.lock import DirectoryLock
-from dreamfleet.common.notes import Note
+from dreamfleet.common.process_log import Note
 from dreamfleet.common.seeds import derive_seed
-from dreamfleet.common.settings import ReplaySettings
-from dreamfleet.common.steps import StepFormat
+from dreamfleet.common.settings.schema import ReplaySettings
 from dreamfleet.replay.capacity import segment_size, whole_capacity_gb
 from dreamfleet.replay.errors import NotEnoughExperienceError
 from dreamfleet.replay.index import Index, Piece

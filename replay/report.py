@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dreamfleet.common.amounts import in_bytes
-from dreamfleet.common.blocks import DamagedChunkError, read_small_fields
-from dreamfleet.common.chunk import ChunkHeader, decode_chunk
 from dreamfleet.common.errors import UserError
+from dreamfleet.common.experience.blocks import DamagedChunkError, read_small_fields
+from dreamfleet.common.experience.chunk import ChunkHeader, decode_chunk
+from dreamfleet.common.experience.steps import StepFormat
+from dreamfleet.common.formatting import in_bytes
 from dreamfleet.common.lock import LOCK_NAME
-from dreamfleet.common.steps import StepFormat
 from dreamfleet.replay.recovery import Damage, scan
 from dreamfleet.replay.segment import DamagedSegmentError, Segment, SegmentHeader, open_segments, segment_paths
 from dreamfleet.replay.segments import read_format

@@ -1,6 +1,6 @@
 """The segment: one append-only file of chunk records.
 
-A file begins with a header (integers little-endian), then come records as `common/chunk.py` draws them, end to end:
+A file begins with a header (integers little-endian), then come records as `common/experience/chunk.py` draws them:
 
     magic "DFSG" | JSON bytes u32 | CRC-32 of the JSON u32 | JSON
 

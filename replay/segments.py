@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from dreamfleet.common.chunk import ChunkHeader
 from dreamfleet.common.errors import UserError
-from dreamfleet.common.spaces import first_difference
-from dreamfleet.common.steps import StepFormat
+from dreamfleet.common.experience.chunk import ChunkHeader
+from dreamfleet.common.experience.spaces import first_difference
+from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.replay.recovery import Damage, scan
 from dreamfleet.replay.segment import DamagedSegmentError, Segment, SegmentHeader, open_segments, sync_directory
 

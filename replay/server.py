@@ -13,9 +13,9 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dreamfleet.common.errors import RunFailedError, UserError
-from dreamfleet.common.notes import Note, NoteTaker
-from dreamfleet.common.settings import ReplaySettings
-from dreamfleet.common.steps import StepFormat
+from dreamfleet.common.experience.steps import StepFormat
+from dreamfleet.common.process_log import Note, NoteTaker
+from dreamfleet.common.settings.schema import ReplaySettings
 from dreamfleet.replay.packed import PackedBatch
 from dreamfleet.replay.replay import Replay
 from dreamfleet.replay.shards import ShardPlan

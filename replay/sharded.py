@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from dreamfleet.common.notes import Note
+from dreamfleet.common.process_log import Note
 from dreamfleet.common.seeds import derive_seed
 from dreamfleet.replay.errors import NotEnoughExperienceError, ReplayLostError
 from dreamfleet.replay.packed import PackedBatch, join_batches

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dreamfleet.common.errors import UserError
+from dreamfleet.common.experience.steps import CHUNK_STEPS, StepFormat
 from dreamfleet.common.seeds import derive_seed
-from dreamfleet.common.settings import ReplaySettings
-from dreamfleet.common.steps import CHUNK_STEPS, StepFormat
+from dreamfleet.common.settings.schema import ReplaySettings
 from dreamfleet.replay.replay import Replay
 from dreamfleet.replay.segment import segment_paths
 from dreamfleet.replay.sharded import ShardedReplay

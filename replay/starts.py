@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dreamfleet.common.chunk import ChunkHeader, ChunkKey
-from dreamfleet.common.steps import CHUNK_STEPS
+from dreamfleet.common.experience.chunk import ChunkHeader, ChunkKey
+from dreamfleet.common.experience.steps import CHUNK_STEPS
 from dreamfleet.replay.chunk_table import Row
 
 HELD_OUT_RUN = 128

@@ -60,8 +60,8 @@ def local_ray() -> Iterator[None]:
     """Start Ray on this machine for all tests that ask for it; its workers import this checkout."""
     import ray
 
-    from dreamfleet.actors.rendering import prepare_library
-    from dreamfleet.deploy.local_ray import start_local_ray
+    from dreamfleet.actors.environments.rendering import prepare_library
+    from dreamfleet.deploy.workers.local_ray import start_local_ray
 
     prepare_library()  # once for all workers, which inherit it
     start_local_ray(

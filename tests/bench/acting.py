@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dreamfleet.common.agent import Agent
-from dreamfleet.common.policy import Policy, make_policy
-from dreamfleet.common.spaces import Spaces
-from dreamfleet.common.weights import flatten
-from dreamfleet.deploy.resolve import resolve
+from dreamfleet.common.acting.agent import Agent
+from dreamfleet.common.acting.policy import Policy, make_policy
+from dreamfleet.common.acting.weights import flatten
+from dreamfleet.common.experience.spaces import Spaces
+from dreamfleet.common.settings.resolve import resolve
 from tests.bench.agents import SPACES, picture_spaces
 from tests.bench.measure import Bench, say
 from tests.bench.report import Row

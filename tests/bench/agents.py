@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from dreamfleet.common.actions import encode_actions, previous_actions
-from dreamfleet.common.agent import Agent
-from dreamfleet.common.settings import Settings
-from dreamfleet.common.spaces import ActionSpec, ObservationSpec, Spaces
-from dreamfleet.deploy.resolve import resolve
-from dreamfleet.learner.actor_critic import ActorCritic
+from dreamfleet.common.acting.action_encoding import encode_actions, previous_actions
+from dreamfleet.common.acting.agent import Agent
+from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
+from dreamfleet.common.settings.resolve import resolve
+from dreamfleet.common.settings.schema import Settings
+from dreamfleet.learner.behaviour.actor_critic import ActorCritic
+from dreamfleet.learner.behaviour.imagination import imagine
 from dreamfleet.learner.hardware import Hardware, choose_hardware
-from dreamfleet.learner.imagination import imagine
-from dreamfleet.learner.losses import world_model_loss
 from dreamfleet.learner.updater import Stopwatch, Updater
+from dreamfleet.learner.world_model_loss import world_model_loss
 from tests.bench.measure import Bench, Turns, say, take_turns
 from tests.bench.r2dreamer import METHOD as METHOD_BESIDE
 from tests.bench.r2dreamer import R2Dreamer

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dreamfleet.actors.actions import action_converter
 from dreamfleet.actors.collector import environment_seeds
-from dreamfleet.actors.environments import Environment, describe_spaces, make_environment
-from dreamfleet.common.policy import Policy, make_policy
+from dreamfleet.actors.environments.make import Environment, describe_spaces, make_environment
+from dreamfleet.actors.spaces.actions import action_converter
+from dreamfleet.common.acting.policy import Policy, make_policy
+from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.seeds import derive_seed
-from dreamfleet.common.settings import EnvironmentSettings, Settings
-from dreamfleet.common.spaces import Spaces
+from dreamfleet.common.settings.schema import EnvironmentSettings, Settings
 
 
 def pin(processes: Sequence[int], cores: int) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import ray
 
 from dreamfleet.actors.actor import ActorProcess
-from dreamfleet.actors.environments import probe_environment
-from dreamfleet.common.settings import Settings
-from dreamfleet.deploy.resolve import resolve
+from dreamfleet.actors.environments.make import probe_environment
+from dreamfleet.common.settings.resolve import resolve
+from dreamfleet.common.settings.schema import Settings
 from tests.bench.bare_loops import BareLoop, VectorLoop, pin
 from tests.bench.measure import Bench, Turns, say, take_turns
 from tests.bench.one_process import METHOD as ONE_PROCESS

@@ -10,8 +10,8 @@ from typing import Any
 import psutil
 import ray
 
-from dreamfleet.common.chunk import ChunkKey
-from dreamfleet.common.steps import CHUNK_STEPS
+from dreamfleet.common.experience.chunk import ChunkKey
+from dreamfleet.common.experience.steps import CHUNK_STEPS
 from dreamfleet.replay.client import RayReplay, RaySink
 from tests.bench.measure import Bench, say
 from tests.bench.ray_session import local_ray, replay_server

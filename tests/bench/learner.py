@@ -11,11 +11,11 @@ from typing import Any
 
 import ray
 
-from dreamfleet.actors.environments import probe_environment
-from dreamfleet.common.settings import Settings
-from dreamfleet.common.spaces import Spaces
-from dreamfleet.deploy.ray_pool import KEEP_MEMORY
-from dreamfleet.deploy.resolve import resolve
+from dreamfleet.actors.environments.make import probe_environment
+from dreamfleet.common.experience.spaces import Spaces
+from dreamfleet.common.settings.resolve import resolve
+from dreamfleet.common.settings.schema import Settings
+from dreamfleet.deploy.workers.ray_pool import KEEP_MEMORY
 from dreamfleet.learner.process import LearnerProcess
 from tests.bench.measure import Bench, say
 from tests.bench.ray_session import local_ray, replay_server

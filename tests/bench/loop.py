@@ -12,11 +12,11 @@ import numpy as np
 import ray
 
 from dreamfleet.actors.collector import CollectReport
-from dreamfleet.deploy.fleet import Fleet
-from dreamfleet.deploy.pool import Worker
-from dreamfleet.deploy.ratio import TrainRatio
-from dreamfleet.deploy.ray_pool import RayPool
-from dreamfleet.deploy.staffing import ORDERS_QUEUED, Staffing
+from dreamfleet.deploy.fleet.fleet import Fleet
+from dreamfleet.deploy.fleet.fleet_config import ORDERS_QUEUED, Staffing
+from dreamfleet.deploy.fleet.train_ratio import TrainRatio
+from dreamfleet.deploy.workers.pool import Worker
+from dreamfleet.deploy.workers.ray_pool import RayPool
 from tests.bench.measure import Bench, say
 from tests.bench.ray_session import local_ray
 from tests.bench.real_time_pool import RealTimePool

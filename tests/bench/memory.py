@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from dreamfleet.common.chunk import ChunkKey
-from dreamfleet.common.settings import ReplaySettings
+from dreamfleet.common.experience.chunk import ChunkKey
+from dreamfleet.common.settings.schema import ReplaySettings
 from dreamfleet.replay.replay import Replay
 from tests.bench.recording import Recording
 

@@ -10,15 +10,15 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from dreamfleet.actors.actions import action_converter
 from dreamfleet.actors.collector import Collector, Sink
 from dreamfleet.actors.environment_batch import EnvironmentBatch
-from dreamfleet.actors.environments import Environment, make_environment, probe_environment
-from dreamfleet.common.policy import make_policy
-from dreamfleet.common.settings import Settings
-from dreamfleet.common.spaces import Spaces
-from dreamfleet.common.steps import StepFormat
-from dreamfleet.deploy.resolve import resolve
+from dreamfleet.actors.environments.make import Environment, make_environment, probe_environment
+from dreamfleet.actors.spaces.actions import action_converter
+from dreamfleet.common.acting.policy import make_policy
+from dreamfleet.common.experience.spaces import Spaces
+from dreamfleet.common.experience.steps import StepFormat
+from dreamfleet.common.settings.resolve import resolve
+from dreamfleet.common.settings.schema import Settings
 from dreamfleet.replay.client import DirectSink
 from dreamfleet.replay.replay import Replay
 from tests.bench.measure import Bench, Turns, say, take_turns

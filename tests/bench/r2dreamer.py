@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreamfleet.common.actions import encode_actions, previous_actions
+from dreamfleet.common.acting.action_encoding import encode_actions, previous_actions
 from dreamfleet.common.errors import UserError
-from dreamfleet.common.settings import Settings
-from dreamfleet.common.spaces import ActionSpec, Spaces
+from dreamfleet.common.experience.spaces import ActionSpec, Spaces
+from dreamfleet.common.settings.schema import Settings
 
 METHOD = """
 With `--r2dreamer DIR`, r2dreamer (github.com/NM512/r2dreamer) runs by turns with ours on the same batch, on the CPU

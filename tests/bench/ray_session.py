@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from dreamfleet.common.settings import ReplaySettings
+from dreamfleet.common.settings.schema import ReplaySettings
 from dreamfleet.replay.client import RayReplay
 from dreamfleet.replay.server import start_replay_server
 from tests.bench.machine import ROOT

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from dreamfleet.actors.collector import CollectReport
-from dreamfleet.deploy.pool import Counters, Worker
+from dreamfleet.deploy.workers.pool import Counters, Worker
 
 
 @dataclass(eq=False)

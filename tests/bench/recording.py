@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dreamfleet.common.chunk import ChunkKey, decode_chunk, encode_chunk
-from dreamfleet.common.settings import Settings
-from dreamfleet.common.spaces import Spaces
-from dreamfleet.common.steps import CHUNK_STEPS, StepFormat
-from dreamfleet.deploy.resolve import resolve
+from dreamfleet.common.experience.chunk import ChunkKey, decode_chunk, encode_chunk
+from dreamfleet.common.experience.spaces import Spaces
+from dreamfleet.common.experience.steps import CHUNK_STEPS, StepFormat
+from dreamfleet.common.settings.resolve import resolve
+from dreamfleet.common.settings.schema import Settings
 
 Arrays = dict[str, np.ndarray]
 _ACTORS = 2
@@ -142,7 +142,7 @@ class ListSink:
 
 
 def _spaces_of_settings() -> dict[str, object]:
-    from dreamfleet.actors.environments import describe_spaces, make_environment
+    from dreamfleet.actors.environments.make import describe_spaces, make_environment
 
     env = make_environment(recording_settings().env)
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dreamfleet.common.settings import ReplaySettings
+from dreamfleet.common.settings.schema import ReplaySettings
 from dreamfleet.replay.packed import unpack
 from dreamfleet.replay.replay import Replay
 from tests.bench.measure import Bench, Turns, say, take_turns

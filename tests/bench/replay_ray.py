@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import ray
 
-from dreamfleet.common.chunk import ChunkKey
-from dreamfleet.common.steps import CHUNK_STEPS
+from dreamfleet.common.experience.chunk import ChunkKey
+from dreamfleet.common.experience.steps import CHUNK_STEPS
 from dreamfleet.replay.client import RayReplay, RaySink
 from dreamfleet.replay.packed import unpack
 from tests.bench.measure import Bench, say, take_turns

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dreamfleet.learner.charts import BLUE, GREEN, GREY, ORANGE, Curve, draw_chart, write_png
+from dreamfleet.learner.pictures.charts import BLUE, GREEN, GREY, ORANGE, Curve, draw_chart, write_png
 
 COLOURS = (BLUE, ORANGE, GREEN, GREY)
 

@@ -15,9 +15,9 @@ import ray
 from counted_streams import faults_of_batch, steps_of
 
 from dreamfleet.common.errors import RunFailedError
-from dreamfleet.common.settings import Settings
-from dreamfleet.common.spaces import Spaces
-from dreamfleet.common.steps import StepFormat
+from dreamfleet.common.experience.spaces import Spaces
+from dreamfleet.common.experience.steps import StepFormat
+from dreamfleet.common.settings.schema import Settings
 from dreamfleet.learner.hardware import TorchThreads
 from dreamfleet.replay.client import RayReplay
 from dreamfleet.replay.packed import unpack

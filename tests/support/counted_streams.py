@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dreamfleet.common.chunk import decode_chunk
-from dreamfleet.common.steps import StepFormat
+from dreamfleet.common.experience.chunk import decode_chunk
+from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.replay.recovery import Damage, scan
 from dreamfleet.replay.segment import Segment, segment_paths
 from dreamfleet.replay.shards import shard_directories

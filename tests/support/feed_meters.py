@@ -10,7 +10,7 @@ import sys
 
 import ray
 
-from dreamfleet.deploy.meters import GAUGES, PARTS, Meters
+from dreamfleet.deploy.monitoring.prometheus import GAUGES, PARTS, Meters
 
 PAUSE_S = 0.5
 LONGEST_S = 150.0

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from make_chunks import counting_format, cut, make_stream
 
-from dreamfleet.common.settings import ReplaySettings
+from dreamfleet.common.settings.schema import ReplaySettings
 from dreamfleet.replay.packed import PackedBatch, unpack
 from dreamfleet.replay.sharded import ShardedReplay
 from dreamfleet.replay.shards import open_shards

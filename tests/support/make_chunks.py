@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dreamfleet.common.chunk import ChunkKey, encode_chunk
-from dreamfleet.common.spaces import ActionSpec, ObservationSpec, Spaces
-from dreamfleet.common.steps import CHUNK_STEPS, StepFormat
+from dreamfleet.common.experience.chunk import ChunkKey, encode_chunk
+from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
+from dreamfleet.common.experience.steps import CHUNK_STEPS, StepFormat
 
 Arrays = dict[str, np.ndarray]
 

@@ -14,14 +14,14 @@ import ray
 from checking_learner import CheckingLearner
 from patience import PATIENCE_S
 
-from dreamfleet.actors.environments import probe_environment
-from dreamfleet.common.settings import Settings
-from dreamfleet.deploy import ray_pool
-from dreamfleet.deploy.fleet import Fleet
-from dreamfleet.deploy.pool import Worker
+from dreamfleet.actors.environments.make import probe_environment
+from dreamfleet.common.settings.schema import Settings
+from dreamfleet.deploy.fleet.callbacks import Watcher
+from dreamfleet.deploy.fleet.fleet import Fleet
+from dreamfleet.deploy.fleet.worker_slot import Slot
 from dreamfleet.deploy.run_directory import RunDirectory
-from dreamfleet.deploy.slot import Slot
-from dreamfleet.deploy.watcher import Watcher
+from dreamfleet.deploy.workers import ray_pool
+from dreamfleet.deploy.workers.pool import Worker
 
 STEPS_AFTER_PLOT = 301
 

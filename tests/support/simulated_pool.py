@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from dreamfleet.common.errors import RunFailedError
-from dreamfleet.deploy.pool import Counters, Worker, WorkerFailedError, WorkerLostError
+from dreamfleet.deploy.workers.pool import Counters, Worker, WorkerFailedError, WorkerLostError
 from dreamfleet.replay.shortage import Shortage
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dreamfleet.common.settings import Settings
+from dreamfleet.common.settings.schema import Settings
 
 
 def small_settings(**changes: Any) -> Settings:

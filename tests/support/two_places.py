@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from make_chunks import cut
 
-from dreamfleet.common.settings import ReplaySettings
-from dreamfleet.common.spaces import ActionSpec, ObservationSpec, Spaces
-from dreamfleet.common.steps import StepFormat
+from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
+from dreamfleet.common.experience.steps import StepFormat
+from dreamfleet.common.settings.schema import ReplaySettings
 from dreamfleet.replay.replay import Replay
 
 ACTIONS = {"choices": ActionSpec("discrete", (2,)), "box": ActionSpec("box", (1,), (-1.0,), (1.0,), (1,))}

@@ -1,0 +1,1 @@
+"""Making environments: ids, suites, wrappers, rendering, and the code of the user around them."""

@@ -1,0 +1,88 @@
+"""Actions as the networks take them, and back: choices are one-hots, reals lie in [-1, 1]; and who came before whom."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dreamfleet.common.acting.action_reach import ENDLESS, is_bounded, reach_of
+from dreamfleet.common.experience.spaces import ActionSpec
+from dreamfleet.common.model.precision import as_input, full_precision
+
+
+def encode_actions(spec: ActionSpec, stored: Tensor) -> Tensor:
+    """Return the network's actions (…, A), float32, for stored ones (…, *stored_shape).
+
+    Args:
+        spec: what an action is; A is `spec.width`.
+        stored: choices (), or (choices + reals,). Choices become one-hots side by side; reals are brought from what
+            `common/acting/action_reach.py` says to [-1, 1].
+    """
+    if spec.kind == "discrete":
+        return as_input(F.one_hot(stored.long(), spec.sizes[0]))
+    numbers, reals = stored.split([len(spec.choices), spec.reals], dim=-1)
+    pairs = zip(numbers.unbind(-1), spec.choices, strict=True)
+    parts = [as_input(F.one_hot(number.long(), size)) for number, size in pairs]
+    if spec.reals:
+        reals = as_input(reals)
+        middle, half, _, _ = _scale(spec, reals.device, reals.dtype)
+        parts.append((reals - middle) / half)
+    return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+
+
+def decode_actions(spec: ActionSpec, encoded: Tensor) -> Tensor:
+    """Return the stored actions (…, *stored_shape) for the network's (…, A): `encode_actions` backwards.
+
+    Choices are the places of the greatest numbers, as int32 where there are no reals; reals are clipped to their
+    bounds, as far as they have any.
+    """
+    *groups, reals = full_precision(encoded).split([*spec.choices, spec.reals], dim=-1)
+    choices = [group.argmax(-1).to(torch.int32) for group in groups]
+    if spec.kind == "discrete":
+        return choices[0]
+    parts = [torch.stack(choices, -1)] if choices else []
+    if spec.reals:
+        middle, half, least, most = _scale(spec, reals.device, reals.dtype)
+        parts.append(reals.clamp(least, most) * half + middle)
+    return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+
+
+@cache
+def _scale(spec: ActionSpec, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return by real the middle and half width of what is reached, and its bounds in those units."""
+    columns = zip(*[_scale_of(low, high) for low, high in zip(spec.low, spec.high, strict=True)], strict=True)
+    middle, half, least, most = (_on_device(list(numbers), device, dtype) for numbers in columns)
+    return middle, half, least, most
+
+
+def _scale_of(low: float, high: float) -> tuple[float, float, float, float]:
+    """Return one real's numbers of `_scale`; a fixed one is 0 for the networks."""
+    first, last = reach_of(low, high)
+    middle, half = (first + last) / 2, (last - first) / 2
+    if is_bounded(low, high):
+        return (middle, half, -1.0, 1.0) if half > 0 else (middle, 1.0, 0.0, 0.0)
+    least = low - middle if low > -ENDLESS else -math.inf
+    return middle, half, least, high - middle if high < ENDLESS else math.inf
+
+
+def _on_device(numbers: list[float], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return the numbers, made on the device: a compiled update would copy a list's there again and again."""
+    return torch.stack([torch.full((), number, dtype=dtype, device=device) for number in numbers])
+
+
+def previous_actions(encoded: Tensor, is_first: Tensor) -> Tensor:
+    """Return for every step the action before it; see `common/experience/steps.py` for the time alignment.
+
+    Args:
+        encoded: (B, T, A), at t the action taken after observation t.
+        is_first: (B, T), whether an episode begins at t.
+
+    Returns:
+        (B, T, A), at t the action at t - 1; zero at t = 0 and where an episode begins.
+    """
+    shifted = F.pad(encoded[:, :-1], (0, 0, 1, 0))
+    return shifted.masked_fill(is_first.bool()[..., None], 0.0)

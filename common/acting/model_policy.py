@@ -1,0 +1,131 @@
+"""Acting on the model: what is seen becomes a state, and the actor or the planner says what to do in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dreamfleet.common.acting.action_distributions import draw_action_noise
+from dreamfleet.common.acting.action_encoding import decode_actions, encode_actions
+from dreamfleet.common.acting.agent import Agent
+from dreamfleet.common.acting.planner import Search, candidate_noise, plan
+from dreamfleet.common.acting.policy import Policy
+from dreamfleet.common.acting.weights import load_flat
+from dreamfleet.common.experience.spaces import Spaces
+from dreamfleet.common.model.rssm import State
+from dreamfleet.common.seeds import derive_seed
+from dreamfleet.common.settings.schema import Settings
+from dreamfleet.common.torch_state import own_torch_state
+
+
+class ModelPolicy:
+    """Acts for K environments, each with a recurrent state and random numbers of its own.
+
+    Until the first weights come, another policy acts, by chance as a rule: those actions are of version -1. What one
+    environment gets does not depend on how many others there are.
+
+    Attributes:
+        version: of the weights that act; -1 before the first.
+
+    Args:
+        settings: the run's.
+        spaces: what the environments show and take.
+        environments: K.
+        seed: of its random numbers.
+        explores: whether actions are sampled and `behaviour.exploration` is added; else the likeliest is taken.
+        before: acts until there are weights; needed only if `act` is called before `adopt`.
+    """
+
+    @own_torch_state()
+    def __init__(
+        self,
+        settings: Settings,
+        spaces: Spaces,
+        environments: int,
+        seed: int,
+        explores: bool,
+        before: Policy | None = None,
+    ) -> None:
+        self.version = -1
+        self._settings = settings.behaviour
+        self._spec = spaces.action
+        self._before = before
+        self._explores = explores
+        self._agent = Agent(spaces, settings).eval()
+        self._model = self._agent.world_model
+        self._generators = [torch.Generator().manual_seed(derive_seed(seed, "acting", k)) for k in range(environments)]
+        self._state = self._model.initial(environments)
+        self._previous = torch.zeros(environments, spaces.action.width)
+        self._begins_anew = True
+
+    @own_torch_state()
+    @torch.no_grad()
+    def act(self, observations: Mapping[str, np.ndarray], is_first: np.ndarray) -> np.ndarray:
+        """Return stored actions (K, *stored_shape) for observations (K, *shape) and is_first (K,); see `Policy`."""
+        if self.version < 0:
+            assert self._before is not None, "weights are adopted before the first action"
+            return self._before.act(observations, is_first)
+        # Contiguous, since PyTorch takes no picture that is drawn upside down and turned by a negative stride.
+        seen = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in observations.items()}
+        first = torch.from_numpy(np.asarray(is_first, bool) | self._begins_anew)
+        self._begins_anew = False
+        embedding = self._model.encode(seen)
+        noise = self._draw(lambda generator: self._model.dynamics.latents.draw_noise(generator=generator))
+        self._state = self._model.dynamics.observe_step(self._state, self._previous, embedding, first, noise=noise)
+        encoded = self._plan() if self._settings.kind == "planner" else self._choose()
+        if self._explores and self._settings.exploration:
+            encoded = self._explore(encoded)
+        stored = decode_actions(self._spec, encoded)
+        self._previous = encode_actions(self._spec, stored)  # as the learner will read it
+        return stored.numpy()
+
+    @own_torch_state()
+    def adopt(self, version: int, weights: np.ndarray) -> None:
+        """Take over published weights; the first ones find the episodes under way as if these began there."""
+        load_flat(self._agent.acting_parameters(), weights)
+        self.version = version
+
+    def _choose(self) -> Tensor:
+        """Return the actor's actions (K, A)."""
+        distribution = self._agent.policy(self._state.feature)
+        if not self._explores:
+            return distribution.mode
+        return distribution.sample(self._draw(lambda generator: draw_action_noise(self._spec, generator=generator)))
+
+    def _plan(self) -> Tensor:
+        """Return the first actions (K, A) of the best plans found."""
+        settings = self._settings
+        search = Search(settings.horizon, settings.candidates, settings.iterations, settings.elites)
+        noise = candidate_noise(self._spec, search, self._generators)
+        return plan(self._worth, self._state, len(self._generators), self._spec, search, noise).first_action()
+
+    def _worth(self, states: State, actions: Tensor) -> Tensor:
+        """Return the sum of the rewards (R,) that the model expects of actions (R, H, A) from states on."""
+        each, horizon = len(actions) // len(self._generators), actions.shape[1]
+        draw = self._model.dynamics.latents.draw_noise
+        noise = torch.cat([draw(each, horizon, generator=generator) for generator in self._generators])
+        imagined = self._model.dynamics.imagine(states, actions, noise=noise)
+        return self._model.predict_reward(imagined.feature).mean.sum(-1)
+
+    def _explore(self, encoded: Tensor) -> Tensor:
+        """Return the actions (K, A) with noise: added to reals, instead of choices now and then."""
+        spec, amount = self._spec, self._settings.exploration
+        noise = self._draw(lambda generator: draw_action_noise(spec, generator=generator))
+        *uniform, normal = noise.split([*[1] * len(spec.choices), spec.reals], dim=-1)
+        chosen, reals = encoded.split([sum(spec.choices), spec.reals], dim=-1)
+        reals = reals + amount * normal
+        if not spec.choices:
+            return reals
+        chance = self._draw(lambda generator: torch.rand(1, generator=generator))
+        by_chance = [
+            torch.nn.functional.one_hot((numbers[:, 0] * size).long(), size).float()
+            for numbers, size in zip(uniform, spec.choices, strict=True)
+        ]
+        return torch.cat([torch.where(chance < amount, torch.cat(by_chance, -1), chosen), reals], dim=-1)
+
+    def _draw(self, draw_one: Callable[[torch.Generator], Tensor]) -> Tensor:
+        """Return what each environment's generator gives, (K, …)."""
+        return torch.stack([draw_one(generator) for generator in self._generators])

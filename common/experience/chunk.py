@@ -1,0 +1,229 @@
+"""The chunk: up to 64 consecutive steps of one stream, compressed once by its actor and never changed again.
+
+A record, as it travels and as it is stored (all integers little-endian):
+
+    prefix   magic "DFCK" | header bytes u32 | body bytes u32 | CRC-32 of the header u32
+    header   format u32 | actor u32 | incarnation u32 | stream u32 | sequence u64 | first_step u64 | episode u32
+             steps u32 | first mask u64 | last mask u64 | terminal mask u64 | oldest version i32 | newest version i32
+             blocks u32
+             then for each block: stored bytes u32 (top bit: compressed) | CRC-32 of the stored bytes u32
+    body     the blocks: first all small fields of all steps, then for each big field its steps 0-15, 16-31, ...
+
+A block that zstd cannot shorten is stored raw. Checksums are per block: a reader verifies what it reads, no more.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import zlib
+from collections.abc import Mapping
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+import zstandard
+
+from dreamfleet.common.experience.blocks import Block, DamagedChunkError, raw_blocks, read_steps
+from dreamfleet.common.experience.steps import BLOCK_STEPS, CHUNK_STEPS, Field, StepFormat
+
+MAGIC = b"DFCK"
+PREFIX = struct.Struct("<4sIII")
+_HEADER = struct.Struct("<IIIIQQIIQQQiiI")
+_COMPRESSED = 1 << 31
+
+
+class _Compressors(threading.local):
+    """A thread's compressors by level: making one takes as long as compressing a chunk of vectors."""
+
+    def __init__(self) -> None:
+        self._by_level: dict[int, zstandard.ZstdCompressor] = {}
+
+    def of_level(self, level: int) -> zstandard.ZstdCompressor:
+        """Return this thread's compressor of the level."""
+        if level not in self._by_level:
+            self._by_level[level] = zstandard.ZstdCompressor(level=level, write_checksum=False)
+        return self._by_level[level]
+
+
+_COMPRESSORS = _Compressors()
+
+
+class ChunkKey(NamedTuple):
+    """Who wrote a chunk, and which one in its stream it is: a chunk sent twice bears the same key."""
+
+    actor: int
+    incarnation: int
+    stream: int
+    sequence: int
+
+
+class ChunkHeader(NamedTuple):
+    """What a chunk says of itself without being decompressed.
+
+    Attributes:
+        key: its identity.
+        format_identity: `StepFormat.identity` of its steps.
+        first_step: number of its first step in its stream.
+        episode: number in its stream of the episode that its first step belongs to.
+        steps: how many it holds, 1 to 64.
+        first_mask: bit t is `is_first` of step t; likewise `last_mask` and `terminal_mask`.
+        oldest_version: lowest version of the weights that chose its actions; `newest_version` the highest.
+        blocks: its blocks; offsets count from the start of the record.
+        record_bytes: bytes of the whole record, prefix and header included.
+    """
+
+    key: ChunkKey
+    format_identity: int
+    first_step: int
+    episode: int
+    steps: int
+    first_mask: int
+    last_mask: int
+    terminal_mask: int
+    oldest_version: int
+    newest_version: int
+    blocks: tuple[Block, ...]
+    record_bytes: int
+
+
+def encode_chunk(
+    step_format: StepFormat, key: ChunkKey, first_step: int, arrays: Mapping[str, np.ndarray], level: int = 1
+) -> bytes:
+    """Return the record of the steps in `arrays`.
+
+    Args:
+        step_format: which arrays there are; each is given as (steps, *shape).
+        key: the chunk's identity.
+        first_step: number of the first step in its stream.
+        arrays: the steps, all of one length from 1 to 64.
+        level: zstd's level.
+    """
+    steps = len(arrays["reward"])
+    if not 1 <= steps <= CHUNK_STEPS:
+        raise ValueError(f"a chunk holds 1 to {CHUNK_STEPS} steps, not {steps}")
+    checked = {field.name: _checked(field, arrays[field.name], steps) for field in step_format.fields}
+    compressor = _COMPRESSORS.of_level(level)
+    bodies, table = [], []
+    for block in raw_blocks(step_format, checked):
+        packed = compressor.compress(block)
+        compressed = len(packed) < len(block)
+        body = packed if compressed else block
+        bodies.append(body)
+        table += [len(body) | (_COMPRESSED if compressed else 0), zlib.crc32(body)]
+    versions = checked["version"]
+    header = _HEADER.pack(
+        step_format.identity, *key[:3], key.sequence, first_step, int(checked["episode"][0]), steps,
+        _mask(checked["is_first"]), _mask(checked["is_last"]), _mask(checked["is_terminal"]),
+        int(versions.min()), int(versions.max()), len(bodies),
+    ) + struct.pack(f"<{len(table)}I", *table)  # fmt: skip
+    body_bytes = sum(map(len, bodies))
+    return b"".join([PREFIX.pack(MAGIC, len(header), body_bytes, zlib.crc32(header)), header, *bodies])
+
+
+def record_size(prefix: bytes | memoryview) -> tuple[int, int]:
+    """Return (header bytes, record bytes) as the prefix tells them.
+
+    Raises:
+        DamagedChunkError: if these bytes begin no record.
+    """
+    if len(prefix) < PREFIX.size:
+        raise DamagedChunkError(f"{len(prefix)} bytes are too few to begin a record")
+    magic, header_bytes, body_bytes, _ = PREFIX.unpack_from(prefix)
+    if magic != MAGIC:
+        raise DamagedChunkError(f"a record begins with {MAGIC!r}, not {bytes(magic)!r}")
+    return header_bytes, PREFIX.size + header_bytes + body_bytes
+
+
+def parse_header(record: bytes | memoryview) -> ChunkHeader:
+    """Read a record's header; the body need not be there.
+
+    Raises:
+        DamagedChunkError: if the header is torn or its checksum is wrong.
+    """
+    header_bytes, record_bytes = record_size(record)
+    header = bytes(record[PREFIX.size : PREFIX.size + header_bytes])
+    if len(header) < max(header_bytes, _HEADER.size) or zlib.crc32(header) != PREFIX.unpack_from(record)[3]:
+        raise DamagedChunkError("the header's checksum is wrong")
+    (identity, actor, incarnation, stream, sequence, first_step, episode, steps, first, last, terminal, oldest, newest,
+     block_count) = _HEADER.unpack_from(header)  # fmt: skip
+    if header_bytes != _HEADER.size + 8 * block_count:
+        raise DamagedChunkError(f"a header of {header_bytes} bytes cannot describe {block_count} blocks")
+    table = struct.unpack_from(f"<{2 * block_count}I", header, _HEADER.size)
+    sizes = [length & ~_COMPRESSED for length in table[::2]]
+    *offsets, end = accumulate(sizes, initial=PREFIX.size + header_bytes)
+    if end != record_bytes:
+        raise DamagedChunkError(f"the record's blocks end at byte {end}, not at its end, {record_bytes}")
+    compressed = [length >= _COMPRESSED for length in table[::2]]
+    blocks = tuple(map(Block, offsets, sizes, compressed, table[1::2]))
+    return ChunkHeader(
+        ChunkKey(actor, incarnation, stream, sequence), identity, first_step, episode, steps, first, last, terminal,
+        oldest, newest, blocks, record_bytes,
+    )  # fmt: skip
+
+
+def check_header(step_format: StepFormat, header: ChunkHeader) -> None:
+    """Check that a header describes a chunk of this format.
+
+    Raises:
+        DamagedChunkError: if it is of another format or contradicts itself.
+    """
+    if header.format_identity != step_format.identity:
+        raise DamagedChunkError(f"the record's format {header.format_identity} is not {step_format.identity}")
+    if not 1 <= header.steps <= CHUNK_STEPS:
+        raise DamagedChunkError(f"a chunk holds 1 to {CHUNK_STEPS} steps, not {header.steps}")
+    if (header.first_mask | header.last_mask | header.terminal_mask) >> header.steps:
+        raise DamagedChunkError(f"a chunk of {header.steps} steps has flags of steps after them")
+    expected = 1 + len(step_format.big) * -(-header.steps // BLOCK_STEPS)
+    if len(header.blocks) != expected:
+        raise DamagedChunkError(f"a chunk of {header.steps} steps has {expected} blocks, not {len(header.blocks)}")
+
+
+def check_record(step_format: StepFormat, record: bytes | memoryview) -> ChunkHeader:
+    """Check a whole record, decompressing nothing, and return its header.
+
+    Raises:
+        DamagedChunkError: if any part of the record is damaged or it is of another format.
+    """
+    header = parse_header(record)
+    check_header(step_format, header)
+    view = memoryview(record)
+    if len(view) != header.record_bytes:
+        raise DamagedChunkError(f"the record has {len(view)} bytes and says {header.record_bytes}")
+    for number, block in enumerate(header.blocks):
+        if zlib.crc32(view[block.offset : block.offset + block.stored_bytes]) != block.checksum:
+            raise DamagedChunkError(f"the checksum of block {number} is wrong")
+    return header
+
+
+def decode_chunk(step_format: StepFormat, record: bytes | memoryview) -> dict[str, np.ndarray]:
+    """Return all steps of a whole record, each field as (steps, *shape).
+
+    Raises:
+        DamagedChunkError: if any part of the record is damaged or it is of another format.
+    """
+    header = parse_header(record)
+    check_header(step_format, header)
+    view = memoryview(record)
+    if len(view) != header.record_bytes:
+        raise DamagedChunkError(f"the record has {len(view)} bytes and says {header.record_bytes}")
+    blocks = {
+        n: (block, view[block.offset : block.offset + block.stored_bytes]) for n, block in enumerate(header.blocks)
+    }
+    out = {field.name: np.empty((header.steps, *field.shape), field.dtype) for field in step_format.fields}
+    read_steps(step_format, header.steps, 0, header.steps, blocks, out)
+    return out
+
+
+def _checked(field: Field, array: np.ndarray, steps: int) -> np.ndarray:
+    """Return the array in C order, or say how it differs from its field."""
+    if array.shape != (steps, *field.shape) or array.dtype != np.dtype(field.dtype):
+        raise ValueError(
+            f"'{field.name}' is {array.dtype} {array.shape}; the format wants {field.dtype} {(steps, *field.shape)}"
+        )
+    return np.ascontiguousarray(array)
+
+
+def _mask(flags: np.ndarray) -> int:
+    """Return the flags as an integer, bit t for step t."""
+    return int.from_bytes(np.packbits(flags, bitorder="little").tobytes(), "little")

@@ -1,0 +1,229 @@
+"""The distributions of the world model. Their arithmetic is float32, whatever the networks compute in."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dreamfleet.common.model.precision import full_precision
+
+HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
+"""The constant of a Normal's log-density, per dimension."""
+
+LOG_VARIANCE_BOUND = 6.0
+"""Learned log-variances are softly kept within this on both sides."""
+
+
+class Gaussian(NamedTuple):
+    """A Normal distribution with independent dimensions."""
+
+    mean: Tensor
+    std: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Return mean + std · noise, with gradients to both (the reparameterisation trick)."""
+        return torch.addcmul(self.mean, self.std, noise)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the whole log-density of each dimension, its constant included; not summed."""
+        return -0.5 * ((full_precision(value) - self.mean) / self.std).square() - self.std.log() - HALF_LOG_TWO_PI
+
+    @property
+    def mode(self) -> Tensor:
+        """The likeliest value: the mean."""
+        return self.mean
+
+    def detach(self) -> Gaussian:
+        """Return the same distribution without gradients."""
+        return Gaussian(self.mean.detach(), self.std.detach())
+
+    def without_last(self) -> Gaussian:
+        """Return the distributions (…, H) of a sequence (…, H + 1) without its last step."""
+        return Gaussian(self.mean[..., :-1], self.std[..., :-1])
+
+
+class OneHot(NamedTuple):
+    """Categorical variables side by side, each sampled as a one-hot; as a state they make S = V·C numbers.
+
+    Attributes:
+        logits: (…, V variables, C classes), the logarithms of the probabilities: normalised, unimix included
+            (`state_one_hot`).
+    """
+
+    logits: Tensor
+
+    @property
+    def probabilities(self) -> Tensor:
+        """(…, V, C); they add up to 1 over C."""
+        return self.logits.exp()
+
+    @property
+    def mode(self) -> Tensor:
+        """The likeliest class of each variable as one-hots, flat (…, V·C), without gradients."""
+        return _one_hot(self.logits.argmax(-1), self.logits).flatten(-2)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Return one-hots, flat (…, V·C), with the straight-through gradient: that of the probabilities.
+
+        The value is z, the gradient that of z + p − sg(p) (Dreamer V2).
+
+        Args:
+            noise: (…, V), uniform in [0, 1).
+        """
+        probabilities = self.probabilities
+        return straight_through(choose(probabilities.detach(), noise), probabilities).flatten(-2)
+
+    def entropy(self) -> Tensor:
+        """Return the entropy in nats, summed over the variables: (…)."""
+        return -(self.probabilities * self.logits).sum(dim=(-2, -1))
+
+    def detach(self) -> OneHot:
+        """Return the same distribution without gradients."""
+        return OneHot(self.logits.detach())
+
+
+class Bernoulli(NamedTuple):
+    """A yes or no, given as log-odds."""
+
+    logits: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """Probability of yes."""
+        return torch.sigmoid(self.logits)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-probability of `value`, which may also lie between 0 and 1 (then: the expected one)."""
+        return -F.binary_cross_entropy_with_logits(self.logits, value.to(self.logits.dtype), reduction="none")
+
+
+StateDistribution = Gaussian | OneHot
+"""What z is drawn from, by the kind of the model's state."""
+
+
+def symlog(x: Tensor) -> Tensor:
+    """Return sign(x)·log(1 + |x|) (Dreamer V3): the identity around 0, a logarithm far out."""
+    return x.sign() * torch.log1p(x.abs())
+
+
+def symexp(x: Tensor) -> Tensor:
+    """Return sign(x)·(exp(|x|) − 1), which undoes `symlog`."""
+    return x.sign() * torch.expm1(x.abs())
+
+
+def choose(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Return one-hots (…, C) drawn with uniform numbers, by the inverse of the cumulative probabilities.
+
+    A class whose probability is 0 is not chosen, and the probabilities need not add up to exactly 1. The two
+    arguments' leading axes broadcast.
+
+    Args:
+        probabilities: (…, C).
+        uniform: (…), in [0, 1).
+    """
+    cumulative = probabilities.cumsum(-1)
+    threshold = uniform[..., None] * cumulative[..., -1:]
+    # The last class takes what is left, so its own sum is not asked for: no index can fall off the end.
+    index = (cumulative[..., :-1] <= threshold).sum(-1)
+    return _one_hot(index, probabilities)
+
+
+def straight_through(one_hot: Tensor, probabilities: Tensor) -> Tensor:
+    """Return exactly `one_hot`, with the gradient of `probabilities`: z + (p − sg(p))."""
+    if not probabilities.requires_grad:
+        return one_hot
+    return one_hot + (probabilities - probabilities.detach())
+
+
+def unimix_logits(raw: Tensor, unimix: float) -> Tensor:
+    """Return the logarithms of (1 − unimix)·softmax(raw) + unimix/C, over the last axis: (…, C) -> (…, C), float32."""
+    raw = full_precision(raw)
+    if unimix == 0.0:
+        return raw.log_softmax(-1)
+    return torch.log((1.0 - unimix) * raw.softmax(-1) + unimix / raw.shape[-1])
+
+
+def state_one_hot(raw: Tensor, classes: int, unimix: float) -> OneHot:
+    """Return the categorical variables of a network's output.
+
+    Args:
+        raw: (…, V·C), of any floating type: the classes of the first variable, then those of the second.
+        classes: C.
+        unimix: share of uniform probability that is mixed in (V3: 0.01; V2: 0). It keeps every class possible, so that
+            no KL is infinite, and counts for sampling and KL alike.
+
+    Returns:
+        logits (…, V, C), float32.
+    """
+    return OneHot(unimix_logits(raw.unflatten(-1, (-1, classes)), unimix))
+
+
+def state_gaussian(raw: Tensor, kind: Literal["softplus", "log_variance"], min_std: float) -> Gaussian:
+    """Return the Gaussian of a network's output.
+
+    Args:
+        raw: (…, 2·S), of any floating type: S means, then what the S deviations are made of.
+        kind: `softplus`: std = softplus(x) + min_std (PlaNet). `log_variance`: std = exp(x / 2) of a
+            `bounded_log_variance`, cut off below min_std.
+        min_std: smallest deviation.
+
+    Returns:
+        mean and std (…, S), float32.
+    """
+    mean, spread = full_precision(raw).chunk(2, dim=-1)
+    if kind == "softplus":
+        return Gaussian(mean, F.softplus(spread) + min_std)
+    return Gaussian(mean, torch.exp(0.5 * bounded_log_variance(spread)).clamp(min=min_std))
+
+
+def bounded_log_variance(raw: Tensor) -> Tensor:
+    """Return a network's output as a log-variance within ±6, a deviation within 0.05 and 20.
+
+    Unbounded, a first update from pictures of noise made deviations of 1e17. tanh is the identity around 0 and, unlike
+    a hard clamp, lets a gradient through everywhere.
+    """
+    return LOG_VARIANCE_BOUND * torch.tanh(raw / LOG_VARIANCE_BOUND)
+
+
+def gaussian_kl(first: Gaussian, second: Gaussian) -> Tensor:
+    """Return KL(first ‖ second) in nats, summed over the last axis: (…, S) -> (…).
+
+    Per dimension: log(σ₂/σ₁) + (σ₁² + (μ₁ − μ₂)²)/(2σ₂²) − ½.
+    """
+    ratio = (first.std / second.std).square()
+    distance = ((first.mean - second.mean) / second.std).square()
+    return 0.5 * (ratio + distance - 1.0 - ratio.log()).sum(dim=-1)
+
+
+def categorical_kl(first: OneHot, second: OneHot) -> Tensor:
+    """Return KL(first ‖ second) in nats, summed over classes and variables: (…, V, C) -> (…)."""
+    return (first.probabilities * (first.logits - second.logits)).sum(dim=(-2, -1))
+
+
+def state_kl(first: StateDistribution, second: StateDistribution) -> Tensor:
+    """Return KL(first ‖ second) in nats (…) of two state distributions of one kind."""
+    if isinstance(first, Gaussian) and isinstance(second, Gaussian):
+        return gaussian_kl(first, second)
+    assert isinstance(first, OneHot), "two kinds of state distribution in one KL"
+    assert isinstance(second, OneHot), "two kinds of state distribution in one KL"
+    return categorical_kl(first, second)
+
+
+def balanced_kl(posterior: StateDistribution, prior: StateDistribution) -> tuple[Tensor, Tensor]:
+    """Return the KL twice, equal in value: KL(sg(q) ‖ p), which trains the prior, and KL(q ‖ sg(p)), the posterior.
+
+    V2 weighs them 0.8 and 0.2, V3 1.0 and 0.1, each beyond its own free nats.
+
+    Returns:
+        `dyn` and `rep` of the papers, (…).
+    """
+    return state_kl(posterior.detach(), prior), state_kl(posterior, prior.detach())
+
+
+def _one_hot(index: Tensor, like: Tensor) -> Tensor:
+    """Return one-hots (…, C) of the classes (…), of `like`'s width and type; without F.one_hot's 64-bit integers."""
+    return (index[..., None] == torch.arange(like.shape[-1], device=like.device)).to(like.dtype)

@@ -1,0 +1,95 @@
+"""What is predicted from the model's state beside the observation: the reward and whether the episode goes on.
+
+Shapes: F feature (D + S).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dreamfleet.common.model.distributions import Bernoulli, Gaussian, bounded_log_variance
+from dreamfleet.common.model.layers import ForkedLinear, dense_stack, initialise
+from dreamfleet.common.model.precision import full_precision
+from dreamfleet.common.model.two_hot import BINS, TwoHot, symexp_bins
+from dreamfleet.common.settings.model import ModelSettings
+
+REWARD_OUTPUTS = {"unit_normal": 1, "normal": 2, "two_hot": BINS}
+"""Numbers that describe a reward, by the kind of its distribution."""
+
+
+class Head(nn.Module):
+    """Dense layers with norm and activation, then a linear one.
+
+    Args:
+        feature: F.
+        outputs: numbers it gives out; of several parts, of each.
+        layers: hidden ones.
+        units: width of these.
+        settings: the model's: norm, activation, initialisation.
+        output_scale: factor on the last layer's first weights, and on its first biases.
+    """
+
+    def __init__(
+        self,
+        feature: int,
+        outputs: int | Sequence[int],
+        layers: int,
+        units: int,
+        settings: ModelSettings,
+        output_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.hidden = dense_stack(feature, units, layers, settings)
+        self.output = ForkedLinear(units, (outputs,) if isinstance(outputs, int) else outputs)
+        initialise(self, settings.initialisation)
+        if output_scale != 1.0:
+            with torch.no_grad():
+                self.output.weight.mul_(output_scale)
+                self.output.bias.mul_(output_scale)
+
+    def raw(self, feature: Tensor) -> Tensor:
+        """Return the last layer's numbers (…, outputs), float32, for features (…, F)."""
+        numbers: Tensor = self.output(self.hidden(feature))
+        return full_precision(numbers)
+
+
+class RewardHead(Head):
+    """The reward received on arriving at a state.
+
+    Args:
+        feature: F.
+        settings: reward_layers, reward_units and reward_distribution: `unit_normal` (PlaNet) has deviation 1, `normal`
+            (the seed) learns its log-variance, softly kept within `LOG_VARIANCE_BOUND`, `two_hot` (V3) has bins.
+    """
+
+    bins: Tensor
+
+    def __init__(self, feature: int, settings: ModelSettings) -> None:
+        self._kind = settings.reward_distribution
+        outputs, scale = REWARD_OUTPUTS[self._kind], settings.reward_output_scale
+        super().__init__(feature, outputs, settings.reward_layers, settings.reward_units, settings, scale)
+        self.register_buffer("bins", symexp_bins() if self._kind == "two_hot" else torch.empty(0), persistent=False)
+
+    def forward(self, feature: Tensor) -> Gaussian | TwoHot:
+        """Return the reward's distribution (…), float32, for features (…, F)."""
+        raw = self.raw(feature)
+        if self._kind == "two_hot":
+            return TwoHot(raw, self.bins)
+        mean = raw[..., 0]
+        if self._kind == "unit_normal":
+            return Gaussian(mean, torch.ones_like(mean))
+        return Gaussian(mean, torch.exp(0.5 * bounded_log_variance(raw[..., 1])))
+
+
+class ContinueHead(Head):
+    """Whether the episode goes on after a state, which it does not where `is_terminal`."""
+
+    def __init__(self, feature: int, settings: ModelSettings) -> None:
+        super().__init__(feature, 1, settings.continue_layers, settings.reward_units, settings)
+
+    def forward(self, feature: Tensor) -> Bernoulli:
+        """Return the distribution of going on, logits (…), float32, for features (…, F)."""
+        return Bernoulli(self.raw(feature)[..., 0])

@@ -1,0 +1,207 @@
+"""Small layers that several networks share.
+
+Shapes: N any leading axes, G blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dreamfleet.common.model.loop_layers import BlockLinear, LoopLinear, draw_uniformly
+from dreamfleet.common.model.norms import LayerNorm, RMSNorm
+from dreamfleet.common.model.precision import full_precision
+from dreamfleet.common.settings.model import ModelSettings
+
+Activation = Literal["relu", "elu", "silu"]
+Norm = Literal["none", "layer", "rms"]
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
+"""Activations by the name they have in the settings."""
+
+TRUNCATION_GAIN = 1.1368
+"""What a normal distribution cut off at ±2σ is multiplied by, so that its deviation is σ (Dreamer V3)."""
+
+
+NORMS: dict[str, type[nn.Module]] = {"none": nn.Identity, "layer": LayerNorm, "rms": RMSNorm}
+"""Norms by the name they have in the settings."""
+
+
+class NormActivation(nn.Module):
+    """What follows a linear layer: a norm over the last axis, if any, and an activation.
+
+    Args:
+        width: of the last axis.
+        norm: kind of norm.
+        activation: kind of activation.
+    """
+
+    def __init__(self, width: int, norm: Norm, activation: Activation) -> None:
+        super().__init__()
+        self.norm = NORMS[norm](width)
+        self.activation = ACTIVATIONS[activation]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what is activated, of the same shape."""
+        activated: Tensor = self.activation(self.norm(x))
+        return activated
+
+
+def after(width: int, settings: ModelSettings) -> NormActivation:
+    """Return what follows a dense layer of a model with these settings."""
+    return NormActivation(width, settings.norm, settings.activation)
+
+
+def dense_stack(width_in: int, units: int, layers: int, settings: ModelSettings) -> nn.Sequential:
+    """Return `layers` linear layers of `units`, each followed by norm and activation: (…, width_in) -> (…, units)."""
+    modules: list[nn.Module] = []
+    for layer in range(layers):
+        modules += [nn.Linear(units if layer else width_in, units), after(units, settings)]
+    return nn.Sequential(*modules)
+
+
+class PartialLinear(LoopLinear):
+    """A linear layer that reads a part of a wider input, the rest of which is read elsewhere and added.
+
+    Args:
+        width_in: of its own part.
+        width: of the output.
+        joint: width of the whole input, for which the weights are drawn.
+        bias: whether it is the part that holds the bias.
+    """
+
+    def __init__(self, width_in: int, width: int, joint: int, bias: bool) -> None:
+        self.joint = joint  # reset_parameters, called by torch's constructor, draws for it
+        super().__init__(width_in, width, bias)
+
+    def reset_parameters(self) -> None:
+        """Draw weights and bias as torch does for a layer of the joint width."""
+        draw_uniformly(self, self.joint)
+
+
+class JointLinear(nn.Module):
+    """One linear layer over two inputs side by side, in two parts that can be computed at different times.
+
+    `first(x) + second(y)` is what a single linear layer over [x, y] gives: one bias, and weights drawn for the width of
+    both. In a recurrence the part whose input is known beforehand is computed for all steps at once.
+
+    Args:
+        first: width of the first input, whose part holds the bias.
+        second: width of the second input; 0 leaves it out.
+        width: of the output.
+    """
+
+    def __init__(self, first: int, second: int, width: int) -> None:
+        super().__init__()
+        self.first = PartialLinear(first, width, first + second, bias=True)
+        self.second = PartialLinear(second, width, first + second, bias=False) if second else None
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the layer's output (…, width) for both inputs."""
+        return self.first(first) + self.second(second) if self.second is not None else self.first(first)
+
+
+class ForkedLinear(nn.Linear):
+    """Several linear layers that read the same input, computed as one and side by side in its output.
+
+    Each part counts as a tensor of its own where that matters: to adaptive clipping.
+
+    Args:
+        width_in: of the input.
+        widths: of the parts' outputs, in order.
+
+    Attributes:
+        widths: see above.
+    """
+
+    def __init__(self, width_in: int, widths: Sequence[int]) -> None:
+        super().__init__(width_in, sum(widths))
+        self.widths = tuple(widths)
+
+
+class GRUCell(nn.Module):
+    """A gated recurrent unit with torch's formula and parameters, whose carried state stays float32 under autocast.
+
+    `r = σ(W_r x + V_r h)`, `u = σ(W_u x + V_u h)`, `n = tanh(W_n x + r·(V_n h))`, `h' = (1 − u)·n + u·h`, biases left
+    out here. The reset gate acts after the matrix product, as in cuDNN and in V1's release, whose cell is Keras's of
+    TensorFlow 2 (`reset_after`); PlaNet's release applies it before.
+
+    Args:
+        width_in: width of x.
+        width: width of h.
+    """
+
+    def __init__(self, width_in: int, width: int) -> None:
+        super().__init__()
+        self.input = LoopLinear(width_in, 3 * width)
+        self.carried = LoopLinear(width, 3 * width)
+        self._gates = (2 * width, width)
+        for layer in (self.input, self.carried):
+            draw_uniformly(layer, width)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        """Return h' (B, width), float32, for x (B, width_in) and h (B, width)."""
+        from_input, candidate_input = full_precision(self.input(x)).split(self._gates, dim=-1)
+        from_carried, candidate_carried = full_precision(self.carried(h)).split(self._gates, dim=-1)
+        reset, update = torch.sigmoid(from_input + from_carried).chunk(2, dim=-1)
+        candidate = torch.tanh(torch.addcmul(candidate_input, reset, candidate_carried))
+        return torch.lerp(candidate, h, update)
+
+
+class NormGRUCell(nn.Module):
+    """Dreamer V2's gated recurrent unit: one layer norm over all gates, and a bias towards keeping what was.
+
+    `r, c, u = LayerNorm(W [x, h])`, `h' = σ(u − 1)·tanh(σ(r)·c) + (1 − σ(u − 1))·h`.
+
+    Args:
+        width_in: width of x.
+        width: width of h.
+    """
+
+    def __init__(self, width_in: int, width: int) -> None:
+        super().__init__()
+        self.gates = LoopLinear(width_in + width, 3 * width, bias=False)
+        self.norm = LayerNorm(3 * width)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        """Return h' (B, width), float32, for x (B, width_in) and h (B, width)."""
+        gates = self.norm(self.gates(torch.cat([x, h.to(x.dtype)], dim=-1)))
+        return gated(gates, h)
+
+
+def gated(gates: Tensor, h: Tensor) -> Tensor:
+    """Return V2's and V3's h' = u·tanh(σ(reset)·candidate) + (1 − u)·h with u = σ(update − 1).
+
+    Args:
+        gates: (…, 3·width): reset, candidate and update.
+        h: (…, width).
+    """
+    reset, candidate, update = gates.chunk(3, dim=-1)
+    return torch.lerp(h, torch.tanh(torch.sigmoid(reset) * candidate), torch.sigmoid(update - 1.0))
+
+
+def initialise(network: nn.Module, kind: Literal["uniform", "truncated_normal"]) -> None:
+    """Draw a network's weights: `uniform` leaves them as torch drew them, else as Dreamer V3 does.
+
+    `truncated_normal`: deviation sqrt(1 / fan-in), cut off at two deviations of the normal it is drawn from; biases 0;
+    norms untouched. A partial layer's fan-in is the width of the whole input.
+    """
+    if kind == "uniform":
+        return
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | BlockLinear):
+            joint = getattr(module, "joint", None)
+            spread = TRUNCATION_GAIN / math.sqrt(joint or _fan_in(module))
+            nn.init.trunc_normal_(module.weight, std=spread, a=-2 * spread, b=2 * spread)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _fan_in(module: nn.Module) -> int:
+    weight = module.get_parameter("weight")
+    axis = 0 if isinstance(module, nn.ConvTranspose2d) else 1  # the input's channels
+    return weight.shape[axis] * math.prod(weight.shape[2:])

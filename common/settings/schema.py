@@ -1,0 +1,286 @@
+"""All settings: their types, defaults and meanings. The text under each one is what `--help` shows."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from dreamfleet.common.settings.behaviour import BehaviourSettings
+from dreamfleet.common.settings.model import LossSettings, ModelSettings
+from dreamfleet.common.settings.section import Section
+
+
+class EnvironmentSettings(Section):
+    """The environment and its wrappers."""
+
+    id: str = "CarRacing-v3"
+    """A Gymnasium id, also `module:Id-v0` as gymnasium.make takes it, or `module:function` of your own that returns a
+    Gymnasium environment."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments for the environment, for example `{continuous: false}`; naming another env.id forgets them, but for one
+    of the same namespace, such as `ALE/`."""
+    wrappers: tuple[str | dict[str, dict[str, Any]], ...] = ()
+    """Wrappers of your own or Gymnasium's around the bare environment, the first the innermost:
+    `[gymnasium.wrappers:FlattenObservation, {my_module:MyWrapper: {size: 3}}]`; forgotten as env.kwargs are."""
+    action_repeat: int = Field(1, ge=1)
+    """Simulator steps per environment step; their rewards are summed."""
+    image_size: int = Field(64, ge=0)
+    """Side to which pictures are resized (area interpolation); 0 keeps them as they are."""
+    grey: bool = False
+    """Turn pictures grey."""
+    pictures: tuple[str, ...] = ()
+    """Observations that are pictures, where that is doubtful: a name, or a list such as `[image]`, which is the name of
+    one that is no Dict. Channels may come first; values are brought from their declared bounds to 0-255."""
+    vectors: tuple[str, ...] = ()
+    """Observations that are plain numbers, flattened: such as a matrix, a grid, or a choice that would be a one-hot."""
+    one_hot: tuple[str, ...] = ()
+    """Observations of whole numbers that become a one-hot each, flattened: such as a board."""
+    observe: Literal["own", "rendered", "both"] = "own"
+    """What the model sees: the environment's own observations, the picture it renders instead, or both."""
+    time_limit: int = Field(0, ge=0)
+    """End (truncate) episodes after so many environment steps; 0 leaves it to the environment."""
+    noop_max: int = Field(0, ge=0)
+    """Begin each episode with 0 to so many simulator steps of the action that does nothing."""
+
+    @field_validator("pictures", "vectors", "one_hot", mode="before")
+    @classmethod
+    def _names(cls, names: Any) -> Any:
+        """Take a name for a list of one, and whole numbers for names: parts of a Tuple are called 0, 1 and so on."""
+        names = list(names) if isinstance(names, list | tuple) else [names]
+        return [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in names]
+
+    @model_validator(mode="after")
+    def _named_once(self) -> EnvironmentSettings:
+        named = [*self.pictures, *self.vectors, *self.one_hot]
+        twice = next((name for name in named if named.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(
+                f"'{twice}' is named twice in env.pictures, env.vectors and env.one_hot, and can be one alone"
+            )
+        return self
+
+    @field_validator("wrappers", mode="before")
+    @classmethod
+    def _names_of_wrappers(cls, wrappers: Any) -> Any:
+        """Take one name for a list of one, and refuse what is none."""
+        wrappers = [wrappers] if isinstance(wrappers, str) else wrappers
+        for wrapper in wrappers if isinstance(wrappers, list | tuple) else [None]:
+            name, arguments = next(iter(wrapper.items())) if isinstance(wrapper, dict) and wrapper else (wrapper, {})
+            is_named = isinstance(name, str) and all(name.partition(":")) and ":" not in name.partition(":")[2]
+            if not is_named or not isinstance(arguments, dict) or (isinstance(wrapper, dict) and len(wrapper) > 1):
+                wrong = wrappers if wrapper is None else wrapper
+                raise ValueError(
+                    f"env.wrappers holds {wrong!r}, but must be a list of names and of names with arguments, such as "
+                    "[module:Class, {module:Class: {name: value}}]"
+                )
+        return wrappers
+
+    @property
+    def named_wrappers(self) -> list[tuple[str, dict[str, Any]]]:
+        """The wrappers' names, each with its arguments."""
+        return [item for one in self.wrappers for item in ({one: {}} if isinstance(one, str) else one).items()]
+
+
+class ActorSettings(Section):
+    """The processes that collect experience."""
+
+    count: int | Literal["auto"] = 2
+    """Actor processes; `auto` means as many as the cluster holds, now and as it grows and shrinks."""
+    cpus: float = Field(1.0, gt=0)
+    """Logical CPUs that an actor takes of its node's, on a cluster; on one machine the actors share what there is."""
+    environments: int = Field(1, ge=1)
+    """Environments per actor, stepped as one batch."""
+    steps_per_order: int = Field(64, ge=1, le=4096)
+    """Environment steps of each environment that one order asks for."""
+    hold_min: int = Field(1, ge=1)
+    """A random action is held for at least so many environment steps."""
+    hold_max: int = Field(1, ge=1)
+    """A random action is held for at most so many environment steps."""
+    action_weights: tuple[float, ...] = ()
+    """Relative frequencies of a discrete action's random choices; `[]`: all alike."""
+    order_timeout_s: float = Field(300.0, gt=0)
+    """An actor that has not answered an order for so long is replaced; its start included, which has a minute more."""
+
+    @field_validator("count", mode="before")
+    @classmethod
+    def _count_or_auto(cls, count: Any) -> Any:
+        if count != "auto" and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            raise ValueError(f"actors.count is {count!r}, but must be a whole number of at least 1, or auto")
+        return count
+
+    @model_validator(mode="after")
+    def _hold_in_order(self) -> ActorSettings:
+        if self.hold_min > self.hold_max:
+            raise ValueError(f"hold_min {self.hold_min} is greater than hold_max {self.hold_max}")
+        if self.action_weights and (min(self.action_weights) < 0 or not sum(self.action_weights)):
+            weights = list(self.action_weights)
+            raise ValueError(f"actors.action_weights {weights} has a negative frequency, or nothing but 0")
+        return self
+
+
+class ReplaySettings(Section):
+    """The store of experience."""
+
+    capacity_gb: float = Field(4.0, gt=0)
+    """Most gigabytes (1e9 bytes) on disk; the oldest experience goes first."""
+    capacity_steps: int = Field(1_000_000, ge=1000)
+    """Most environment steps kept; the oldest go first."""
+    across_episodes: bool = True
+    """Whether a sequence may run from one episode into the next (`is_first` marks where); else it stays within one."""
+    shards: int = Field(1, ge=1, le=64)
+    """Replay processes, each with a part of the experience in a directory of its own; actors are spread over them."""
+    recent_fraction: float = Field(0.0, ge=0, le=1)
+    """Share of sequences drawn from the newest steps alone; the rest is uniform over all."""
+    recent_steps: int = Field(10_000, ge=1)
+    """How many of the newest steps `recent_fraction` draws from."""
+    held_out_every: int = Field(10, ge=0)
+    """Of each stream's runs of 128 steps, one in so many (2 or more) is kept from training, to measure on; 0: none."""
+
+    @field_validator("held_out_every")
+    @classmethod
+    def _something_left_to_train_on(cls, every: int) -> int:
+        if every == 1:
+            raise ValueError(
+                "replay.held_out_every 1 would keep every step from training: 0 keeps none back, 2 or more some"
+            )
+        return every
+
+
+class LearnerSettings(Section):
+    """The process that trains."""
+
+    batch_size: int = Field(50, ge=1)
+    """Sequences per update."""
+    sequence_length: int = Field(50, ge=2)
+    """Steps per sequence."""
+    optimiser: Literal["adam", "tensorflow_adam", "laprop"] = "adam"
+    """What makes steps of gradients: Adam; with epsilon as in TensorFlow, greater at first; or V3's LaProp."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """The optimiser's learning rate."""
+    warm_up: int = Field(0, ge=0)
+    """Updates over which the learning rate rises linearly from 0; 0: none."""
+    epsilon: float = Field(1e-8, gt=0)
+    """The optimiser's epsilon."""
+    weight_decay: float = Field(0.0, ge=0, lt=1)
+    """Share by which every parameter shrinks at each update, whatever the learning rate."""
+    clipping: Literal["global", "adaptive"] = "global"
+    """Whether gradients are scaled down all together by their global norm, or each tensor by its own weights' norm."""
+    clip: float = Field(1000.0, gt=0)
+    """Greatest global norm of the gradients; with `adaptive`, of each tensor's in units of its weights' norm."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; `auto` takes a GPU where there is one."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of forward and backward; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    compile: bool = False
+    """Whether updates are compiled by torch, which takes minutes at the start; meant for a GPU."""
+    threads: int = Field(0, ge=0)
+    """CPU threads of the learner; 0 takes what OMP_NUM_THREADS says (but on a cluster, where Ray sets it), or else the
+    cores that the actors leave free, at least 1, and beside a GPU all."""
+    prefetch: int = Field(2, ge=1, le=16)
+    """Batches fetched ahead."""
+    updates_per_order: int = Field(8, ge=1)
+    """Updates that one order asks for."""
+    publish_every: int = Field(16, ge=1)
+    """Updates between two published versions of the weights."""
+    order_timeout_s: float = Field(1800.0, gt=0)
+    """A learner that has not answered an order for so long is replaced, from the last checkpoint; an evaluation may
+    take so long for each episode."""
+
+
+class TrainSettings(Section):
+    """How long to train, and how much for each step collected."""
+
+    env_steps: int = Field(1_000_000, ge=1)
+    """Environment steps to collect in all."""
+    ratio: float = Field(32.0, gt=0)
+    """Train ratio: replayed steps (batch size × sequence length per update) per environment step after the prefill."""
+    prefill: int = Field(5000, ge=0)
+    """Environment steps collected before training begins."""
+    dataset: str = ""
+    """Directory of what `dreamfleet collect` stored: train on that alone, without environments (`--dataset DIR`)."""
+
+
+class RecordSettings(Section):
+    """Checkpoints, logs and pictures."""
+
+    log_every_s: float = Field(10.0, gt=0)
+    """Seconds between two rows of metrics and, off a terminal, status lines."""
+    checkpoint_every: int = Field(1000, ge=1)
+    """Updates between two checkpoints."""
+    checkpoints_kept: int = Field(3, ge=1)
+    """How many of the newest checkpoints are kept, beside the best."""
+    checkpoint_url: str = ""
+    """Where each checkpoint is copied to, as an fsspec URL such as `s3://bucket/run`; nowhere if empty."""
+    picture_every: int = Field(1000, ge=1)
+    """Updates between two pictures of truth, reconstruction and prediction."""
+    picture_context: int = Field(5, ge=1)
+    """Steps that a prediction sees before it goes on from the actions alone."""
+    picture_steps: int = Field(50, ge=2)
+    """Steps in a picture's sequence, those seen included."""
+    evaluate_every: int = Field(0, ge=0)
+    """Environment steps between two evaluations, on an actor of their own and without exploration; 0: none."""
+    evaluation_episodes: int = Field(5, ge=1)
+    """Episodes of one evaluation, always from the same seeds."""
+    evaluation_steps: int = Field(10_000, ge=1)
+    """Environment steps after which an evaluation's episode is cut."""
+
+
+class Settings(Section):
+    """All settings of a run."""
+
+    seed: int = Field(0, ge=0)
+    """Seed from which every random number of the run is derived."""
+    env: EnvironmentSettings = EnvironmentSettings()
+    actors: ActorSettings = ActorSettings()
+    replay: ReplaySettings = ReplaySettings()
+    model: ModelSettings = ModelSettings()
+    loss: LossSettings = LossSettings()
+    behaviour: BehaviourSettings = BehaviourSettings()
+    learner: LearnerSettings = LearnerSettings()
+    train: TrainSettings = TrainSettings()
+    records: RecordSettings = RecordSettings()
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Settings:
+        if self.records.picture_context >= self.records.picture_steps:
+            raise ValueError(
+                f"records.picture_context {self.records.picture_context} leaves nothing to predict of "
+                f"records.picture_steps {self.records.picture_steps}"
+            )
+        needed = 2 * self.learner.batch_size * self.learner.sequence_length
+        if self.replay.capacity_steps < needed:
+            raise ValueError(
+                f"replay.capacity_steps {self.replay.capacity_steps} is less than two batches "
+                f"(2 × learner.batch_size × learner.sequence_length = {needed})"
+            )
+        if self.train.prefill > self.train.env_steps:
+            raise ValueError(
+                f"train.prefill {self.train.prefill} is more than train.env_steps {self.train.env_steps}: "
+                "training would never begin"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pictures_fit_the_encoder(self) -> Settings:
+        size = self.env.image_size  # 0: as the environment's pictures are, which is seen once there is one
+        if self.model.encoder == "planet" and size not in (0, 64):
+            raise ValueError(
+                f"model.encoder planet needs pictures of 64×64, but env.image_size is {size}: "
+                "take 64, or model.encoder strided"
+            )
+        if self.model.encoder != "planet" and size % 16:
+            raise ValueError(
+                f"model.encoder {self.model.encoder} needs sides divisible by 16, but env.image_size is {size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sequences_fit_into_episodes(self) -> Settings:
+        limit, length = self.env.time_limit, self.learner.sequence_length
+        if not self.replay.across_episodes and 0 < limit < length - 1:
+            raise ValueError(
+                f"replay.across_episodes false with env.time_limit {limit} leaves no room for a sequence: "
+                f"an episode has at most {limit + 1} steps, learner.sequence_length is {length}"
+            )
+        return self

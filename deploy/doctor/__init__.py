@@ -1,0 +1,1 @@
+"""`dreamfleet doctor`: checks machines against what a run needs."""

@@ -1,0 +1,55 @@
+"""When a checkpoint is evaluated: each so many environment steps, and once more when all is learnt."""
+
+from __future__ import annotations
+
+from dreamfleet.deploy.fleet.ledger import Ledger
+
+
+class EvaluationSchedule:
+    """Says when an evaluation is due; while one is under way those that fall due become one.
+
+    An evaluation counts once its report is there: one that is lost on the way is due again.
+
+    Attributes:
+        awaits_checkpoint: whether a checkpoint is being written that is then to be evaluated.
+
+    Args:
+        every: environment steps between two evaluations; 0 wants none.
+    """
+
+    def __init__(self, every: int) -> None:
+        self._every = every
+        self._done = 0
+        self._under_way: int | None = None  # what `_done` will be once the evaluation under way is done
+        self.awaits_checkpoint = False
+
+    def is_owed(self, ledger: Ledger) -> bool:
+        """Whether one is due or under way."""
+        return self._wanted(ledger) > self._done
+
+    def is_due(self, ledger: Ledger) -> bool:
+        """Whether one should begin now."""
+        return self._under_way is None and self.is_owed(ledger)
+
+    def begin(self, ledger: Ledger) -> None:
+        """Note that a checkpoint is being written for it."""
+        self._under_way = self._wanted(ledger)
+        self.awaits_checkpoint = True
+
+    def end(self) -> None:
+        """Note that its report is there."""
+        assert self._under_way is not None
+        self._done, self._under_way = self._under_way, None
+
+    def lost(self) -> None:
+        """Note that the evaluation under way, if there is one, will not come to its end: it is due again."""
+        self._under_way = None
+        self.awaits_checkpoint = False
+
+    def skip(self, ledger: Ledger) -> None:
+        """Count those wanted so far as done: by earlier starts of the run."""
+        self._done = self._wanted(ledger)
+
+    def _wanted(self, ledger: Ledger) -> int:
+        """Evaluations that should be done by now; none of a model that has learnt nothing."""
+        return ledger.env_steps // self._every + ledger.has_all if self._every and ledger.updates else 0

@@ -1,0 +1,1 @@
+"""Replays exported as Minari datasets, and imported from them."""

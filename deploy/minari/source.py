@@ -1,0 +1,202 @@
+"""A Minari dataset as a source of steps: ours, to be restored as it was, or anyone's, to be taken as it is."""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dreamfleet.actors.spaces.named_entries import NOTHING_NAMED, NamedEntries
+from dreamfleet.common.errors import UserError
+from dreamfleet.common.experience.spaces import Spaces
+from dreamfleet.common.experience.steps import StepFormat
+from dreamfleet.deploy.minari.foreign_episodes import ForeignEpisodes
+from dreamfleet.deploy.minari.format import (
+    DATA_FOLDER,
+    GROUP,
+    METADATA_FILE,
+    SINGLE_STEPS_FILE,
+    VERSION,
+    from_episode,
+    read_single_steps,
+)
+from dreamfleet.replay.episodes import Piece
+
+if TYPE_CHECKING:
+    from minari.dataset.minari_storage import MinariStorage
+
+_DAMAGE = (OSError, KeyError, ValueError, TypeError, IndexError, AttributeError, AssertionError, RuntimeError)
+"""What Minari and HDF5 raise for files that are not as they should be."""
+
+
+class MinariSource:
+    """A dataset in a directory of this machine.
+
+    No environment is made and nothing is executed: Minari makes the environment of a dataset that does not tell its
+    spaces, so such a dataset is refused before Minari sees it.
+
+    Attributes:
+        data: where everything lies.
+        notes: sentences on what is not taken as it is; more come while `pieces` reads.
+
+    Args:
+        directory: the dataset's, or the folder `data` in it.
+        named: observations of which it is said what they are; those of a dataset that dreamfleet wrote are known.
+
+    Raises:
+        UserError: if there is none, or none that can be read.
+    """
+
+    def __init__(self, directory: Path, named: NamedEntries = NOTHING_NAMED) -> None:
+        inner = directory / DATA_FOLDER
+        self.data = inner if inner.is_dir() else directory
+        self._metadata = _read_metadata(directory, self.data / METADATA_FILE)
+        self._storage = self._open()
+        self._foreign = None if self._is_ours() else ForeignEpisodes(self._storage, named)
+        if not self._foreign and named.lists:
+            flags = " and ".join(f"--{name}" for name in named.lists)
+            raise UserError(f"{directory} was written by dreamfleet, which knows its observations: leave out {flags}.")
+        self.notes: list[str] = self._foreign.notes if self._foreign else []
+        if self._foreign and GROUP in self._metadata:
+            self.notes.append(
+                "another tool has added or removed episodes since dreamfleet wrote this: they are taken as they are now"
+            )
+
+    @property
+    def most_steps(self) -> int:
+        """As many steps as there are, or more."""
+        return int(self._storage.total_steps) + int(self._storage.total_episodes) + len(self._single_steps)
+
+    @property
+    def settings(self) -> str | None:
+        """Text of the `config.yaml` of the run that it was exported from; None if it is not known."""
+        text = None if self._foreign else self._metadata[GROUP].get("settings")
+        return text if isinstance(text, str) else None
+
+    @property
+    def environment(self) -> tuple[str, dict[str, Any]] | None:
+        """Id and arguments of the environment that it names; None if it names none."""
+        try:
+            spec = json.loads(self._metadata.get("env_spec") or "null")
+            name, arguments = spec["id"], spec.get("kwargs") or {}
+        except (ValueError, TypeError, KeyError):
+            return None
+        # An id with a module in front would have that imported; a dataset has no say in what is imported here.
+        is_plain = isinstance(name, str) and ":" not in name and isinstance(arguments, dict)
+        return (name, arguments) if is_plain else None
+
+    @property
+    def name(self) -> str:
+        """The dataset's id."""
+        return str(self._metadata.get("dataset_id", self.data))
+
+    @cached_property
+    def step_format(self) -> StepFormat:
+        """The format of its steps once they are ours."""
+        if self._foreign:
+            return self._foreign.step_format
+        try:
+            return StepFormat(Spaces.from_json(self._metadata[GROUP]["spaces"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{self.data / METADATA_FILE}: '{GROUP}': 'spaces' cannot be read: {error!r}.") from None
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield all episodes and pieces of episodes, in the order of their places.
+
+        Raises:
+            UserError: naming the episode that cannot be read.
+        """
+        if self._foreign:
+            yield from self._foreign.pieces(self._episodes())
+        else:
+            yield from heapq.merge(self._own_pieces(), self._single_steps, key=lambda piece: piece.place)
+
+    def _own_pieces(self) -> Iterator[Piece]:
+        for number, episode in enumerate(self._episodes()):
+            try:
+                yield from_episode(self.step_format, episode)
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{self.data}: episode {number} is not as dreamfleet wrote it: {error}. Remove '{GROUP}' from "
+                    f"{METADATA_FILE} to take the episodes as they are now."
+                ) from None
+
+    @cached_property
+    def _single_steps(self) -> list[Piece]:
+        if self._foreign:
+            return []
+        file = self.data / SINGLE_STEPS_FILE
+        try:
+            found = read_single_steps(file, self.step_format)
+        except _DAMAGE as error:
+            raise UserError(f"{file} cannot be read: {error!r}.") from None
+        if len(found) != self._metadata[GROUP].get("single_steps"):
+            raise UserError(f"{file} is missing or has changed: it holds {len(found)} steps.")
+        return sorted(found, key=lambda piece: piece.place)
+
+    def _episodes(self) -> Iterator[dict[str, Any]]:
+        """Yield all episodes as Minari gives them."""
+        total = int(self._storage.total_episodes)
+        episodes = iter(self._storage.get_episodes(range(total)))
+        for number in range(total):
+            try:
+                episode = next(episodes)
+            except (*_DAMAGE, StopIteration) as error:
+                raise UserError(f"{self.data}: episode {number} cannot be read: {error!r}.") from None
+            yield episode
+
+    def _open(self) -> MinariStorage:
+        import minari
+        from minari.dataset.minari_storage import MinariStorage
+
+        file = self.data / METADATA_FILE
+        if not all(isinstance(self._metadata.get(name), str) for name in ("observation_space", "action_space")):
+            raise UserError(
+                f"{file} does not tell the spaces of observations and actions: they would have to be asked of the "
+                "dataset's environment, and importing makes none. Load it with Minari once and write it again."
+            )
+        written_by = self._metadata.get("minari_version")
+        if written_by not in minari.supported_dataset_versions:
+            raise UserError(
+                f"{file}: minari_version is {written_by!r}, which Minari {minari.__version__} here does not read."
+            )
+        try:
+            return MinariStorage.read(self.data)
+        except ImportError as error:
+            raise UserError(f"{self.data}: {error}.") from None
+        except (*_DAMAGE, NotImplementedError) as error:
+            raise UserError(f"{self.data} cannot be read as a Minari dataset: {error!r}.") from None
+
+    def _is_ours(self) -> bool:
+        """Whether dreamfleet wrote it and all episodes are still there."""
+        ours = self._metadata.get(GROUP)
+        if not isinstance(ours, dict):
+            return False
+        if ours.get("format") != VERSION:
+            raise UserError(
+                f"{self.data / METADATA_FILE}: '{GROUP}': format is {ours.get('format')!r}, "
+                f"which this version does not read: it reads {VERSION}."
+            )
+        now = (self._storage.total_episodes, self._storage.total_steps)
+        return now == (ours.get("episodes"), ours.get("transitions"))
+
+
+def _read_metadata(directory: Path, file: Path) -> dict[str, Any]:
+    if not directory.is_dir():
+        raise UserError(
+            f"{directory} is no directory: give that of a Minari dataset, or its id, as D4RL/door/human-v2."
+        )
+    if not file.is_file():
+        raise UserError(
+            f"{directory} is no Minari dataset: there is no {METADATA_FILE} in it or in its {DATA_FOLDER}/."
+        )
+    try:
+        metadata = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}.") from None
+    if not isinstance(metadata, dict):
+        raise UserError(f"{file} holds a {type(metadata).__name__}, not the metadata of a dataset.")
+    return metadata

@@ -1,0 +1,195 @@
+"""Tells of a run: what the fleet loop does becomes status lines, scalars, pictures and the summary's figures."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dreamfleet.common.announcements import announced
+from dreamfleet.common.process_log import Note
+from dreamfleet.common.settings.schema import Settings
+from dreamfleet.deploy.fleet.callbacks import Watcher
+from dreamfleet.deploy.fleet.fleet import Fleet
+from dreamfleet.deploy.fleet.worker_slot import Slot
+from dreamfleet.deploy.monitoring.console import Console
+from dreamfleet.deploy.monitoring.metrics_writer import Records
+from dreamfleet.deploy.monitoring.progress import Progress
+from dreamfleet.deploy.state import StateWriter
+
+TERMINAL_STATUS_S = 1.0
+"""Seconds between two status lines on a terminal, where they take no room."""
+
+log = logging.getLogger("dreamfleet")
+
+
+class RunWatcher(Watcher):
+    """Writes down what happens.
+
+    Attributes:
+        first_metrics: the learner's metrics of this start's first order; `last_metrics` of its last.
+        last_replay: the replay's figures of the newest row.
+        last_picture: file of the newest still; `last_video` of the newest video.
+
+    Args:
+        settings: the run's.
+        records: where scalars and pictures go.
+        console: where status lines go.
+        state: where it is written how the run stands.
+        on_restored: called when the learner is up and its checkpoint, if any, fits the settings.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        records: Records,
+        console: Console,
+        state: StateWriter,
+        on_restored: Callable[[], None],
+    ) -> None:
+        self.first_metrics: dict[str, float] = {}
+        self.last_metrics: dict[str, float] = {}
+        self.last_replay: dict[str, float] = {}
+        self.last_picture: Path | None = None
+        self.last_video: Path | None = None
+        self.progress: Progress | None = None
+        self._settings = settings
+        self._records = records
+        self._console = console
+        self._state = state
+        self._on_restored = on_restored
+        self._is_begun = False
+        self._sums: dict[str, list[float]] = defaultdict(list)
+        self._row_due = time.monotonic() + settings.records.log_every_s
+        self._status_due = 0.0
+
+    def restored(self, fleet: Fleet, decisions: list[str]) -> None:
+        """Say what the learner chose by itself, and what there is to go on with."""
+        self._on_restored()
+        self._records.begin(fleet.updates)
+        self._is_begun = True
+        if self.progress:
+            self.progress.begin_anew()
+        for decision in decisions:
+            log.info("learner: %s", decision)
+        if fleet.env_steps:
+            log.info("replay: %s env steps collected so far", f"{fleet.env_steps:,}")
+        if fleet.finished:
+            dataset = self._settings.train.dataset
+            more = "train.ratio" if dataset else "train.env_steps" if fleet.staffing.learns else "--steps"
+            log.info("nothing is left to do; a greater %s goes on", more)
+
+    def trained(self, fleet: Fleet, report: Any) -> None:
+        """Log what the learner had to say; keep the order's metrics for the next row."""
+        del fleet
+        self.noted(report.notes)
+        self.first_metrics = self.first_metrics or dict(report.metrics)
+        self.last_metrics = dict(report.metrics) or self.last_metrics
+        seconds = sum(report.timings.values()) or 1.0
+        for name, value in report.metrics.items():
+            self._sums[name].append(value)
+        for name, value in report.timings.items():
+            self._sums[f"learner/{name}_fraction"].append(value / seconds)
+        if self.progress:
+            self.progress.batch_wait_s += report.timings.get("wait", 0.0)
+
+    def collected(self, fleet: Fleet, slot: Slot, report: Any) -> None:
+        """Log what the actor had to say; keep the episodes' results and how its time divides for the next row."""
+        del fleet, slot
+        _log_notes(report.notes)
+        seconds = sum(report.timings.values()) or 1.0
+        for name, value in report.timings.items():
+            self._sums[f"actor/{name}_fraction"].append(value / seconds)
+        self._sums["actor/weights_lost"].append(report.weights_lost)
+        for episode in report.episodes:
+            self._sums["episode/return"].append(episode.total_reward)
+            self._sums["episode/length"].append(episode.length)
+
+    def illustrated(self, fleet: Fleet, pictures: Any) -> None:
+        """Write the learner's pictures."""
+        self.last_picture = self._records.picture("prediction", pictures.still, fleet.updates)
+        if pictures.video is not None:  # vectors are drawn as charts, which do not move
+            self.last_video = self._records.video("prediction", pictures.video, fleet.updates)
+
+    def saved(self, fleet: Fleet, facts: dict[str, Any]) -> None:
+        """Say that there is a checkpoint."""
+        held_out = facts.get("held_out_loss")
+        judged = f", held-out loss {held_out:.4g}" if held_out is not None else ""
+        log.info("checkpoint at update %d%s", facts["updates"], judged)
+        if held_out is not None:
+            self._records.scalars({"held_out/loss": held_out}, fleet.env_steps, fleet.updates)
+
+    def evaluated(self, fleet: Fleet, env_steps: int, report: Any) -> None:
+        """Say how well the policy does, and record it against steps and time."""
+        _log_notes(report.notes)
+        mean, std = float(np.mean(report.returns)), float(np.std(report.returns))
+        cut = f", {report.cut_short} cut short" if report.cut_short else ""
+        log.info(
+            "evaluation at %s env steps, update %d: return %.4g ± %.3g over %d episodes%s, best %.4g, worst %.4g",
+            f"{env_steps:,}", report.version, mean, std, len(report.returns), cut, max(report.returns),
+            min(report.returns),
+        )  # fmt: skip
+        if report.film:
+            self._records.film(report.film, env_steps, self._settings.train.env_steps)
+        self._records.evaluation(
+            {
+                "env_steps": env_steps,
+                "simulator_steps": fleet.ledger.simulator.of(env_steps),
+                "updates": report.version,
+                "mean": mean,
+                "std": std,
+                "returns": report.returns,
+                "lengths": report.lengths,
+                "seconds": round(report.seconds, 1),
+            }
+        )
+
+    def noted(self, notes: list[Note]) -> None:
+        """Log what the learner had to say."""
+        _log_notes(notes)
+
+    def turned(self, fleet: Fleet) -> None:
+        """Show the status and write a row when they are due."""
+        self.progress = self.progress or Progress(fleet)
+        now = time.monotonic()
+        if now >= self._status_due:
+            self.progress.read()
+            pause = TERMINAL_STATUS_S if self._console.is_terminal else self._settings.records.log_every_s
+            self._status_due = now + pause
+            line = self.progress.line(self.last_metrics.get("loss/total"), left_first=self._console.is_terminal)
+            self._console.status(line, self.progress.share())
+            self._state.beat(self.progress.counters() | self.last_metrics)
+        if self._is_begun and now >= self._row_due:
+            self._row_due = now + self._settings.records.log_every_s
+            self.write_row(fleet)
+
+    def write_last_row(self, fleet: Fleet) -> None:
+        """Write what has come in since the last row."""
+        if self.progress and self._is_begun:
+            self.progress.read()
+            self._state.beat(self.progress.counters() | self.last_metrics)
+            self.write_row(fleet)
+
+    def write_row(self, fleet: Fleet) -> None:
+        """Write the means since the last row, and the figures of fleet and replay."""
+        assert self.progress
+        _log_notes(fleet.pool.replay_notes())
+        row = {name: sum(values) / len(values) for name, values in self._sums.items()}
+        row["episode/count"] = len(self._sums["episode/return"])
+        self._sums.clear()
+        self.last_replay = fleet.pool.replay_stats()
+        row |= {f"replay/{name}": value for name, value in self.last_replay.items()}
+        self._records.scalars(row | self.progress.scalars(), fleet.env_steps, fleet.updates)
+
+
+def _log_notes(notes: list[Note]) -> None:
+    """Write what a worker's process logged to the run's log, but for what this one announced as well."""
+    known = announced() if notes else []
+    for level, text in notes:
+        if text not in known:
+            log.log(level, "%s", text)

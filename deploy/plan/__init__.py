@@ -1,0 +1,1 @@
+"""`dreamfleet plan`: what a run will move, hold and take, worked out or measured beforehand."""

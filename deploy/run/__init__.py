@@ -1,0 +1,1 @@
+"""The commands that play a run: train, collect, evaluate, dream."""

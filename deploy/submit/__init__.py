@@ -1,0 +1,1 @@
+"""`dreamfleet submit`: a command as a job on a cluster."""

@@ -1,0 +1,1 @@
+"""Where workers live: in processes on Ray, or inline in this one."""

@@ -1,0 +1,260 @@
+"""The pool without Ray: everything in this process, one order at a time, in the order in which they were given."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+
+from dreamfleet.actors.collector import CollectReport, build_collector
+from dreamfleet.actors.environments.user_code import process_kept
+from dreamfleet.actors.evaluator import EvaluationReport, EvaluationStoppedError, evaluate_weights
+from dreamfleet.common.experience.spaces import Spaces
+from dreamfleet.common.experience.steps import StepFormat
+from dreamfleet.common.process_log import Note
+from dreamfleet.common.settings.schema import Settings
+from dreamfleet.common.stop_sign import NeverStop, StopSign
+from dreamfleet.common.torch_state import own_torch_state
+from dreamfleet.deploy.run_directory import RunDirectory
+from dreamfleet.deploy.workers.pool import Counters, Worker, WorkerFailedError
+from dreamfleet.learner.hardware import torch_threads
+from dreamfleet.learner.learner import Learner
+from dreamfleet.learner.publishing_learner import PublishingLearner
+from dreamfleet.replay.client import DirectSink
+from dreamfleet.replay.sharded import Shard, shard_of
+from dreamfleet.replay.shards import open_shards
+from dreamfleet.replay.shortage import Shortage
+
+LOCK_WAIT_S = 20.0
+"""How long to wait for the replay of a run that was killed: its replay process ends within seconds of it."""
+
+
+class InlineActor:
+    """What `ActorProcess` is on Ray: a collector that adopts weights before it collects."""
+
+    def __init__(self, settings: Settings, actor: int, incarnation: int, shard: Shard, stop: StopSign) -> None:
+        self.collector = build_collector(settings, actor, incarnation, DirectSink(shard))
+        self._stop = stop
+
+    def greet(self) -> str:
+        """Return nothing of note: the actor is where everything is."""
+        return ""
+
+    def collect(self, steps: int, weights: list[tuple[int, np.ndarray]]) -> CollectReport:
+        """Adopt the weights if they are newer, and collect exactly so many steps, or fewer once a stop is asked for."""
+        for version, flat in weights:
+            if version > self.collector.version:
+                self.collector.adopt(version, flat)
+        return self.collector.collect(steps, self._stop)
+
+
+class InlineEvaluator:
+    """What an `ActorProcess` that only evaluates is on Ray."""
+
+    def __init__(self, settings: Settings, stop: StopSign) -> None:
+        self._settings = settings
+        self._stop = stop
+
+    def greet(self) -> str:
+        """Return nothing of note: it is where everything is."""
+        return ""
+
+    def evaluate(self, weights: list[tuple[int, np.ndarray]]) -> EvaluationReport:
+        """Play the evaluation's episodes with these weights.
+
+        Raises:
+            EvaluationStoppedError: once a stop is asked for.
+        """
+        if self._stop.asked():
+            raise EvaluationStoppedError
+        return evaluate_weights(self._settings, *weights[0], is_stopping=self._stop.asked)
+
+
+class InlineFuture:
+    """An order that is carried out when somebody waits for it.
+
+    Attributes:
+        worker: whose it is.
+        was_dropped: whether it was left, since a stop was asked for: there is no answer.
+    """
+
+    def __init__(self, worker: Worker, work: Callable[[], Any]) -> None:
+        self.worker = worker
+        self.was_dropped = False
+        self._work = work
+        self._answer: Any = None
+        self._error: WorkerFailedError | None = None
+
+    def run(self) -> InlineFuture:
+        """Carry the order out."""
+        try:
+            self._answer = self._work()
+        except EvaluationStoppedError:
+            self.was_dropped = True
+        except Exception as error:  # noqa: BLE001 (whatever a worker raises is its answer)
+            self._error = WorkerFailedError(error, traceback.format_exc())
+        return self
+
+    def result(self) -> Any:
+        """Return the answer, or raise what went wrong."""
+        if self._error:
+            raise self._error
+        return self._answer
+
+
+class InlinePool:
+    """Actors, learner and replay in this process. The same settings and seed give the same run, bit for bit, on a CPU.
+
+    Args:
+        settings: the run's.
+        spaces: what the environment shows and takes.
+        run: the run's directory.
+        stop: looked at between any two steps, since orders cannot be left otherwise.
+
+    Raises:
+        UserError: if the replay finds its directory at fault.
+    """
+
+    counters_every_s = 0.0
+    workers_can_hang = False
+
+    def __init__(self, settings: Settings, spaces: Spaces, run: RunDirectory, stop: StopSign | None = None) -> None:
+        self._settings = settings
+        self._stop = NeverStop() if stop is None else stop
+        self._spaces = spaces
+        self._run = run
+        self._process = ExitStack()
+        experience, read_only = run.experience(settings)
+        self._replay = open_shards(experience, StepFormat(spaces), settings.replay, settings.learner.sequence_length,
+                                   settings.seed, read_only, LOCK_WAIT_S)  # fmt: skip
+        self._process.enter_context(process_kept())
+        self._actors: dict[Worker, InlineActor] = {}
+        self._learner: Learner | None = None
+        self._threads = torch_threads()
+        self._orders: deque[InlineFuture] = deque()
+
+    def start_actor(self, actor: int, incarnation: int) -> Worker:
+        """Make an actor when its first order is carried out, so that a failing environment fails there."""
+        return Worker(f"actor {actor}", (actor, incarnation))
+
+    def start_evaluator(self) -> Worker:
+        """Make the evaluator."""
+        return Worker("evaluator", InlineEvaluator(self._settings, self._stop))
+
+    def start_learner(self) -> Worker:
+        """Make the learner."""
+        with own_torch_state():
+            self._learner = Learner(self._settings, self._spaces, self._replay, self._run.path, prefetch=False,
+                                    set_to=self._threads)  # fmt: skip
+        return Worker("learner", PublishingLearner(self._learner, self._settings.learner.publish_every, np.copy))
+
+    def stop(self, worker: Worker) -> None:
+        """Forget a worker and its orders."""
+        self._orders = deque(order for order in self._orders if order.worker is not worker)
+        actor = self._actors.pop(worker, None)
+        if actor:
+            actor.collector.close()
+
+    def hurry(self, worker: Worker) -> None:
+        """Have the learner end its train orders after the update it is at."""
+        worker.target.hurry()
+
+    def hurry_all(self) -> None:
+        """Have the learner end the order that it is at after the update being made; actors look at the stop sign."""
+        if self._learner:
+            self._learner.hurry()
+
+    def give(self, worker: Worker, method: str, *arguments: Any) -> InlineFuture:
+        """Take an order, to be carried out when it is waited for."""
+        self._orders.append(InlineFuture(worker, lambda: self._carry_out(worker, method, *arguments)))
+        return self._orders[-1]
+
+    def wait(self, timeout_s: float) -> list[InlineFuture]:
+        """Carry out the oldest order and return it."""
+        if not self._orders:
+            time.sleep(timeout_s)
+        while self._orders:
+            future = self._orders.popleft().run()
+            if not future.was_dropped:
+                return [future]
+        return []
+
+    def placed(self, workers: Sequence[Worker]) -> list[Worker]:
+        """Return none: greetings are answered here when their turn comes."""
+        del workers
+        return []
+
+    def room(self) -> int:
+        """Return the number of actors that work side by side here."""
+        return 1
+
+    def ask_for_room(self, actors: int) -> None:
+        """Do nothing: there is this process, and no more."""
+
+    def result(self, future: InlineFuture) -> Any:
+        """Return what a done order brought.
+
+        Raises:
+            WorkerFailedError: if it raised.
+        """
+        return future.result()
+
+    def publish(self, flat: np.ndarray) -> np.ndarray:
+        """Return the weights themselves."""
+        return flat
+
+    def retire(self, actor: int, incarnation: int) -> int:
+        """Have the replay store nothing more of a life that is over; return how many of its steps are stored."""
+        return self._replay.retire(actor, incarnation)
+
+    def counters(self) -> Counters:
+        """Ask the replay for its counters."""
+        return Counters(*self._replay.counters())
+
+    def replay_stats(self) -> dict[str, float]:
+        """Ask the replay for its figures."""
+        return self._replay.stats()
+
+    def shortage(self) -> Shortage:
+        """Ask the replay what it holds, where no training sequence can be cut from it."""
+        return self._replay.shortage()
+
+    def replay_notes(self) -> list[Note]:
+        """Return nothing: the replay logs to this process's log."""
+        return self._replay.notes()
+
+    def sync_replay(self) -> None:
+        """Have the replay write all it holds through to the disk."""
+        self._replay.sync()
+
+    def close(self) -> None:
+        """Close environments and replay, and leave the process as it was found."""
+        for worker in list(self._actors):
+            self.stop(worker)
+        self._replay.close()
+        self._process.close()
+        torch.set_num_threads(self._threads.number)
+
+    def _carry_out(self, worker: Worker, method: str, *arguments: Any) -> Any:
+        if isinstance(worker.target, PublishingLearner):
+            with own_torch_state():  # whatever environments have set for themselves
+                return getattr(worker.target, method)(*arguments)
+        if isinstance(worker.target, InlineEvaluator):
+            return getattr(worker.target, method)(*arguments)
+        if self._stop.asked():  # no simulator is started any more, to be closed at once
+            return CollectReport(0) if method == "collect" else ""
+        return getattr(self._actor(worker), method)(*arguments)
+
+    def _actor(self, worker: Worker) -> InlineActor:
+        if worker not in self._actors:
+            actor, incarnation = worker.target
+            shard = self._replay.shards[shard_of(actor, self._replay.alive)]
+            self._actors[worker] = InlineActor(self._settings, actor, incarnation, shard, self._stop)
+            self._stop.hold()  # an environment may have put the signals aside as it was made
+        return self._actors[worker]

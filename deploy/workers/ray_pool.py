@@ -1,0 +1,336 @@
+"""The pool on Ray: actors, learner and replay are processes, on this machine or on a cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+from collections.abc import Sequence
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import numpy as np
+import ray
+from ray._private import state as ray_state
+from ray.autoscaler.sdk import request_resources
+from ray.exceptions import RayError, RayTaskError
+
+from dreamfleet.actors.actor import ActorProcess
+from dreamfleet.actors.environments.handover import Handover
+from dreamfleet.common.errors import RunFailedError, UserError
+from dreamfleet.common.experience.spaces import Spaces
+from dreamfleet.common.experience.steps import StepFormat
+from dreamfleet.common.process_log import Note
+from dreamfleet.common.settings.schema import Settings
+from dreamfleet.deploy.run_directory import RunDirectory
+from dreamfleet.deploy.workers.local_ray import start_local_ray
+from dreamfleet.deploy.workers.placement import Placement
+from dreamfleet.deploy.workers.pool import Counters, Worker, WorkerFailedError, WorkerLostError
+from dreamfleet.learner.hardware import torch_threads
+from dreamfleet.learner.process import LearnerProcess
+from dreamfleet.replay.client import RayReplay
+from dreamfleet.replay.server import start_replay_servers
+from dreamfleet.replay.sharded import ShardedReplay, shard_of
+from dreamfleet.replay.shards import plan_shards
+from dreamfleet.replay.shortage import Shortage
+
+KEEP_MEMORY = {
+    "MALLOC_TRIM_THRESHOLD_": "1000000000",
+    "MALLOC_MMAP_THRESHOLD_": "1000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+"""Has glibc keep freed memory: a CPU learner asks for it again at every update, and page faults cost it a sixth."""
+
+CLOSE_TIMEOUT_S = 10.0
+"""How long the end of a run waits for environments to be closed: their simulators may be processes of their own."""
+
+log = logging.getLogger("dreamfleet")
+
+
+class RayPool:
+    """Starts Ray, or joins a cluster, and the replay on it; then actors and the learner as they are asked for.
+
+    Args:
+        settings: the run's.
+        spaces: what the environment shows and takes.
+        run: the run's directory.
+        address: a cluster to join; None starts Ray on this machine, for this process alone.
+
+    Raises:
+        RunFailedError: if Ray or the replay does not start.
+        UserError: if the replay finds its directory at fault.
+    """
+
+    counters_every_s = 0.02
+    workers_can_hang = True
+
+    def __init__(self, settings: Settings, spaces: Spaces, run: RunDirectory, address: str | None = None) -> None:
+        self._settings = settings
+        self._spaces = spaces
+        self._run = run
+        self._is_local = address is None
+        self._done: SimpleQueue[Future[Any]] = SimpleQueue()
+        self._actors: list[Worker] = []
+        _start_ray(settings, address)
+        try:
+            self._begin()
+        except BaseException:
+            ray.shutdown()
+            raise
+
+    def _begin(self) -> None:
+        """Look at what the cluster has, and start the replay."""
+        settings = self._settings
+        here = ray.get_runtime_context().get_node_id()
+        self._handover = None if settings.train.dataset else Handover.of(settings.env, here)
+        self._placement = Placement(settings)
+        if not self._is_local:
+            self._placement.check_home(self._run.path)
+        experience, read_only = self._run.experience(settings)
+        plans = plan_shards(
+            experience.resolve(), settings.replay, settings.learner.sequence_length, settings.seed, read_only
+        )
+        self._servers = start_replay_servers(
+            plans,
+            StepFormat(self._spaces),
+            settings.learner.sequence_length,
+            read_only,
+            scheduling_strategy=self._placement.at_home,
+        )
+        clients = [
+            RayReplay(server, directory=plan.directory) for server, plan in zip(self._servers, plans, strict=True)
+        ]
+        self._replay = ShardedReplay(clients, settings.seed)
+        self._take_back_request()
+        for sentence in self._decisions():
+            log.info("cluster: %s", sentence)
+
+    def _take_back_request(self) -> None:
+        """Ask the autoscaler for nothing: a request stands until another is made, also after who made it was killed."""
+        if self._is_local or self._settings.actors.count != "auto":
+            return
+        try:
+            self.ask_for_room(0)
+        except RayError as error:
+            log.warning("the cluster could not be told that no more room is wanted: %s", error)
+
+    def _decisions(self) -> list[str]:
+        """Return a sentence for each place that was chosen; on one machine there is nothing to choose."""
+        if self._is_local:
+            return []
+        home, room = self._placement.home, self._placement.room()
+        nodes = len(room)
+        count = self._settings.actors.count
+        return [
+            f"replay shards: {len(self._servers)}, on {home.address}, which is the learner's place"
+            + (", with a GPU" if self._placement.has_gpu else ""),
+            f"room for {sum(room.values())} actors on {nodes} nodes; "
+            + ("all of it is used" if count == "auto" else f"{count} are wanted"),
+        ]
+
+    def start_actor(self, actor: int, incarnation: int) -> Worker:
+        """Start an actor process; it sees no GPU and uses one thread."""
+        quiet = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        options = self._placement.actor_options() | {"max_restarts": 0, "runtime_env": {"env_vars": quiet}}
+        server = self._servers[shard_of(actor, self._replay.alive)]
+        actor_class: Any = ActorProcess
+        target = actor_class.options(**options).remote(self._settings, actor, incarnation, server, self._handover)
+        self._actors.append(Worker(f"actor {actor}", target))
+        return self._actors[-1]
+
+    def start_evaluator(self) -> Worker:
+        """Start the actor that only evaluates, beside the learner; it needs no room of its own."""
+        options = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": self._placement.at_home}
+        options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}}
+        actor_class: Any = ActorProcess
+        target = actor_class.options(**options).remote(self._settings, 0, 0, self._servers[0], self._handover)
+        return Worker("evaluator", target)
+
+    def start_learner(self) -> Worker:
+        """Start the learner process, beside the replay and with a GPU if that node has one."""
+        cores = os.cpu_count() if self._is_local else int(self._placement.home.resources.get("CPU", 1))
+        set_to = torch_threads() if self._is_local else None  # on a cluster Ray has set OMP_NUM_THREADS to 1
+        threads = self._settings.learner.threads or (set_to.number if set_to and set_to.is_asked_for else cores) or 1
+        variables = {"OMP_NUM_THREADS": str(threads)} | ({} if self._placement.has_gpu else KEEP_MEMORY)
+        options = self._placement.learner_options() | {"max_restarts": 0, "runtime_env": {"env_vars": variables}}
+        learner_class: Any = LearnerProcess
+        target = learner_class.options(**options).remote(
+            self._settings, self._spaces.to_json(), self._servers, str(self._run.path.resolve()), self._busy_cores(),
+            set_to,
+        )  # fmt: skip
+        return Worker("learner", target)
+
+    def _busy_cores(self) -> int:
+        """Return how many actors are on the learner's node."""
+        if self._settings.train.dataset:
+            return 0
+        count = self._settings.actors.count
+        if self._is_local and count != "auto":
+            return count
+        return self._placement.room()[self._placement.home.id]
+
+    def stop(self, worker: Worker) -> None:
+        """Kill a worker's process."""
+        ray.kill(worker.target)
+        if worker in self._actors:
+            self._actors.remove(worker)
+
+    def hurry(self, worker: Worker) -> None:
+        """Have the learner end its train orders after the update it is at."""
+        worker.target.hurry.remote()
+
+    def give(self, worker: Worker, method: str, *arguments: Any) -> Future[Any]:
+        """Give an order and return its future, which comes out of `wait` once it is done."""
+        future: Future[Any] = getattr(worker.target, method).remote(*arguments).future()
+        future.add_done_callback(self._done.put)
+        return future
+
+    def wait(self, timeout_s: float) -> list[Future[Any]]:
+        """Return the futures whose orders were done since the last call."""
+        done: list[Future[Any]] = []
+        try:
+            done.append(self._done.get(timeout=timeout_s))
+            while True:
+                done.append(self._done.get_nowait())
+        except Empty:
+            return done
+
+    def result(self, future: Future[Any]) -> Any:
+        """Return what a done order brought.
+
+        Raises:
+            WorkerLostError: if the worker's process is gone.
+            WorkerFailedError: if its code raised.
+        """
+        try:
+            return future.result(timeout=0)
+        except RayTaskError as error:
+            raise WorkerFailedError(_cause(error), _plain(error)) from None
+        except RayError as error:  # it died, has no place any more, or was ended for want of memory
+            cause = _construction_cause(error)
+            if cause is not None:
+                raise WorkerFailedError(cause, _plain(error)) from None
+            raise WorkerLostError(str(error).strip().splitlines()[0]) from None
+
+    def placed(self, workers: Sequence[Worker]) -> list[Worker]:
+        """Return those of these workers whose process has started: Ray found a node for them.
+
+        Of what Ray offers this alone tells them from those that wait for room: the public state API wants a dashboard,
+        and a placement group for each actor would not spread them. By Ray's own words its function is for debugging
+        only; it was tried with Ray 2.60. An actor that Ray put elsewhere with its old number would count as placed.
+        """
+        job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+        known = ray_state.actors(job_id=job)  # one question, however many wait
+        return [worker for worker in workers if known.get(worker.target._actor_id.hex(), {}).get("Pid")]
+
+    def room(self) -> int:
+        """Return how many actors the cluster holds now."""
+        return sum(self._placement.room().values())
+
+    def ask_for_room(self, actors: int) -> None:
+        """Have an autoscaling cluster grow so that it holds so many actors; it knows its own limits."""
+        request_resources(bundles=[self._placement.actor_bundle()] * actors)
+
+    def publish(self, flat: np.ndarray) -> Any:
+        """Put flat weights into the object store, and hold them there."""
+        self._published = ray.put(flat)
+        return self._published
+
+    def retire(self, actor: int, incarnation: int) -> int:
+        """Have the replay store nothing more of a life that is over; return how many of its steps are stored."""
+        return self._replay.retire(actor, incarnation)
+
+    def counters(self) -> Counters:
+        """Ask the replay for its counters."""
+        return Counters(*self._replay.counters())
+
+    def replay_stats(self) -> dict[str, float]:
+        """Ask the replay for its figures."""
+        return dict(self._replay.stats())
+
+    def shortage(self) -> Shortage:
+        """Ask the replay what it holds, where no training sequence can be cut from it."""
+        return self._replay.shortage()
+
+    def replay_notes(self) -> list[Note]:
+        """Return what the replay logged since the last call."""
+        return self._replay.notes()
+
+    def sync_replay(self) -> None:
+        """Have the replay write all it holds through to the disk."""
+        self._replay.sync()
+
+    def close(self) -> None:
+        """Close the replay and leave Ray, which ends all that this process started."""
+        try:
+            self._close_environments()
+            self._take_back_request()
+            self._replay.close()
+        except RunFailedError as error:
+            log.warning("the replay was not closed in order, what it acknowledged is on disk: %s", error)
+        finally:
+            ray.shutdown()
+
+    def _close_environments(self) -> None:
+        """Let actors close their environments, but not for ever; one that is busy or gone is left to Ray."""
+        placed = self.placed(self._actors)
+        if placed:
+            ray.wait([worker.target.close.remote() for worker in placed], num_returns=len(placed),
+                     timeout=CLOSE_TIMEOUT_S)  # fmt: skip
+
+
+def _start_ray(settings: Settings, address: str | None) -> None:
+    """Start Ray on this machine with a logical CPU for each process, or join the cluster at `address`."""
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        if address:
+            ray.init(address=address, logging_level=logging.ERROR)
+        else:
+            # One logical CPU for each actor and the learner: the system's scheduler shares out the real ones.
+            count = settings.actors.count
+            actors = max(1, (os.cpu_count() or 1) - 1) if count == "auto" else count
+            start_local_ray(actors + 1, logging_level=logging.ERROR)
+    except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
+        if address:
+            raise UserError(f"flag --address: {_why_not_joined(address, error)}") from None
+        raise RunFailedError(f"Ray did not start: {error}") from error
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there, which leaves without a checkpoint
+
+
+def _why_not_joined(address: str, error: BaseException) -> str:
+    """Return in words why a cluster could not be joined."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if "uthenticat" in f"{type(chain).__name__} {chain}":
+            return (
+                f"the cluster at '{address}' asks for its token: put it into ~/.ray/auth_token (mode 600), as `ray up` "
+                "does on its nodes."
+            )
+        chain = chain.__cause__ or chain.__context__
+    return f"no Ray cluster answers at '{address}': {error}"
+
+
+def _plain(error: BaseException) -> str:
+    """Return a Ray error's traceback without the codes that colour it."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+
+
+def _cause(error: RayTaskError) -> BaseException:
+    """Return what the remote code raised."""
+    cause = error.cause
+    return cause if isinstance(cause, BaseException) else error
+
+
+def _construction_cause(error: BaseException) -> BaseException | None:
+    """Return what a worker's constructor raised, if that is why it died; of that, Ray hands on the traceback's text."""
+    if not getattr(error, "actor_init_failed", False):
+        return None
+    last_line = _plain(error).strip().splitlines()[-1]
+    name, _, sentence = last_line.partition(": ")
+    for kind in (UserError, RunFailedError):
+        if name == f"{kind.__module__}.{kind.__qualname__}":
+            return kind(sentence)
+    return RuntimeError(last_line)

@@ -1,0 +1,1 @@
+"""Learning to act in imagination: the actor-critic of Dreamer V1 to V3."""

@@ -1,0 +1,228 @@
+"""How the actor learns in imagination: Dreamer V1 (arXiv 1912.01603), V2 (2010.02193) and V3 (2301.04104) by settings.
+
+Shapes: B batch, T time, N = B·T states of the batch, H horizon, A action, F feature.
+
+In the order data passes: imagined features (N, H + 1, F) -> rewards, continuations, values (N, H + 1) -> λ-returns
+(N, H) -> the losses of actor and critic; and, on the replayed sequences themselves, the critic's once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dreamfleet.common.acting.action_distributions import ActionDistribution, JointAction, TanhNormal
+from dreamfleet.common.acting.agent import Agent
+from dreamfleet.common.model.rssm import State
+from dreamfleet.common.model.world_model import WorldModel
+from dreamfleet.common.settings.schema import Settings
+from dreamfleet.learner.behaviour.actor_critic_losses import (
+    Value,
+    advantages,
+    policy_loss,
+    replay_value_loss,
+    value_loss,
+)
+from dreamfleet.learner.behaviour.critic import Critic
+from dreamfleet.learner.behaviour.imagination import Imagined
+from dreamfleet.learner.behaviour.return_normaliser import ReturnNormaliser
+from dreamfleet.learner.behaviour.returns import discount_weights, lambda_returns, replay_returns
+
+
+class BehaviourLosses(NamedTuple):
+    """What is descended: the actor's loss, the critic's, and the critic's on the replay with its weight; with metrics.
+
+    Where the gradient comes through the model (`ActorCritic.through_model`), the policy's loss reaches everything: its
+    gradient is to be taken for the actor's parameters alone.
+    """
+
+    policy: Tensor
+    value: Tensor
+    replay_value: Tensor
+    metrics: dict[str, Tensor]
+
+
+class Outlook(NamedTuple):
+    """What lies ahead of imagined states, by model and critic.
+
+    Attributes:
+        reward: (N, H + 1), the model's mean.
+        continuation: (N, H + 1), how much of what follows counts, the discount included.
+        value: (N, H + 1), what the returns are made of.
+        returns: (N, H).
+        weight: (N, H), how much each state counts.
+    """
+
+    reward: Tensor
+    continuation: Tensor
+    value: Tensor
+    returns: Tensor
+    weight: Tensor
+
+
+class ActorCritic(nn.Module):
+    """An actor, its critic, and what they need to learn; as a module it holds all that a checkpoint must.
+
+    Attributes:
+        actor: the agent's.
+        critic: of the states' values.
+        slow: the critic's slow copy, or None.
+        normaliser: of the returns, or None.
+        through_model: whether the actor's gradient comes through the model (V1; V2 for boxes), else it is REINFORCE.
+
+    Args:
+        agent: with an actor.
+        settings: the run's.
+    """
+
+    def __init__(self, agent: Agent, settings: Settings) -> None:
+        super().__init__()
+        assert agent.actor is not None, "an actor–critic needs behaviour.kind actor_critic"
+        behaviour = self._settings = settings.behaviour
+        self.actor = agent.actor
+        self.critic = Critic(agent.world_model.feature_width, settings)
+        self.slow = self.critic.slow_copy() if behaviour.slow_critic != "none" else None
+        self.normaliser = ReturnNormaliser() if behaviour.normalise_returns else None
+        kind = self._action_kind = agent.world_model.spaces.action.kind
+        self.through_model = behaviour.gradient == "dynamics" or (behaviour.gradient == "by_action" and kind == "box")
+        horizon = settings.loss.continue_horizon
+        carried = settings.model.continue_head and horizon > 0
+        self._discount = 1.0 if carried else behaviour.discount  # beside the continue head's
+        self._whole_discount = 1.0 - 1.0 / horizon if carried else behaviour.discount
+
+    @property
+    def decision(self) -> str:
+        """One sentence on which gradient the actor gets, and why."""
+        gradient = "through the model" if self.through_model else "REINFORCE"
+        kind = {"box": "box", "mixed": "choices and reals"}.get(self._action_kind, "choices")
+        reason = f"by the kind of action, {kind}" if self._settings.gradient == "by_action" else "as the settings say"
+        return f"actor's gradient: {gradient}, {reason}"
+
+    def losses(self, agent: Agent, imagined: Imagined, states: State, batch: Mapping[str, Tensor]) -> BehaviourLosses:
+        """Return the losses of one update; the return normaliser takes its returns in.
+
+        Args:
+            agent: whose actor this is.
+            imagined: its futures from `states`, with a graph if the gradient comes through the model.
+            states: (B, T, …), inferred from the batch, with their graph: the replayed value loss reaches the model.
+            batch: `reward`, `is_last` and `is_terminal`, (B, T).
+        """
+        features = imagined.features.detach()
+        value = self.critic(features)  # (N, H + 1)
+        slow = self._slow_mean(features)
+        outlook = self._look_ahead(agent.world_model, imagined.features, value, slow)
+        returns = outlook.returns.detach()
+        if self.normaliser is not None:
+            self.normaliser.update(returns)
+        scale = self.normaliser.scale if self.normaliser is not None else 1.0
+        advantage = advantages(returns, outlook.value, scale)
+        policy, entropy = self._policy_loss(agent, features, imagined.actions, outlook, advantage)
+        pull = slow if self._settings.slow_critic == "regulariser" else None
+        of_value = value_loss(value, returns, outlook.weight, pull)
+        of_replay = self._replay_value_loss(states, batch, returns[:, 0])
+        metrics = {
+            "policy/loss": policy,
+            "policy/entropy": entropy,
+            "policy/advantage_magnitude": advantage.abs().mean(),
+            "value/loss": of_value,
+            "value/mean": value.mean.mean(),
+            "return/mean": returns.mean(),
+            "imagined/reward": outlook.reward[:, 1:].mean(),
+            "imagined/continue": outlook.continuation[:, 1:].mean(),
+        }
+        if self._settings.replay_value_scale:
+            metrics["value/replay_loss"] = of_replay
+        if self.normaliser is not None:
+            metrics |= {"return/low": self.normaliser.low.clone(), "return/high": self.normaliser.high.clone()}
+        detached = {name: number.detach() for name, number in metrics.items()}
+        return BehaviourLosses(policy, of_value, self._settings.replay_value_scale * of_replay, detached)
+
+    def after_update(self, update: int) -> None:
+        """Let the slow critic follow, where it is due after this update; the first update is 1."""
+        if self.slow is not None and update % self._settings.slow_critic_every == 0:
+            self.slow.approach(self.critic, self._settings.slow_critic_rate)
+
+    def _look_ahead(self, model: WorldModel, features: Tensor, value: Value, slow: Tensor | None) -> Outlook:
+        """Return what lies ahead of features (N, H + 1, F), with a graph if the gradient comes through the model.
+
+        Args:
+            model: rewards and continuations.
+            features: with their graph, if any.
+            value: the critic on them, detached.
+            slow: the slow critic's means on them.
+        """
+        with torch.set_grad_enabled(self.through_model):
+            reward = model.predict_reward(features).mean
+            goes_on = model.predict_continue(features).mean if model.continuation is not None else None
+            continuation = torch.full_like(reward, self._discount) if goes_on is None else self._discount * goes_on
+            if self._settings.slow_critic == "target":
+                judged = self._slow_mean(features) if self.through_model else slow
+            else:
+                judged = self.critic(features).mean if self.through_model else value.mean.detach()
+            assert judged is not None
+            returns = lambda_returns(reward, judged, continuation, self._settings.return_lambda)
+        weight = discount_weights(continuation, with_first=goes_on is not None)
+        return Outlook(reward.detach(), continuation.detach(), judged.detach(), returns, weight)
+
+    def _policy_loss(
+        self, agent: Agent, features: Tensor, actions: Tensor, outlook: Outlook, advantage: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the actor's loss, and the mean entropy of its policy, both scalars."""
+        scale = self._settings.entropy
+        # Through the model the actor's gradient is in the returns: this pass is for the entropy, if that counts.
+        with torch.set_grad_enabled(not self.through_model or scale > 0):
+            policy = agent.policy(features[:, :-1])
+            entropy = _entropy(policy)  # (N, H)
+        if self.through_model:
+            loss = policy_loss(
+                "dynamics", outlook.weight, returns=outlook.returns, entropy=entropy, entropy_scale=scale
+            )
+        else:
+            loss = policy_loss(
+                "reinforce",
+                outlook.weight,
+                returns=outlook.returns,
+                log_prob=policy.log_prob(actions),
+                advantage=advantage,
+                entropy=entropy,
+                entropy_scale=scale,
+            )
+        return loss, entropy.mean()
+
+    def _replay_value_loss(self, states: State, batch: Mapping[str, Tensor], ahead: Tensor) -> Tensor:
+        """Return the critic's loss on the replayed sequences, a scalar; 0 if it has no weight.
+
+        Args:
+            states: (B, T, …) with their graph.
+            batch: the sequences.
+            ahead: (N,), the imagined return of each state.
+        """
+        if not self._settings.replay_value_scale:
+            return ahead.new_zeros(())
+        features, is_last = states.feature, batch["is_last"]
+        returns = replay_returns(
+            batch["reward"],
+            ahead.view(is_last.shape),
+            is_last,
+            batch["is_terminal"],
+            self._whole_discount,
+            self._settings.return_lambda,
+        )
+        pull = self._slow_mean(features.detach()) if self._settings.slow_critic == "regulariser" else None
+        return replay_value_loss(self.critic(features), returns, is_last, pull)
+
+    def _slow_mean(self, features: Tensor) -> Tensor | None:
+        """Return the slow critic's means (…) for features (…, F), with a graph to these alone; None without one."""
+        return self.slow(features).mean if self.slow is not None else None
+
+
+def _entropy(policy: ActionDistribution) -> Tensor:
+    """Return the policy's entropy (…); a squashed Normal's by one draw: a mean over thousands of states follows."""
+    if isinstance(policy, JointAction):
+        return policy.choices.entropy() + _entropy(policy.reals)
+    if isinstance(policy, TanhNormal):
+        return policy.entropy(torch.randn_like(policy.mean)[None])
+    return policy.entropy()

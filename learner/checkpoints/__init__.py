@@ -1,0 +1,1 @@
+"""Checkpoints: written, copied to a URL, found, and loaded again."""

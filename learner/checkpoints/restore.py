@@ -1,0 +1,177 @@
+"""From a checkpoint back to a model: whatever does not fit is named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dreamfleet.common.acting.agent import Agent
+from dreamfleet.common.errors import UserError
+from dreamfleet.common.experience.spaces import Spaces, first_difference
+from dreamfleet.common.model.world_model import WorldModel
+from dreamfleet.common.settings.model import ModelSettings
+from dreamfleet.common.settings.schema import Settings
+from dreamfleet.learner.behaviour.actor_critic import ActorCritic
+from dreamfleet.learner.checkpoints.facts import DamagedCheckpointError
+from dreamfleet.learner.checkpoints.store import CheckpointStore
+from dreamfleet.learner.optimiser.optimiser import check_kind
+
+
+def load_world_model(
+    checkpoints: Path, settings: ModelSettings, device: str | torch.device = "cpu"
+) -> tuple[WorldModel, dict[str, Any]]:
+    """Return the model of a run's newest whole checkpoint, in eval mode, and the checkpoint's facts.
+
+    Args:
+        checkpoints: the directory of the checkpoints.
+        settings: those that it was trained with; the spaces are in the facts.
+        device: where to put it.
+
+    Raises:
+        UserError: if there is no checkpoint that is whole, or it is not of a model of these settings.
+    """
+    state, facts = find_checkpoint(checkpoints, device=device)
+    model = WorldModel(Spaces.from_json(facts["spaces"]), settings).to(device)
+    load_parameters(model, state["model"], f"The checkpoint of update {facts['updates']}")
+    return model.eval(), facts
+
+
+def find_checkpoint(
+    checkpoints: Path, which: str = "newest", device: str | torch.device = "cpu"
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the state and the facts of a run's newest or best whole checkpoint.
+
+    Args:
+        checkpoints: the directory of the checkpoints.
+        which: "newest" or "best"; where none was measured the newest is the best.
+        device: where to put the tensors.
+
+    Raises:
+        UserError: if there is none.
+    """
+    store = CheckpointStore(checkpoints, kept=1)
+    best = store.best() if which == "best" else None
+    try:
+        found = store.load_newest(device) if best is None else store.load(best, device)
+    except DamagedCheckpointError as error:
+        raise UserError(f"the best checkpoint cannot be read: {error}; take the newest") from None
+    if found is None:
+        raise UserError(f"There is no checkpoint in {checkpoints}: the run has not come as far as its first one.")
+    return found
+
+
+def check_fits(checkpoints: Path, settings: Settings, spaces: Spaces) -> None:
+    """Refuse settings that are of another model than a run's newest checkpoint, without loading or making either.
+
+    What cannot be read is passed over: the learner tells of it.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    found = CheckpointStore(checkpoints, kept=1).newest_outline()
+    if found is None:
+        return
+    state, facts = found
+    origin = f"The checkpoint of update {facts['updates']} in {checkpoints}"
+    check_spaces(facts, spaces, origin)
+    with torch.device("meta"):
+        agent = Agent(spaces, settings)
+        kind = settings.behaviour.kind
+        actor_critic = ActorCritic(agent, settings) if kind == "actor_critic" else None
+    check_parameters(agent.world_model, state["model"], origin)
+    check_behaviour(actor_critic, state.get("behaviour"), kind, origin)
+    check_kind(state["optimiser"], settings.learner.optimiser, origin)
+
+
+def load_parameters(model: torch.nn.Module, state: Mapping[str, torch.Tensor], origin: str) -> None:
+    """Put saved parameters into a model, or say which one does not fit.
+
+    Args:
+        model: what they are for.
+        state: parameters and buffers by name.
+        origin: where they come from, for the message.
+
+    Raises:
+        UserError: if a parameter is missing, unknown or of another shape; the model is unchanged.
+    """
+    check_parameters(model, state, origin)
+    model.load_state_dict(dict(state))
+
+
+def check_parameters(model: torch.nn.Module, state: Mapping[str, torch.Tensor], origin: str) -> None:
+    """Refuse parameters that do not fit a model; the arguments are those of `load_parameters`.
+
+    Raises:
+        UserError: if a parameter is missing, unknown or of another shape.
+    """
+    wanted = model.state_dict()
+    for name, tensor in wanted.items():
+        if name in state and tensor.shape != state[name].shape:
+            raise UserError(
+                f"{origin} is of another model: parameter '{name}' has shape {tuple(state[name].shape)} there and "
+                f"{tuple(tensor.shape)} by these settings; give the settings that it was trained with."
+            )
+    if wanted.keys() != state.keys():
+        raise UserError(
+            f"{origin} is of another kind of model: {_without_counterpart(state, wanted)} there, and "
+            f"{_without_counterpart(wanted, state)} by these settings; give the settings that it was trained with."
+        )
+
+
+def load_behaviour(
+    actor_critic: torch.nn.Module | None, state: Mapping[str, torch.Tensor] | None, kind: str, origin: str
+) -> None:
+    """Put a saved actor and critic into those of the settings.
+
+    Args:
+        actor_critic: what they are for, or None where the settings have none.
+        state: its parameters by name, or None where none was saved.
+        kind: `behaviour.kind` of the settings.
+        origin: where they come from, for the message.
+
+    Raises:
+        UserError: if there is one without the other, or a parameter is missing, unknown or of another shape.
+    """
+    check_behaviour(actor_critic, state, kind, origin)
+    if actor_critic is not None and state is not None:
+        actor_critic.load_state_dict(dict(state))
+
+
+def check_behaviour(
+    actor_critic: torch.nn.Module | None, state: Mapping[str, torch.Tensor] | None, kind: str, origin: str
+) -> None:
+    """Refuse a saved actor and critic that do not fit; the arguments are those of `load_behaviour`.
+
+    Raises:
+        UserError: if there is one without the other, or a parameter is missing, unknown or of another shape.
+    """
+    if actor_critic is None and state is None:
+        return
+    if actor_critic is None or state is None:
+        has = "an actor" if state is not None else "no actor"
+        raise UserError(
+            f"{origin} has {has}, and behaviour.kind is {kind}: give the settings that it was trained with."
+        )
+    check_parameters(actor_critic, state, origin)
+
+
+def check_spaces(facts: Mapping[str, Any], spaces: Spaces, origin: str) -> None:
+    """Refuse a checkpoint of an environment with other spaces.
+
+    Raises:
+        UserError: naming the first entry that differs, with both versions of it.
+    """
+    difference = first_difference(Spaces.from_json(facts["spaces"]), spaces)
+    if difference:
+        raise UserError(
+            f"{origin} is of another environment: {difference}; give the env settings that it was trained with."
+        )
+
+
+def _without_counterpart(these: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> str:
+    """Return in words the first of these parameters that the others lack, with its shape."""
+    name = min(these.keys() - others.keys(), default=None)
+    return f"it has parameter '{name}' of shape {tuple(these[name].shape)}" if name else "no further parameter"

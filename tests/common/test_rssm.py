@@ -1,0 +1,395 @@
+"""How states follow each other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from rounding import agree
+from torch import Tensor, nn
+
+from dreamfleet.common.model.distributions import Gaussian, StateDistribution
+from dreamfleet.common.model.layers import GRUCell, JointLinear
+from dreamfleet.common.model.rssm import Dynamics, Rollout, State
+from dreamfleet.common.settings.model import ModelSettings
+
+pytestmark = pytest.mark.numeric
+
+B, T, A, E, D, S = 3, 7, 4, 9, 10, 5
+
+GAUSSIAN_GRU = [{}, {"gru_layers": 3}, {"prior_sees_action": True, "std": "log_variance"}]
+
+MODERN = {"norm": "rms", "activation": "silu", "prior_layers": 2, "initialisation": "truncated_normal", "blocks": 5}
+
+KINDS = [
+    *GAUSSIAN_GRU,
+    {"recurrence": "norm_gru", "gru_layers": 2, "activation": "elu"},
+    {"recurrence": "block_gru", **MODERN},
+    {"latent": "categorical", "norm": "layer"},
+    {"latent": "categorical", "recurrence": "norm_gru", "unimix": 0.0, "prior_sees_action": True},
+    {"latent": "categorical", "recurrence": "block_gru", **MODERN},
+]
+
+
+def make(**changes: object) -> Dynamics:
+    """Return small dynamics, the same at every call."""
+    torch.manual_seed(1)
+    sizes = {"deterministic": D, "stochastic": S, "classes": 3, "hidden": 12}
+    return Dynamics(A, E, ModelSettings.model_validate({**sizes, **changes}))
+
+
+class Inputs:
+    """Sequences with an episode that begins at t = 4 of the second."""
+
+    def __init__(self, dynamics: Dynamics) -> None:
+        torch.manual_seed(2)
+        self.embedding = torch.randn(B, T, E)
+        self.actions = torch.randn(B, T, A)
+        self.noise = dynamics.latents.draw_noise(B, T, device=torch.device("cpu"))
+        self.is_first = torch.zeros(B, T, dtype=torch.bool)
+        self.is_first[:, 0] = True
+        self.is_first[1, 4] = True
+
+    def observe(self, dynamics: Dynamics) -> Rollout:
+        """Return the rollout over the sequences."""
+        return dynamics.observe(self.embedding, self.actions, self.is_first, noise=self.noise)
+
+
+def make_with_inputs(**changes: object) -> tuple[Dynamics, Inputs]:
+    """Return small dynamics and sequences for them."""
+    dynamics = make(**changes)
+    return dynamics, Inputs(dynamics)
+
+
+def told(distribution: StateDistribution) -> Tensor:
+    """Return the numbers (…) of one time step after the other that describe a distribution (B, T, …)."""
+    return torch.cat([part.flatten(2) for part in distribution], -1)
+
+
+def joint(layer: JointLinear, first: Tensor, second: Tensor) -> Tensor:
+    """Return what one linear layer over both inputs side by side gives."""
+    assert layer.second is not None
+    weight = torch.cat([layer.first.weight, layer.second.weight], 1)
+    return nn.functional.linear(torch.cat([first, second], -1), weight, layer.first.bias)
+
+
+def same(one: State, other: State) -> bool:
+    """Whether two states agree but for rounding."""
+    return all(agree(x, y) for x, y in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("changes", KINDS)
+def test_shapes(changes: dict[str, object]) -> None:
+    """States, features and both distributions have the announced shapes."""
+    dynamics, inputs = make_with_inputs(**changes)
+    rollout = inputs.observe(dynamics)
+    layers, categorical = changes.get("gru_layers", 1), changes.get("latent") == "categorical"
+    width = 3 * S if categorical else S
+    assert rollout.states.deterministic.shape == (B, T, layers, D)
+    assert rollout.states.stochastic.shape == (B, T, width)
+    assert rollout.states.feature.shape == (B, T, D + width)
+    expected = (B, T, S, 3) if categorical else (B, T, S)
+    assert {part.shape for part in (*rollout.prior, *rollout.posterior)} == {expected}
+    assert dynamics.initial(B).feature.shape == (B, D + width)
+
+
+@pytest.mark.parametrize("changes", [*GAUSSIAN_GRU, {"gru_layers": 2, "prior_sees_action": True, "activation": "elu"}])
+def test_observing_follows_the_published_equations(changes: dict[str, object]) -> None:
+    """Transition, GRU layers, prior and posterior equal the equations written out plainly, one step after the other."""
+    dynamics, inputs = make_with_inputs(**changes)
+    rollout = inputs.observe(dynamics)
+    activation = nn.functional.elu if changes.get("activation") == "elu" else torch.relu
+    layers, z = [torch.zeros(B, D)] * len(dynamics.recurrence.cells), torch.zeros(B, S)
+    for t in range(T):
+        keep = 1.0 - inputs.is_first[:, t, None].float()
+        layers, z, action = [keep * h for h in layers], keep * z, keep * inputs.actions[:, t]
+        fed = activation(joint(dynamics.recurrence.transition, z, action))
+        for number, cell in enumerate(dynamics.recurrence.cells):
+            fed = layers[number] = cell(fed, layers[number])
+        if dynamics.prior_hidden.second is None:
+            expected = dynamics.prior_output(activation(dynamics.prior_hidden.first(fed)))
+        else:
+            expected = dynamics.prior_output(activation(joint(dynamics.prior_hidden, fed, action)))
+        believed = dynamics.posterior_output(activation(joint(dynamics.posterior_hidden, fed, inputs.embedding[:, t])))
+        for gaussian, raw in ((rollout.prior, expected), (rollout.posterior, believed)):
+            mean, spread = raw.chunk(2, -1)
+            logarithmic = changes.get("std") == "log_variance"
+            bounded = (3 * (spread / 6).tanh()).exp().clamp(min=0.1)
+            std = bounded if logarithmic else nn.functional.softplus(spread) + 0.1
+            assert agree(gaussian.mean[:, t], mean)
+            assert agree(gaussian.std[:, t], std)
+        z = mean + std * inputs.noise[:, t]
+        assert agree(rollout.states.feature[:, t], torch.cat([fed, z], -1))
+
+
+@pytest.mark.parametrize("changes", KINDS)
+def test_an_episode_begins_afresh_whatever_came_before(changes: dict[str, object]) -> None:
+    """From is_first on, states and prior equal those of a sequence that begins there: all h, z and a are reset."""
+    dynamics, inputs = make_with_inputs(**changes)
+    whole = inputs.observe(dynamics)
+    rest = dynamics.observe(
+        inputs.embedding[1:2, 4:], inputs.actions[1:2, 4:], inputs.is_first[1:2, 4:], noise=inputs.noise[1:2, 4:]
+    )
+    assert same(whole.states.map(lambda part: part[1:2, 4:]), rest.states)
+    assert agree(told(whole.prior)[1:2, 4:], told(rest.prior))
+    inputs.is_first[1, 4] = False
+    assert not same(inputs.observe(dynamics).states.map(lambda part: part[1:2, 4:]), rest.states)
+
+
+def test_the_first_state_is_inferred_from_its_observation() -> None:
+    """The posterior at t = 0 changes with the first observation."""
+    dynamics, inputs = make_with_inputs()
+    before = told(inputs.observe(dynamics).posterior)[:, 0]
+    inputs.embedding[:, 0] += 1.0
+    assert not torch.allclose(before, told(inputs.observe(dynamics).posterior)[:, 0])
+
+
+@pytest.mark.parametrize("changes", KINDS)
+def test_the_prior_knows_nothing_of_the_observation_it_expects(changes: dict[str, object]) -> None:
+    """The observation at t changes the posterior at t and the prior after it, but no prior up to t."""
+    dynamics, inputs = make_with_inputs(**changes)
+    t = 3
+    before = inputs.observe(dynamics)
+    inputs.embedding[:, t] += 3.0
+    after = inputs.observe(dynamics)
+    assert torch.equal(told(before.prior)[:, : t + 1], told(after.prior)[:, : t + 1])
+    assert torch.equal(told(before.posterior)[:, :t], told(after.posterior)[:, :t])
+    assert not torch.allclose(told(before.posterior)[:, t], told(after.posterior)[:, t])
+    assert not torch.allclose(told(before.prior)[:, t + 1], told(after.prior)[:, t + 1])
+
+
+def test_the_action_that_led_to_a_step_changes_it() -> None:
+    """The previous action at t changes the states from t on, and none before."""
+    dynamics, inputs = make_with_inputs()
+    t = 2
+    before = inputs.observe(dynamics)
+    inputs.actions[:, t] += 1.0
+    after = inputs.observe(dynamics)
+    assert torch.equal(before.states.stochastic[:, :t], after.states.stochastic[:, :t])
+    assert not torch.allclose(told(before.prior)[:, t], told(after.prior)[:, t])
+
+
+@pytest.mark.parametrize("sees", [True, False])
+def test_the_prior_reads_the_action_only_if_told(sees: bool) -> None:
+    """With `prior_sees_action` the prior depends on the action at equal h; without it does not."""
+    dynamics = make(prior_sees_action=sees)
+    h = torch.randn(2, D)
+    one, other = dynamics.prior(h, torch.zeros(2, A)), dynamics.prior(h, torch.ones(2, A))
+    assert torch.equal(one.mode, other.mode) != sees
+
+
+@pytest.mark.parametrize("changes", KINDS)
+def test_single_steps_chained_equal_a_whole_sequence(changes: dict[str, object]) -> None:
+    """What an actor computes step by step is what the learner computes at once."""
+    dynamics, inputs = make_with_inputs(**changes)
+    whole = inputs.observe(dynamics)
+    state = dynamics.initial(B)
+    for t in range(T):
+        state = dynamics.observe_step(
+            state, inputs.actions[:, t], inputs.embedding[:, t], inputs.is_first[:, t], noise=inputs.noise[:, t]
+        )
+        assert same(state, whole.states.map(lambda part, t=t: part[:, t]))
+
+
+def test_a_sequence_goes_on_from_a_given_state() -> None:
+    """Two halves, the second from the first's last state, equal the whole."""
+    dynamics, inputs = make_with_inputs(gru_layers=2)
+    whole = inputs.observe(dynamics)
+    first, second = slice(0, 3), slice(3, T)
+    state = None
+    for part in (first, second):
+        rollout = dynamics.observe(
+            inputs.embedding[:, part], inputs.actions[:, part], inputs.is_first[:, part], state, inputs.noise[:, part]
+        )
+        assert same(rollout.states, whole.states.map(lambda x, part=part: x[:, part]))
+        state = rollout.states.map(lambda x: x[:, -1])
+
+
+def test_stacked_cells_equal_torchs_gru() -> None:
+    """Each layer is fed by the one below: three cells give what `torch.nn.GRU` of three layers gives."""
+    torch.manual_seed(0)
+    gru = nn.GRU(6, D, num_layers=3, batch_first=True)
+    cells = [GRUCell(6 if layer == 0 else D, D) for layer in range(3)]
+    for layer, cell in enumerate(cells):
+        for ours, theirs in ((cell.input, "ih"), (cell.carried, "hh")):
+            ours.weight.data = getattr(gru, f"weight_{theirs}_l{layer}").data
+            ours.bias.data = getattr(gru, f"bias_{theirs}_l{layer}").data
+    x, h = torch.randn(B, T, 6), torch.randn(3, B, D)
+    expected, last = gru(x, h)
+    states, outputs = list(h), []
+    for t in range(T):
+        fed = x[:, t]
+        for layer, cell in enumerate(cells):
+            fed = states[layer] = cell(fed, states[layer])
+        outputs.append(fed)
+    assert agree(torch.stack(outputs, 1), expected)
+    assert agree(torch.stack(states), last)
+
+
+def test_layers_of_the_dynamics_are_fed_by_the_layer_below() -> None:
+    """The carried h of the lower layer reaches the upper one, not the other way, and the feature holds the upper."""
+    dynamics = make(gru_layers=2)
+    state = State(torch.randn(1, 2, D), torch.randn(1, S))
+    inputs = (torch.randn(1, A), torch.randn(1, E), torch.tensor([False]), False)
+    before = dynamics.observe_step(state, *inputs)
+    for changed, expected in ((0, [True, True]), (1, [False, True])):
+        layers = state.deterministic.clone()
+        layers[:, changed] += 1.0
+        after = dynamics.observe_step(State(layers, state.stochastic), *inputs)
+        differs = [not torch.equal(before.deterministic[:, i], after.deterministic[:, i]) for i in range(2)]
+        assert differs == expected
+    assert torch.equal(before.feature[:, :D], before.deterministic[:, 1])
+
+
+@pytest.mark.parametrize("changes", KINDS)
+def test_imagination_follows_the_prior(changes: dict[str, object]) -> None:
+    """With the prior's noise replayed through `observe`'s transition, imagined h and z are those of the recurrence."""
+    dynamics, inputs = make_with_inputs(**changes)
+    horizon = 4
+    start = inputs.observe(dynamics).states.map(lambda part: part[:, 2])
+    actions, noise = torch.randn(B, horizon, A), dynamics.latents.draw_noise(B, horizon, device=torch.device("cpu"))
+    imagined = dynamics.imagine(start, actions, noise=noise)
+    state = start
+    for t in range(horizon):
+        h = dynamics.observe_step(
+            state, actions[:, t], torch.zeros(B, E), torch.zeros(B, dtype=torch.bool)
+        ).deterministic
+        prior = dynamics.prior(h[:, -1], actions[:, t])
+        state = State(h, prior.sample(noise[:, t]))
+        assert same(state, imagined.map(lambda part, t=t: part[:, t]))
+
+
+@pytest.mark.parametrize("changes", KINDS)
+def test_without_sampling_z_is_the_mode(changes: dict[str, object]) -> None:
+    """With `sample` off nothing is random: z is what prior or posterior hold likeliest."""
+    dynamics, inputs = make_with_inputs(**changes)
+    start, actions = dynamics.initial(B), inputs.actions
+    once, twice = (dynamics.imagine(start, actions, sample=False) for _ in range(2))
+    assert torch.equal(once.stochastic, twice.stochastic)
+    assert agree(once.stochastic, dynamics.prior(once.deterministic[..., -1, :], actions).mode)
+    step = (start, inputs.actions[:, 0], inputs.embedding[:, 0], inputs.is_first[:, 0])
+    expected = told(dynamics.observe(*(part[:, None] for part in (step[2], step[1], step[3]))).posterior)
+    seen = dynamics.observe_step(*step, sample=False).stochastic
+    if changes.get("latent") == "categorical":
+        likeliest = expected.unflatten(-1, (S, 3)).argmax(-1)[:, 0]
+        assert torch.equal(seen, nn.functional.one_hot(likeliest, 3).flatten(1).to(seen.dtype))
+    else:
+        assert agree(seen, expected[:, 0, :S])
+
+
+def test_imagination_is_random_unless_told_otherwise() -> None:
+    """Two samples of the same future differ."""
+    dynamics, inputs = make_with_inputs()
+    start = dynamics.initial(B)
+    one, other = (dynamics.imagine(start, inputs.actions).stochastic for _ in range(2))
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("changes", KINDS)
+def test_gradients_flow_from_the_last_state_to_the_first_inputs(changes: dict[str, object]) -> None:
+    """Through time, and through the samples: reparametrised, or straight through the one-hots."""
+    dynamics, inputs = make_with_inputs(**changes)
+    inputs.embedding.requires_grad_()
+    inputs.actions.requires_grad_()
+    # Of the first sequence, which does not begin anew in the middle, the last prior alone.
+    prior = told(inputs.observe(dynamics).prior)
+    weights = torch.randn(prior.shape[-1])
+    (prior[0, -1] * weights).sum().backward()
+    assert inputs.embedding.grad is not None
+    assert inputs.actions.grad is not None
+    assert inputs.embedding.grad[0, 0].abs().sum() > 0  # by z alone: h_1 knows the first embedding only so
+    assert inputs.actions.grad[0, 1].abs().sum() > 0
+    assert not inputs.embedding.grad[0, -1].any()
+    assert not inputs.embedding.grad[1:].any()
+
+
+@pytest.mark.parametrize("changes", KINDS)
+def test_the_gradients_of_a_sequence_are_those_of_its_steps(changes: dict[str, object]) -> None:
+    """Weights' gradients taken as one product over all steps equal the sum over single steps."""
+    dynamics, inputs = make_with_inputs(**changes)
+    weights = torch.randn(B, T, D + dynamics.latents.width)
+    gradients = []
+    for whole in (True, False):
+        dynamics.zero_grad()
+        if whole:
+            features = inputs.observe(dynamics).states.feature
+        else:
+            state, states = dynamics.initial(B), []
+            for t in range(T):
+                step = (inputs.actions[:, t], inputs.embedding[:, t], inputs.is_first[:, t])
+                state = dynamics.observe_step(state, *step, noise=inputs.noise[:, t])
+                states.append(state.feature)
+            features = torch.stack(states, 1)
+        (features * weights).sum().backward()
+        gradients.append({name: p.grad for name, p in dynamics.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert len(gradients[0]) > 5
+    for name, gradient in gradients[0].items():
+        assert agree(gradient, gradients[1][name]), name
+
+
+@pytest.mark.parametrize("changes", KINDS)
+def test_observing_is_the_plain_loop(changes: dict[str, object]) -> None:
+    """Zeroed at first steps, recurrence, posterior and prior one after the other give what `observe` gives."""
+    dynamics, inputs = make_with_inputs(**changes)
+    rollout = inputs.observe(dynamics)
+    layers = tuple(torch.zeros(B, D) for _ in range(int(str(changes.get("gru_layers", 1)))))
+    z = torch.zeros(B, dynamics.latents.width)
+    for t in range(T):
+        keep = 1.0 - inputs.is_first[:, t, None].float()
+        action = keep * inputs.actions[:, t]
+        prepared = dynamics.recurrence.prepare(action)
+        layers = dynamics.recurrence.advance(tuple(keep * h for h in layers), keep * z, prepared)
+        read = joint(dynamics.posterior_hidden, layers[-1], inputs.embedding[:, t])
+        raw = dynamics.posterior_output(dynamics.posterior_activation(read))
+        posterior, prior = dynamics.latents.distribution(raw), dynamics.prior(layers[-1], action)
+        z = posterior.sample(inputs.noise[:, t])
+        for whole, single in ((rollout.posterior, posterior), (rollout.prior, prior)):
+            assert all(agree(x[:, t], y) for x, y in zip(whole, single, strict=True))
+        assert agree(rollout.states.feature[:, t], torch.cat([layers[-1], z], -1))
+
+
+def test_imagining_nothing_gives_no_states() -> None:
+    """A horizon of zero is an empty sequence of the usual shape."""
+    dynamics = make(gru_layers=2)
+    imagined = dynamics.imagine(dynamics.initial(B), torch.zeros(B, 0, A))
+    assert imagined.deterministic.shape == (B, 0, 2, D)
+    assert imagined.feature.shape == (B, 0, D + S)
+
+
+def test_the_same_seed_gives_the_same_states() -> None:
+    """All randomness comes from torch's global generator."""
+    dynamics, inputs = make_with_inputs()
+    states: list[Tensor] = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        states.append(dynamics.observe(inputs.embedding, inputs.actions, inputs.is_first).states.stochastic)
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+@pytest.mark.parametrize("kind", ["softplus", "log_variance"])
+def test_a_deviation_never_falls_below_its_minimum(kind: str) -> None:
+    """Whatever the network gives out, min_std holds."""
+    dynamics = make(std=kind, min_std=0.3)
+    nn.init.constant_(dynamics.posterior_output.bias, -50.0)
+    posterior = Inputs(dynamics).observe(dynamics).posterior
+    assert isinstance(posterior, Gaussian)
+    assert posterior.std.min() >= 0.3
+
+
+@pytest.mark.parametrize("changes", KINDS)
+def test_imagining_with_a_policy_equals_imagining_its_actions(changes: dict[str, object]) -> None:
+    """A policy sees the feature of the state it acts in, and its actions lead where the same actions given lead."""
+    dynamics, inputs = make_with_inputs(**changes)
+    start = inputs.observe(dynamics).states.map(lambda part: part[:, -1])
+    seen: list[Tensor] = []
+
+    def policy(feature: Tensor) -> Tensor:
+        seen.append(feature)
+        return torch.tanh(feature[:, :A])
+
+    states, actions = dynamics.imagine_with(start, policy, T, inputs.noise)
+    assert actions.shape == (B, T, A)
+    assert same(states, dynamics.imagine(start, actions, noise=inputs.noise))
+    assert torch.equal(seen[0], start.feature)
+    assert torch.equal(torch.stack(seen[1:], 1), states.feature[:, :-1])

@@ -1,0 +1,91 @@
+"""How much each algorithm trains on each suite, once both presets are stacked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dreamfleet.common.errors import UserError
+from dreamfleet.common.settings.resolve import resolve
+
+SCHEDULES = [
+    # algorithm, suite, updates per 1000 simulator steps, simulator steps by chance before the first, simulator steps
+    ("planet", "dmc_vision", 100, 5_000, 1_000_000),  # 100 per episode of 1000, after 5 episodes
+    ("planet", "dmc_proprio", 100, 5_000, 1_000_000),
+    ("planet", "carracing", 100, 5_000, 1_000_000),
+    ("dreamer_v1", "dmc_vision", 100, 5_000, 1_000_000),
+    ("dreamer_v1", "dmc_proprio", 100, 5_000, 1_000_000),
+    ("dreamer_v2", "dmc_vision", 100, 2_000, 1_000_000),  # 1 per 5 actions of 2 steps
+    ("dreamer_v2", "dmc_proprio", 100, 2_000, 1_000_000),
+    ("dreamer_v2", "atari100k", 1000 / 64, 40_000, 400_000),  # 1 per 16 actions of 4 frames
+    ("dreamer_v2", "crafter", 200, 10_000, 1_000_000),  # 1 per 5 steps
+    ("dreamer_v3", "dmc_vision", 250, 10_000, 1_000_000),  # ratio 256 at action repeat 1, of 16 × 64
+    ("dreamer_v3", "dmc_proprio", 1000, 5_000, 1_000_000),
+    ("dreamer_v3", "atari100k", 62.5, 20_000, 400_000),
+    ("dreamer_v3", "crafter", 500, 5_000, 1_000_000),
+    ("dreamer_v3", "minigrid", 31.25, 5_000, 100_000),
+    ("dreamer_v3", "carracing", 62.5, 20_000, 1_000_000),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "suite", "updates", "prefill", "steps"), SCHEDULES)
+def test_each_algorithm_trains_on_a_suite_as_its_release_does(
+    algorithm: str, suite: str, updates: float, prefill: int, steps: int
+) -> None:
+    """Counted in simulator steps, which do not depend on the action repeat that a preset chooses."""
+    settings = resolve([algorithm, suite])
+    repeat, learner, train = settings.env.action_repeat, settings.learner, settings.train
+    per_step = train.ratio / (learner.batch_size * learner.sequence_length) / repeat
+    assert 1000 * per_step == pytest.approx(updates)
+    assert train.prefill * repeat == prefill
+    assert train.env_steps * repeat == steps
+
+
+def test_v2_has_the_numbers_of_its_release_on_each_suite() -> None:
+    """Widths, rates and weights differ between suites; what is not named stays the algorithm's."""
+    plain, dmc, atari = (resolve(["dreamer_v2", *suite]) for suite in ([], ["dmc_vision"], ["atari100k"]))
+    sizes = [(run.model.deterministic, run.model.hidden) for run in (plain, dmc, atari)]
+    assert sizes == [(1024, 1024), (200, 200), (600, 600)]
+    rates = [
+        (run.learner.learning_rate, run.behaviour.actor_learning_rate, run.behaviour.critic_learning_rate)
+        for run in (plain, dmc, atari)
+    ]
+    assert rates == [(1e-4, 8e-5, 2e-4), (3e-4, 8e-5, 8e-5), (2e-4, 4e-5, 1e-4)]
+    assert [run.behaviour.entropy for run in (plain, dmc, atari)] == [2e-3, 1e-4, 1e-3]
+    assert [(run.loss.kl_scale, run.loss.free_nats) for run in (plain, dmc, atari)] == [(1, 0), (1, 1), (0.1, 0)]
+    assert [run.model.continue_head for run in (plain, dmc, atari)] == [True, False, True]
+    assert atari.loss.continue_horizon == 1000
+    assert {run.learner.batch_size for run in (plain, dmc, atari)} == {16}
+
+
+def test_a_suite_leaves_how_much_is_trained_to_what_lies_below() -> None:
+    """A model without numbers for the suite keeps its own ratio, and flags win over all."""
+    assert resolve(["small", "crafter"]).train.ratio == resolve(["small"]).train.ratio
+    assert resolve(["dreamer_v2", "dmc_vision"], [("train.ratio", "7")]).train.ratio == 7
+
+
+def test_what_lies_over_a_preset_is_found_through_files_that_stand_on_it(tmp_path: Path) -> None:
+    """A file of the user's own that stands on an algorithm, or has numbers over one."""
+    own = tmp_path / "mine.yaml"
+    own.write_text("presets: [dreamer_v2]\nover: {dreamer_v2: {seed: 5}, planet: {seed: 6}}")
+    settings = resolve([str(own), "dmc_vision"])
+    assert settings.seed == 5
+    assert settings.train.ratio == 160
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("over: [planet]", ["over is ['planet']", "settings for presets"]),
+        ("over: {dreamer_v: {seed: 1}}", ["no built-in preset 'dreamer_v'", "dreamer_v"]),
+        ("presets: [planet]\nover: {planet: {sed: 1}}", ["over planet", "'sed'", "'seed'"]),
+    ],
+)
+def test_a_mistake_under_over_is_named(tmp_path: Path, text: str, words: list[str]) -> None:
+    """One sentence says in which file."""
+    own = tmp_path / "mine.yaml"
+    own.write_text(text)
+    with pytest.raises(UserError) as error:
+        resolve([str(own)])
+    assert all(word in str(error.value) for word in [*words, "mine.yaml"]), error.value

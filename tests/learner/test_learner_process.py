@@ -1,0 +1,65 @@
+"""The learner in a process of its own, with the replay in another."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from make_chunks import cut
+from moving_square import play_square, square_format
+from patience import PATIENCE_S
+from small_runs import small_settings
+
+from dreamfleet.common.settings.schema import ReplaySettings
+from dreamfleet.learner.process import LearnerProcess
+from dreamfleet.replay.client import RayReplay
+from dreamfleet.replay.server import start_replay_server
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_killed_learner_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    """Weights are published at the start and every so often; after SIGKILL a new process ends where the old one was."""
+    settings = small_settings(learner={"publish_every": 4, "threads": 1})
+    server = start_replay_server(
+        tmp_path / "replay", square_format(), ReplaySettings(capacity_gb=0.1, held_out_every=5), 8, seed=1
+    )
+    replay = RayReplay(server)
+    for record in cut(square_format(), play_square(20, 40, seed=1)):
+        replay.append(record)
+
+    def start() -> object:
+        return LearnerProcess.options(num_cpus=0).remote(  # type: ignore[attr-defined]
+            settings, square_format().spaces.to_json(), [server], str(tmp_path)
+        )
+
+    def ask(learner: object, method: str, *arguments: object) -> object:
+        return ray.get(getattr(learner, method).remote(*arguments), timeout=PATIENCE_S)
+
+    first = start()
+    updates, published, decisions = ask(first, "restore")  # type: ignore[misc]
+    assert updates == published[0][0] == 0
+    assert any("device" in decision for decision in decisions)
+    assert ask(first, "train", 3)[1] == []  # type: ignore[index]
+    saved, [(version, _)] = ask(first, "save", {"env_steps": 400})  # type: ignore[misc]
+    assert saved["updates"] == version == 3
+    assert saved["held_out_loss"] > 0
+    report, [(version, reference)] = ask(first, "train", 3)  # type: ignore[misc]
+    assert version == report.updates == 6
+    weights = np.array(ray.get(reference, timeout=PATIENCE_S))
+    pictures = ask(first, "illustrate")
+    assert pictures.still.dtype == np.uint8  # type: ignore[attr-defined]
+
+    os.kill(ask(first, "ping"), signal.SIGKILL)  # type: ignore[arg-type]
+    second = start()
+    updates, published, _ = ask(second, "restore")  # type: ignore[misc]
+    assert updates == published[0][0] == 3
+    again, [(version, reference)] = ask(second, "train", 3)  # type: ignore[misc]
+    assert again.metrics == report.metrics
+    assert np.array_equal(ray.get(reference, timeout=PATIENCE_S), weights)
+    ray.kill(second)
+    replay.close()

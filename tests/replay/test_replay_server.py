@@ -1,0 +1,201 @@
+"""The replay as a Ray process: killed at any moment, it comes back with all it acknowledged and nothing twice."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from make_chunks import counting_format, cut, image_format, make_stream
+from patience import PATIENCE_S, wait_until
+
+from dreamfleet.common.errors import UserError
+from dreamfleet.common.experience.blocks import DamagedChunkError
+from dreamfleet.common.settings.schema import ReplaySettings
+from dreamfleet.replay.client import DirectSink, RayReplay, RaySink
+from dreamfleet.replay.errors import NotEnoughExperienceError, ReplayLostError
+from dreamfleet.replay.packed import unpack
+from dreamfleet.replay.replay import Replay
+from dreamfleet.replay.report import verify
+from dreamfleet.replay.segment import segment_paths
+from dreamfleet.replay.server import start_replay_server
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+FORMAT = counting_format()
+SETTINGS = ReplaySettings(held_out_every=0)
+Start = Callable[[], Any]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start servers on the test's directory, and end them with the test."""
+    servers = []
+
+    def begin() -> Any:
+        servers.append(start_replay_server(tmp_path, FORMAT, SETTINGS, 20, 0))
+        return servers[-1]
+
+    yield begin
+    for server in servers:
+        ray.kill(server)
+
+
+def process_of(server: Any) -> int:
+    """Return the id of the server's process."""
+    return int(ray.get(server.health.remote(), timeout=PATIENCE_S))
+
+
+def test_the_client_does_what_the_replay_does(start: Start, tmp_path: Path) -> None:
+    """Appending, counting and sampling through Ray give what they give in the same process."""
+    replay = RayReplay(start())
+    records = cut(FORMAT, make_stream(FORMAT, [150]), incarnation=3)
+    assert [replay.append(record) for record in [*records, records[0]]] == [True, True, True, False]
+    assert replay.counters() == (150, 131, 4)
+    assert replay.stats()["duplicates"] == 1
+    assert replay.sample_held_out(0, 4, 10) is None
+    replay.sync()
+    through_ray = unpack(replay.sample(7, 5), FORMAT)
+    replay.close()
+    direct = Replay(tmp_path, FORMAT, SETTINGS, 20, 0, lock_wait_s=PATIENCE_S)
+    for name, array in unpack(direct.sample(7, 5), FORMAT).items():
+        np.testing.assert_array_equal(array, through_ray[name])
+    direct.close()
+
+
+def test_errors_arrive_as_what_they_are(start: Start) -> None:
+    """What the replay raises reaches the caller without a Ray traceback around it."""
+    server = start()
+    with pytest.raises(NotEnoughExperienceError, match="0 steps"):
+        RayReplay(server).sample(0, 1)
+    with pytest.raises(DamagedChunkError, match="format"):
+        RayReplay(server).append(cut(image_format(16), make_stream(image_format(16), [5]))[0])
+    sink = RaySink(server)
+    sink.append(b"rubbish")
+    with pytest.raises(DamagedChunkError):
+        sink.flush(PATIENCE_S)
+
+
+def test_a_directory_at_fault_is_the_user_s_error(tmp_path: Path, start: Start) -> None:
+    """A server that may not open its directory says why, in one sentence."""
+    RayReplay(start()).close()
+    with pytest.raises(UserError, match="its action was discrete"):
+        start_replay_server(tmp_path, image_format(16), SETTINGS, 20, 0)
+
+
+def test_a_sink_acknowledges_everything_once(start: Start) -> None:
+    """After a flush all records are stored, in order, though several were on their way at once."""
+    server = start()
+    sink = RaySink(server, in_flight=3)
+    for record in cut(FORMAT, make_stream(FORMAT, [64 * 30])):
+        sink.append(record)
+    sink.flush(PATIENCE_S)
+    assert RayReplay(server).counters() == (64 * 30, 64 * 30 - 19, 1)
+
+
+def test_nothing_is_lost_or_doubled_by_sigkill_of_the_server(start: Start, tmp_path: Path) -> None:
+    """The server is killed twice while two sinks push and a learner samples: all arrives once, and sampling goes on."""
+    server = start()
+    streams = [cut(FORMAT, make_stream(FORMAT, [64 * 150], tag=k), stream=k) for k in range(2)]
+    sinks = [RaySink(server), RaySink(server)]
+    stored: list[int] = []
+    faults: list[BaseException] = []
+
+    def push(number: int) -> None:
+        try:
+            for record in streams[number]:
+                sinks[number].append(record)
+                stored.append(number)
+                time.sleep(0.01)
+            sinks[number].flush(PATIENCE_S)
+        except BaseException as fault:  # noqa: BLE001 - handed to the test's own thread
+            faults.append(fault)
+
+    pushers = [threading.Thread(target=push, args=(number,)) for number in range(2)]
+    for pusher in pushers:
+        pusher.start()
+    replay = RayReplay(server)
+    for mark in (40, 160):
+        wait_until(lambda mark=mark: len(stored) >= mark or faults)
+        killed = process_of(server)
+        os.kill(killed, signal.SIGKILL)
+        assert unpack(replay.sample(mark, 4), FORMAT)["reward"].shape == (4, 20)
+        assert process_of(server) != killed
+    for pusher in pushers:
+        pusher.join()
+    assert faults == []
+    assert replay.counters()[:2] == (2 * 64 * 150, 2 * (64 * 150 - 19))
+    replay.close()
+    assert verify(tmp_path) == []
+
+
+def test_a_server_that_is_gone_for_good_is_reported_soon(start: Start) -> None:
+    """Callers get one clear error instead of waiting for ever."""
+    server = start()
+    sink = RaySink(server)
+    ray.kill(server)
+    begun = time.monotonic()
+    with pytest.raises(ReplayLostError, match="replay server"):
+        RayReplay(server, timeout_s=PATIENCE_S).sample(0, 1)
+    sink.append(cut(FORMAT, make_stream(FORMAT, [5]))[0])
+    with pytest.raises(ReplayLostError, match="replay server"):
+        sink.flush(PATIENCE_S)
+    assert time.monotonic() - begun < PATIENCE_S / 2
+
+
+def test_a_server_that_hangs_is_reported_after_the_time_limit(start: Start) -> None:
+    """A stopped process makes no caller wait beyond its limit; once it goes on, the records arrive after all."""
+    server = start()
+    process = process_of(server)
+    os.kill(process, signal.SIGSTOP)
+    try:
+        with pytest.raises(ReplayLostError, match="did not answer 'counters' within 1 s"):
+            RayReplay(server, timeout_s=1).counters()
+        sink = RaySink(server, in_flight=2, timeout_s=1)
+        records = cut(FORMAT, make_stream(FORMAT, [64 * 3]))
+        sink.append(records[0])
+        sink.append(records[1])
+        with pytest.raises(ReplayLostError, match="did not acknowledge 2 chunks"):
+            sink.append(records[2])
+    finally:
+        os.kill(process, signal.SIGCONT)
+    sink.flush(PATIENCE_S)
+    assert RayReplay(server).counters()[0] == 128
+
+
+def test_the_server_s_log_is_handed_out_once(tmp_path: Path, start: Start) -> None:
+    """What its process has to say of a torn file comes with the next question, from the opening on, and only then."""
+    replay = Replay(tmp_path, FORMAT, SETTINGS, 20, 0)
+    replay.append(cut(FORMAT, make_stream(FORMAT, [64]))[0])
+    replay.close()
+    with segment_paths(tmp_path)[0].open("ab") as file:
+        file.write(b"DFCK")
+    client = RayReplay(start())
+    assert client.counters()[0] == 64
+    (level, text), *others = client.notes()
+    assert (level, others) == (logging.WARNING, [])
+    assert "4 bytes of a torn record at its end were cut off" in text
+    assert client.notes() == []
+
+
+def test_the_server_takes_no_gpu(start: Start) -> None:
+    """Its process sees no accelerator, whatever the machine has."""
+    environment = Path(f"/proc/{process_of(start())}/environ").read_bytes().split(b"\0")
+    assert b"CUDA_VISIBLE_DEVICES=" in environment
+
+
+def test_a_direct_sink_stores_at_once(tmp_path: Path) -> None:
+    """In one process a record is stored when `append` returns."""
+    replay = Replay(tmp_path, FORMAT, SETTINGS, 20, 0)
+    sink = DirectSink(replay)
+    sink.append(cut(FORMAT, make_stream(FORMAT, [64]))[0])
+    assert replay.total_steps == 64
+    sink.flush(0)
+    replay.close()
