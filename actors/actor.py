@@ -15,7 +15,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError
 from dreamfleet.actors.collector import Collector, CollectReport, build_collector
 from dreamfleet.actors.environments.handover import Handover
 from dreamfleet.actors.evaluator import EvaluationReport, evaluate_weights
-from dreamfleet.common.process_log import NoteTaker
+from dreamfleet.common.process_log import WorkerLog
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.replay.client import RaySink
 
@@ -46,7 +46,7 @@ class ActorProcess:
         cv2.setNumThreads(1)
         if handover:
             handover.take(ray.get_runtime_context().get_node_id())
-        self._notes = NoteTaker.install()
+        self._log = WorkerLog.install()
         self._life = (settings, actor, incarnation, RaySink(replay))
 
         self._built: Collector | None = None
@@ -79,7 +79,7 @@ class ActorProcess:
             self.close()  # what its environments started would outlive this process
             raise
         report.weights_lost = lost
-        report.notes = self._notes.take()
+        report.log_records = self._log.take()
         return report
 
     def evaluate(self, weights: list[tuple[int, ray.ObjectRef[np.ndarray]]]) -> EvaluationReport:
@@ -91,7 +91,7 @@ class ActorProcess:
         (version, reference) = weights[0]
         flat = ray.get(reference, timeout=WEIGHTS_TIMEOUT_S)
         report = evaluate_weights(self._life[0], version, flat)
-        return dataclasses.replace(report, notes=self._notes.take())
+        return dataclasses.replace(report, log_records=self._log.take())
 
     def close(self) -> None:
         """Close the environments, if there are any: simulators may be processes of their own."""

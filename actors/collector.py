@@ -18,7 +18,7 @@ from dreamfleet.common.acting.policy import Policy, make_policy
 from dreamfleet.common.errors import UserError, WrongHereError
 from dreamfleet.common.experience.spaces import zero_action
 from dreamfleet.common.experience.steps import StepFormat
-from dreamfleet.common.process_log import Note
+from dreamfleet.common.process_log import LogRecord
 from dreamfleet.common.seeds import derive_seed
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.common.stop_sign import NeverStop, StepInterrupted, StopSign
@@ -61,7 +61,7 @@ class CollectReport:
         version: version of the weights that acted last.
         raw_bytes: bytes of the steps before compression; `stored_bytes` after it.
         stored_bytes: see `raw_bytes`.
-        notes: what the actor's process logged since the last order.
+        log_records: what the actor's process logged since the last order.
         weights_lost: times that newer weights could not be fetched, so that the old ones went on acting.
     """
 
@@ -73,7 +73,7 @@ class CollectReport:
     raw_bytes: int = 0
     stored_bytes: int = 0
     weights_lost: int = 0
-    notes: list[Note] = field(default_factory=list)
+    log_records: list[LogRecord] = field(default_factory=list)
 
 
 class CollectorBrokenError(RuntimeError):

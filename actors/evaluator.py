@@ -22,7 +22,7 @@ from dreamfleet.actors.spaces.declared_bounds import check_finite
 from dreamfleet.common.acting.policy import Policy, make_policy
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import Spaces
-from dreamfleet.common.process_log import Note
+from dreamfleet.common.process_log import LogRecord
 from dreamfleet.common.seeds import derive_seed
 from dreamfleet.common.settings.schema import EnvironmentSettings, Settings
 from dreamfleet.common.video import encode_gif, to_rgb
@@ -63,7 +63,7 @@ class EvaluationReport:
         returns: of the episodes, in their order; `lengths` in environment steps.
         cut_short: episodes that were ended before the environment ended them.
         seconds: it took.
-        notes: what the process logged meanwhile.
+        log_records: what the process logged meanwhile.
         film: the first episode as a GIF image of at most `SMALL_SIDE` pixels; None where there is nothing to see.
     """
 
@@ -72,7 +72,7 @@ class EvaluationReport:
     lengths: list[int]
     cut_short: int
     seconds: float
-    notes: list[Note] = field(default_factory=list)
+    log_records: list[LogRecord] = field(default_factory=list)
     film: bytes | None = None
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import socket
 import time
@@ -22,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from dreamfleet import __version__
+from dreamfleet.common.formatting import finite_or_none
 
 STATE_NAME = "state.json"
 FORMAT = 1
@@ -67,7 +67,7 @@ class StateWriter:
     def beat(self, counters: Mapping[str, Any]) -> None:
         """Say that the run goes on, and how far it is; most calls return at once."""
         is_first = not self._state["counters"]
-        self._state |= {"counters": {name: _plain(value) for name, value in counters.items()}, **_times("counted")}
+        self._state |= {"counters": finite_or_none(dict(counters)), **_times("counted")}
         if is_first or time.monotonic() >= self._due:
             self._write("running")
 
@@ -150,11 +150,6 @@ def process_space() -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     return ""
-
-
-def _plain(value: Any) -> Any:
-    """Return the value, or None for a number that JSON cannot say."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _times(name: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from dreamfleet.common.acting.agent import Agent
 from dreamfleet.common.acting.weights import flatten
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.experience.steps import StepFormat
-from dreamfleet.common.process_log import Note
+from dreamfleet.common.process_log import LogRecord
 from dreamfleet.common.seeds import derive_seed
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.learner.bad_batch import not_finite_loss
@@ -62,13 +62,13 @@ class TrainReport:
         updates: made so far, in all lives of the run.
         metrics: means over the order's updates; and how old the replayed actions were, see `learner/staleness.py`.
         timings: seconds of the order by what they went into: wait, transfer, forward_backward, optimiser, publish.
-        notes: what the learner's process logged since the last order.
+        log_records: what the learner's process logged since the last order.
     """
 
     updates: int
     metrics: dict[str, float]
     timings: dict[str, float]
-    notes: list[Note] = field(default_factory=list)
+    log_records: list[LogRecord] = field(default_factory=list)
 
 
 class Learner:

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from dreamfleet.common.experience.spaces import Spaces
-from dreamfleet.common.process_log import Note, NoteTaker
+from dreamfleet.common.process_log import LogRecord, WorkerLog
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.learner.hardware import TorchThreads
 from dreamfleet.learner.learner import Learner, TrainReport
@@ -43,7 +43,7 @@ class LearnerProcess:
         busy_cores: int = 0,
         set_to: TorchThreads | None = None,
     ) -> None:
-        self._notes = NoteTaker.install()
+        self._log = WorkerLog.install()
         shards = ShardedReplay([RayReplay(server) for server in replay], settings.seed, "learner: replay")
         self._life = (settings, Spaces.from_json(spaces), shards, Path(run_directory), True, busy_cores, set_to)
         self._built: PublishingLearner | None = None
@@ -59,12 +59,12 @@ class LearnerProcess:
     def restore(self) -> Restored:
         """Go on from the newest checkpoint, if any."""
         restored = self._learner.restore()
-        return restored._replace(decisions=[*restored.decisions, *(text for _, text in self._notes.take())])
+        return restored._replace(decisions=[*restored.decisions, *(text for _, text in self._log.take())])
 
     def train(self, updates: int) -> tuple[TrainReport, list[tuple[int, Any]]]:
         """Make so many updates; return the report, and the weights if a new version was due."""
         report, published = self._learner.train(updates)
-        return dataclasses.replace(report, notes=self._notes.take()), published
+        return dataclasses.replace(report, log_records=self._log.take()), published
 
     def save(self, facts: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[int, Any]]]:
         """Write a checkpoint; return its facts and its weights."""
@@ -74,10 +74,10 @@ class LearnerProcess:
         """Add what an evaluation found to a checkpoint's facts; False if it is gone."""
         return self._learner.judge(updates, found)
 
-    def finish(self) -> list[Note]:
+    def finish(self) -> list[LogRecord]:
         """Wait for the copy of the last checkpoint, and return what this process logged since its last train order."""
         self._learner.finish()
-        return self._notes.take()
+        return self._log.take()
 
     def illustrate(self) -> Pictures | None:
         """Return pictures of what the model sees and predicts, or None while there is no sequence for them."""

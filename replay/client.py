@@ -16,7 +16,7 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from dreamfleet.common.process_log import Note
+from dreamfleet.common.process_log import LogRecord
 from dreamfleet.replay.errors import ReplayLostError
 from dreamfleet.replay.packed import PackedBatch
 from dreamfleet.replay.sharded import Shard
@@ -76,9 +76,9 @@ class RayReplay:
         """See `Replay.shortage`."""
         return Shortage(*self._call("shortage"))
 
-    def notes(self) -> list[Note]:
+    def log_records(self) -> list[LogRecord]:
         """Return what the server's process logged since the last call."""
-        return list(self._call("notes"))
+        return list(self._call("log_records"))
 
     def sync(self) -> None:
         """See `Replay.sync`."""

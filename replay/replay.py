@@ -14,7 +14,7 @@ from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.chunk import check_record
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.lock import DirectoryLock
-from dreamfleet.common.process_log import Note
+from dreamfleet.common.process_log import LogRecord
 from dreamfleet.common.seeds import derive_seed
 from dreamfleet.common.settings.schema import ReplaySettings
 from dreamfleet.replay.capacity import segment_size, whole_capacity_gb
@@ -191,7 +191,7 @@ class Replay:
                 self._length, self._settings.across_episodes, index.steps, dropped, index.streams, *index.longest()
             )
 
-    def notes(self) -> list[Note]:
+    def log_records(self) -> list[LogRecord]:
         """Return nothing: what it has to say is in the log of its process."""
         return []
 

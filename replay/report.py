@@ -19,7 +19,7 @@ from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.blocks import DamagedChunkError, read_small_fields
 from dreamfleet.common.experience.chunk import ChunkHeader, decode_chunk
 from dreamfleet.common.experience.steps import StepFormat
-from dreamfleet.common.formatting import in_bytes
+from dreamfleet.common.formatting import format_bytes
 from dreamfleet.common.lock import LOCK_NAME
 from dreamfleet.replay.recovery import Damage, scan
 from dreamfleet.replay.segment import DamagedSegmentError, Segment, SegmentHeader, open_segments, segment_paths
@@ -202,7 +202,7 @@ def _shares(shards: list[_Shard], held: dict[str, list[_Record]]) -> dict[str, s
         steps = sum(record.header.steps for record in records)
         actors = len({record.header.key.actor for record in records})
         stored = sum(segment.size for segment in shard.segments)
-        shares[shard.directory.name] = f"{steps} steps of {actors} actor{'s' * (actors != 1)} in {in_bytes(stored)}"
+        shares[shard.directory.name] = f"{steps} steps of {actors} actor{'s' * (actors != 1)} in {format_bytes(stored)}"
     return shares
 
 

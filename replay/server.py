@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.experience.steps import StepFormat
-from dreamfleet.common.process_log import Note, NoteTaker
+from dreamfleet.common.process_log import LogRecord, WorkerLog
 from dreamfleet.common.settings.schema import ReplaySettings
 from dreamfleet.replay.packed import PackedBatch
 from dreamfleet.replay.replay import Replay
@@ -47,7 +47,7 @@ class ReplayServer:
     ) -> None:
         self._arguments = (Path(directory), StepFormat.from_json(step_format), settings, sequence_length, seed)
         self._read_only = read_only
-        self._notes = NoteTaker.install()
+        self._log = WorkerLog.install()
         self._opened: Replay | None = None
         self._opening = threading.Lock()
 
@@ -99,9 +99,9 @@ class ReplayServer:
         return self._open().shortage()
 
     @ray.method(concurrency_group="health")
-    def notes(self) -> list[Note]:
-        """Return what this process logged since the last call, such as what was damaged; 200 notes at most."""
-        return self._notes.take()
+    def log_records(self) -> list[LogRecord]:
+        """Return what this process logged since the last call, such as what was damaged; 200 records at most."""
+        return self._log.take()
 
     @ray.method(concurrency_group="health")
     def health(self) -> int:

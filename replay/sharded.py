@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from dreamfleet.common.process_log import Note
+from dreamfleet.common.process_log import LogRecord
 from dreamfleet.common.seeds import derive_seed
 from dreamfleet.replay.errors import NotEnoughExperienceError, ReplayLostError
 from dreamfleet.replay.packed import PackedBatch, join_batches
@@ -56,8 +56,8 @@ class Shard(Protocol):
         """See `Replay.shortage`."""
         ...
 
-    def notes(self) -> list[Note]:
-        """See `Replay.notes`."""
+    def log_records(self) -> list[LogRecord]:
+        """See `Replay.log_records`."""
         ...
 
     def retire(self, actor: int, incarnation: int) -> int:
@@ -182,9 +182,9 @@ class ShardedReplay:
         """See `Replay.shortage`; of all shards that are left."""
         return Shortage.of_all(list(self._ask_all(lambda shard: shard.shortage()).values()))
 
-    def notes(self) -> list[Note]:
+    def log_records(self) -> list[LogRecord]:
         """Return what the shards' processes logged since the last call."""
-        return [note for notes in self._ask_all(lambda shard: shard.notes()).values() for note in notes]
+        return [record for records in self._ask_all(lambda shard: shard.log_records()).values() for record in records]
 
     def sync(self) -> None:
         """Wait until everything stored outlives the machine's end too."""

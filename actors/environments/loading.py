@@ -23,8 +23,8 @@ from dreamfleet.actors.environments.user_objects import (
     is_attribute,
     search_working_directory,
 )
-from dreamfleet.common.announcements import announce
 from dreamfleet.common.errors import UserError
+from dreamfleet.common.process_log import log_once
 from dreamfleet.common.settings.schema import EnvironmentSettings
 
 
@@ -125,7 +125,7 @@ def _drawn(make: Callable[..., Environment], kwargs: dict[str, Any], settings: E
     except TypeError as error:
         if "render_mode" not in str(error):
             raise
-        announce(f"'{settings.id}' is not drawn: it takes no render_mode")
+        log_once(f"'{settings.id}' is not drawn: it takes no render_mode")
         return make(**kwargs)
 
 
@@ -153,7 +153,7 @@ def _is_undrawn(env: Environment, settings: EnvironmentSettings, suite: Suite) -
         close_environment(env, settings.id)
         raise UserError(f"env.observe {settings.observe}: '{settings.id}' cannot be drawn on this machine: {reason}.")
     if reason:
-        announce(f"'{settings.id}' is not drawn, so there will be no video of it: {reason}")
+        log_once(f"'{settings.id}' is not drawn, so there will be no video of it: {reason}")
     return bool(reason)
 
 

@@ -27,8 +27,8 @@ from gymnasium.envs.registration import EnvSpec
 from dreamfleet.actors.environments.handover import handed_over
 from dreamfleet.actors.environments.other_interfaces import describe_other
 from dreamfleet.actors.environments.user_objects import cause_of, import_module
-from dreamfleet.common.announcements import announce
 from dreamfleet.common.errors import UserError, nearest
+from dreamfleet.common.process_log import log_once
 
 GROUP = "gymnasium.envs"
 """The entry point group by which packages register environments; an entry's name is their namespace."""
@@ -67,7 +67,7 @@ def find_registered(name: str, where: str, module: str = "") -> EnvSpec:
     if spec is None:
         raise UserError(_unknown(name, where, module, failures))
     if spec.id != name:
-        announce(f"env.id '{name}' has no version: '{spec.id}', the latest, is taken")
+        log_once(f"env.id '{name}' has no version: '{spec.id}', the latest, is taken")
     return spec
 
 
@@ -133,7 +133,7 @@ def _import_namespace(name: str, where: str) -> EnvSpec | None:
             import_module(module, where)
             spec = known_spec(name)
             if spec is not None:
-                announce(f"env.id '{name}' is registered by the package '{module}'")
+                log_once(f"env.id '{name}' is registered by the package '{module}'")
                 return spec
     return None
 

@@ -14,8 +14,8 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-from dreamfleet.common.announcements import announce
 from dreamfleet.common.errors import UserError, nearest
+from dreamfleet.common.process_log import log_once
 
 VARIABLE = "MUJOCO_GL"
 FOUND_VARIABLE = "DREAMFLEET_FOUND_GL"
@@ -59,7 +59,7 @@ def choose_library() -> str:
     """
     chosen = choice()
     if chosen.told:
-        announce(chosen.told)
+        log_once(chosen.told)
     return chosen.refusal
 
 

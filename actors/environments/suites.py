@@ -7,7 +7,7 @@
     Crafter...                crafter    an adapter to Gymnasium's interface
     Gymnasium's MuJoCo        dmc        a library to draw with is chosen
 
-A wrapper that comes with a suite is announced: see announcements.py.
+A wrapper that comes with a suite is logged once: see `common/process_log.py`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from gymnasium.envs.registration import EnvSpec
 from dreamfleet.actors.environments import rendering
 from dreamfleet.actors.environments.registered_ids import known_spec
 from dreamfleet.actors.environments.wrappers import NoopStart, SimulatorSteps
-from dreamfleet.common.announcements import announce
 from dreamfleet.common.errors import UserError
+from dreamfleet.common.process_log import log_once
 from dreamfleet.common.settings.schema import EnvironmentSettings
 
 Environment = gymnasium.Env[Any, Any]
@@ -129,7 +129,7 @@ class Atari(Suite):
         if settings.action_repeat == 1 or len(shape) < 2:  # a frame for each step, or the machine's memory
             return super().repeat(env, settings)
         if _shows_otherwise(env):  # AtariPreprocessing takes the screen from the emulator, past all wrappers
-            announce("Atari: without AtariPreprocessing, since a wrapper of env.wrappers changes what is shown")
+            log_once("Atari: without AtariPreprocessing, since a wrapper of env.wrappers changes what is shown")
             return super().repeat(env, settings)
         side = settings.image_size
         env = wrappers.AtariPreprocessing(
@@ -141,7 +141,7 @@ class Atari(Suite):
             grayscale_newaxis=True,
         )
         sticky = env.unwrapped.ale.getFloat("repeat_action_probability")  # type: ignore[attr-defined]
-        announce(
+        log_once(
             f"Atari: AtariPreprocessing with {settings.action_repeat} frames per step and the maximum of the last two, "
             f"at most {settings.noop_max} no-ops at the start, {'grey' if settings.grey else 'colour'}, lost lives go "
             f"on; an action sticks with probability {sticky:g} (env.kwargs.repeat_action_probability)"
@@ -162,12 +162,12 @@ class MiniGrid(Suite):
         if settings.observe == "rendered" or not isinstance(env.observation_space, spaces.Dict):
             return env
         if _shows_otherwise(env):
-            announce("MiniGrid: as it is shown by a wrapper of env.wrappers, and no picture of ours")
+            log_once("MiniGrid: as it is shown by a wrapper of env.wrappers, and no picture of ours")
             return env
         minigrid = importlib.import_module("minigrid.wrappers")
         env = minigrid.ImgObsWrapper(minigrid.RGBImgPartialObsWrapper(env))
         shape = env.observation_space.shape or ()
-        announce(
+        log_once(
             f"MiniGrid: RGBImgPartialObsWrapper shows what the agent sees as a picture of {shape[0]}×{shape[1]}, "
             "ImgObsWrapper leaves out the compass direction and the text of the mission"
         )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from dreamfleet.common.announcements import announce, announce_once
+from dreamfleet.common.process_log import log_once, warn_once
 
 TOLERANCE = 1e-5
 """Beyond a bound by this share of it (or of 1) is a rounding."""
@@ -51,7 +51,7 @@ class DeclaredBounds:
             return
         t, place = (int(index) for index in np.argwhere(outside)[0])
         bounds = f"{low[place]:.4g} to {high[place]:.4g}"
-        announce_once(
+        warn_once(
             ("outside", name),
             f"the observation '{name}' is {rows[t, place]:.4g} at [{place}], but its space says {bounds}: such "
             "numbers are stored as they are",
@@ -99,7 +99,7 @@ def check_first(space: spaces.Space[Any], shown: list[dict[str, np.ndarray]], na
         if values.dtype == np.float32:
             bounds.fault(name, values)
         elif 0 < values.max() <= MOST_SYMBOL and name not in named:
-            announce(
+            log_once(
                 f"the picture '{name}' holds no byte above {values.max()} at its first {len(shown)} steps, and is all "
                 "but black: env.vectors or env.one_hot takes symbols",
                 logging.WARNING,

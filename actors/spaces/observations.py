@@ -19,9 +19,9 @@ from dreamfleet.actors.spaces.entry import Entry, Kind, shown_bounds
 from dreamfleet.actors.spaces.named_entries import NOTHING_NAMED, NamedEntries
 from dreamfleet.actors.spaces.picture_entry import picture_entry, picture_shape
 from dreamfleet.actors.spaces.vector_entry import one_hot_entry, one_hot_width, vector_entry
-from dreamfleet.common.announcements import announce, announce_once
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.steps import RESERVED_NAMES
+from dreamfleet.common.process_log import log_once, warn_once
 
 SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiBinary, MultiDiscrete, and Dict and Tuple of these"
 WIDE_ONE_HOT = 4096
@@ -66,11 +66,11 @@ def list_entries(
 
 def announce_entries(entries: list[Entry]) -> None:
     """Say once what each entry was taken for, and which of them are wide."""
-    announce(f"observations: {', '.join(map(str, entries))}")
+    log_once(f"observations: {', '.join(map(str, entries))}")
     for entry in entries:
         width = entry.spec.shape[0]
         if entry.kind == "one_hot" and width > WIDE_ONE_HOT:
-            announce(
+            log_once(
                 f"the observation '{entry.spec.name}' is a one-hot of {width:,} numbers, with a weight of the first "
                 "layer for each number and unit: env.vectors takes its plain numbers instead",
                 logging.WARNING,
@@ -141,7 +141,7 @@ def _is_left_out(path: tuple[Any, ...], space: spaces.Space[Any]) -> bool:
     """Return whether a space is of text, which no model here reads, and say so."""
     if space.dtype is None or space.dtype.kind != "U":  # Text, and spaces of packages' own such as MiniGrid's missions
         return False
-    announce(
+    log_once(
         f"the {_shown_name(path)} is text ({type(space).__name__}) and is left out: models here do not read it",
         logging.WARNING,
     )
@@ -222,7 +222,7 @@ def _tell_undeclared(observation: Any, space: spaces.Space[Any], path: tuple[Any
             _tell_undeclared(part, space.spaces[key], (*path, key))
         else:
             shown = _name((*path, key))
-            announce_once(("undeclared", shown), f"'{shown}' is shown but not in the observation space: it is left out")
+            warn_once(("undeclared", shown), f"'{shown}' is shown but not in the observation space: it is left out")
 
 
 def _at(observation: Any, path: tuple[Any, ...], name: str) -> Any:

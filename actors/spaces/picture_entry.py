@@ -10,9 +10,9 @@ from gymnasium import spaces
 
 from dreamfleet.actors.spaces.entry import Entry, shown_bounds, sizes
 from dreamfleet.actors.spaces.picture_size import make_grey, resize_picture
-from dreamfleet.common.announcements import announce_once
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ObservationSpec
+from dreamfleet.common.process_log import warn_once
 
 UNBOUNDED = 1e30
 """A bound beyond this is none: some environments write the greatest float32 for infinity."""
@@ -121,4 +121,4 @@ def _tell_outside(space: spaces.Box, name: str, picture: np.ndarray, scaled: np.
     what = f"the observation '{name}' is {picture[worst]:g} at {at}, but its space says {shown_bounds(space)}"
     if distance[worst] > 127.5 + CLIPPED:
         raise ValueError(what)
-    announce_once(("outside", name), f"{what}: such values are clipped")
+    warn_once(("outside", name), f"{what}: such values are clipped")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from dreamfleet.common.formatting import in_bytes
+from dreamfleet.common.formatting import format_bytes
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.doctor.check_node import MachineFacts
 from dreamfleet.deploy.plan.footprint import CUDA_CONTEXT_BYTES, Footprint
@@ -72,20 +72,20 @@ def check_shm(facts: MachineFacts, store: float, needed: float) -> Line:
     total = facts["shm_total"]
     if total < 0:
         return Line("ok", _SHM, "not on this system")
-    found, advice = f"{in_bytes(total)}", "start the container with --shm-size (Kubernetes: an emptyDir in memory)"
+    found, advice = f"{format_bytes(total)}", "start the container with --shm-size (Kubernetes: an emptyDir in memory)"
     if total < needed:
-        return Line("error", _SHM, f"{found}, but batches and weights take up to {in_bytes(needed)}", advice)
+        return Line("error", _SHM, f"{found}, but batches and weights take up to {format_bytes(needed)}", advice)
     if store > total:
-        found += f" for an object store of {in_bytes(store)}: Ray puts it on the disk"
+        found += f" for an object store of {format_bytes(store)}: Ray puts it on the disk"
         return Line("warning", _SHM, found, f"{advice}, or start Ray with a smaller --object-store-memory")
     if total < 1e9:
         return Line("warning", _SHM, f"{found}, which leaves Ray little", advice)
-    return Line("ok", _SHM, f"{found} for an object store of {in_bytes(store)}")
+    return Line("ok", _SHM, f"{found} for an object store of {format_bytes(store)}")
 
 
 def check_store(store: float, needed: float, held: str) -> Line:
     """Judge the object store against what a run puts there, uncompressed at worst; `held` says what that is."""
-    found = f"{in_bytes(store)} for up to {in_bytes(needed)} of {held}, uncompressed"
+    found = f"{format_bytes(store)} for up to {format_bytes(needed)} of {held}, uncompressed"
     advice = "start Ray with a greater --object-store-memory, or take less learner.prefetch or smaller batches"
     if store < needed:
         return Line("error", "object store", found, advice)
@@ -98,8 +98,9 @@ def check_memory(facts: MachineFacts, needed: float, held: str) -> Line:
     """Judge the free memory against an estimate of what this machine's part of a run takes."""
     total, free = facts["memory_total"], facts["memory_free"]
     if total < 0:
-        return Line("ok", "memory", f"unknown on this system; about {in_bytes(needed)} needed for {held}")
-    found = f"{in_bytes(free)} free of {in_bytes(total)}, about {in_bytes(needed)} needed for {held} (an estimate)"
+        return Line("ok", "memory", f"unknown on this system; about {format_bytes(needed)} needed for {held}")
+    memory = f"{format_bytes(free)} free of {format_bytes(total)}"
+    found = f"{memory}, about {format_bytes(needed)} needed for {held} (an estimate)"
     if total < needed:
         return Line("error", "memory", found, "take a bigger machine, fewer actors here, or smaller batches")
     if free < needed:
@@ -113,7 +114,7 @@ def check_disk(facts: MachineFacts, settings: Settings, footprint: Footprint | N
     budget = footprint.disk(settings) if footprint else settings.replay.capacity_gb * 1e9
     needed = max(0.0, budget - facts["disk_used"])
     parts = "replay and checkpoints" if footprint else "the replay"
-    found = f"{in_bytes(free)} free at {path}, {parts} may take {in_bytes(needed)}"
+    found = f"{format_bytes(free)} free at {path}, {parts} may take {format_bytes(needed)}"
     advice = "name another directory with --run, free some space, or lower replay.capacity_gb"
     if not facts["disk_writable"]:
         return Line("error", "disk", f"{path} may not be written to", "name another directory with --run")
@@ -144,7 +145,7 @@ def check_gpu(facts: MachineFacts, device: str, training: float | None, ray_gpus
         advice = "give the node a GPU, or set learner.device to cpu" if ray_gpus is not None else ""
         return Line("warning" if ray_gpus is not None else "ok", "GPU", found, advice)
     gpu = gpus[0]
-    name = f"{gpu['name']}, {in_bytes(gpu['total'])}"
+    name = f"{gpu['name']}, {format_bytes(gpu['total'])}"
     if not facts["torch_sees_gpu"]:
         return Line("error" if device == "cuda" else "warning", "GPU",
                     f"{name}, but torch {facts['versions']['torch'] or '(not installed)'} does not see it",
@@ -155,7 +156,7 @@ def check_gpu(facts: MachineFacts, device: str, training: float | None, ray_gpus
     if training is None:
         return Line("ok", "GPU", name)
     needed = training + CUDA_CONTEXT_BYTES
-    found = f"{name}, {in_bytes(gpu['free'])} free, about {in_bytes(needed)} needed to train (an estimate)"
+    found = f"{name}, {format_bytes(gpu['free'])} free, about {format_bytes(needed)} needed to train (an estimate)"
     if needed > gpu["total"]:
         return Line("error", "GPU", found, "lower learner.batch_size or learner.sequence_length, or take a bigger GPU")
     if needed > gpu["free"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dreamfleet.common.process_log import Note
+from dreamfleet.common.process_log import LogRecord
 from dreamfleet.deploy.fleet.worker_slot import Slot
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Watcher:
     def evaluated(self, fleet: Fleet, env_steps: int, report: Any) -> None:
         """The weights of a checkpoint were evaluated, of when so many environment steps had been collected."""
 
-    def noted(self, notes: list[Note]) -> None:
+    def noted(self, notes: list[LogRecord]) -> None:
         """The learner's process logged these."""
 
     def turned(self, fleet: Fleet) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dreamfleet.common.errors import RunFailedError, UserError
-from dreamfleet.common.process_log import Note
+from dreamfleet.common.process_log import LogRecord
 from dreamfleet.deploy.fleet.evaluation_schedule import EvaluationSchedule
 from dreamfleet.deploy.fleet.fleet_config import ORDERS_QUEUED
 from dreamfleet.deploy.fleet.worker_slot import Order, Slot
@@ -195,7 +195,7 @@ class LearnerSide:
         if pictures is not None:
             self._fleet.watcher.illustrated(self._fleet, pictures)
 
-    def take_finish(self, slot: Slot, order: Order, notes: list[Note] | None) -> None:
+    def take_finish(self, slot: Slot, order: Order, notes: list[LogRecord] | None) -> None:
         """Hand on what the learner had to say at last."""
         del slot, order
         self._fleet.watcher.noted(notes or [])

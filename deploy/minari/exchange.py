@@ -16,7 +16,7 @@ from dreamfleet import __version__
 from dreamfleet.actors.spaces.named_entries import NOTHING_NAMED, NamedEntries
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.steps import StepFormat
-from dreamfleet.common.formatting import in_bytes
+from dreamfleet.common.formatting import format_bytes
 from dreamfleet.common.settings.resolve import resolve
 from dreamfleet.common.settings.schema import EnvironmentSettings, ReplaySettings, Settings
 from dreamfleet.deploy.minari.dataset_id import find_dataset
@@ -106,11 +106,11 @@ def _check_room(out: Path, target: Path, streams: StoredStreams) -> None:
         UserError: if it will not fit on the disk.
     """
     needed, free = streams.steps * streams.step_format.step_bytes, shutil.disk_usage(target).free
-    print(
-        f"exporting {streams.steps:,} steps: {in_bytes(needed)} or somewhat more, since Minari does not compress them"
-    )
+    print(f"exporting {streams.steps:,} steps: {format_bytes(needed)} or somewhat more: Minari does not compress them")
     if needed > free:
-        raise UserError(f"flag --out: {out} would take {in_bytes(needed)}, and the disk has {in_bytes(free)} left.")
+        raise UserError(
+            f"flag --out: {out} would take {format_bytes(needed)}, and the disk has {format_bytes(free)} left."
+        )
 
 
 def _store(

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
+from dreamfleet.common.formatting import format_duration
 from dreamfleet.deploy.fleet.fleet import Fleet
 
 WINDOW_S = 30.0
@@ -149,14 +150,5 @@ class Progress:
         if fleet.staffing.learns and fleet.updates == 0 and fleet.env_steps < fleet.ratio.prefill:
             parts.insert(0, "prefill")
         if left is not None:
-            parts.insert(0 if left_first else len(parts), f"{duration(left)} left")
+            parts.insert(0 if left_first else len(parts), f"{format_duration(left)} left")
         return " | ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Return a time as a reader says it: 45 s, 3:07 min, 2:05 h."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes}:{rest:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dreamfleet.common.announcements import announced
-from dreamfleet.common.process_log import Note
+from dreamfleet.common.process_log import LogRecord, logged_once
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.fleet.callbacks import Watcher
 from dreamfleet.deploy.fleet.fleet import Fleet
@@ -87,7 +86,7 @@ class RunWatcher(Watcher):
     def trained(self, fleet: Fleet, report: Any) -> None:
         """Log what the learner had to say; keep the order's metrics for the next row."""
         del fleet
-        self.noted(report.notes)
+        self.noted(report.log_records)
         self.first_metrics = self.first_metrics or dict(report.metrics)
         self.last_metrics = dict(report.metrics) or self.last_metrics
         seconds = sum(report.timings.values()) or 1.0
@@ -101,7 +100,7 @@ class RunWatcher(Watcher):
     def collected(self, fleet: Fleet, slot: Slot, report: Any) -> None:
         """Log what the actor had to say; keep the episodes' results and how its time divides for the next row."""
         del fleet, slot
-        _log_notes(report.notes)
+        _log_records(report.log_records)
         seconds = sum(report.timings.values()) or 1.0
         for name, value in report.timings.items():
             self._sums[f"actor/{name}_fraction"].append(value / seconds)
@@ -126,7 +125,7 @@ class RunWatcher(Watcher):
 
     def evaluated(self, fleet: Fleet, env_steps: int, report: Any) -> None:
         """Say how well the policy does, and record it against steps and time."""
-        _log_notes(report.notes)
+        _log_records(report.log_records)
         mean, std = float(np.mean(report.returns)), float(np.std(report.returns))
         cut = f", {report.cut_short} cut short" if report.cut_short else ""
         log.info(
@@ -149,9 +148,9 @@ class RunWatcher(Watcher):
             }
         )
 
-    def noted(self, notes: list[Note]) -> None:
+    def noted(self, notes: list[LogRecord]) -> None:
         """Log what the learner had to say."""
-        _log_notes(notes)
+        _log_records(notes)
 
     def turned(self, fleet: Fleet) -> None:
         """Show the status and write a row when they are due."""
@@ -178,7 +177,7 @@ class RunWatcher(Watcher):
     def write_row(self, fleet: Fleet) -> None:
         """Write the means since the last row, and the figures of fleet and replay."""
         assert self.progress
-        _log_notes(fleet.pool.replay_notes())
+        _log_records(fleet.pool.replay_log_records())
         row = {name: sum(values) / len(values) for name, values in self._sums.items()}
         row["episode/count"] = len(self._sums["episode/return"])
         self._sums.clear()
@@ -187,9 +186,9 @@ class RunWatcher(Watcher):
         self._records.scalars(row | self.progress.scalars(), fleet.env_steps, fleet.updates)
 
 
-def _log_notes(notes: list[Note]) -> None:
-    """Write what a worker's process logged to the run's log, but for what this one announced as well."""
-    known = announced() if notes else []
+def _log_records(notes: list[LogRecord]) -> None:
+    """Write what a worker's process logged to the run's log, except what this one has logged as well."""
+    known = [line for _, line in logged_once()] if notes else []
     for level, text in notes:
         if text not in known:
             log.log(level, "%s", text)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamfleet.common.errors import UserError, nearest
-from dreamfleet.common.formatting import in_bytes
+from dreamfleet.common.formatting import finite_or_none, format_bytes, format_duration
 from dreamfleet.deploy.monitoring.run_status import standing
 from dreamfleet.deploy.run_directory import RunDirectory
 
@@ -46,7 +46,7 @@ def status(run: RunDirectory, as_json: bool) -> int:
     except OSError as error:
         raise UserError(f"{run.shown} cannot be read: {error.strerror or error}.") from None
     if as_json:
-        print(json.dumps(_plain(found), indent=1, allow_nan=False))
+        print(json.dumps(finite_or_none(found), indent=1, allow_nan=False))
     else:
         print("\n".join(describe(found, time.time())))
     return 0
@@ -96,7 +96,7 @@ def _head(found: dict[str, Any]) -> Iterator[str]:
         parts.append(f"on host {found['host']} as process {found['pid']}")
     if found["age_s"] is not None:
         verb = "last sign of life" if found["state"] in ("running", "killed", "unknown") else "ended"
-        parts.append(f"{verb} {_duration(found['age_s'])} ago")
+        parts.append(f"{verb} {format_duration(found['age_s'])} ago")
     if parts:
         yield "  " + ", ".join(parts)
 
@@ -110,7 +110,7 @@ def _progress_rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if is_training:
         parts.append(_share_of(figures, "updates", "updates"))
     if is_running and left:
-        parts.append(f"{_duration(left)} left")
+        parts.append(f"{format_duration(left)} left")
     yield "progress", ", ".join(parts)
     if is_training and figures.get("fleet/ratio") is not None:
         yield "train ratio", f"{figures['fleet/ratio']:.1f} of {figures.get('wanted/ratio', math.nan):g}"
@@ -164,8 +164,10 @@ def _fleet_rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         parts = [f"{figures['replay/steps']:,.0f} steps"]
         stored, raw = figures.get("replay/bytes_stored"), figures.get("replay/bytes_raw")
         if stored:
-            of_capacity = f" of {in_bytes(found['replay_capacity_bytes'])}" if found["replay_capacity_bytes"] else ""
-            parts.append(f"{in_bytes(stored)}{of_capacity}")
+            of_capacity = (
+                f" of {format_bytes(found['replay_capacity_bytes'])}" if found["replay_capacity_bytes"] else ""
+            )
+            parts.append(f"{format_bytes(stored)}{of_capacity}")
             if raw:
                 parts.append(f"{raw / stored:.1f} times smaller than raw")
         if figures.get("replay/shards", 1) != 1:
@@ -177,14 +179,14 @@ def _file_rows(found: dict[str, Any], now: float) -> Iterator[tuple[str, str]]:
     """Yield checkpoints, disk, complaints of the log, and where to look on."""
     newest, best = found["checkpoints"]["newest"], found["checkpoints"]["best"]
     if newest:
-        age = _duration(now - newest["saved_unix"])
+        age = format_duration(now - newest["saved_unix"])
         yield "checkpoint", f"at update {newest['updates']:,}, {age} ago{_judgement(newest)}"
         if best and best["updates"] != newest["updates"]:
             yield "best", f"at update {best['updates']:,}{_judgement(best)}"
     elif found["kind"] == "train":
         yield "checkpoint", "none yet"
-    parts = [f"{name} {in_bytes(size)}" for name, size in found["disk_bytes"].items() if size >= 1000]
-    yield "disk", f"{in_bytes(sum(found['disk_bytes'].values()))}: {', '.join(parts[:6])}"
+    parts = [f"{name} {format_bytes(size)}" for name, size in found["disk_bytes"].items() if size >= 1000]
+    yield "disk", f"{format_bytes(sum(found['disk_bytes'].values()))}: {', '.join(parts[:6])}"
     if found["complaint_about_config"]:
         yield "config.yaml", found["complaint_about_config"]
     complaints = found["complaints"]
@@ -215,22 +217,3 @@ def _share_of(figures: dict[str, Any], name: str, words: str) -> str:
 
 def _moment(unix: float) -> str:
     return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def _duration(seconds: float) -> str:
-    """Return a time as a reader says it: 45 s, 3:07 min, 2:05 h, 3 days."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60}:{whole % 60:02d} min"
-    return f"{whole // 3600}:{whole // 60 % 60:02d} h" if whole < 172_800 else f"{whole // 86_400} days"
-
-
-def _plain(value: Any) -> Any:
-    """Return plain data with None for numbers that JSON cannot say."""
-    if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import Spaces
-from dreamfleet.common.formatting import in_bytes
+from dreamfleet.common.formatting import format_bytes, format_duration
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.fleet.train_ratio import TrainRatio
-from dreamfleet.deploy.monitoring.progress import duration
 from dreamfleet.deploy.plan.footprint import Footprint, footprint_of
 from dreamfleet.deploy.plan.rates import Known, Rates, measure_actor, rates_of_run
 from dreamfleet.deploy.plan.traffic import (
@@ -159,12 +158,12 @@ def _edge_rows(columns: Sequence[Flow]) -> list[str]:
         "replay → disk": [column.replay_to_disk for column in columns],
         "checkpoints → disk": [column.checkpoints_to_disk for column in columns],
     }
-    return [_row(name, [f"{in_bytes(value)}/s" for value in values]) for name, values in rows.items()]
+    return [_row(name, [f"{format_bytes(value)}/s" for value in values]) for name, values in rows.items()]
 
 
 def _memory_lines(settings: Settings, footprint: Footprint, actors: int) -> list[str]:
     learner = settings.learner
-    batch = f"a batch is {in_bytes(footprint.batch_packed)} packed, {in_bytes(footprint.batch_raw)} unpacked"
+    batch = f"a batch is {format_bytes(footprint.batch_packed)} packed, {format_bytes(footprint.batch_raw)} unpacked"
     return [
         f"{'memory and disk':<{_LABEL}}at most",
         _size("object store, learner's node", footprint.object_store(settings, actors),
@@ -174,7 +173,7 @@ def _memory_lines(settings: Settings, footprint: Footprint, actors: int) -> list
         _size("training, on its device", footprint.training, f"{footprint.parameters:,} parameters; an estimate"),
         _size("replay's index", footprint.index(settings), "when the replay is full"),
         _size("replay and checkpoints on disk", footprint.disk(settings),
-              f"a step is {in_bytes(footprint.raw_step)}, {in_bytes(footprint.stored_step)} stored"),
+              f"a step is {format_bytes(footprint.raw_step)}, {format_bytes(footprint.stored_step)} stored"),
     ]  # fmt: skip
 
 
@@ -219,8 +218,8 @@ def _weights_sentence(settings: Settings, footprint: Footprint, updates: float) 
     nodes = int(GIGABIT / per_node)
     if nodes > 1000:
         return []
-    return [f"Weights of {in_bytes(footprint.weights)} every {settings.learner.publish_every} updates: 1 Gbit/s out of "
-            f"the learner's node serves {nodes} nodes."]  # fmt: skip
+    return [f"Weights of {format_bytes(footprint.weights)} every {settings.learner.publish_every} updates: 1 Gbit/s "
+            f"out of the learner's node serves {nodes} nodes."]  # fmt: skip
 
 
 def _time_sentence(settings: Settings, brought: float, updates: float) -> str:
@@ -228,7 +227,7 @@ def _time_sentence(settings: Settings, brought: float, updates: float) -> str:
     seconds = max(ratio.env_steps / brought, ratio.prefill / brought + ratio.updates / updates)
     return (
         f"At that the whole run, {ratio.env_steps:,} env steps and {ratio.updates:,} updates, takes about "
-        f"{duration(seconds)}, of which the prefill {duration(ratio.prefill / brought)}."
+        f"{format_duration(seconds)}, of which the prefill {format_duration(ratio.prefill / brought)}."
     )
 
 
@@ -259,4 +258,4 @@ def _row(name: str, cells: Sequence[str]) -> str:
 
 
 def _size(name: str, count: float, note: str) -> str:
-    return f"{name:<{_LABEL}}{in_bytes(count):<11} {note}"
+    return f"{name:<{_LABEL}}{format_bytes(count):<11} {note}"

@@ -12,13 +12,12 @@ from dreamfleet.common.acting.policy import make_policy
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.experience.steps import StepFormat
-from dreamfleet.common.formatting import in_bytes
-from dreamfleet.common.process_log import Note
+from dreamfleet.common.formatting import format_bytes, format_duration
+from dreamfleet.common.process_log import LogRecord
 from dreamfleet.common.settings.resolve import resolve
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.fleet.fleet import Fleet
 from dreamfleet.deploy.fleet.train_ratio import TrainRatio
-from dreamfleet.deploy.monitoring.progress import duration
 from dreamfleet.deploy.monitoring.run_callbacks import RunWatcher
 from dreamfleet.deploy.run.goal import Goal
 from dreamfleet.deploy.run.session import Session, check_modes, check_same_spaces, probe
@@ -68,7 +67,7 @@ def collect(
         raise UserError(f"flag --out: {run.shown} is a training run; name another directory for the dataset.")
     spaces = probe(run, settings, old)
     make_policy(settings, spaces, settings.actors.environments, seed=0)  # says so if it does not fit the action
-    remarks: list[Note] = []
+    remarks: list[LogRecord] = []
     weights = _weights(settings, spaces, policy, checkpoint, remarks)
     wanted = _wanted(run, settings, steps, remarks)
     shards = shard_paths(run.replay, settings.replay.shards)  # some may be of a start that asked for more
@@ -127,7 +126,7 @@ def keep_all(settings: Settings, spaces: Spaces, steps: int, shards: int) -> Set
 
 
 def _weights(
-    settings: Settings, spaces: Spaces, policy: RunDirectory | None, checkpoint: str, remarks: list[Note]
+    settings: Settings, spaces: Spaces, policy: RunDirectory | None, checkpoint: str, remarks: list[LogRecord]
 ) -> tuple[int, np.ndarray] | None:
     """Return the version and the weights that the actors act with, None for chance; say which they are.
 
@@ -153,7 +152,7 @@ def _weights(
     return weights
 
 
-def _wanted(run: RunDirectory, settings: Settings, steps: int | None, remarks: list[Note]) -> int:
+def _wanted(run: RunDirectory, settings: Settings, steps: int | None, remarks: list[LogRecord]) -> int:
     """Return the steps that the dataset is to hold in the end: those that it holds already at least."""
     wanted, held = steps or settings.train.env_steps, count_steps(run.replay)
     if held > wanted:
@@ -161,13 +160,13 @@ def _wanted(run: RunDirectory, settings: Settings, steps: int | None, remarks: l
     return max(wanted, held)
 
 
-def _disk_remarks(run: RunDirectory, settings: Settings, shards: int) -> list[Note]:
+def _disk_remarks(run: RunDirectory, settings: Settings, shards: int) -> list[LogRecord]:
     """Say so if the dataset might not fit on the disk; how well it will compress is not known yet."""
     needed, free = settings.replay.capacity_gb * 1e9 / shards, shutil.disk_usage(run.path).free
     if not needed > free > 0:
         return []
-    text = (f"the disk of {run.shown} has {in_bytes(free)} free; uncompressed the dataset would take up to "
-            f"{in_bytes(needed)}, mostly it takes a tenth of that")  # fmt: skip
+    text = (f"the disk of {run.shown} has {format_bytes(free)} free; uncompressed the dataset would take up to "
+            f"{format_bytes(needed)}, mostly it takes a tenth of that")  # fmt: skip
     return [(logging.WARNING, text)]
 
 
@@ -180,11 +179,11 @@ def _sum_up(run: RunDirectory, fleet: Fleet, watcher: RunWatcher) -> None:
                     "replay too little room", run.shown, held, steps)  # fmt: skip
     if watcher.last_replay.get("bytes_stored"):
         stored, raw = (watcher.last_replay[name] for name in ("bytes_stored", "bytes_raw"))
-        lines.append(f"stored       {in_bytes(stored)}, {raw / stored:.1f} times smaller than raw")
+        lines.append(f"stored       {format_bytes(stored)}, {raw / stored:.1f} times smaller than raw")
     if watcher.progress:
         overall = watcher.progress.overall()
         lines.append(
-            f"rate         {overall['env_steps_per_s']:.1f} env steps/s; {duration(overall['seconds'])} in all"
+            f"rate         {overall['env_steps_per_s']:.1f} env steps/s; {format_duration(overall['seconds'])} in all"
         )
     if fleet.restarts:
         lines.append(f"replaced     {fleet.restarts} workers, see the log")

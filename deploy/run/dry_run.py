@@ -10,11 +10,10 @@ from typing import Any
 
 import yaml
 
-from dreamfleet.common.formatting import in_bytes
+from dreamfleet.common.formatting import format_bytes, format_duration
 from dreamfleet.common.settings.resolve import leaves
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.doctor.check_node import free_memory
-from dreamfleet.deploy.monitoring.progress import duration
 from dreamfleet.deploy.plan.footprint import model_sizes, training_bytes
 from dreamfleet.deploy.plan.forecast import Forecast, Speeds, Work, forecast
 from dreamfleet.deploy.plan.rates import Collected
@@ -181,8 +180,8 @@ def _too_big(plan: Prepared) -> str:
     if free < 0 or needed < free:
         return ""
     return (
-        f"not measured: training takes about {in_bytes(needed)}, and {in_bytes(free)} are free here, so that nothing "
-        "can be said of the time"
+        f"not measured: training takes about {format_bytes(needed)}, and {format_bytes(free)} are free here, so that "
+        "nothing can be said of the time"
     )
 
 
@@ -190,12 +189,12 @@ def _time_lines(work: Work, found: Forecast, settings: Settings, address: str | 
     """Return how long it takes, what that is bound by, and what it does not count."""
     if not (work.by_chance or work.acting or work.updates):
         return [_row("time", "nothing is left to do")]
-    prefill = f", of which the prefill {duration(found.prefill_s)}" if work.by_chance else ""
+    prefill = f", of which the prefill {format_duration(found.prefill_s)}" if work.by_chance else ""
     left = f"{work.by_chance + work.acting:,} env steps and {work.updates:,} updates"
     where = "" if not address else " if the cluster's machines are like this one"
     apart = ["checkpoints", "pictures", *(["evaluations"] if settings.records.evaluate_every else [])]
     return [
-        _row("time", f"about {duration(found.seconds)}{where} for {left}{prefill}"),
+        _row("time", f"about {format_duration(found.seconds)}{where} for {left}{prefill}"),
         _row("", f"bound by {found.bound}; starting, {', '.join(apart)} come on top"),
     ]
 

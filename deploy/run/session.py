@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreamfleet import __version__
-from dreamfleet.common.announcements import announced_notes
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.experience.spaces import Spaces, first_difference
 from dreamfleet.common.lock import DirectoryLock
-from dreamfleet.common.process_log import Note
+from dreamfleet.common.process_log import LogRecord, logged_once
 from dreamfleet.common.settings.resolve import changes
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.fleet.fleet import Fleet
@@ -62,7 +61,7 @@ class Session:
         goal: Goal,
         inline: bool,
         address: str | None,
-        remarks: Sequence[Note] = (),
+        remarks: Sequence[LogRecord] = (),
     ) -> None:
         self._run = run
         self._old = old
@@ -174,7 +173,7 @@ class Session:
         log.info("environment: %s, observes %s, acts by %s", self._settings.env.id, shown, spaces.action.in_words)
         for doubt in doubts_of(spaces.action):
             log.warning("%s", doubt)
-        for level, line in announced_notes():  # as the environment was tried, when no log was open yet
+        for level, line in logged_once():  # as the environment was tried, when no log was open yet
             log.log(level, "%s", line)
 
 
@@ -198,7 +197,7 @@ def probe(run: RunDirectory, settings: Settings, old: Settings | None) -> Spaces
     """
     from dreamfleet.actors.environments.make import probe_environment
 
-    with quiet_log():  # the run's log repeats what was announced
+    with quiet_log():  # the run's log repeats what was logged once
         spaces = probe_environment(settings.env)
     if old and run.spaces_file.exists():
         check_same_spaces(run, spaces)

@@ -12,12 +12,12 @@ from pathlib import Path
 from dreamfleet.common.acting.policy import make_policy
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import Spaces
-from dreamfleet.common.process_log import Note
+from dreamfleet.common.formatting import format_duration
+from dreamfleet.common.process_log import LogRecord
 from dreamfleet.common.settings.resolve import leaves
 from dreamfleet.common.settings.schema import EnvironmentSettings, Settings
 from dreamfleet.deploy.fleet.fleet import Fleet
 from dreamfleet.deploy.fleet.train_ratio import TrainRatio
-from dreamfleet.deploy.monitoring.progress import duration
 from dreamfleet.deploy.monitoring.run_callbacks import RunWatcher
 from dreamfleet.deploy.run.goal import Goal
 from dreamfleet.deploy.run.session import Session, check_modes, probe
@@ -68,7 +68,7 @@ class Prepared:
     settings: Settings
     spaces: Spaces
     ratio: TrainRatio
-    remarks: list[Note]
+    remarks: list[LogRecord]
 
 
 def prepare(run: RunDirectory, settings: Settings, inline: bool, address: str | None) -> Prepared:
@@ -84,7 +84,7 @@ def prepare(run: RunDirectory, settings: Settings, inline: bool, address: str | 
         command = shlex.join(["dreamfleet", "train", "--dataset", str(run.shown)])
         raise UserError(f"flag --run: {run.shown} is a dataset; `{command}` trains on it, in a run of its own.")
     ratio = TrainRatio.of(settings)
-    remarks: list[Note] = []
+    remarks: list[LogRecord] = []
     if settings.train.dataset:
         settings, spaces, ratio = _from_dataset(settings, remarks)
     else:
@@ -122,7 +122,7 @@ def check_environment_flags(settings: Settings, flags: Sequence[tuple[str, str]]
                 )
 
 
-def _idle_picture_settings(env: EnvironmentSettings, spaces: Spaces) -> list[Note]:
+def _idle_picture_settings(env: EnvironmentSettings, spaces: Spaces) -> list[LogRecord]:
     """Return a warning where a preset or a flag says how pictures are to be, and none is observed."""
     said = env.model_fields_set
     idle = [f"env.image_size {env.image_size}"] if env.image_size and "image_size" in said else []
@@ -137,7 +137,7 @@ def _idle_picture_settings(env: EnvironmentSettings, spaces: Spaces) -> list[Not
     return [(logging.WARNING, text)]
 
 
-def _from_dataset(settings: Settings, remarks: list[Note]) -> tuple[Settings, Spaces, TrainRatio]:
+def _from_dataset(settings: Settings, remarks: list[LogRecord]) -> tuple[Settings, Spaces, TrainRatio]:
     """Return the settings with the dataset's environment, its spaces, and the updates that its steps allow.
 
     All of its steps are there from the beginning, so there is nothing to prefill: the updates are
@@ -232,7 +232,7 @@ def _sum_up(run: RunDirectory, fleet: Fleet, watcher: RunWatcher) -> None:
     if watcher.progress:
         overall = watcher.progress.overall()
         rates = f"{overall['env_steps_per_s']:.1f} env steps/s, {overall['updates_per_s']:.2f} updates/s"
-        lines.append(f"rates        {rates}; {duration(overall['seconds'])} in all")
+        lines.append(f"rates        {rates}; {format_duration(overall['seconds'])} in all")
     if fleet.restarts:
         lines.append(f"replaced     {fleet.restarts} workers, see the log")
     lines += _dream_lines(run)

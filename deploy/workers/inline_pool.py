@@ -17,7 +17,7 @@ from dreamfleet.actors.environments.user_code import process_kept
 from dreamfleet.actors.evaluator import EvaluationReport, EvaluationStoppedError, evaluate_weights
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.experience.steps import StepFormat
-from dreamfleet.common.process_log import Note
+from dreamfleet.common.process_log import LogRecord
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.common.stop_sign import NeverStop, StopSign
 from dreamfleet.common.torch_state import own_torch_state
@@ -225,9 +225,9 @@ class InlinePool:
         """Ask the replay what it holds, where no training sequence can be cut from it."""
         return self._replay.shortage()
 
-    def replay_notes(self) -> list[Note]:
+    def replay_log_records(self) -> list[LogRecord]:
         """Return nothing: the replay logs to this process's log."""
-        return self._replay.notes()
+        return self._replay.log_records()
 
     def sync_replay(self) -> None:
         """Have the replay write all it holds through to the disk."""

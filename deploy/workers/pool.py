@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from dreamfleet.common.process_log import Note
+from dreamfleet.common.process_log import LogRecord
 from dreamfleet.replay.shortage import Shortage
 
 
@@ -135,7 +135,7 @@ class Pool(Protocol):
         """Ask the replay what it holds, where no training sequence can be cut from it."""
         ...
 
-    def replay_notes(self) -> list[Note]:
+    def replay_log_records(self) -> list[LogRecord]:
         """Return what the replay logged since the last call, if it runs in another process."""
         ...
 

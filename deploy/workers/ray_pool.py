@@ -22,7 +22,7 @@ from dreamfleet.actors.environments.handover import Handover
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.experience.steps import StepFormat
-from dreamfleet.common.process_log import Note
+from dreamfleet.common.process_log import LogRecord
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.workers.local_ray import start_local_ray
@@ -254,9 +254,9 @@ class RayPool:
         """Ask the replay what it holds, where no training sequence can be cut from it."""
         return self._replay.shortage()
 
-    def replay_notes(self) -> list[Note]:
+    def replay_log_records(self) -> list[LogRecord]:
         """Return what the replay logged since the last call."""
-        return self._replay.notes()
+        return self._replay.log_records()
 
     def sync_replay(self) -> None:
         """Have the replay write all it holds through to the disk."""

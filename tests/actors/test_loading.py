@@ -15,7 +15,7 @@ from gymnasium.envs import registration
 from dreamfleet.actors.environments import handover, other_interfaces, registered_ids, rendering
 from dreamfleet.actors.environments.handover import Handover
 from dreamfleet.actors.environments.make import make_environment, probe_environment
-from dreamfleet.common import announcements
+from dreamfleet.common import process_log
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings.resolve import resolve, write_settings
 from dreamfleet.common.settings.schema import EnvironmentSettings, Settings
@@ -65,7 +65,7 @@ def _fresh_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Forget after each test what it registered, and have modules that register imported anew."""
     for module in [name for name in sys.modules if name.startswith(("registering", "plugged"))]:
         monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setattr(announcements, "_lines", {})
+    monkeypatch.setattr(process_log, "_logged_once", {})
     before = dict(gymnasium.registry)
     yield
     gymnasium.registry.clear()
@@ -134,7 +134,7 @@ def test_a_namespace_is_a_package_that_registers_as_it_is_imported(
     (tmp_path / "registering_pusher.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     assert load("Registering-Pusher/Push-v0").spec.max_episode_steps == 5  # type: ignore[union-attr]
-    assert "registered by the package 'registering_pusher'" in announcements.announced()[0]
+    assert "registered by the package 'registering_pusher'" in process_log.logged_once()[0][1]
     assert "Did you mean 'Registering-Pusher/Push-v0'" in refusal("Registering-Pusher/Pusj-v0")
 
 
@@ -300,7 +300,7 @@ def test_what_mujoco_draws_with_is_chosen_before_user_code_is_imported(
     load("registering_module:Registered-v0")
     rendering.choice.cache_clear()
     assert sys.modules["registering_module"].library == (given or "osmesa")
-    assert not [line for line in announcements.announced() if "MuJoCo" in line]  # nothing has imported it
+    assert not [line for _, line in process_log.logged_once() if "MuJoCo" in line]  # nothing has imported it
 
 
 def test_nothing_is_tried_for_environments_that_are_known_not_to_use_mujoco(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,5 +364,5 @@ def test_what_takes_no_render_mode_is_made_without() -> None:
     gymnasium.register("Undrawn-v0", entry_point="odd_interfaces:Undrawn")
     env = make_environment(EnvironmentSettings(id="Undrawn-v0"), render=True)
     assert env.render_mode is None
-    assert [line for line in announcements.announced() if "takes no render_mode" in line]
+    assert [line for _, line in process_log.logged_once() if "takes no render_mode" in line]
     assert "env.observe rendered needs" in refusal("Undrawn-v0", observe="rendered")

@@ -17,7 +17,7 @@ from dreamfleet.actors.environments.make import describe_spaces, make_environmen
 from dreamfleet.actors.spaces.named_entries import NamedEntries
 from dreamfleet.actors.spaces.observations import list_entries
 from dreamfleet.actors.stream import Stream
-from dreamfleet.common import announcements
+from dreamfleet.common import process_log
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ObservationSpec
 from dreamfleet.common.experience.steps import StepFormat
@@ -31,10 +31,10 @@ FULL = np.ones((64, 64, 3), np.float32)
 
 @pytest.fixture(autouse=True)
 def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Return the lines announced, with their levels; each test begins as a new process does."""
+    """Return the lines logged once, with their levels; each test begins as a new process does."""
     lines: dict[str, int] = {}
-    monkeypatch.setattr(announcements, "_lines", lines)
-    monkeypatch.setattr(announcements, "_told", set())
+    monkeypatch.setattr(process_log, "_logged_once", lines)
+    monkeypatch.setattr(process_log, "_subjects", set())
     return lines
 
 
@@ -393,11 +393,11 @@ def test_a_chunk_of_vectors_is_held_against_their_bounds(told: dict[str, int]) -
         collect(8, nan_count_at=6)
 
 
-def test_what_actors_announce_again_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_actors_log_again_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """The run's process tried the environment itself; each actor says the same of its own, and what is new is kept."""
     nothing: Any = None
     watcher = RunWatcher(Settings(), nothing, nothing, nothing, nothing)
-    announcements.announce("observations: vector 3")
+    process_log.log_once("observations: vector 3")
     caplog.clear()
     with caplog.at_level(logging.INFO):
         watcher.noted([(logging.INFO, "observations: vector 3"), (logging.WARNING, "something else")])

@@ -26,7 +26,7 @@ from patience import PATIENCE_S
 from dreamfleet.actors.collector import build_collector
 from dreamfleet.actors.environments import rendering
 from dreamfleet.actors.environments.make import make_environment, probe_environment
-from dreamfleet.common import announcements
+from dreamfleet.common import process_log
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.chunk import decode_chunk, parse_header
 from dreamfleet.common.experience.spaces import ObservationSpec
@@ -54,7 +54,9 @@ def not_chosen_yet() -> Iterator[None]:
 @functools.cache
 def cannot_draw() -> str:
     """Return why MuJoCo draws nothing on this machine, found out in a process of its own."""
-    told = run_alone("from dreamfleet.actors.environments import rendering; print(rendering.choose_library())", MUJOCO_GL=None)
+    told = run_alone(
+        "from dreamfleet.actors.environments import rendering; print(rendering.choose_library())", MUJOCO_GL=None
+    )
     return told.strip()
 
 
@@ -212,12 +214,12 @@ def test_proprioception_needs_nothing_to_draw_with() -> None:
     """With drawing switched off vectors come as ever, and pictures are refused with what would have to be installed."""
     need("dm_control", "dmc")
     program = (
-        "from dreamfleet.common.announcements import announced\n"
+        "from dreamfleet.common.process_log import logged_once\n"
         "from dreamfleet.actors.environments.make import make_environment, probe_environment\n"
         "from dreamfleet.common.settings.schema import EnvironmentSettings as E\n"
         "print(len(probe_environment(E(id='dm_control/walker-walk-v0')).observations))\n"
         "print(make_environment(E(id='dm_control/walker-walk-v0'), render=True).render_mode)\n"
-        "print(announced())\n"
+        "print([line for _, line in logged_once()])\n"
         "try: probe_environment(E(id='dm_control/walker-walk-v0', observe='rendered'))\n"
         "except Exception as error: print(type(error).__name__, error)\n"
     )
@@ -294,7 +296,7 @@ def test_the_library_that_draws_is_chosen_and_told(
         monkeypatch.delenv("MUJOCO_GL")
     monkeypatch.setattr(rendering.sys, "platform", "linux")
     monkeypatch.delitem(sys.modules, "mujoco", raising=False)
-    monkeypatch.setattr(announcements, "_lines", {})
+    monkeypatch.setattr(process_log, "_logged_once", {})
     monkeypatch.setattr(rendering, "_try", lambda value: "" if value in working else "none")
     with caplog.at_level(logging.INFO, "dreamfleet"):
         refusal = rendering.choose_library()
@@ -381,14 +383,14 @@ def test_arguments_stay_within_a_namespace() -> None:
 
 
 def test_minigrid_leaves_out_the_mission(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """BabyAI's mission is text, which is no observation here: only the picture is left, and that is announced once."""
+    """BabyAI's mission is text, which is no observation here: only the picture is left, and that is logged once."""
     need("minigrid", "minigrid")
-    monkeypatch.setattr(announcements, "_lines", {})
+    monkeypatch.setattr(process_log, "_logged_once", {})
     with caplog.at_level(logging.INFO, "dreamfleet"):
         for name in ("BabyAI-GoToRedBallGrey-v0", "MiniGrid-Empty-5x5-v0"):
             assert probe_environment(EnvironmentSettings(id=name)).observations == PICTURE
     assert caplog.text.count("the text of the mission") == 1
-    assert [line for line in announcements.announced() if "the text of the mission" in line]
+    assert [line for _, line in process_log.logged_once() if "the text of the mission" in line]
 
 
 def test_minigrid_can_be_seen_from_above() -> None:

@@ -119,7 +119,7 @@ class RealTimePool:
         """Return nothing."""
         return {}
 
-    def replay_notes(self) -> list[tuple[int, str]]:
+    def replay_log_records(self) -> list[tuple[int, str]]:
         """Return nothing."""
         return []
 
@@ -145,7 +145,7 @@ class RealTimePool:
         self._updates += updates
         published = [(self._updates, None)] if self._updates % 16 == 0 else []
         return updates / self._updates_per_s, (
-            SimpleNamespace(updates=self._updates, metrics={"loss/total": 1.0}, timings={"wait": 0.1}, notes=[]),
+            SimpleNamespace(updates=self._updates, metrics={"loss/total": 1.0}, timings={"wait": 0.1}, log_records=[]),
             published,
         )
 

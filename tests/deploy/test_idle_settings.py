@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from dreamfleet.common.process_log import Note
+from dreamfleet.common.process_log import LogRecord
 from dreamfleet.deploy.command_line import main
 
 
 class Unplayed:
     """Stands for a start of a run, and only keeps what would be logged first."""
 
-    remarks: tuple[Note, ...] = ()
+    remarks: tuple[LogRecord, ...] = ()
 
     def __init__(self, *given: Any) -> None:
         Unplayed.remarks = tuple(given[-1])
@@ -24,7 +24,7 @@ class Unplayed:
         return 0
 
 
-def remarks_of(folder: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> list[Note]:
+def remarks_of(folder: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> list[LogRecord]:
     """Return what a new run has to say before it begins."""
     monkeypatch.setattr("dreamfleet.deploy.run.train.Session", Unplayed)
     assert main(["train", *flags, "--run", str(folder / "run")]) == 0

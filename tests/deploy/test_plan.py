@@ -13,7 +13,7 @@ from make_chunks import cut, image_format, make_stream, mixed_format
 from dreamfleet.common.acting.weights import flatten
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.steps import StepFormat
-from dreamfleet.common.formatting import in_bytes
+from dreamfleet.common.formatting import format_bytes
 from dreamfleet.common.model.world_model import WorldModel
 from dreamfleet.common.settings.schema import ReplaySettings, Settings
 from dreamfleet.deploy.command_line import main
@@ -168,7 +168,7 @@ def test_the_model_s_sizes_are_the_real_model_s(tmp_path: Path) -> None:
 )
 def test_bytes_are_said_in_decimal_units(count: float, text: str) -> None:
     """Three digits and the unit that fits."""
-    assert in_bytes(count) == text
+    assert format_bytes(count) == text
 
 
 def rates(updates_per_s: float | None) -> Rates:

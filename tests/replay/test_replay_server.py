@@ -179,10 +179,10 @@ def test_the_server_s_log_is_handed_out_once(tmp_path: Path, start: Start) -> No
         file.write(b"DFCK")
     client = RayReplay(start())
     assert client.counters()[0] == 64
-    (level, text), *others = client.notes()
+    (level, text), *others = client.log_records()
     assert (level, others) == (logging.WARNING, [])
     assert "4 bytes of a torn record at its end were cut off" in text
-    assert client.notes() == []
+    assert client.log_records() == []
 
 
 def test_the_server_takes_no_gpu(start: Start) -> None:

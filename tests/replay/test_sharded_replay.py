@@ -161,7 +161,7 @@ def test_figures_are_those_of_all_shards(replay: ShardedReplay) -> None:
     assert (stats["steps"], stats["total_steps"], stats["valid_starts"]) == (382, 382, 355)
     assert (stats["chunks"], stats["shards"]) == (7, 3)
     assert (stats["oldest_version"], stats["newest_version"]) == (0, 3)
-    assert replay.notes() == []
+    assert replay.log_records() == []
     replay.sync()
 
 

@@ -73,7 +73,7 @@ class CheckingLearner:
             self._updates += 1
             self._check(self._updates)
             time.sleep(UPDATE_S)
-        return SimpleNamespace(updates=self._updates, metrics={}, timings={}, notes=[]), self._publish()
+        return SimpleNamespace(updates=self._updates, metrics={}, timings={}, log_records=[]), self._publish()
 
     def save(self, facts: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
         """Write down the number of updates, and of the steps seen of each kind."""

@@ -165,7 +165,7 @@ class SimulatedPool:
         self.shortages_asked.append(self.total_steps)
         return self.shortage_at(self.total_steps)
 
-    def replay_notes(self) -> list[tuple[int, str]]:
+    def replay_log_records(self) -> list[tuple[int, str]]:
         return []
 
     def sync_replay(self) -> None:
@@ -202,7 +202,7 @@ class SimulatedPool:
         def finish() -> Any:
             if is_lost:
                 raise WorkerLostError("the simulated evaluator died")
-            return SimpleNamespace(version=version, returns=[1.0, 2.0], notes=[])
+            return SimpleNamespace(version=version, returns=[1.0, 2.0], log_records=[])
 
         return self.seconds_per_evaluation, finish
 
@@ -253,7 +253,7 @@ class SimulatedPool:
             before, self.updates = self.updates, self.updates + (0 if self.hurried else updates)
             due = self.updates // self.publish_every > before // self.publish_every
             published = [(self.updates, "weights")] if due else []
-            return SimpleNamespace(updates=self.updates, metrics={}, timings={}, notes=[]), published
+            return SimpleNamespace(updates=self.updates, metrics={}, timings={}, log_records=[]), published
 
         return updates * self.seconds_per_update, finish
 
