@@ -8,13 +8,13 @@ import platform
 from typing import Any
 
 import cv2
-import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from dreamfleet.actors.collector import Collector, CollectReport, build_collector
 from dreamfleet.actors.environments.handover import Handover
 from dreamfleet.actors.evaluator import EvaluationReport, evaluate_weights
+from dreamfleet.common.acting.weights import PublishedWeights
 from dreamfleet.common.process_log import WorkerLog
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.replay.client import RaySink
@@ -48,7 +48,6 @@ class ActorProcess:
             handover.take(ray.get_runtime_context().get_node_id())
         self._log = WorkerLog.install()
         self._life = (settings, actor, incarnation, RaySink(replay))
-
         self._built: Collector | None = None
 
     @property
@@ -62,17 +61,17 @@ class ActorProcess:
         """Return the name of the machine: the actor has its place."""
         return platform.node()
 
-    def collect(self, steps: int, weights: list[tuple[int, ray.ObjectRef[np.ndarray]]]) -> CollectReport:
+    def collect(self, steps: int, weights: PublishedWeights | None) -> CollectReport:
         """Adopt the weights if they are newer, and collect exactly so many steps over all environments.
 
         Args:
             steps: environment steps.
-            weights: nothing yet, or the version and the flat array of the newest.
+            weights: the newest version, or None before the first.
 
         Raises:
             EnvironmentFailedError: if an environment fails.
         """
-        lost = sum(not self._adopt(version, reference) for version, reference in weights)
+        lost = int(weights is not None and not self._adopt(weights))
         try:
             report = self._collector.collect(steps)
         except Exception:
@@ -82,15 +81,14 @@ class ActorProcess:
         report.log_records = self._log.take()
         return report
 
-    def evaluate(self, weights: list[tuple[int, ray.ObjectRef[np.ndarray]]]) -> EvaluationReport:
-        """Play the evaluation's episodes with these weights: a version and its flat array.
+    def evaluate(self, weights: PublishedWeights) -> EvaluationReport:
+        """Play the evaluation's episodes with these weights.
 
         Raises:
             UserError: if the environment cannot be made.
         """
-        (version, reference) = weights[0]
-        flat = ray.get(reference, timeout=WEIGHTS_TIMEOUT_S)
-        report = evaluate_weights(self._life[0], version, flat)
+        flat = ray.get(weights.handle, timeout=WEIGHTS_TIMEOUT_S)
+        report = evaluate_weights(self._life[0], weights.version, flat)
         return dataclasses.replace(report, log_records=self._log.take())
 
     def close(self) -> None:
@@ -106,12 +104,12 @@ class ActorProcess:
         """Return the process's number: it lives."""
         return os.getpid()
 
-    def _adopt(self, version: int, reference: ray.ObjectRef[np.ndarray]) -> bool:
+    def _adopt(self, weights: PublishedWeights) -> bool:
         """Adopt weights if they are newer; return False if they cannot be had, as after the learner's death."""
-        if version <= self._collector.version:
+        if weights.version <= self._collector.version:
             return True
         try:
-            self._collector.adopt(version, ray.get(reference, timeout=WEIGHTS_TIMEOUT_S))
+            self._collector.adopt(weights.version, ray.get(weights.handle, timeout=WEIGHTS_TIMEOUT_S))
         except (ObjectLostError, GetTimeoutError):
             return False
         return True

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dreamfleet.common.acting.agent import Agent
-from dreamfleet.common.acting.weights import flatten
+from dreamfleet.common.acting.weights import PublishedWeights, flatten
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.process_log import LogRecord
@@ -63,12 +63,14 @@ class TrainReport:
         metrics: means over the order's updates; and how old the replayed actions were, see `learner/staleness.py`.
         timings: seconds of the order by what they went into: wait, transfer, forward_backward, optimiser, publish.
         log_records: what the learner's process logged since the last order.
+        published: the weights, if a new version was due within the order.
     """
 
     updates: int
     metrics: dict[str, float]
     timings: dict[str, float]
     log_records: list[LogRecord] = field(default_factory=list)
+    published: PublishedWeights | None = None
 
 
 class Learner:

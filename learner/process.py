@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from dreamfleet.common.acting.weights import PublishedWeights
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.process_log import LogRecord, WorkerLog
 from dreamfleet.common.settings.schema import Settings
@@ -61,12 +62,11 @@ class LearnerProcess:
         restored = self._learner.restore()
         return restored._replace(decisions=[*restored.decisions, *(text for _, text in self._log.take())])
 
-    def train(self, updates: int) -> tuple[TrainReport, list[tuple[int, Any]]]:
-        """Make so many updates; return the report, and the weights if a new version was due."""
-        report, published = self._learner.train(updates)
-        return dataclasses.replace(report, log_records=self._log.take()), published
+    def train(self, updates: int) -> TrainReport:
+        """Make so many updates; the report holds the weights if a new version was due."""
+        return dataclasses.replace(self._learner.train(updates), log_records=self._log.take())
 
-    def save(self, facts: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[int, Any]]]:
+    def save(self, facts: dict[str, Any]) -> tuple[dict[str, Any], PublishedWeights]:
         """Write a checkpoint; return its facts and its weights."""
         return self._learner.save(facts)
 

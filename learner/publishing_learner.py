@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dreamfleet.common.acting.weights import PublishedWeights
 from dreamfleet.learner.learner import Learner, TrainReport
 from dreamfleet.learner.pictures.pictures import Pictures
 
@@ -17,14 +18,12 @@ class Restored(NamedTuple):
     """A learner that is ready: its updates so far, its published weights, and a sentence for each automatic choice."""
 
     updates: int
-    published: list[tuple[int, Any]]
+    published: PublishedWeights
     decisions: list[str]
 
 
 class PublishingLearner:
     """A learner as the fleet loop orders it about: it publishes its weights as it goes.
-
-    Published weights are a list of one pair (version, handle), or empty where there is nothing new.
 
     Args:
         learner: what does the work.
@@ -36,34 +35,34 @@ class PublishingLearner:
         self._learner = learner
         self._every = every
         self._put = put
-        self._published: list[tuple[int, Any]] = []  # kept here: an object lives as long as its owner holds it
+        self._published: PublishedWeights | None = None  # kept here: an object lives as long as its owner holds it
 
     def restore(self) -> Restored:
         """Go on from the newest checkpoint, if any."""
         self._learner.restore()
         return Restored(self._learner.updates, self.publish(), list(self._learner.decisions))
 
-    def train(self, updates: int) -> tuple[TrainReport, list[tuple[int, Any]]]:
-        """Make so many updates; return the report, and the weights if a new version was due within the order."""
+    def train(self, updates: int) -> TrainReport:
+        """Make so many updates; the report holds the weights if a new version was due within the order."""
         before = self._learner.updates
         report = self._learner.train(updates)
         due = report.updates // self._every > before // self._every or not self._published
         begun = time.perf_counter()
-        published = self.publish() if due else []
+        published = self.publish() if due else None
         timings = {**report.timings, "publish": time.perf_counter() - begun}
-        return dataclasses.replace(report, timings=timings), published
+        return dataclasses.replace(report, timings=timings, published=published)
 
     def hurry(self) -> None:
         """End train orders after the update being made: those under way and all that follow."""
         self._learner.hurry()
 
-    def publish(self) -> list[tuple[int, Any]]:
+    def publish(self) -> PublishedWeights:
         """Publish the weights as they are now."""
         version, flat = self._learner.weights()
-        self._published = [(version, self._put(flat))]
+        self._published = PublishedWeights(version, self._put(flat))
         return self._published
 
-    def save(self, facts: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[int, Any]]]:
+    def save(self, facts: dict[str, Any]) -> tuple[dict[str, Any], PublishedWeights]:
         """Write a checkpoint; return its facts, and its weights, for whoever is to evaluate it."""
         return self._learner.save(facts), self.publish()
 

@@ -3,9 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch  # imported where it is used: an actor that acts by chance needs none
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """One published version of the weights.
+
+    Attributes:
+        version: number of updates that they have seen.
+        handle: the flat array, or on Ray a reference to it. Ray fetches only those references that are arguments
+            themselves. In here it stays a reference: whoever has this version already fetches nothing, and weights
+            lost with their owner do not lose the order that names them.
+    """
+
+    version: int
+    handle: Any
 
 
 def flatten(parameters: Mapping[str, torch.Tensor]) -> np.ndarray:
@@ -13,6 +32,8 @@ def flatten(parameters: Mapping[str, torch.Tensor]) -> np.ndarray:
 
     They are joined on their device first, so that a GPU's parameters come over in one copy.
     """
+    import torch
+
     joined = torch.cat([tensor.detach().reshape(-1).float() for tensor in parameters.values()])
     return joined.cpu().numpy()
 
@@ -25,6 +46,8 @@ def load_flat(parameters: Mapping[str, torch.Tensor], flat: np.ndarray) -> None:
     Raises:
         ValueError: if the number of values differs; the tensors are unchanged.
     """
+    import torch
+
     sizes = [tensor.numel() for tensor in parameters.values()]
     if flat.shape != (sum(sizes),):
         raise ValueError(f"the weights have shape {flat.shape}, and the parameters take {(sum(sizes),)}")

@@ -40,8 +40,8 @@ class ActorSide:
                 if len(slot.orders) <= depth:
                     steps = min(fleet.staffing.steps_per_order, left)
                     ledger.ordered_steps += steps
-                    weights = fleet.learner_side.weights if self._is_prefilled else []
-                    slot.version = weights[0][0] if weights else -1
+                    weights = fleet.learner_side.weights if self._is_prefilled else None
+                    slot.version = weights.version if weights else -1
                     fleet.give(slot, "collect", steps, steps, weights)
                     del self._hungry[slot.number]  # and again to the end of the line, if it may have more
                     if len(slot.orders) < ORDERS_QUEUED:

@@ -18,9 +18,10 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from dreamfleet.common.acting.weights import PublishedWeights
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.deploy.fleet.actor_side import ActorSide
 from dreamfleet.deploy.fleet.callbacks import Watcher
@@ -56,7 +57,7 @@ class Fleet:
         watcher: who is told of what happens.
         stop: asked every turn; true ends the run cleanly.
         clock: seconds, for tests.
-        weights: what the actors of a fleet without learner act with: a version and what stands for its weights.
+        weights: what the actors of a fleet without learner act with; None for chance.
         simulator: the simulator steps counted by the run's earlier starts.
     """
 
@@ -68,7 +69,7 @@ class Fleet:
         watcher: Watcher | None = None,
         stop: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
-        weights: Sequence[tuple[int, Any]] = (),
+        weights: PublishedWeights | None = None,
         simulator: SimulatorCount | None = None,
     ) -> None:
         self.pool = pool

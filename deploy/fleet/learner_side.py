@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from dreamfleet.common.acting.weights import PublishedWeights
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.process_log import LogRecord
 from dreamfleet.deploy.fleet.evaluation_schedule import EvaluationSchedule
@@ -22,7 +22,7 @@ class LearnerSide:
     """Gives the learner its orders, keeps what it published, and has its checkpoints evaluated.
 
     Attributes:
-        weights: the newest published version and what stands for its weights; nothing before the first.
+        weights: the newest published version; None before the first.
         is_restored: whether the learner has said what it goes on from; of a fleet without one nothing is awaited.
 
     Args:
@@ -30,8 +30,8 @@ class LearnerSide:
         weights: what the actors of a fleet without learner act with.
     """
 
-    def __init__(self, fleet: Fleet, weights: Sequence[tuple[int, Any]]) -> None:
-        self.weights = list(weights)
+    def __init__(self, fleet: Fleet, weights: PublishedWeights | None) -> None:
+        self.weights = weights
         self.is_restored = not fleet.staffing.learns
         self._fleet = fleet
         self._learner = fleet.roster.learner
@@ -149,17 +149,16 @@ class LearnerSide:
             self._evaluations.skip(fleet.ledger)
         fleet.watcher.restored(fleet, answer.decisions)
 
-    def take_train(self, slot: Slot, order: Order, answer: Any) -> None:
+    def take_train(self, slot: Slot, order: Order, report: Any) -> None:
         """Note the updates made; order what is due after so many."""
         fleet, ledger = self._fleet, self._fleet.ledger
-        report, published = answer
         ledger.ordered_updates -= order.amount
         before, ledger.updates = ledger.updates, report.updates
         if ledger.updates > self._most_updates:  # one that always dies at the same update would be restarted for ever
             self._most_updates = ledger.updates
             slot.succeeded()
-        if published:
-            self.weights = published
+        if report.published:
+            self.weights = report.published
         if _passed(before, ledger.updates, fleet.staffing.checkpoint_every):
             self.order_save()
         if _passed(before, ledger.updates, fleet.staffing.picture_every):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreamfleet import __version__
+from dreamfleet.common.acting.weights import PublishedWeights
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.experience.spaces import Spaces, first_difference
 from dreamfleet.common.lock import DirectoryLock
@@ -124,7 +125,7 @@ class Session:
             watcher = RunWatcher(
                 settings, records, console, state, on_restored=lambda: run.write(settings, self._spaces)
             )
-            published = [(goal.weights[0], pool.publish(goal.weights[1]))] if goal.weights else []
+            published = PublishedWeights(goal.weights[0], pool.publish(goal.weights[1])) if goal.weights else None
             staffing = Staffing.of(settings, goal.learns)
             fleet = Fleet(pool, staffing, goal.ratio, watcher, stop.asked, weights=published, simulator=self._counted)
             fleet.run()

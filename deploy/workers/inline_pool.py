@@ -15,6 +15,7 @@ import torch
 from dreamfleet.actors.collector import CollectReport, build_collector
 from dreamfleet.actors.environments.user_code import process_kept
 from dreamfleet.actors.evaluator import EvaluationReport, EvaluationStoppedError, evaluate_weights
+from dreamfleet.common.acting.weights import PublishedWeights
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.process_log import LogRecord
@@ -46,11 +47,10 @@ class InlineActor:
         """Return nothing of note: the actor is where everything is."""
         return ""
 
-    def collect(self, steps: int, weights: list[tuple[int, np.ndarray]]) -> CollectReport:
+    def collect(self, steps: int, weights: PublishedWeights | None) -> CollectReport:
         """Adopt the weights if they are newer, and collect exactly so many steps, or fewer once a stop is asked for."""
-        for version, flat in weights:
-            if version > self.collector.version:
-                self.collector.adopt(version, flat)
+        if weights and weights.version > self.collector.version:
+            self.collector.adopt(weights.version, weights.handle)
         return self.collector.collect(steps, self._stop)
 
 
@@ -65,7 +65,7 @@ class InlineEvaluator:
         """Return nothing of note: it is where everything is."""
         return ""
 
-    def evaluate(self, weights: list[tuple[int, np.ndarray]]) -> EvaluationReport:
+    def evaluate(self, weights: PublishedWeights) -> EvaluationReport:
         """Play the evaluation's episodes with these weights.
 
         Raises:
@@ -73,7 +73,7 @@ class InlineEvaluator:
         """
         if self._stop.asked():
             raise EvaluationStoppedError
-        return evaluate_weights(self._settings, *weights[0], is_stopping=self._stop.asked)
+        return evaluate_weights(self._settings, weights.version, weights.handle, is_stopping=self._stop.asked)
 
 
 class InlineFuture:

@@ -87,7 +87,7 @@ def _train(learner: Any, orders: int, publish_every: int) -> list[dict[str, floa
     under_way = [learner.train.remote(updates) for _ in range(min(_QUEUED_ORDERS, orders))]
     found, begun = [], time.perf_counter()
     for number in range(orders):
-        report, _ = ray.get(under_way.pop(0), timeout=_TIMEOUT_S)
+        report = ray.get(under_way.pop(0), timeout=_TIMEOUT_S)
         ended = time.perf_counter()
         if number + _QUEUED_ORDERS < orders:
             under_way.append(learner.train.remote(updates))

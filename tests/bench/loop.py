@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any
 
 import numpy as np
 import ray
 
 from dreamfleet.actors.collector import CollectReport
+from dreamfleet.common.acting.weights import PublishedWeights
 from dreamfleet.deploy.fleet.fleet import Fleet
 from dreamfleet.deploy.fleet.fleet_config import ORDERS_QUEUED, Staffing
 from dreamfleet.deploy.fleet.train_ratio import TrainRatio
@@ -109,7 +109,7 @@ class _Calls(RayPool):
 class _Idler:
     """An actor that answers at once, with what an actor answers."""
 
-    def collect(self, steps: int, weights: list[Any]) -> CollectReport:
+    def collect(self, steps: int, weights: PublishedWeights) -> CollectReport:
         """Return the report of an order."""
         del weights
         return CollectReport(steps=steps, episodes=[], timings={"environment": 1.0, "policy": 0.1, "store": 0.1})
@@ -120,7 +120,7 @@ def _calling(actors: int, orders: int) -> Iterator[Row]:
     say(f"{NAME}: Ray's calls to {actors} actors")
     pool = _Calls()
     workers = [Worker(f"actor {number}", _Idler.remote()) for number in range(actors)]  # type: ignore[attr-defined]
-    weights = [(0, ray.put(np.zeros(1000, np.float32)))]
+    weights = PublishedWeights(0, ray.put(np.zeros(1000, np.float32)))
     _order_about(pool, workers, weights, orders // 10)  # does not count: processes start
     begun, begun_processor = time.perf_counter(), time.process_time()
     _order_about(pool, workers, weights, orders)
@@ -133,7 +133,7 @@ def _calling(actors: int, orders: int) -> Iterator[Row]:
               f"{1000 * processor / orders:.0%} of a core for 1,000 orders/s")  # fmt: skip
 
 
-def _order_about(pool: RayPool, workers: list[Worker], weights: list[Any], orders: int) -> None:
+def _order_about(pool: RayPool, workers: list[Worker], weights: PublishedWeights, orders: int) -> None:
     """Give so many orders, two in flight for each worker, and take the answers."""
     under_way = {pool.give(worker, "collect", _ORDER_STEPS, weights): worker for worker in workers * ORDERS_QUEUED}
     given = len(under_way)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from dreamfleet.actors.collector import CollectReport
+from dreamfleet.common.acting.weights import PublishedWeights
 from dreamfleet.deploy.workers.pool import Counters, Worker
 
 
@@ -132,21 +133,24 @@ class RealTimePool:
     def _greet(self) -> tuple[float, str]:
         return self._chance.random(), "simulated"
 
-    def _collect(self, steps: int, weights: list[Any]) -> tuple[float, CollectReport]:
+    def _collect(self, steps: int, weights: PublishedWeights | None) -> tuple[float, CollectReport]:
         del weights
         timings = {"environment": 1.0, "policy": 0.1, "store": 0.1}
         report = CollectReport(steps=steps, episodes=[], timings=timings)
         return steps / self._steps_per_s * self._chance.uniform(0.8, 1.2), report
 
     def _restore(self) -> tuple[float, Any]:
-        return 0.1, SimpleNamespace(updates=0, published=[(0, None)], decisions=[])
+        return 0.1, SimpleNamespace(updates=0, published=PublishedWeights(0, None), decisions=[])
 
     def _train(self, updates: int) -> tuple[float, Any]:
         self._updates += updates
-        published = [(self._updates, None)] if self._updates % 16 == 0 else []
-        return updates / self._updates_per_s, (
-            SimpleNamespace(updates=self._updates, metrics={"loss/total": 1.0}, timings={"wait": 0.1}, log_records=[]),
-            published,
+        published = PublishedWeights(self._updates, None) if self._updates % 16 == 0 else None
+        return updates / self._updates_per_s, SimpleNamespace(
+            updates=self._updates,
+            metrics={"loss/total": 1.0},
+            timings={"wait": 0.1},
+            log_records=[],
+            published=published,
         )
 
     def _save(self, facts: dict[str, Any]) -> tuple[float, Any]:

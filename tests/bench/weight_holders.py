@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
 
 import numpy as np
 import ray
+
+from dreamfleet.common.acting.weights import PublishedWeights
 
 TIMEOUT_S = 60.0
 
@@ -17,12 +18,12 @@ class Publisher:
     """Publishes weights as `PublishingLearner` does: one object per version, kept by its owner until the next."""
 
     def __init__(self) -> None:
-        self._published: list[tuple[int, Any]] = []
+        self._published: PublishedWeights | None = None
 
-    def publish(self, version: int, values: int) -> list[tuple[int, Any]]:
-        """Put so many float32 values into the object store, and return the version and the reference."""
+    def publish(self, version: int, values: int) -> PublishedWeights:
+        """Put that number of float32 values into the object store, and return the version with its reference."""
         flat = np.full(values, version, np.float32)
-        self._published = [(version, ray.put(flat))]
+        self._published = PublishedWeights(version, ray.put(flat))
         return self._published
 
 
@@ -34,13 +35,12 @@ class Holder:
         self._version = -1
         self._held = np.zeros(0, np.float32)
 
-    def adopt(self, weights: list[tuple[int, Any]]) -> float:
+    def adopt(self, weights: PublishedWeights) -> float:
         """Adopt the weights and return the seconds that fetching and copying took."""
         begun = time.perf_counter()
-        for version, reference in weights:
-            if version > self._version:
-                self._held = np.array(ray.get(reference, timeout=TIMEOUT_S))
-                self._version = version
+        if weights.version > self._version:
+            self._held = np.array(ray.get(weights.handle, timeout=TIMEOUT_S))
+            self._version = weights.version
         if self._held[-1] != self._version:
             raise ValueError(f"the weights of version {self._version} hold {self._held[-1]}")
         return time.perf_counter() - begun

@@ -11,7 +11,7 @@ import pytest
 import torch
 from moving_square import square_format
 
-from dreamfleet.common.acting.weights import flatten, load_flat
+from dreamfleet.common.acting.weights import PublishedWeights, flatten, load_flat
 from dreamfleet.common.model.world_model import WorldModel
 from dreamfleet.common.settings.model import ModelSettings
 from dreamfleet.learner.learner import TrainReport
@@ -95,23 +95,25 @@ def publishing(learner: FakeLearner, every: int) -> tuple[PublishingLearner, Sim
 
 def test_the_first_weights_are_published_at_the_start() -> None:
     """Actors have something to act by before the first update, and after a restart what was restored."""
-    assert publishing(FakeLearner(), 16)[0].restore()[:2] == (0, [(0, "object 1")])
-    assert publishing(FakeLearner(40), 16)[0].restore()[:2] == (40, [(40, "object 1")])
+    assert publishing(FakeLearner(), 16)[0].restore()[:2] == (0, PublishedWeights(0, "object 1"))
+    assert publishing(FakeLearner(40), 16)[0].restore()[:2] == (40, PublishedWeights(40, "object 1"))
 
 
 def test_weights_are_published_once_per_so_many_updates() -> None:
     """An order that passes a multiple of `publish_every` publishes once, at its end; the others publish nothing."""
     learner, seen = publishing(FakeLearner(), 16)
     learner.restore()
-    versions = [[version for version, _ in learner.train(8)[1]] for _ in range(5)]
-    assert versions == [[], [16], [], [32], []]
-    assert [version for version, _ in learner.train(40)[1]] == [80]
+    published = [learner.train(8).published for _ in range(5)]
+    assert [weights and weights.version for weights in published] == [None, 16, None, 32, None]
+    last = learner.train(40).published
+    assert last
+    assert last.version == 80
     assert seen.put == [0, 16, 32, 80]
 
 
 def test_publishing_is_timed() -> None:
     """The report tells what publishing took, beside the learner's own timings."""
-    report, published = publishing(FakeLearner(), 4)[0].train(4)
-    assert published
+    report = publishing(FakeLearner(), 4)[0].train(4)
+    assert report.published
     assert report.timings["wait"] == 1.0
     assert report.timings["publish"] >= 0.0

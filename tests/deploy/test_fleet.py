@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from simulated_pool import SimulatedPool
 
+from dreamfleet.common.acting.weights import PublishedWeights
 from dreamfleet.common.errors import RunFailedError, UserError, WrongHereError
 from dreamfleet.deploy.fleet.callbacks import Watcher
 from dreamfleet.deploy.fleet.fleet import Fleet
@@ -239,7 +240,8 @@ def test_actors_get_newly_published_weights() -> None:
     """Collect orders carry the newest version published before them."""
     pool = SimulatedPool(publish_every=4)
     fleet = run(pool)
-    assert fleet.learner_side.weights[0][0] == RATIO.updates
+    assert fleet.learner_side.weights
+    assert fleet.learner_side.weights.version == RATIO.updates
     assert all(slot.version > 100 for slot in fleet.actors)
 
 
@@ -545,7 +547,7 @@ def test_a_collecting_fleet_acts_on_the_weights_it_is_given() -> None:
     versions = Versions()
     ratio = TrainRatio(ratio=8.0, replayed_per_update=40, prefill=500, env_steps=500)
     staffing = dataclasses.replace(STAFFING, learns=False)
-    Fleet(pool, staffing, ratio, versions, clock=pool.clock, weights=[(77, "weights")]).run()
+    Fleet(pool, staffing, ratio, versions, clock=pool.clock, weights=PublishedWeights(77, "weights")).run()
     assert {version for _, version in versions.seen} == {77}
 
 

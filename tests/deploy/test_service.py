@@ -22,6 +22,7 @@ from simulated_pool import SimulatedPool
 from dreamfleet.actors.collector import CollectorBrokenError, build_collector
 from dreamfleet.actors.environment_batch import EnvironmentFailedError
 from dreamfleet.actors.environments.make import probe_environment
+from dreamfleet.common.acting.weights import PublishedWeights
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.schema import Settings
@@ -276,7 +277,9 @@ def test_a_worker_that_finds_the_input_at_fault_leaves_a_checkpoint() -> None:
     """When the run ends with a user's error or a failure of its own, what was learnt until then is saved."""
 
     class RefusesLate(SimulatedPool):
-        def _collect(self, worker: Worker, steps: int, weights: list[Any]) -> tuple[float, Callable[[], Any]]:
+        def _collect(
+            self, worker: Worker, steps: int, weights: PublishedWeights | None
+        ) -> tuple[float, Callable[[], Any]]:
             seconds, finish = super()._collect(worker, steps, weights)
             return seconds, finish if self.updates < 30 else refuse
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,24 +43,24 @@ def test_a_killed_learner_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
 
     first = start()
     updates, published, decisions = ask(first, "restore")  # type: ignore[misc]
-    assert updates == published[0][0] == 0
+    assert updates == published.version == 0
     assert any("device" in decision for decision in decisions)
-    assert ask(first, "train", 3)[1] == []  # type: ignore[index]
-    saved, [(version, _)] = ask(first, "save", {"env_steps": 400})  # type: ignore[misc]
-    assert saved["updates"] == version == 3
+    assert ask(first, "train", 3).published is None  # type: ignore[attr-defined]
+    saved, kept = ask(first, "save", {"env_steps": 400})  # type: ignore[misc]
+    assert saved["updates"] == kept.version == 3
     assert saved["held_out_loss"] > 0
-    report, [(version, reference)] = ask(first, "train", 3)  # type: ignore[misc]
-    assert version == report.updates == 6
-    weights = np.array(ray.get(reference, timeout=PATIENCE_S))
+    report: Any = ask(first, "train", 3)
+    assert report.published.version == report.updates == 6
+    weights = np.array(ray.get(report.published.handle, timeout=PATIENCE_S))
     pictures = ask(first, "illustrate")
     assert pictures.still.dtype == np.uint8  # type: ignore[attr-defined]
 
     os.kill(ask(first, "ping"), signal.SIGKILL)  # type: ignore[arg-type]
     second = start()
     updates, published, _ = ask(second, "restore")  # type: ignore[misc]
-    assert updates == published[0][0] == 3
-    again, [(version, reference)] = ask(second, "train", 3)  # type: ignore[misc]
+    assert updates == published.version == 3
+    again: Any = ask(second, "train", 3)
     assert again.metrics == report.metrics
-    assert np.array_equal(ray.get(reference, timeout=PATIENCE_S), weights)
+    assert np.array_equal(ray.get(again.published.handle, timeout=PATIENCE_S), weights)
     ray.kill(second)
     replay.close()

@@ -14,6 +14,7 @@ import numpy as np
 import ray
 from counted_streams import faults_of_batch, steps_of
 
+from dreamfleet.common.acting.weights import PublishedWeights
 from dreamfleet.common.errors import RunFailedError
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.experience.steps import StepFormat
@@ -57,7 +58,7 @@ class CheckingLearner:
         self._format = StepFormat(Spaces.from_json(spaces))
         self._checkpoint = Path(run_directory) / "checkpoint.json"
         self._updates = 0
-        self._published: list[Any] = []
+        self._published: PublishedWeights | None = None
         self._trained_on: set[tuple[float, float]] = set()
         self._held_out: set[tuple[float, float]] = set()
 
@@ -67,15 +68,15 @@ class CheckingLearner:
             self._updates = json.loads(self._checkpoint.read_text())["updates"]
         return SimpleNamespace(updates=self._updates, published=self._publish(), decisions=[])
 
-    def train(self, updates: int) -> tuple[Any, list[Any]]:
+    def train(self, updates: int) -> Any:
         """Sample so many batches and check them."""
         for _ in range(updates):
             self._updates += 1
             self._check(self._updates)
             time.sleep(UPDATE_S)
-        return SimpleNamespace(updates=self._updates, metrics={}, timings={}, log_records=[]), self._publish()
+        return SimpleNamespace(updates=self._updates, metrics={}, timings={}, log_records=[], published=self._publish())
 
-    def save(self, facts: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    def save(self, facts: dict[str, Any]) -> tuple[dict[str, Any], PublishedWeights | None]:
         """Write down the number of updates, and of the steps seen of each kind."""
         seen = {"trained_on": len(self._trained_on), "held_out": len(self._held_out)}
         written = {**facts, **seen, "updates": self._updates}
@@ -99,8 +100,8 @@ class CheckingLearner:
         """Return the process's id."""
         return os.getpid()
 
-    def _publish(self) -> list[Any]:
-        self._published = [(self._updates, ray.put(np.array([self._updates], np.float32)))]
+    def _publish(self) -> PublishedWeights:
+        self._published = PublishedWeights(self._updates, ray.put(np.array([self._updates], np.float32)))
         return self._published
 
     def _check(self, number: int) -> None:

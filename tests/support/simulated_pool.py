@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+from dreamfleet.common.acting.weights import PublishedWeights
 from dreamfleet.common.errors import RunFailedError
 from dreamfleet.deploy.workers.pool import Counters, Worker, WorkerFailedError, WorkerLostError
 from dreamfleet.replay.shortage import Shortage
@@ -194,8 +195,8 @@ class SimulatedPool:
         seconds = self.evaluator_starts_in_s if worker.target == "evaluator" else float("inf")
         return seconds, lambda: "a simulated node"
 
-    def _evaluate(self, worker: Worker, weights: list[Any]) -> tuple[float, Callable[[], Any]]:
-        version = weights[0][0]
+    def _evaluate(self, worker: Worker, weights: PublishedWeights) -> tuple[float, Callable[[], Any]]:
+        version = weights.version
         self.evaluations += 1
         is_lost = self.lose_evaluation(self.evaluations)
 
@@ -213,7 +214,7 @@ class SimulatedPool:
 
         return 0.1, finish
 
-    def _collect(self, worker: Worker, steps: int, weights: list[Any]) -> tuple[float, Callable[[], Any]]:
+    def _collect(self, worker: Worker, steps: int, weights: PublishedWeights | None) -> tuple[float, Callable[[], Any]]:
         self._orders += 1
         fate = self.lose(worker.target, self._orders)
         seconds = steps * self.seconds_per_step * self._chance.uniform(0.5, 2.0)
@@ -239,7 +240,9 @@ class SimulatedPool:
         def finish() -> Any:
             self.updates = self.saved["updates"]
             self.restored_from.append(self.updates)
-            return SimpleNamespace(updates=self.updates, published=[(self.updates, "weights")], decisions=[])
+            return SimpleNamespace(
+                updates=self.updates, published=PublishedWeights(self.updates, "weights"), decisions=[]
+            )
 
         return 0.5, finish
 
@@ -252,15 +255,15 @@ class SimulatedPool:
                 raise WorkerLostError("the simulated learner died")
             before, self.updates = self.updates, self.updates + (0 if self.hurried else updates)
             due = self.updates // self.publish_every > before // self.publish_every
-            published = [(self.updates, "weights")] if due else []
-            return SimpleNamespace(updates=self.updates, metrics={}, timings={}, log_records=[]), published
+            published = PublishedWeights(self.updates, "weights") if due else None
+            return SimpleNamespace(updates=self.updates, metrics={}, timings={}, log_records=[], published=published)
 
         return updates * self.seconds_per_update, finish
 
     def _save(self, worker: Worker, facts: dict[str, Any]) -> tuple[float, Callable[[], Any]]:
         def finish() -> Any:
             self.saved = facts | {"updates": self.updates}
-            return self.saved, [(self.updates, "weights")]
+            return self.saved, PublishedWeights(self.updates, "weights")
 
         return 0.2, finish
 
