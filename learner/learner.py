@@ -132,13 +132,13 @@ class Learner:
         self._copies = CheckpointCopies(url, self._checkpoints) if url else None
         self.decisions += [self._copies.decision] if self._copies else []
         self._source: BatchSource[dict[str, Tensor]] | None = None
-        self._hurried = threading.Event()
+        self._is_finishing = threading.Event()
         self.updates = 0
 
     # Training -------------------------------------------------------------------------------------------------------
 
     def train(self, updates: int) -> TrainReport:
-        """Make so many updates, or fewer once `hurry` was called.
+        """Make so many updates, or fewer once `finish_early` was called.
 
         Raises:
             NotFiniteLossError: before an update from a loss or gradient that is not finite; those before it are made.
@@ -147,7 +147,7 @@ class Learner:
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self._device))
         batches: list[tuple[int, np.ndarray]] = []
         for _ in range(updates):
-            if self._hurried.is_set():
+            if self._is_finishing.is_set():
                 break
             batch, metrics = self._make_next_update(stopwatch)
             batches.append((self.updates, batch["version"].numpy()))
@@ -161,9 +161,9 @@ class Learner:
             means |= staleness(*zip(*batches, strict=True))
         return TrainReport(self.updates, means, dict(stopwatch.seconds))
 
-    def hurry(self) -> None:
+    def finish_early(self) -> None:
         """Make no further update after the one being made; may be called from another thread."""
-        self._hurried.set()
+        self._is_finishing.set()
 
     def _make_next_update(self, stopwatch: Stopwatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the batch and the metrics of the next update, made."""
@@ -236,13 +236,13 @@ class Learner:
             self._copies.copy(self.updates)
         return written
 
-    def judge(self, updates: int, found: Mapping[str, Any]) -> bool:
+    def record_evaluation(self, updates: int, found: Mapping[str, Any]) -> bool:
         """Add what an evaluation found to the facts of a checkpoint; False if it is gone.
 
         Raises:
             UserError: if it cannot be written.
         """
-        return self._checkpoints.judge(updates, found)
+        return self._checkpoints.record_evaluation(updates, found)
 
     def restore(self) -> dict[str, Any] | None:
         """Go on from the newest checkpoint that is whole; return its facts, or None if there is none.
@@ -302,7 +302,7 @@ class Learner:
                 losses.append(world_model_loss(self.model, batch, self._settings.loss).total)
         return float(torch.stack(losses).mean())
 
-    def illustrate(self) -> Pictures | None:
+    def draw_pictures(self) -> Pictures | None:
         """Return pictures of truth, reconstruction and open-loop prediction, or None while there is no sequence.
 
         The sequence is a held-out one where there is one that long, else one from training.

@@ -70,24 +70,24 @@ class LearnerProcess:
         """Write a checkpoint; return its facts and its weights."""
         return self._learner.save(facts)
 
-    def judge(self, updates: int, found: dict[str, Any]) -> bool:
+    def record_evaluation(self, updates: int, found: dict[str, Any]) -> bool:
         """Add what an evaluation found to a checkpoint's facts; False if it is gone."""
-        return self._learner.judge(updates, found)
+        return self._learner.record_evaluation(updates, found)
 
     def finish(self) -> list[LogRecord]:
         """Wait for the copy of the last checkpoint, and return what this process logged since its last train order."""
         self._learner.finish()
         return self._log.take()
 
-    def illustrate(self) -> Pictures | None:
+    def draw_pictures(self) -> Pictures | None:
         """Return pictures of what the model sees and predicts, or None while there is no sequence for them."""
-        return self._learner.illustrate()
+        return self._learner.draw_pictures()
 
     @ray.method(concurrency_group="health")
-    def hurry(self) -> None:
+    def finish_early(self) -> None:
         """End train orders after the update being made."""
         if self._built:
-            self._built.hurry()
+            self._built.finish_early()
 
     @ray.method(concurrency_group="health")
     def ping(self) -> int:

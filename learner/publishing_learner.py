@@ -52,9 +52,9 @@ class PublishingLearner:
         timings = {**report.timings, "publish": time.perf_counter() - begun}
         return dataclasses.replace(report, timings=timings, published=published)
 
-    def hurry(self) -> None:
+    def finish_early(self) -> None:
         """End train orders after the update being made: those under way and all that follow."""
-        self._learner.hurry()
+        self._learner.finish_early()
 
     def publish(self) -> PublishedWeights:
         """Publish the weights as they are now."""
@@ -66,14 +66,14 @@ class PublishingLearner:
         """Write a checkpoint; return its facts, and its weights, for whoever is to evaluate it."""
         return self._learner.save(facts), self.publish()
 
-    def judge(self, updates: int, found: dict[str, Any]) -> bool:
+    def record_evaluation(self, updates: int, found: dict[str, Any]) -> bool:
         """Add what an evaluation found to a checkpoint's facts; False if it is gone."""
-        return self._learner.judge(updates, found)
+        return self._learner.record_evaluation(updates, found)
 
     def finish(self) -> None:
         """See `Learner.finish`."""
         self._learner.finish()
 
-    def illustrate(self) -> Pictures | None:
+    def draw_pictures(self) -> Pictures | None:
         """Return pictures of what the model sees and predicts, or None while there is no sequence for them."""
-        return self._learner.illustrate()
+        return self._learner.draw_pictures()

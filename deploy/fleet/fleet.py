@@ -96,8 +96,8 @@ class Fleet:
             "train": self.learner_side.take_train,
             "save": self.learner_side.take_save,
             "evaluate": self.learner_side.take_evaluate,
-            "judge": self.learner_side.take_judge,
-            "illustrate": self.learner_side.take_illustrate,
+            "record_evaluation": self.learner_side.take_record_evaluation,
+            "draw_pictures": self.learner_side.take_draw_pictures,
             "finish": self.learner_side.take_finish,
         }
 
@@ -267,7 +267,7 @@ class Fleet:
         """Let the learner end its update and write a checkpoint, then take what the actors still bring."""
         deadline = self._clock() + STOP_TIMEOUT_S
         if self.learner.worker and self.learner.orders:
-            self.pool.hurry(self.learner.worker)
+            self.pool.finish_early(self.learner.worker)
         if self.learner_side.is_restored:  # else it has learnt nothing yet, and may even wait for its place
             self._drain([self.learner], deadline)
         if self.learner_side.is_restored and not self.learner_side.has_saved_all:
@@ -281,7 +281,7 @@ class Fleet:
     def _finish_learner(self, deadline: float) -> None:
         """Let the learner end what goes on beside its orders: the copy of its last checkpoint."""
         if self.learner_side.is_restored:
-            self._drain([self.learner], deadline)  # a checkpoint may have been judged last
+            self._drain([self.learner], deadline)  # an evaluation may have been recorded last
         if self.learner_side.is_restored and self.learner.worker and not self.learner.orders:
             self.give(self.learner, "finish", 0)
             self._drain([self.learner], deadline)
@@ -303,7 +303,7 @@ class Fleet:
         if not (self.learner_side.is_restored and self.learner.worker):
             return
         try:
-            self.pool.hurry(self.learner.worker)
+            self.pool.finish_early(self.learner.worker)
             # The replay may be what failed: neither it nor a loss measured on it is asked for.
             self.give(self.learner, "save", 0, {"env_steps": self.env_steps, "held_out_loss": None})
             self._finish_learner(self._clock() + STOP_TIMEOUT_S)

@@ -162,7 +162,7 @@ class LearnerSide:
         if _passed(before, ledger.updates, fleet.staffing.checkpoint_every):
             self.order_save()
         if _passed(before, ledger.updates, fleet.staffing.picture_every):
-            fleet.give(slot, "illustrate", 0)
+            fleet.give(slot, "draw_pictures", 0)
         fleet.watcher.trained(fleet, report)
 
     def take_save(self, slot: Slot, order: Order, answer: Any) -> None:
@@ -183,12 +183,12 @@ class LearnerSide:
         self._fleet.watcher.evaluated(self._fleet, order.amount, report)
         found = {"evaluation_return": sum(report.returns) / len(report.returns), "evaluation_returns": report.returns}
         if self._learner.worker:  # else it was lost meanwhile, and the log has the return
-            self._fleet.give(self._learner, "judge", 0, report.version, found)
+            self._fleet.give(self._learner, "record_evaluation", 0, report.version, found)
 
-    def take_judge(self, slot: Slot, order: Order, is_kept: bool) -> None:
+    def take_record_evaluation(self, slot: Slot, order: Order, is_kept: bool) -> None:
         """The checkpoint that was evaluated knows its return now, unless newer ones have replaced it."""
 
-    def take_illustrate(self, slot: Slot, order: Order, pictures: Any) -> None:
+    def take_draw_pictures(self, slot: Slot, order: Order, pictures: Any) -> None:
         """Hand on the learner's pictures, if it had what to draw them of."""
         del slot, order
         if pictures is not None:

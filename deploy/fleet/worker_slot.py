@@ -30,7 +30,7 @@ class Order:
     Attributes:
         future: what its pool gave for it.
         kind: the worker's method: "greet", "collect", "restore", "train", "save",
-            "illustrate", "evaluate", "judge" or "finish".
+            "draw_pictures", "evaluate", "record_evaluation" or "finish".
         amount: environment steps or updates.
         begun: when it came to the head of its worker's queue, by the loop's clock; a greeting begins once its worker
             has a place.

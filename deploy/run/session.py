@@ -155,7 +155,7 @@ class Session:
 
             log.info("mode: inline, everything in this process")
             pool = InlinePool(settings, self._spaces, self._run, stop)
-            stop.then(pool.hurry_all)
+            stop.then(pool.interrupt)
             return pool
         from dreamfleet.deploy.workers.ray_pool import RayPool
 

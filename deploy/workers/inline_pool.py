@@ -161,14 +161,14 @@ class InlinePool:
         if actor:
             actor.collector.close()
 
-    def hurry(self, worker: Worker) -> None:
+    def finish_early(self, worker: Worker) -> None:
         """Have the learner end its train orders after the update it is at."""
-        worker.target.hurry()
+        worker.target.finish_early()
 
-    def hurry_all(self) -> None:
+    def interrupt(self) -> None:
         """Have the learner end the order that it is at after the update being made; actors look at the stop sign."""
         if self._learner:
-            self._learner.hurry()
+            self._learner.finish_early()
 
     def give(self, worker: Worker, method: str, *arguments: Any) -> InlineFuture:
         """Take an order, to be carried out when it is waited for."""

@@ -79,7 +79,7 @@ class Pool(Protocol):
         """End a worker at once, whatever it is doing."""
         ...
 
-    def hurry(self, worker: Worker) -> None:
+    def finish_early(self, worker: Worker) -> None:
         """Have the learner end its train orders after the update it is at."""
         ...
 

@@ -177,9 +177,9 @@ class RayPool:
         if worker in self._actors:
             self._actors.remove(worker)
 
-    def hurry(self, worker: Worker) -> None:
+    def finish_early(self, worker: Worker) -> None:
         """Have the learner end its train orders after the update it is at."""
-        worker.target.hurry.remote()
+        worker.target.finish_early.remote()
 
     def give(self, worker: Worker, method: str, *arguments: Any) -> Future[Any]:
         """Give an order and return its future, which comes out of `wait` once it is done."""

@@ -181,7 +181,7 @@ class CheckpointStore:
         """Return the number of the best checkpoint, or None if none was measured; see `merit_of`."""
         return best_of(self._merits())
 
-    def judge(self, number: int, found: Mapping[str, Any]) -> bool:
+    def record_evaluation(self, number: int, found: Mapping[str, Any]) -> bool:
         """Add what was found of a checkpoint to its facts, such as `evaluation_return`; False if it is gone.
 
         Raises:

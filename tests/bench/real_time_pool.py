@@ -67,7 +67,7 @@ class RealTimePool:
     def stop(self, worker: Worker) -> None:
         """Nobody fails here."""
 
-    def hurry(self, worker: Worker) -> None:
+    def finish_early(self, worker: Worker) -> None:
         """Take an end as it comes."""
 
     def give(self, worker: Worker, method: str, *arguments: Any) -> DueOrder:
@@ -159,5 +159,5 @@ class RealTimePool:
     def _finish(self) -> tuple[float, Any]:
         return 0.0, []
 
-    def _illustrate(self) -> tuple[float, Any]:
+    def _draw_pictures(self) -> tuple[float, Any]:
         return 0.1, None

@@ -436,16 +436,16 @@ def test_a_long_evaluation_is_not_taken_for_a_hang() -> None:
     assert hanging.roster.evaluator.given_up, "five times the learner's 60 seconds, and as much to start"
 
 
-def test_a_judge_that_is_open_at_a_stop_does_not_cost_the_last_copy() -> None:
-    """An evaluation that ends while slow actors are waited for is judged before the learner ends its last copy."""
+def test_an_evaluation_that_is_open_at_a_stop_does_not_cost_the_last_copy() -> None:
+    """An evaluation that ends while slow actors are waited for is recorded before the learner ends its last copy."""
     pool = SimulatedPool(seconds_per_step=0.3)
     judged: list[int] = []
 
-    def judge_slowly(worker: Any, updates: int, found: Any) -> Any:
+    def record_slowly(worker: Any, updates: int, found: Any) -> Any:
         judged.append(updates)
         return 60.0, lambda: True
 
-    pool._judge = judge_slowly  # type: ignore[method-assign]
+    pool._record_evaluation = record_slowly  # type: ignore[method-assign]
     fleet, _ = evaluate(pool, stop=lambda: bool(pool.evaluations))
     assert judged, "the evaluation ended while actors were waited for"
     assert not fleet.learner.orders

@@ -209,7 +209,7 @@ def test_facts_that_cannot_be_written_leave_no_half_checkpoint(tmp_path: Path, f
     with pytest.raises(RunFailedError, match=r"checkpoint of update 2 could not be written.* no JSON: .*older"):
         store.save(2, state_of(2), facts)
     with pytest.raises(RunFailedError, match="no JSON"):
-        store.judge(1, facts)
+        store.record_evaluation(1, facts)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     assert loaded_number(store) == 1
 
@@ -217,10 +217,10 @@ def test_facts_that_cannot_be_written_leave_no_half_checkpoint(tmp_path: Path, f
 def test_returns_that_are_not_finite_are_no_measurement(tmp_path: Path) -> None:
     """An evaluation whose rewards overflowed is written, and makes no checkpoint the best."""
     store = store_with(tmp_path, [1, 2])
-    assert store.judge(1, {"evaluation_return": float("inf"), "evaluation_returns": [1.0, float("inf")]})
+    assert store.record_evaluation(1, {"evaluation_return": float("inf"), "evaluation_returns": [1.0, float("inf")]})
     assert store.facts(1)["evaluation_returns"] == [1.0, None]
     assert store.best() is None
-    assert store.judge(2, {"evaluation_return": 1.0})
+    assert store.record_evaluation(2, {"evaluation_return": 1.0})
     assert store.best() == 2
 
 
@@ -246,7 +246,7 @@ def test_merits_from_elsewhere_may_be_anything(tmp_path: Path) -> None:
     path.write_text(
         json.dumps(json.loads(path.read_text()) | {"held_out_loss": float("nan"), "evaluation_return": "?"})
     )
-    store.judge(2, {"held_out_loss": 1.0})
+    store.record_evaluation(2, {"held_out_loss": 1.0})
     assert store.best() == 2
 
 

@@ -82,7 +82,7 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(
 
     first = learner_on(replay, tmp_path / "cut", settings, prefetch)
     first.train(4)
-    first.illustrate()  # neither pictures nor measuring may disturb the run
+    first.draw_pictures()  # neither pictures nor measuring may disturb the run
     saved = first.save({"env_steps": 17})
     first.close()
     second = learner_on(replay, tmp_path / "cut", settings, prefetch)
@@ -297,7 +297,7 @@ def test_short_held_out_episodes_are_measured_too(tmp_path: Path) -> None:
 
 def test_pictures_show_a_held_out_sequence(replay: Replay, tmp_path: Path) -> None:
     """A still and a video in RGB, of even sides for the codec, from a sequence that is not trained on."""
-    pictures = learner_on(replay, tmp_path).illustrate()
+    pictures = learner_on(replay, tmp_path).draw_pictures()
     assert pictures is not None
     assert pictures.facts["held_out"]
     assert pictures.facts["steps"] == 20
@@ -314,12 +314,12 @@ def test_pictures_fall_back_on_training_sequences(tmp_path: Path) -> None:
     settings = ReplaySettings(capacity_gb=0.1, held_out_every=0)
     replay = Replay(tmp_path / "replay", square_format(), settings, 8, seed=0)
     learner = learner_on(replay, tmp_path)
-    assert learner.illustrate() is None
+    assert learner.draw_pictures() is None
     with pytest.raises(NotEnoughExperienceError):
         learner.train(1)
     for record in cut(square_format(), play_square(8, 6, seed=0)):
         replay.append(record)
-    pictures = learner.illustrate()
+    pictures = learner.draw_pictures()
     assert pictures is not None
     assert not pictures.facts["held_out"]
     assert 3 < pictures.facts["steps"] <= 6
@@ -334,7 +334,7 @@ def test_vector_observations_are_learnt_and_shown_as_charts(tmp_path: Path) -> N
         replay.append(record)
     learner = Learner(small_settings(), spaces, replay, tmp_path, prefetch=False)
     learner.train(2)
-    pictures = learner.illustrate()
+    pictures = learner.draw_pictures()
     assert pictures is not None
     assert pictures.video is None
     assert pictures.still.ndim == 3

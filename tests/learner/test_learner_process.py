@@ -52,7 +52,7 @@ def test_a_killed_learner_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     report: Any = ask(first, "train", 3)
     assert report.published.version == report.updates == 6
     weights = np.array(ray.get(report.published.handle, timeout=PATIENCE_S))
-    pictures = ask(first, "illustrate")
+    pictures = ask(first, "draw_pictures")
     assert pictures.still.dtype == np.uint8  # type: ignore[attr-defined]
 
     os.kill(ask(first, "ping"), signal.SIGKILL)  # type: ignore[arg-type]

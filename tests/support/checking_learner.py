@@ -88,12 +88,12 @@ class CheckingLearner:
     def finish(self) -> None:
         """There is nothing to wait for."""
 
-    def illustrate(self) -> None:
+    def draw_pictures(self) -> None:
         """Draw nothing."""
 
     @ray.method(concurrency_group="health")
-    def hurry(self) -> None:
-        """Updates take milliseconds: there is nothing to hurry."""
+    def finish_early(self) -> None:
+        """Updates take milliseconds: there is nothing to cut short."""
 
     @ray.method(concurrency_group="health")
     def ping(self) -> int:

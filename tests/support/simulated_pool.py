@@ -73,7 +73,7 @@ class SimulatedPool:
         self.started: list[tuple[int, int]] = []
         self.stopped: list[str] = []
         self.syncs = 0
-        self.hurried = False
+        self.is_finishing = False
         self.finished_at_last = False
         self.evaluations = 0
         self._orders = 0
@@ -105,7 +105,7 @@ class SimulatedPool:
 
     def start_learner(self) -> Worker:
         self.updates = -1
-        self.hurried = False
+        self.is_finishing = False
         return self._started(Worker("learner", "learner"))
 
     def stop(self, worker: Worker) -> None:
@@ -114,8 +114,8 @@ class SimulatedPool:
             self._actors.remove(worker)
             self._placed.discard(worker)
 
-    def hurry(self, worker: Worker) -> None:
-        self.hurried = True
+    def finish_early(self, worker: Worker) -> None:
+        self.is_finishing = True
 
     def give(self, worker: Worker, method: str, *arguments: Any) -> SimulatedFuture:
         seconds, finish = getattr(self, f"_{method}")(worker, *arguments)
@@ -207,7 +207,9 @@ class SimulatedPool:
 
         return self.seconds_per_evaluation, finish
 
-    def _judge(self, worker: Worker, updates: int, found: dict[str, Any]) -> tuple[float, Callable[[], Any]]:
+    def _record_evaluation(
+        self, worker: Worker, updates: int, found: dict[str, Any]
+    ) -> tuple[float, Callable[[], Any]]:
         def finish() -> bool:
             self.judged.append((updates, found["evaluation_return"]))
             return True
@@ -253,7 +255,7 @@ class SimulatedPool:
             if self.lose_learner_at and self.updates + updates > self.lose_learner_at[0]:
                 self.lose_learner_at.pop(0)
                 raise WorkerLostError("the simulated learner died")
-            before, self.updates = self.updates, self.updates + (0 if self.hurried else updates)
+            before, self.updates = self.updates, self.updates + (0 if self.is_finishing else updates)
             due = self.updates // self.publish_every > before // self.publish_every
             published = PublishedWeights(self.updates, "weights") if due else None
             return SimpleNamespace(updates=self.updates, metrics={}, timings={}, log_records=[], published=published)
@@ -271,7 +273,7 @@ class SimulatedPool:
         self.finished_at_last = True
         return 0.1, lambda: None
 
-    def _illustrate(self, worker: Worker) -> tuple[float, Callable[[], Any]]:
+    def _draw_pictures(self, worker: Worker) -> tuple[float, Callable[[], Any]]:
         return 0.2, lambda: None
 
 
