@@ -9,8 +9,8 @@ import numpy as np
 from dreamfleet.actors.environments.make import describe_spaces, make_environment
 from dreamfleet.actors.environments.user_code import LARGEST, close_environment, describe, flag_of, reward_of
 from dreamfleet.actors.rounds import Rounds
-from dreamfleet.actors.spaces.actions import action_converter
-from dreamfleet.actors.spaces.declared_bounds import DeclaredBounds
+from dreamfleet.actors.spaces.action_spaces import action_converter
+from dreamfleet.actors.spaces.vectors import VectorBounds
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.schema import EnvironmentSettings
 from dreamfleet.common.stop_sign import StepInterrupted
@@ -45,7 +45,7 @@ class EnvironmentBatch:
         self._seeds = list(seeds)
         self.environments = [make_environment(settings) for _ in self._seeds]
         self.spaces = describe_spaces(self.environments[0])
-        self.bounds = DeclaredBounds(self.environments[0].observation_space)
+        self.bounds = VectorBounds(self.environments[0].observation_space)
         self._to_environment = action_converter(self.environments[0].action_space)
         self.rounds = Rounds(StepFormat(self.spaces), len(self))
         self._episode = [-1] * len(self)

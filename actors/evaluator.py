@@ -17,8 +17,8 @@ from dreamfleet.actors.environment_batch import EnvironmentFailedError
 from dreamfleet.actors.environments.make import Environment, describe_spaces, make_environment
 from dreamfleet.actors.environments.user_code import close_environment, describe, flag_of, reward_of
 from dreamfleet.actors.film import SMALL_FRAMES, SMALL_SIDE, Film
-from dreamfleet.actors.spaces.actions import action_converter
-from dreamfleet.actors.spaces.declared_bounds import check_finite
+from dreamfleet.actors.spaces.action_spaces import action_converter
+from dreamfleet.actors.spaces.vectors import check_finite
 from dreamfleet.common.acting.policy import Policy, make_policy
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import Spaces

@@ -170,7 +170,7 @@ def _replay(given: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
 
     if given.action in ("info", "verify"):
         return {"info": inspect_replay.info, "verify": inspect_replay.verify}[given.action](given.directory)
-    from dreamfleet.actors.spaces.named_entries import NamedEntries
+    from dreamfleet.actors.spaces.entries import NamedEntries
     from dreamfleet.deploy.minari import exchange
     from dreamfleet.deploy.minari.picture_change import PictureChange
 

@@ -33,10 +33,15 @@ from dreamfleet.actors.environments.user_code import (
     reward_of,
 )
 from dreamfleet.actors.environments.user_objects import cause_of
-from dreamfleet.actors.spaces.actions import describe_action, random_actions
-from dreamfleet.actors.spaces.declared_bounds import check_first
-from dreamfleet.actors.spaces.named_entries import NamedEntries
-from dreamfleet.actors.spaces.observations import announce_entries, entry_reader, entry_space, list_entries
+from dreamfleet.actors.spaces.action_spaces import describe_action, random_actions
+from dreamfleet.actors.spaces.entries import NamedEntries
+from dreamfleet.actors.spaces.observations import (
+    check_first_observations,
+    entry_reader,
+    entry_space,
+    list_entries,
+    log_entries,
+)
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ObservationSpec, Spaces
 from dreamfleet.common.settings.schema import EnvironmentSettings
@@ -70,7 +75,7 @@ def make_environment(settings: EnvironmentSettings, render: bool = False) -> Env
     except Exception as error:
         close_environment(env, settings.id)
         raise UserError(f"env.id '{settings.id}' could not be wrapped: {cause_of(error)}") from error
-    announce_entries(entries)
+    log_entries(entries)
     env = wrappers.TransformObservation(env, entry_reader(entries, env.observation_space), entry_space(entries))
     if settings.time_limit:
         env = wrappers.TimeLimit(env, settings.time_limit)
@@ -125,7 +130,7 @@ def _try(env: Environment, settings: EnvironmentSettings) -> None:
         reward_of(reward)
         if flag_of("terminated", terminated) or flag_of("truncated", truncated):
             shown.append(env.reset()[0])
-    check_first(env.observation_space, shown, settings.pictures)
+    check_first_observations(env.observation_space, shown, settings.pictures)
 
 
 def _show_rendered(env: Environment, settings: EnvironmentSettings) -> Environment:

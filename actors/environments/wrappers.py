@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 
 from dreamfleet.actors.environments.user_code import flag_of, reward_of
-from dreamfleet.actors.spaces.actions import null_action
+from dreamfleet.actors.spaces.action_spaces import null_action
 
 
 class SimulatorSteps(gymnasium.Wrapper[Any, Any, Any, Any]):

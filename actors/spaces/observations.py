@@ -1,24 +1,24 @@
-"""Observation spaces: which entries an observation has, and reading them off it.
-
-picture_rule.py    what a Box is, where nobody says it
-named_entries.py   what the settings say of entries by name
-picture_entry.py, vector_entry.py   how each kind of entry is converted
-"""
+"""Observation spaces: which entries an observation has, and how they are read from it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
-from dreamfleet.actors.spaces import picture_rule
-from dreamfleet.actors.spaces.entry import Entry, Kind, shown_bounds
-from dreamfleet.actors.spaces.named_entries import NOTHING_NAMED, NamedEntries
-from dreamfleet.actors.spaces.picture_entry import picture_entry, picture_shape
-from dreamfleet.actors.spaces.vector_entry import one_hot_entry, one_hot_width, vector_entry
+from dreamfleet.actors.spaces.entries import BARE_NAMES, NOTHING_NAMED, Entry, Kind, NamedEntries, bounds_in_words
+from dreamfleet.actors.spaces.pictures import (
+    can_be_picture,
+    is_picture,
+    is_real,
+    picture_entry,
+    picture_shape,
+    why_doubtful,
+)
+from dreamfleet.actors.spaces.vectors import VectorBounds, check_finite, one_hot_entry, one_hot_width, vector_entry
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.steps import RESERVED_NAMES
 from dreamfleet.common.process_log import log_once, warn_once
@@ -26,8 +26,10 @@ from dreamfleet.common.process_log import log_once, warn_once
 SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiBinary, MultiDiscrete, and Dict and Tuple of these"
 WIDE_ONE_HOT = 4096
 """A wider one-hot is warned of."""
+MOST_SYMBOL = 15
+"""Pictures in which no byte is greater are nearly black, or hold symbols."""
 
-Leaf = tuple[tuple[Any, ...], spaces.Space[Any]]
+Path = tuple[Any, ...]
 
 
 def list_entries(
@@ -35,20 +37,20 @@ def list_entries(
 ) -> list[Entry]:
     """Return the entries of the observations of this space.
 
-    A Box is what the settings say, else what `picture_rule` says. A Discrete or MultiDiscrete becomes one-hots, a
-    MultiBinary bits, as Gymnasium flattens them. An observation that is no Dict or Tuple is called "image" or "vector";
-    an entry of nested ones by its keys and indices, joined by "_". Text is left out, with a warning.
+    A Box is what the settings say, else what the rule in `pictures` says. A Discrete or MultiDiscrete becomes one-hots,
+    a MultiBinary bits, as Gymnasium flattens them. An observation that is no Dict or Tuple is called "image" or
+    "vector"; an entry of nested ones by its keys and indices, joined by "_". Text is left out, with a warning.
 
     Args:
         space: the environment's observation space.
         image_size: side to which images are resized; 0 leaves them.
         grey: whether images become grey.
-        named: entries of which the settings say what they are.
+        named: entries whose kind the user gave.
 
     Raises:
         UserError: if a part of the space is not supported or doubtful, or its name cannot be used.
     """
-    leaves = [leaf for leaf in _leaves(space, ()) if not _is_left_out(*leaf)]
+    leaves = [(path, leaf) for path, leaf in _leaves(space, ()) if not _is_text(leaf, path)]
     if not leaves:
         raise UserError(f"The observation space {space} is empty: a model needs something to look at.")
     named.check_names(_name(path) for path, _ in leaves)
@@ -64,8 +66,8 @@ def list_entries(
     return entries
 
 
-def announce_entries(entries: list[Entry]) -> None:
-    """Say once what each entry was taken for, and which of them are wide."""
+def log_entries(entries: list[Entry]) -> None:
+    """Log once how each entry is read, and warn of wide ones."""
     log_once(f"observations: {', '.join(map(str, entries))}")
     for entry in entries:
         width = entry.spec.shape[0]
@@ -77,37 +79,26 @@ def announce_entries(entries: list[Entry]) -> None:
             )
 
 
-class EntryReader:
-    """Makes of the environment's observation a dictionary of pictures and vectors.
-
-    Args:
-        entries: what it reads.
-        space: the environment's observation space.
-    """
-
-    def __init__(self, entries: list[Entry], space: spaces.Space[Any]) -> None:
-        self._parts = [(entry.spec.name, entry.path, entry.convert) for entry in entries]
-        self._space = space
-        self._has_read = False
-
-    def __call__(self, observation: Any) -> dict[str, np.ndarray]:
-        """Return the entries by name.
-
-        Raises:
-            ValueError: if one is not as its space says; the sentence names it.
-        """
-        if not self._has_read:
-            self._has_read = True
-            _tell_undeclared(observation, self._space, ())
-        return {name: convert(_at(observation, path, name)) for name, path, convert in self._parts}
-
-
 def entry_reader(entries: list[Entry], space: spaces.Space[Any]) -> Callable[[Any], dict[str, np.ndarray]]:
-    """Return the function that makes of the environment's observation a dictionary of images and vectors."""
+    """Return the function that turns the environment's observation into a dictionary of pictures and vectors.
+
+    It raises ValueError, naming the entry, if one contradicts its space. At its first call it warns of what the
+    observation has beyond its space.
+    """
     if len(entries) == 1 and not entries[0].path:
         name, convert = entries[0].spec.name, entries[0].convert
         return lambda observation: {name: convert(observation)}
-    return EntryReader(entries, space)
+    parts = [(entry.spec.name, entry.path, entry.convert) for entry in entries]
+    has_read = False
+
+    def read(observation: Any) -> dict[str, np.ndarray]:
+        nonlocal has_read
+        if not has_read:
+            has_read = True
+            _report_undeclared(observation, space, ())
+        return {name: convert(_at(observation, path, name)) for name, path, convert in parts}
+
+    return read
 
 
 def entry_space(entries: list[Entry]) -> spaces.Dict:
@@ -120,112 +111,134 @@ def entry_space(entries: list[Entry]) -> spaces.Dict:
     return spaces.Dict(boxes)
 
 
-def _leaves(space: spaces.Space[Any], path: tuple[Any, ...]) -> list[Leaf]:
-    """Return all spaces inside nested Dicts and Tuples, each with the keys and indices that lead to it."""
-    if isinstance(space, spaces.Dict):
-        return [found for key, part in space.spaces.items() for found in _leaves(part, (*path, key))]
-    if isinstance(space, spaces.Tuple):
-        return [found for index, part in enumerate(space.spaces) for found in _leaves(part, (*path, index))]
-    return [(path, space)]
+def check_first_observations(
+    space: spaces.Space[Any], observations: list[dict[str, np.ndarray]], pictures: tuple[str, ...] = ()
+) -> None:
+    """Check an environment's first observations, and warn of pictures that hold next to nothing.
+
+    Args:
+        space: of the converted observations.
+        observations: the converted observations.
+        pictures: entries that the user named as pictures.
+
+    Raises:
+        ValueError: if a vector is not finite.
+    """
+    bounds = VectorBounds(space)
+    stacked = {name: np.stack([observation[name] for observation in observations]) for name in observations[0]}
+    check_finite(stacked)
+    for name, values in stacked.items():
+        if values.dtype == np.float32:
+            bounds.fault(name, values)
+        elif 0 < values.max() <= MOST_SYMBOL and name not in pictures:
+            log_once(
+                f"the picture '{name}' holds no byte above {values.max()} at its first {len(observations)} steps, and "
+                "is all but black: env.vectors or env.one_hot takes symbols",
+                logging.WARNING,
+            )
 
 
-def _name(path: tuple[Any, ...]) -> str:
+def _leaves(space: spaces.Space[Any], path: Path) -> Iterator[tuple[Path, spaces.Space[Any]]]:
+    """Yield all spaces inside nested Dicts and Tuples, each with the keys and indices that lead to it."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        for key, part in parts:
+            yield from _leaves(part, (*path, key))
+    else:
+        yield path, space
+
+
+def _name(path: Path) -> str:
     return "_".join(map(str, path))
 
 
-def _shown_name(path: tuple[Any, ...]) -> str:
+def _name_in_words(path: Path) -> str:
     return f"observation '{_name(path)}'" if path else "observation"
 
 
-def _is_left_out(path: tuple[Any, ...], space: spaces.Space[Any]) -> bool:
-    """Return whether a space is of text, which no model here reads, and say so."""
-    if space.dtype is None or space.dtype.kind != "U":  # Text, and spaces of packages' own such as MiniGrid's missions
+def _is_text(space: spaces.Space[Any], path: Path) -> bool:
+    """Return whether a space is of text, which no model here reads, and warn of it."""
+    if space.dtype is None or space.dtype.kind != "U":  # Text, and packages' own spaces such as MiniGrid's missions
         return False
+    kind = type(space).__name__
     log_once(
-        f"the {_shown_name(path)} is text ({type(space).__name__}) and is left out: models here do not read it",
-        logging.WARNING,
+        f"the {_name_in_words(path)} is text ({kind}) and is left out: models here do not read it", logging.WARNING
     )
     return True
 
 
-def _entry(space: spaces.Space[Any], path: tuple[Any, ...], image_size: int, grey: bool, named: NamedEntries) -> Entry:
-    """Return a space's entry.
-
-    Raises:
-        UserError: if it is not supported, doubtful, or not what the settings say.
-    """
-    name = _name(path)
+def _entry(space: spaces.Space[Any], path: Path, image_size: int, grey: bool, named: NamedEntries) -> Entry:
     kind = _kind(space, path, named)
+    name = _name(path) if path else BARE_NAMES[kind != "picture"]
     if kind == "picture":
         assert isinstance(space, spaces.Box)
-        return picture_entry(space, name if path else "image", path, image_size, grey)
-    make = one_hot_entry if kind == "one_hot" else vector_entry
-    return make(space, name if path else "vector", path)
+        return picture_entry(space, name, path, image_size, grey)
+    return one_hot_entry(space, name, path) if kind == "one_hot" else vector_entry(space, name, path)
 
 
-def _kind(space: spaces.Space[Any], path: tuple[Any, ...], named: NamedEntries) -> Kind:
-    """Return what an entry is: what the settings say, or else what its space tells."""
-    shown, said = _shown_name(path), named.kind(_name(path))
-    if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiBinary, spaces.MultiDiscrete)):
+def _kind(space: spaces.Space[Any], path: Path, named: NamedEntries) -> Kind:
+    """Return how an entry is read: as the user said, or else as its space tells.
+
+    Raises:
+        UserError: if it is not supported, doubtful, or cannot be what the user said.
+    """
+    shown, given = _name_in_words(path), named.kind(_name(path))
+    if not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiBinary | spaces.MultiDiscrete):
         hint = " gymnasium.wrappers.FilterObservation leaves out a part of a Dict." if path else ""
         raise UserError(
             f"The environment's {shown} is {space}, which is not supported: it would have to be one of "
             f"{SUPPORTED_OBSERVATIONS}.{hint}"
         )
-    if isinstance(space, spaces.Box) and 0 in space.shape:
-        raise UserError(f"'{_name(path) or 'observation'}' has the shape {space.shape}: there is nothing in it.")
-    if said == "picture" and not (isinstance(space, spaces.Box) and picture_rule.can_be_picture(space)):
+    box = space if isinstance(space, spaces.Box) else None
+    if box and 0 in box.shape:
+        raise UserError(f"'{_name(path) or 'observation'}' has the shape {box.shape}: there is nothing in it.")
+    described = f"{box.dtype} {box.shape} from {bounds_in_words(box)}" if box else str(space)
+    if given == "picture" and not (box and can_be_picture(box)):
         raise UserError(
-            f"{named.list_of(said)} names the {shown}, which is {_describe(space)}: a picture is a Box of two or three "
+            f"{named.list_of(given)} names the {shown}, which is {described}: a picture is a Box of two or three "
             "axes with finite bounds, from which its values are brought to 0-255."
         )
-    if said == "one_hot" and not picture_rule.can_be_one_hot(space):
-        raise UserError(f"{named.list_of(said)} names the {shown}, which is {_describe(space)}, not whole numbers.")
-    if said:
-        return said
-    if not isinstance(space, spaces.Box):
+    if given == "one_hot" and box and is_real(box):
+        raise UserError(f"{named.list_of(given)} names the {shown}, which is {described}, not whole numbers.")
+    if given:
+        return given
+    if box is None:
         return "vector" if isinstance(space, spaces.MultiBinary) else "one_hot"
-    doubt = picture_rule.why_doubtful(space)
+    doubt = why_doubtful(box)
     if doubt:
         raise UserError(
-            f"The {shown} is {_describe(space)}, and whether that is a picture must be said, since {doubt}: "
-            f"{_choices(space, path, named)}."
+            f"The {shown} is {described}, and whether that is a picture must be said, since {doubt}: "
+            f"{_possible_flags(box, path, named)}."
         )
-    return "picture" if picture_rule.is_picture(space) else "vector"
+    return "picture" if is_picture(box) else "vector"
 
 
-def _choices(space: spaces.Box, path: tuple[Any, ...], named: NamedEntries) -> str:
-    """Return the flags that decide what a doubtful Box is, each with what it makes of it."""
+def _possible_flags(space: spaces.Box, path: Path, named: NamedEntries) -> str:
+    """Return the flags that decide how a doubtful Box is read, each with its result."""
     name, flags = _name(path), []
-    if picture_rule.can_be_picture(space):
+    if can_be_picture(space):
         height, width, channels = picture_shape(space.shape)
-        is_one = "channel" if channels == 1 else "channels"
-        flags.append(f"{named.flag('picture', name)} takes it for one of {height}×{width} with {channels} {is_one}")
+        unit = "channel" if channels == 1 else "channels"
+        flags.append(f"{named.flag('picture', name)} takes it for one of {height}×{width} with {channels} {unit}")
     flags.append(f"{named.flag('vector', name)} for {int(np.prod(space.shape)):,} plain numbers")
-    if picture_rule.can_be_one_hot(space) and one_hot_width(space) <= WIDE_ONE_HOT:
+    if not is_real(space) and one_hot_width(space) <= WIDE_ONE_HOT:
         flags.append(f"{named.flag('one_hot', name)} for one-hots of {one_hot_width(space):,} numbers")
     return ", ".join(flags[:-1]) + (" and " if flags[:-1] else "") + flags[-1]
 
 
-def _describe(space: spaces.Space[Any]) -> str:
-    if isinstance(space, spaces.Box):
-        return f"{space.dtype} {space.shape} from {shown_bounds(space)}"
-    return str(space)
-
-
-def _tell_undeclared(observation: Any, space: spaces.Space[Any], path: tuple[Any, ...]) -> None:
+def _report_undeclared(observation: Any, space: spaces.Space[Any], path: Path) -> None:
     """Warn of what an observation has beyond its space."""
     if not isinstance(space, spaces.Dict) or not isinstance(observation, dict):
         return
     for key, part in observation.items():
         if key in space.spaces:
-            _tell_undeclared(part, space.spaces[key], (*path, key))
+            _report_undeclared(part, space.spaces[key], (*path, key))
         else:
-            shown = _name((*path, key))
-            warn_once(("undeclared", shown), f"'{shown}' is shown but not in the observation space: it is left out")
+            name = _name((*path, key))
+            warn_once(("undeclared", name), f"'{name}' is shown but not in the observation space: it is left out")
 
 
-def _at(observation: Any, path: tuple[Any, ...], name: str) -> Any:
+def _at(observation: Any, path: Path, name: str) -> Any:
     """Return the part of nested dictionaries and tuples that the keys and indices lead to."""
     try:
         for key in path:

@@ -137,7 +137,7 @@ class Examiner:
 
 def _step(env: Any) -> int:
     """Take random actions and return how many."""
-    from dreamfleet.actors.spaces.actions import random_actions
+    from dreamfleet.actors.spaces.action_spaces import random_actions
 
     actions = random_actions(env.action_space, seed=0)
     began, steps = time.perf_counter(), 0

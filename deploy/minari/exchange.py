@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from dreamfleet import __version__
-from dreamfleet.actors.spaces.named_entries import NOTHING_NAMED, NamedEntries
+from dreamfleet.actors.spaces.entries import NOTHING_NAMED, NamedEntries
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.formatting import format_bytes

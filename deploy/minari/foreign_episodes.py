@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gymnasium import spaces
 
-from dreamfleet.actors.spaces.action_parts import Part, list_parts, values_of
-from dreamfleet.actors.spaces.actions import describe_action
-from dreamfleet.actors.spaces.entry import Entry
-from dreamfleet.actors.spaces.named_entries import NamedEntries
+from dreamfleet.actors.spaces.action_spaces import Part, describe_action, list_parts, values_of
+from dreamfleet.actors.spaces.entries import Entry, NamedEntries
 from dreamfleet.actors.spaces.observations import list_entries
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import Spaces, zero_action

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dreamfleet.actors.spaces.picture_size import make_grey, resize_picture
+from dreamfleet.actors.spaces.pictures import make_grey, resize_picture
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ObservationSpec, Spaces
 from dreamfleet.common.experience.steps import StepFormat

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreamfleet.actors.spaces.named_entries import NOTHING_NAMED, NamedEntries
+from dreamfleet.actors.spaces.entries import NOTHING_NAMED, NamedEntries
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.experience.steps import StepFormat

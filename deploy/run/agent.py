@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dreamfleet.actors.environments.make import Environment, make_environment
-from dreamfleet.actors.spaces.actions import action_converter
+from dreamfleet.actors.spaces.action_spaces import action_converter
 from dreamfleet.common.acting.policy import make_policy
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ObservationSpec, Spaces

@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from dreamfleet.actors.spaces.action_parts import list_parts, values_of
-from dreamfleet.actors.spaces.actions import action_converter, describe_action, null_action, random_actions
+from dreamfleet.actors.spaces.action_spaces import (
+    action_converter,
+    describe_action,
+    list_parts,
+    null_action,
+    random_actions,
+    values_of,
+)
 from dreamfleet.common.acting.policy import RandomPolicy
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ActionSpec

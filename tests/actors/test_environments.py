@@ -14,7 +14,7 @@ from counting_environment import ACTION_SPACES
 from gymnasium import spaces
 
 from dreamfleet.actors.environments.make import describe_spaces, make_environment, probe_environment
-from dreamfleet.actors.spaces.actions import action_converter, describe_action, null_action
+from dreamfleet.actors.spaces.action_spaces import action_converter, describe_action, null_action
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ObservationSpec, Spaces
 from dreamfleet.common.settings.schema import EnvironmentSettings

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from dreamfleet.actors.environment_batch import EnvironmentBatch, EnvironmentFailedError
 from dreamfleet.actors.environments.make import describe_spaces, make_environment, probe_environment
-from dreamfleet.actors.spaces.named_entries import NamedEntries
+from dreamfleet.actors.spaces.entries import NamedEntries
 from dreamfleet.actors.spaces.observations import list_entries
 from dreamfleet.actors.stream import Stream
 from dreamfleet.common import process_log

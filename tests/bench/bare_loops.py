@@ -13,7 +13,7 @@ import numpy as np
 
 from dreamfleet.actors.collector import environment_seeds
 from dreamfleet.actors.environments.make import Environment, describe_spaces, make_environment
-from dreamfleet.actors.spaces.actions import action_converter
+from dreamfleet.actors.spaces.action_spaces import action_converter
 from dreamfleet.common.acting.policy import Policy, make_policy
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.seeds import derive_seed

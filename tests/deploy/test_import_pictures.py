@@ -10,7 +10,7 @@ import pytest
 from gymnasium import spaces
 from make_chunks import Arrays, cut, make_stream
 
-from dreamfleet.actors.spaces.named_entries import NOTHING_NAMED
+from dreamfleet.actors.spaces.entries import NOTHING_NAMED
 from dreamfleet.actors.spaces.observations import list_entries
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from make_chunks import Arrays, counting_format, cut, image_format, make_stream, mixed_format
 from patience import PATIENCE_S
 
-from dreamfleet.actors.spaces.named_entries import NamedEntries
+from dreamfleet.actors.spaces.entries import NamedEntries
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.chunk import ChunkKey
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces

@@ -7,7 +7,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from dreamfleet.actors.spaces.actions import describe_action
+from dreamfleet.actors.spaces.action_spaces import describe_action
 from dreamfleet.common.acting.action_distributions import parameters_wanted, policy_outputs
 from dreamfleet.common.acting.agent import Agent
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
