@@ -1,4 +1,4 @@
-"""What the command line takes: each command, its flags and its help."""
+"""The command line's grammar: each command, its flags and its help, and settings as further flags."""
 
 from __future__ import annotations
 
@@ -12,18 +12,34 @@ from typing import Any, NoReturn
 
 from dreamfleet import __version__
 from dreamfleet.common.errors import UserError, nearest
-from dreamfleet.common.settings.resolve import describe_settings
+from dreamfleet.common.settings.resolve import describe_settings, known_paths
 from dreamfleet.common.settings.schema import Settings
 
 TAKE_SETTINGS = ("train", "collect", "doctor", "plan")
 """Commands that take settings as flags."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, as everything else here does."""
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Return the command and its flags.
 
+    `flags` holds the settings as (path, text), and `arguments` what follows `--` for `submit`.
+
+    Raises:
+        UserError: for an unknown command or flag, or a word that is neither, with the nearest that exists.
+    """
+    parser = make_parser()
+    split = arguments.index("--") if arguments[0] == "submit" and "--" in arguments else len(arguments)
+    given, rest = parser.parse_known_args(arguments[:split])
+    given.arguments = arguments[split + 1 :]
+    if given.command == "submit" and rest and not rest[0].startswith("--"):
+        raise UserError(f"'{rest[0]}' is not understood: the command to run follows '--'.")
+    given.flags = _read_settings(rest, given.command in TAKE_SETTINGS, _long_flags(parser, given.command))
+    return given
+
+
+class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Raise the sentence instead of printing the usage and leaving."""
+        """Raise one sentence instead of printing the usage and exiting."""
         wrong = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         hint = nearest(wrong[1], re.findall(r"[a-z]+", wrong[2])) if wrong else ""
         raise UserError(f"{message}.{hint} `{self.prog} --help` tells more.")
@@ -38,9 +54,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dreamfleet {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_train, _add_collect, _add_submit, _add_status, _add_doctor, _add_plan, _add_eval, _add_dream,
-                _add_replay):  # fmt: skip
-        add(commands)
+    _add_train(commands)
+    _add_collect(commands)
+    _add_submit(commands)
+    _add_checks(commands)
+    _add_eval_and_dream(commands)
+    _add_replay(commands)
     _command(commands, "presets", "list the built-in presets")
     return parser
 
@@ -48,12 +67,13 @@ def make_parser() -> argparse.ArgumentParser:
 def _add_train(commands: Any) -> None:
     train = _command(commands, "train", "collect and train, or resume a run")
     _takes_settings(train)
-    train.add_argument("--run", type=Path, metavar="DIR", help="the run's directory; an existing run is resumed "
-                       "(default: a new one under runs/)")  # fmt: skip
-    train.add_argument("--dataset", type=Path, metavar="DIR", help="train on what `dreamfleet collect` stored there, "
-                       "without environments")  # fmt: skip
-    train.add_argument("--dry-run", action="store_true", help="print the settings, what each came from, and how long "
-                       "it will take by a first measurement, and end; nothing is written")  # fmt: skip
+    _path(train, "--run", "the run's directory; an existing run is resumed (default: a new one under runs/)")
+    _path(train, "--dataset", "train on what `dreamfleet collect` stored there, without environments")
+    text = (
+        "print the settings, what each came from, and how long it will take by a first measurement, and end; "
+        "nothing is written"
+    )
+    train.add_argument("--dry-run", action="store_true", help=text)
     _takes_inline(train)
     _takes_address(train)
 
@@ -61,14 +81,18 @@ def _add_train(commands: Any) -> None:
 def _add_collect(commands: Any) -> None:
     collect = _command(commands, "collect", "only collect, into a dataset that `train --dataset` trains from")
     _takes_settings(collect)
-    collect.add_argument("--out", type=Path, required=True, metavar="DIR", help="the dataset's directory; one that "
-                         "holds less than --steps is continued")  # fmt: skip
-    collect.add_argument("--steps", type=_positive, help="environment steps that the dataset is to hold "
-                         "(default: train.env_steps)")  # fmt: skip
-    collect.add_argument("--policy", type=Path, metavar="RUN", help="a run whose learned policy acts, exploring as it "
-                         "did; its settings are the new dataset's (default: actions by chance)")  # fmt: skip
-    collect.add_argument("--checkpoint", choices=["newest", "best"], default="newest", help="of --policy; best: by "
-                         "evaluation return, or held-out loss if nothing was evaluated (default: newest)")  # fmt: skip
+    text = "the dataset's directory; one that holds less than --steps is continued"
+    _path(collect, "--out", text, required=True)
+    text = "environment steps that the dataset is to hold (default: train.env_steps)"
+    collect.add_argument("--steps", type=_positive, help=text)
+    text = (
+        "a run whose learned policy acts, exploring as it did; its settings are the new dataset's "
+        "(default: actions by chance)"
+    )
+    _path(collect, "--policy", text, metavar="RUN")
+    _takes_checkpoint(
+        collect, "of --policy; best: by evaluation return, or held-out loss if nothing was evaluated (default: newest)"
+    )
     collect.add_argument("--actors", metavar="COUNT", help="short for --actors.count")
     _takes_inline(collect)
     _takes_address(collect)
@@ -78,107 +102,112 @@ def _add_submit(commands: Any) -> None:
     submit = _command(commands, "submit", "run a dreamfleet command on a cluster and follow its log")
     submit.usage = "dreamfleet submit TARGET [flags] -- COMMAND ..."
     submit.epilog = "example: dreamfleet submit deploy/cluster.yaml -- train --preset small --env.id Pendulum-v1"
-    submit.add_argument("target", metavar="TARGET", help="the file that `ray up` was given, or the address "
-                        "http://HOST:8265 of a cluster's dashboard")  # fmt: skip
-    submit.add_argument("--working-dir", type=Path, metavar="DIR", help="a directory whose modules all nodes are to "
-                        "have, for an environment of your own")  # fmt: skip
-    submit.add_argument("--on", metavar="RESOURCE", help="run the command on a node with this resource, for example "
-                        "'learner' (default: the head, unless only others are declared to have it)")  # fmt: skip
+    text = "the file that `ray up` was given, or the address http://HOST:8265 of a cluster's dashboard"
+    submit.add_argument("target", metavar="TARGET", help=text)
+    text = "a directory whose modules all nodes are to have, for an environment of your own"
+    _path(submit, "--working-dir", text)
+    text = (
+        "run the command on a node with this resource, for example 'learner' (default: the head, unless only others "
+        "are declared to have it)"
+    )
+    submit.add_argument("--on", metavar="RESOURCE", help=text)
     submit.add_argument("--follow", metavar="ID", help="follow the log of a job submitted before")
     submit.add_argument("--stop", metavar="ID", help="end a job submitted before: it writes a checkpoint first")
 
 
-def _add_status(commands: Any) -> None:
+def _add_checks(commands: Any) -> None:
     status = _command(commands, "status", "say how a run stands, from its files alone")
-    status.add_argument("directory", type=Path, metavar="DIR", help="the run's directory")
+    _path(status, "directory", "the run's directory")
     status.add_argument("--json", action="store_true", help="as one JSON object")
 
-
-def _add_doctor(commands: Any) -> None:
     doctor = _command(commands, "doctor", "check this machine or a cluster before a run")
     _takes_settings(doctor)
-    doctor.add_argument("--run", type=Path, metavar="DIR", help="where the run is to be, or is: its disk is checked")
+    _path(doctor, "--run", "where the run is to be, or is: its disk is checked")
     _takes_address(doctor)
 
-
-def _add_plan(commands: Any) -> None:
     plan = _command(commands, "plan", "work out traffic, memory and what saturates first, from settings and rates")
     _takes_settings(plan)
-    plan.add_argument("--run", type=Path, metavar="DIR", help="a run whose settings and measured rates are taken")
+    _path(plan, "--run", "a run whose settings and measured rates are taken")
     plan.add_argument("--env-steps-per-s", type=_rate, metavar="RATE", help="environment steps per second of one actor")
     plan.add_argument("--updates-per-s", type=_rate, metavar="RATE", help="updates per second of the learner")
     plan.add_argument("--compression", type=_rate, metavar="FACTOR", help="raw bytes per stored byte of a step")
 
 
-def _add_eval(commands: Any) -> None:
+def _add_eval_and_dream(commands: Any) -> None:
     evaluate = _command(commands, "eval", "play episodes with a run's policy: returns and videos")
-    evaluate.add_argument("--run", type=Path, required=True, metavar="DIR", help="the run's directory")
+    _path(evaluate, "--run", "the run's directory", required=True)
     evaluate.add_argument("--episodes", type=_positive, default=5, help="episodes to play (default: 5)")
     evaluate.add_argument("--videos", type=_natural, default=1, help="episodes to film (default: 1)")
-    evaluate.add_argument(
-        "--seed", type=_natural, default=1_000_000, help="seed of the first episode (default: 1000000)"
+    text = "seed of the first episode (default: 1000000)"
+    evaluate.add_argument("--seed", type=_natural, default=1_000_000, help=text)
+    _takes_checkpoint(
+        evaluate, "best: by evaluation return, or held-out loss where nothing was evaluated (default: newest)"
     )
-    evaluate.add_argument("--checkpoint", choices=["newest", "best"], default="newest", help="best: by evaluation "
-                          "return, or held-out loss where nothing was evaluated (default: newest)")  # fmt: skip
-    evaluate.add_argument("--max-steps", type=_natural, default=10_000, metavar="STEPS", help="environment steps after "
-                          "which an episode is cut; 0: never (default: 10000)")  # fmt: skip
+    text = "environment steps after which an episode is cut; 0: never (default: 10000)"
+    evaluate.add_argument("--max-steps", type=_natural, default=10_000, metavar="STEPS", help=text)
 
-
-def _add_dream(commands: Any) -> None:
     dream = _command(commands, "dream", "imagine recorded sequences from their actions alone: video and error")
-    dream.add_argument("--run", type=Path, required=True, metavar="DIR", help="the run's directory")
+    _path(dream, "--run", "the run's directory", required=True)
     dream.add_argument("--sequences", type=_positive, default=32, help="sequences to imagine (default: 32)")
-    dream.add_argument(
-        "--context", type=_positive, help="steps seen before imagining (default: records.picture_context)"
-    )
+    text = "steps seen before imagining (default: records.picture_context)"
+    dream.add_argument("--context", type=_positive, help=text)
     dream.add_argument("--horizon", type=_positive, help="steps imagined (default: records.picture_steps - context)")
 
 
 def _add_replay(commands: Any) -> None:
     replay = _command(commands, "replay", "look into a replay, give it away or take one in")
     actions = replay.add_subparsers(dest="action", required=True, metavar="ACTION")
-    for name, text in (("info", "say what it holds"), ("verify", "check every record")):
-        _command(actions, name, text).add_argument("directory", type=Path, metavar="DIR",
-                                                   help="a run's, a dataset's or a replay's directory")  # fmt: skip
+    info = _command(actions, "info", "say what it holds")
+    verify = _command(actions, "verify", "check every record")
     export = _command(actions, "export", "write it as a dataset that other tools read, without loss")
-    export.add_argument("directory", type=Path, metavar="DIR", help="a run's, a dataset's or a replay's directory")
     take = _command(actions, "import", "make a dataset of one that another tool wrote")
-    take.add_argument("directory", type=Path, metavar="FROM", help="the other tool's dataset: its directory, or "
-                      "the id of one that Minari has here or can download, as D4RL/door/human-v2")  # fmt: skip
-    take.add_argument("--image-size", type=_side, default=0, metavar="SIDE", help="resize pictures to this side, by "
-                      "area, as env.image_size does (default: as they are)")  # fmt: skip
+    for command in (info, verify, export):
+        _path(command, "directory", "a run's, a dataset's or a replay's directory")
+    text = (
+        "the other tool's dataset: its directory, or the id of one that Minari has here or can download, "
+        "as D4RL/door/human-v2"
+    )
+    _path(take, "directory", text, metavar="FROM")
+    text = "resize pictures to this side, by area, as env.image_size does (default: as they are)"
+    take.add_argument("--image-size", type=_side, default=0, metavar="SIDE", help=text)
     take.add_argument("--grey", action="store_true", help="turn pictures grey, as env.grey does")
-    for flag, text in (("pictures", "pictures"), ("vectors", "plain numbers"), ("one-hot", "one-hots")):
-        setting = f"env.{flag.replace('-', '_')}"
-        take.add_argument(f"--{flag}", type=_name_list, default=(), metavar="NAMES",
-                          help=f"observations that are {text}, as {setting} names them")  # fmt: skip
+    for name, kind in (("pictures", "pictures"), ("vectors", "plain numbers"), ("one-hot", "one-hots")):
+        text = f"observations that are {kind}, as env.{name.replace('-', '_')} names them"
+        take.add_argument(f"--{name}", type=_name_list, default=(), metavar="NAMES", help=text)
     for command in (export, take):
         command.add_argument("--format", choices=["minari"], default="minari", help="(default: minari)")
-        command.add_argument("--out", type=Path, required=True, metavar="DIR", help="a directory that is not there yet")
+        _path(command, "--out", "a directory that is not there yet", required=True)
+
+
+def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    description = f"{text[0].upper()}{text[1:]}."
+    added: argparse.ArgumentParser = commands.add_parser(name, help=text, description=description, allow_abbrev=False)
+    return added
+
+
+def _path(command: argparse.ArgumentParser, name: str, text: str, metavar: str = "DIR", **options: Any) -> None:
+    command.add_argument(name, type=Path, metavar=metavar, help=text, **options)
 
 
 def _takes_settings(command: argparse.ArgumentParser) -> None:
     command.epilog = _settings_help()
     command.formatter_class = argparse.RawDescriptionHelpFormatter
-    command.add_argument("--preset", action="append", default=[], metavar="NAME",
-                         help="a built-in preset or a YAML file; several: the later over the earlier")  # fmt: skip
+    text = "a built-in preset or a YAML file; several: the later over the earlier"
+    command.add_argument("--preset", action="append", default=[], metavar="NAME", help=text)
+
+
+def _takes_checkpoint(command: argparse.ArgumentParser, text: str) -> None:
+    command.add_argument("--checkpoint", choices=["newest", "best"], default="newest", help=text)
 
 
 def _takes_inline(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--inline", action="store_true", help="all in this process, without Ray: repeatable, for debugging"
-    )
+    text = "all in this process, without Ray: repeatable, for debugging"
+    command.add_argument("--inline", action="store_true", help=text)
 
 
 def _takes_address(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--address", metavar="ADDRESS", help="a running Ray cluster, for example 'auto' "
-                         "(default: this machine alone)")  # fmt: skip
-
-
-def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.",
-                                                        allow_abbrev=False)  # fmt: skip
-    return made
+    text = "a running Ray cluster, for example 'auto' (default: this machine alone)"
+    command.add_argument("--address", metavar="ADDRESS", help=text)
 
 
 def _settings_help() -> str:
@@ -189,16 +218,52 @@ def _settings_help() -> str:
     for path, kind, default, meaning in describe_settings():
         head = path.split(".", 1)[0] if "." in path else ""
         if head != section:
-            heading = inspect.getdoc(Settings.model_fields[head].annotation)
-            lines += ["", f"{head}: {heading}", ""]
+            lines += ["", f"{head}: {inspect.getdoc(Settings.model_fields[head].annotation)}", ""]
             section = head
         lines.append(f"  --{path}  [{kind}; default: {default}]")
         lines += textwrap.wrap(meaning, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
 
+def _long_flags(parser: argparse.ArgumentParser, command: str) -> list[str]:
+    """Return the long flags that a command has beside the settings."""
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    known = commands.choices[command]._option_string_actions
+    return [flag.removeprefix("--") for flag in known if flag.startswith("--")]
+
+
+def _read_settings(rest: list[str], takes_settings: bool, long_flags: list[str]) -> list[tuple[str, str]]:
+    """Return (path, text) for what argparse did not know: `--path value` or `--path=value`."""
+    known = [*long_flags, *(known_paths() if takes_settings else [])]
+    sections = {name.split(".", 1)[0] for name in known}
+    flags, words = [], list(rest)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            raise UserError(f"'{word}' is not understood: settings are given as '--path value'.")
+        path, equals, text = word.removeprefix("--").partition("=")
+        if not takes_settings or path.split(".", 1)[0] not in sections:
+            raise UserError(f"there is no flag --{path}.{nearest(path, known)}")
+        if not equals:
+            if not words or words[0].startswith("--"):
+                raise UserError(f"flag --{path}: a value is missing: '--{path} VALUE'.")
+            text = words.pop(0)
+        flags.append((path, text))
+    return flags
+
+
 def _name_list(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.strip("[] ").split(","))
+
+
+def _natural(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return value
 
 
 def _positive(text: str) -> int:
@@ -212,16 +277,6 @@ def _side(text: str) -> int:
     value = _positive(text)
     if value % 16:
         raise argparse.ArgumentTypeError(f"{text} is no multiple of 16, as encoders want it; most take 64")
-    return value
-
-
-def _natural(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is less than 0")
     return value
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings.resolve import preset_names, resolve
-from dreamfleet.deploy.parser import TAKE_SETTINGS, make_parser
+from dreamfleet.deploy.parser import TAKE_SETTINGS, make_parser, parse
 
 HOME = "~/dreamfleet"
 """Where relative paths begin on the node: a job's own directory is temporary."""
@@ -46,13 +46,12 @@ class EntryPoint:
         Raises:
             UserError: for what the command would refuse as well, and for presets that do not go to the cluster.
         """
-        from dreamfleet.deploy.command_line import parse
-
         if not arguments or arguments[0] == "submit":
             raise UserError(
                 "submit: there is no command to run: it stands after '--', as in `-- train --preset small`."
             )
-        given, flags = parse(arguments)
+        given = parse(arguments)
+        flags = given.flags
         subject = _check(given, flags)
         job_id = f"{given.command}-{subject}-" if subject else f"{given.command}-"
         job_id += f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"  # sweeps submit several in one second

@@ -85,7 +85,7 @@ def test_a_file_for_kubernetes_is_told_from_others(ray: FakeRay, capsys: pytest.
     [
         ([HTTP], ["no command", "'--'"]),
         ([HTTP, "--"], ["no command", "'--'"]),
-        ([HTTP, "train"], ["'train'", "after '--'"]),
+        ([HTTP, "train"], ["'train'", "'--'"]),
         ([HTTP, "--", "trian"], ["Did you mean 'train'"]),
         ([HTTP, "--", "submit", HTTP], ["no command"]),
         ([HTTP, "--", "train", "--env.idd", "x"], ["Did you mean 'env.id'"]),
