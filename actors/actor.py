@@ -17,7 +17,7 @@ from dreamfleet.actors.evaluator import EvaluationReport, evaluate_weights
 from dreamfleet.common.acting.weights import PublishedWeights
 from dreamfleet.common.process_log import WorkerLog
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.replay.client import RaySink
+from dreamfleet.replay.ray_replay import RayChunkWriter
 
 WEIGHTS_TIMEOUT_S = 30.0
 """New weights that do not arrive within this time are left for the next order."""
@@ -47,7 +47,7 @@ class ActorProcess:
         if handover:
             handover.take(ray.get_runtime_context().get_node_id())
         self._log = WorkerLog.install()
-        self._life = (settings, actor, incarnation, RaySink(replay))
+        self._life = (settings, actor, incarnation, RayChunkWriter(replay))
         self._built: Collector | None = None
 
     @property

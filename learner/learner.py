@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,25 +33,13 @@ from dreamfleet.learner.prefetcher import BatchSource, DirectSource, Prefetcher
 from dreamfleet.learner.staleness import staleness
 from dreamfleet.learner.updater import Stopwatch, Updater
 from dreamfleet.learner.world_model_loss import world_model_loss
-from dreamfleet.replay.errors import NotEnoughExperienceError
-from dreamfleet.replay.packed import PackedBatch, unpack
+from dreamfleet.replay.compressed_batch import decompress
+from dreamfleet.replay.interface import ExperienceReplay, NotEnoughExperienceError
 
 HELD_OUT_BATCHES = 4
 """Batches that the held-out loss is the mean of."""
 _STAYS_BEHIND = ("episode", "version")
 """Fields that no loss reads: they stay off the device."""
-
-
-class ReplayLike(Protocol):
-    """What a learner wants of a replay, in this process or in another."""
-
-    def sample(self, batch_number: int, batch_size: int) -> PackedBatch:
-        """Return the training batch of a number."""
-        ...
-
-    def sample_held_out(self, batch_number: int, batch_size: int, length: int) -> PackedBatch | None:
-        """Return a batch of held-out sequences, or None if there is none of that length."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -103,7 +91,7 @@ class Learner:
         self,
         settings: Settings,
         spaces: Spaces,
-        replay: ReplayLike,
+        replay: ExperienceReplay,
         run_directory: Path,
         prefetch: bool,
         busy_cores: int = 0,
@@ -190,7 +178,7 @@ class Learner:
 
     def _fetch(self, number: int) -> dict[str, Tensor]:
         """Return the batch of an update in this process's memory, pinned if it is to go to a GPU."""
-        arrays = unpack(self._replay.sample(number, self._settings.learner.batch_size), self._format)
+        arrays = decompress(self._replay.sample(number, self._settings.learner.batch_size), self._format)
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if self._device.type != "cuda":
             return tensors
@@ -312,7 +300,7 @@ class Learner:
         held_out = arrays is not None
         if arrays is None:
             try:
-                arrays = unpack(self._replay.sample(self.updates, 8), self._format)
+                arrays = decompress(self._replay.sample(self.updates, 8), self._format)
             except NotEnoughExperienceError:
                 return None
             arrays = longest_episode(arrays, records.picture_steps)
@@ -326,6 +314,6 @@ class Learner:
         while length >= least:
             packed = self._replay.sample_held_out(number, size, length)
             if packed is not None:
-                return unpack(packed, self._format)
+                return decompress(packed, self._format)
             length //= 2
         return None

@@ -18,7 +18,7 @@ from dreamfleet.learner.hardware import TorchThreads
 from dreamfleet.learner.learner import Learner, TrainReport
 from dreamfleet.learner.pictures.pictures import Pictures
 from dreamfleet.learner.publishing_learner import PublishingLearner, Restored
-from dreamfleet.replay.client import RayReplay
+from dreamfleet.replay.ray_replay import RayReplay
 from dreamfleet.replay.sharded import ShardedReplay
 
 

@@ -19,14 +19,13 @@ from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.blocks import DamagedChunkError
 from dreamfleet.common.experience.chunk import ChunkKey, decode_chunk, encode_chunk
 from dreamfleet.common.experience.steps import CHUNK_STEPS, StepFormat
-from dreamfleet.replay.recovery import Damage, scan
-from dreamfleet.replay.segment import DamagedSegmentError, Segment, open_segments, segment_paths
-from dreamfleet.replay.segments import check_same_format, read_format
+from dreamfleet.replay.segment import Damage, DamagedSegmentError, Segment, open_segments, scan, segment_paths
+from dreamfleet.replay.segment_log import check_same_format, read_format
 
 _SPARE_FILES = 256
 
 
-class Piece(NamedTuple):
+class StoredEpisode(NamedTuple):
     """Following steps of one episode: all that are stored without a gap.
 
     A whole episode begins with `is_first` and ends with `is_last`. A piece lacks its beginning or its end where that
@@ -111,7 +110,7 @@ class StoredStreams:
             self.close()
             raise
 
-    def pieces(self) -> Iterator[Piece]:
+    def episodes(self) -> Iterator[StoredEpisode]:
         """Yield all episodes and pieces of episodes, stream by stream, each stream in order."""
         parts: list[_Part] = []
         for chunk in self._read_chunks():
@@ -190,7 +189,7 @@ class StoredStreams:
                 yield _Part(place.key, place.first_step, arrays)
 
 
-def cut_records(step_format: StepFormat, pieces: Iterable[Piece]) -> Iterator[bytes]:
+def cut_chunks(step_format: StepFormat, pieces: Iterable[StoredEpisode]) -> Iterator[bytes]:
     """Yield the records of the chunks that pieces came from: what `StoredStreams.pieces` takes apart, put together.
 
     Args:
@@ -222,7 +221,7 @@ def _split_by_episode(chunk: _Part) -> Iterator[_Part]:
         yield chunk.between(start, stop)
 
 
-def _split_by_chunk(piece: Piece) -> Iterator[_Part]:
+def _split_by_chunk(piece: StoredEpisode) -> Iterator[_Part]:
     edges = [0, *(np.flatnonzero(np.diff(piece.chunks)) + 1).tolist(), len(piece)]
     for start, stop in pairwise(edges):
         key = ChunkKey(*piece.place[:3], int(piece.chunks[start]))
@@ -235,18 +234,18 @@ def _continues(before: _Part, after: _Part) -> bool:
     return follows and not (after.arrays["is_first"][0] or before.arrays["is_last"][-1])
 
 
-def _join(parts: Sequence[_Part]) -> Piece:
+def _join(parts: Sequence[_Part]) -> StoredEpisode:
     lengths = [len(part.arrays["reward"]) for part in parts]
-    chunks = np.repeat(np.array([part.key.sequence for part in parts], np.int64), lengths)
+    chunks = np.repeat(np.array([part.key.number for part in parts], np.int64), lengths)
     arrays = {name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays}
-    return Piece(*parts[0].key[:3], parts[0].first_step, chunks, arrays)
+    return StoredEpisode(*parts[0].key[:3], parts[0].first_step, chunks, arrays)
 
 
 def _check_order(before: _Part, after: _Part) -> None:
     same_stream = before.key[:3] == after.key[:3]
-    if same_stream and after.key.sequence - before.key.sequence in (0, 1) and before.stop != after.first_step:
+    if same_stream and after.key.number - before.key.number in (0, 1) and before.stop != after.first_step:
         raise ValueError(
-            f"step {after.first_step} of chunk {after.key.sequence} of stream {after.key.stream} of actor "
+            f"step {after.first_step} of chunk {after.key.number} of stream {after.key.stream} of actor "
             f"{after.key.actor} comes after step {before.stop - 1}"
         )
     if after.key < before.key:

@@ -19,13 +19,13 @@ import numpy as np
 from dreamfleet.common.experience.chunk import ChunkHeader, ChunkKey
 from dreamfleet.replay.chunk_table import ChunkTable, Row
 from dreamfleet.replay.draw_order import DrawOrder
-from dreamfleet.replay.segments import Location
+from dreamfleet.replay.segment_log import Location
 from dreamfleet.replay.starts import StartRules, ones, set_bits
 
 _DICT_ENTRY_BYTES = 72  # two integers outside the dict's own table
 
 
-class Piece(NamedTuple):
+class ChunkSlice(NamedTuple):
     """Steps `start` to `stop` of a chunk, which fill a batch's row from its step `at` on.
 
     It `begins` anew at the row's first step, and where held-out steps were left out before it.
@@ -79,7 +79,7 @@ class Index:
         if number is None:
             return False
         stream = self._streams[number]
-        return key.sequence in stream.chunks or key.sequence <= stream.dropped
+        return key.number in stream.chunks or key.number <= stream.dropped
 
     def add(self, header: ChunkHeader, location: Location) -> None:
         """Take in a chunk that `knows` did not know."""
@@ -88,18 +88,18 @@ class Index:
         front_bytes = header.blocks[0].offset + header.blocks[0].stored_bytes
         held_out = self._rules.held_out_steps(header)
         row = Row(
-            number, key.sequence, header.first_step, header.steps, header.first_mask, held_out, 0, location.segment,
+            number, key.number, header.first_step, header.steps, header.first_mask, held_out, 0, location.segment,
             location.offset, front_bytes, header.oldest_version, header.newest_version, False,
         )  # fmt: skip
         chunk = self._table.add(row)
-        self._streams[number].chunks[key.sequence] = chunk
+        self._streams[number].chunks[key.number] = chunk
         self.next_incarnation = max(self.next_incarnation, key.incarnation + 1)
         self.chunks += 1
         self.steps += header.steps
         self.episodes += header.first_mask.bit_count()
         if held_out:
             self._held_out.add(chunk)
-        self._refresh(number, key.sequence)
+        self._refresh(number, key.number)
 
     def holds(self, chunk: int) -> bool:
         """Whether the chunk with this id is still there."""
@@ -181,7 +181,7 @@ class Index:
         dicts = sum(sys.getsizeof(stream.chunks) for stream in self._streams)
         return self._table.nbytes + self._order.nbytes + dicts + _DICT_ENTRY_BYTES * self.chunks
 
-    def draw(self, rng: np.random.Generator, count: int, recent_fraction: float, recent_steps: int) -> list[Piece]:
+    def draw(self, rng: np.random.Generator, count: int, recent_fraction: float, recent_steps: int) -> list[ChunkSlice]:
         """Return the pieces of `count` sequences, drawn with replacement; there must be a valid start.
 
         Args:
@@ -196,7 +196,7 @@ class Index:
             piece for row, (chunk, start) in enumerate(starts) for piece in self._cut(row, chunk, start, self._length)
         ]
 
-    def draw_held_out(self, rng: np.random.Generator, count: int, length: int) -> list[Piece] | None:
+    def draw_held_out(self, rng: np.random.Generator, count: int, length: int) -> list[ChunkSlice] | None:
         """Return the pieces of `count` windows of `length` held-out steps, each within an episode; None if none fits.
 
         This looks at every chunk with held-out steps: it is meant for now and then.
@@ -296,14 +296,14 @@ class Index:
             steps += beside.steps
         return self._rules.held_out(run, length) & ones(row.steps)
 
-    def _cut(self, row: int, chunk: int, start: int, length: int, held_out: bool = False) -> list[Piece]:
+    def _cut(self, row: int, chunk: int, start: int, length: int, held_out: bool = False) -> list[ChunkSlice]:
         """Return the pieces of the sequence of `length` steps, all held out or all not, that starts at `start`."""
         pieces, at, begins, entry = [], 0, True, self._table[chunk]
         while True:
             end = entry.steps if held_out else entry.trained_on[1]
             stop = min(end, start + length - at)
             if start < stop:
-                pieces.append(Piece(row, at, chunk, start, stop, begins))
+                pieces.append(ChunkSlice(row, at, chunk, start, stop, begins))
                 at, begins = at + stop - start, False
             if at == length:
                 return pieces

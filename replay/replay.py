@@ -18,11 +18,11 @@ from dreamfleet.common.process_log import LogRecord
 from dreamfleet.common.seeds import derive_seed
 from dreamfleet.common.settings.schema import ReplaySettings
 from dreamfleet.replay.capacity import segment_size, whole_capacity_gb
-from dreamfleet.replay.errors import NotEnoughExperienceError
-from dreamfleet.replay.index import Index, Piece
-from dreamfleet.replay.packed import DamagedPieceError, PackedBatch, Source, pack
+from dreamfleet.replay.compressed_batch import CompressedBatch, DamagedPieceError, Source, pack
+from dreamfleet.replay.index import ChunkSlice, Index
+from dreamfleet.replay.interface import NotEnoughExperienceError
 from dreamfleet.replay.segment import SegmentHeader
-from dreamfleet.replay.segments import SegmentLog
+from dreamfleet.replay.segment_log import SegmentLog
 from dreamfleet.replay.shortage import Shortage
 
 _LOG = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class Replay:
         """1 + the greatest incarnation of any chunk ever stored; 0 if there was none."""
         return self._index.next_incarnation
 
-    def append(self, record: bytes | memoryview | np.ndarray) -> bool:
+    def append(self, chunk: bytes | memoryview | np.ndarray) -> bool:
         """Store a record; True if it is new, False if its chunk was stored before.
 
         A record of a life that was retired is not stored either: nobody counts on it any more.
@@ -114,7 +114,7 @@ class Replay:
         """
         if not self._directory_lock:
             raise UserError(f"{self._directory} was opened to be read only: nothing can be stored in it.")
-        view = record.data if isinstance(record, np.ndarray) else memoryview(record)
+        view = chunk.data if isinstance(chunk, np.ndarray) else memoryview(chunk)
         header = check_record(self._step_format, view)
         with self._writing:
             life = header.key.actor, header.key.incarnation
@@ -137,7 +137,7 @@ class Replay:
                 self._index.add(header, location)
         return True
 
-    def sample(self, batch_number: int, batch_size: int) -> PackedBatch:
+    def sample(self, batch_number: int, batch_size: int) -> CompressedBatch:
         """Return `batch_size` sequences to train on, drawn with replacement.
 
         The draw depends on the run's seed, the number of the batch and what is stored, and on nothing else.
@@ -159,7 +159,7 @@ class Replay:
             if packed is not None:
                 return packed
 
-    def sample_held_out(self, batch_number: int, batch_size: int, length: int) -> PackedBatch | None:
+    def sample_held_out(self, batch_number: int, batch_size: int, length: int) -> CompressedBatch | None:
         """Return windows of `length` steps of an episode that are never trained on; None if there is none."""
         rng = np.random.default_rng(derive_seed(self._seed, "sample held out", batch_number))
         while True:
@@ -275,7 +275,7 @@ class Replay:
         with self._lock:
             self._log.drop(excess)
 
-    def _pin(self, pieces: list[Piece]) -> list[Source]:
+    def _pin(self, pieces: list[ChunkSlice]) -> list[Source]:
         """Look up where the pieces lie and keep their files readable; the lock is held."""
         sources = []
         for piece in pieces:
@@ -285,7 +285,7 @@ class Replay:
             sources.append(Source(piece, segment, row.offset, row.front_bytes))
         return sources
 
-    def _pack(self, sources: list[Source], batch_size: int, length: int) -> PackedBatch | None:
+    def _pack(self, sources: list[Source], batch_size: int, length: int) -> CompressedBatch | None:
         """Read the pieces; if one is damaged take its chunk out, so that the next draw avoids it, and return None."""
         try:
             return pack(self._step_format, batch_size, length, sources)

@@ -21,9 +21,16 @@ from dreamfleet.common.experience.chunk import ChunkHeader, decode_chunk
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.formatting import format_bytes
 from dreamfleet.common.lock import LOCK_NAME
-from dreamfleet.replay.recovery import Damage, scan
-from dreamfleet.replay.segment import DamagedSegmentError, Segment, SegmentHeader, open_segments, segment_paths
-from dreamfleet.replay.segments import read_format
+from dreamfleet.replay.segment import (
+    Damage,
+    DamagedSegmentError,
+    Segment,
+    SegmentHeader,
+    open_segments,
+    scan,
+    segment_paths,
+)
+from dreamfleet.replay.segment_log import read_format
 from dreamfleet.replay.shards import shard_directories
 
 
@@ -244,8 +251,8 @@ def _order_faults(earlier: _Record, later: _Record) -> list[str]:
     before, after = earlier.header, later.header
     if before.key[:3] != after.key[:3] or before.key == after.key:
         return []
-    if after.key.sequence != before.key.sequence + 1:
-        return [f"{_name(later)}: chunks {before.key.sequence + 1} to {after.key.sequence - 1} before it are missing."]
+    if after.key.number != before.key.number + 1:
+        return [f"{_name(later)}: chunks {before.key.number + 1} to {after.key.number - 1} before it are missing."]
     if after.first_step != before.first_step + before.steps:
         return [f"{_name(later)} begins with step {after.first_step}, not {before.first_step + before.steps}."]
     if (before.last_mask >> before.steps - 1) & 1 != after.first_mask & 1:
@@ -265,9 +272,9 @@ def _episodes(records: list[_Record], step_format: StepFormat) -> tuple[list[flo
         total, length, expected = 0.0, -1, -1
         for record in chunks:
             small = _small_fields(record, step_format)
-            if small is None or record.header.key.sequence != expected:
+            if small is None or record.header.key.number != expected:
                 length = -1
-            expected = record.header.key.sequence + 1
+            expected = record.header.key.number + 1
             if small is None:
                 continue
             for first, last, reward in zip(small["is_first"], small["is_last"], small["reward"], strict=True):

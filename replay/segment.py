@@ -13,15 +13,30 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from dreamfleet.common.experience.blocks import DamagedChunkError
+from dreamfleet.common.experience.chunk import MAGIC as CHUNK_MAGIC
+from dreamfleet.common.experience.chunk import (
+    PREFIX,
+    ChunkHeader,
+    check_header,
+    check_record,
+    parse_header,
+    record_size,
+)
+from dreamfleet.common.experience.steps import StepFormat
 
 MAGIC = b"DFSG"
 SUFFIX = ".dfl"
 _PREFIX = struct.Struct("<4sII")
 _MOST_HEADER_BYTES = 1 << 28
+_GUESS_BYTES = 512
+_SEARCH_BYTES = 1 << 20
+_MOST_CHUNK_HEADER_BYTES = 1 << 20
 
 
 class DamagedSegmentError(Exception):
@@ -191,3 +206,83 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class FoundChunk(NamedTuple):
+    """A record: where it begins, and its header."""
+
+    offset: int
+    header: ChunkHeader
+
+
+class Damage(NamedTuple):
+    """Bytes that are no record: where they begin, where they end, and what is wrong with them."""
+
+    offset: int
+    stop: int
+    reason: str
+
+
+def scan(segment: Segment, step_format: StepFormat, start: int, bodies: bool) -> Iterator[FoundChunk | Damage]:
+    """Yield every record of a segment in order, and every stretch of bytes that is none.
+
+    Args:
+        segment: where to look.
+        step_format: records of any other format count as damaged.
+        start: offset of the first record.
+        bodies: whether to read and check the bodies too; headers alone take a thousandth of the reading.
+    """
+    offset = start
+    while offset < segment.size:
+        try:
+            header = _read_record(segment, step_format, offset, bodies)
+        except DamagedChunkError as error:
+            stop = _next_record(segment, step_format, offset + 1)
+            yield Damage(offset, stop, str(error))
+            offset = stop
+        else:
+            yield FoundChunk(offset, header)
+            offset += header.record_bytes
+
+
+def _read_record(segment: Segment, step_format: StepFormat, offset: int, body: bool) -> ChunkHeader:
+    """Return the header of the record at `offset` after the checks asked for."""
+    header = _read_header(segment, step_format, offset)
+    if offset + header.record_bytes > segment.size:
+        missing = offset + header.record_bytes - segment.size
+        raise DamagedChunkError(f"the last {missing} bytes of the record are missing")
+    if body:
+        check_record(step_format, segment.read(offset, header.record_bytes))
+    return header
+
+
+def _read_header(segment: Segment, step_format: StepFormat, offset: int) -> ChunkHeader:
+    """Return the header of the record at `offset`, whatever became of its body."""
+    front = segment.read(offset, _GUESS_BYTES)
+    header_bytes, _ = record_size(front)
+    if header_bytes > _MOST_CHUNK_HEADER_BYTES:
+        raise DamagedChunkError(f"a record's header cannot have {header_bytes} bytes")
+    if PREFIX.size + header_bytes > len(front):
+        front = segment.read(offset, PREFIX.size + header_bytes)
+    header = parse_header(front)
+    check_header(step_format, header)
+    return header
+
+
+def _next_record(segment: Segment, step_format: StepFormat, start: int) -> int:
+    """Return the offset of the next intact header from `start` on, or the segment's end."""
+    position = start
+    while position < segment.size:
+        window = segment.read(position, _SEARCH_BYTES)
+        at = window.find(CHUNK_MAGIC)
+        while at >= 0:
+            try:
+                _read_header(segment, step_format, position + at)
+            except DamagedChunkError:
+                at = window.find(CHUNK_MAGIC, at + 1)
+            else:
+                return position + at
+        if len(window) < len(CHUNK_MAGIC):
+            break
+        position += len(window) - len(CHUNK_MAGIC) + 1  # a magic may lie across two windows
+    return segment.size

@@ -6,15 +6,14 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from dreamfleet.common.process_log import LogRecord
 from dreamfleet.common.seeds import derive_seed
-from dreamfleet.replay.errors import NotEnoughExperienceError, ReplayLostError
-from dreamfleet.replay.packed import PackedBatch, join_batches
+from dreamfleet.replay.compressed_batch import CompressedBatch, join_batches
+from dreamfleet.replay.interface import NotEnoughExperienceError, ReplayLostError, Shard
 from dreamfleet.replay.shortage import Shortage
 
 _LOG = logging.getLogger(__name__)
@@ -22,55 +21,6 @@ _CALLERS = 3
 """Calls to all shards that go on side by side: two prefetch threads' and one more."""
 
 T = TypeVar("T")
-
-
-class Shard(Protocol):
-    """What is asked of a shard; `Replay` and `RayReplay` are shards."""
-
-    @property
-    def directory(self) -> Path | None:
-        """Where it stores, if that is known."""
-        ...
-
-    def append(self, record: bytes) -> bool:
-        """See `Replay.append`."""
-        ...
-
-    def sample(self, batch_number: int, batch_size: int) -> PackedBatch:
-        """See `Replay.sample`."""
-        ...
-
-    def sample_held_out(self, batch_number: int, batch_size: int, length: int) -> PackedBatch | None:
-        """See `Replay.sample_held_out`."""
-        ...
-
-    def counters(self) -> tuple[int, int, int]:
-        """See `Replay.counters`."""
-        ...
-
-    def stats(self) -> dict[str, float]:
-        """See `Replay.stats`."""
-        ...
-
-    def shortage(self) -> Shortage:
-        """See `Replay.shortage`."""
-        ...
-
-    def log_records(self) -> list[LogRecord]:
-        """See `Replay.log_records`."""
-        ...
-
-    def retire(self, actor: int, incarnation: int) -> int:
-        """See `Replay.retire`."""
-        ...
-
-    def sync(self) -> None:
-        """See `Replay.sync`."""
-        ...
-
-    def close(self) -> None:
-        """See `Replay.close`."""
-        ...
 
 
 class _Figures(NamedTuple):
@@ -114,7 +64,7 @@ class ShardedReplay:
         """Numbers of the shards that are not lost."""
         return list(self._alive)
 
-    def sample(self, batch_number: int, batch_size: int) -> PackedBatch:
+    def sample(self, batch_number: int, batch_size: int) -> CompressedBatch:
         """Return `batch_size` sequences to train on, drawn with replacement; see `Replay.sample`.
 
         How many come from each shard is drawn in proportion to the valid starts they have at this moment, so that each
@@ -138,7 +88,7 @@ class ShardedReplay:
             if len(parts) == len(split):  # else a shard was lost
                 return join_batches(list(parts.values()))
 
-    def sample_held_out(self, batch_number: int, batch_size: int, length: int) -> PackedBatch | None:
+    def sample_held_out(self, batch_number: int, batch_size: int, length: int) -> CompressedBatch | None:
         """Return windows of `length` steps of an episode that are never trained on; None if there is none.
 
         Every stream holds out the same share of its steps, so the windows come from the shards in proportion to

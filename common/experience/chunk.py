@@ -3,7 +3,7 @@
 A record, as it travels and as it is stored (all integers little-endian):
 
     prefix   magic "DFCK" | header bytes u32 | body bytes u32 | CRC-32 of the header u32
-    header   format u32 | actor u32 | incarnation u32 | stream u32 | sequence u64 | first_step u64 | episode u32
+    header   format u32 | actor u32 | incarnation u32 | stream u32 | number u64 | first_step u64 | episode u32
              steps u32 | first mask u64 | last mask u64 | terminal mask u64 | oldest version i32 | newest version i32
              blocks u32
              then for each block: stored bytes u32 (top bit: compressed) | CRC-32 of the stored bytes u32
@@ -55,7 +55,7 @@ class ChunkKey(NamedTuple):
     actor: int
     incarnation: int
     stream: int
-    sequence: int
+    number: int
 
 
 class ChunkHeader(NamedTuple):
@@ -113,7 +113,7 @@ def encode_chunk(
         table += [len(body) | (_COMPRESSED if compressed else 0), zlib.crc32(body)]
     versions = checked["version"]
     header = _HEADER.pack(
-        step_format.identity, *key[:3], key.sequence, first_step, int(checked["episode"][0]), steps,
+        step_format.identity, *key[:3], key.number, first_step, int(checked["episode"][0]), steps,
         _mask(checked["is_first"]), _mask(checked["is_last"]), _mask(checked["is_terminal"]),
         int(versions.min()), int(versions.max()), len(bodies),
     ) + struct.pack(f"<{len(table)}I", *table)  # fmt: skip

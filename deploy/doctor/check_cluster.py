@@ -12,7 +12,7 @@ from dreamfleet.deploy.doctor.check_nodes import NodeAnswer, ask_nodes, lost_nod
 from dreamfleet.deploy.doctor.checks import Line, Section
 from dreamfleet.deploy.plan.footprint import Footprint
 from dreamfleet.deploy.workers.placement import LEARNER_RESOURCE, choose_home, room_for_actors
-from dreamfleet.replay.client import IN_FLIGHT
+from dreamfleet.replay.ray_replay import IN_FLIGHT
 
 
 def examine_cluster(settings: Settings, directory: str, dashboard: str) -> list[Section]:

@@ -26,7 +26,7 @@ from dreamfleet.deploy.minari.source import MinariSource
 from dreamfleet.deploy.minari.writer import require_minari, write_dataset
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.state import StateWriter
-from dreamfleet.replay.episodes import Piece, StoredStreams, cut_records
+from dreamfleet.replay.episodes import StoredEpisode, StoredStreams, cut_chunks
 from dreamfleet.replay.replay import Replay
 from dreamfleet.replay.shards import shard_directories
 
@@ -50,7 +50,7 @@ def export_replay(directory: Path, out: Path) -> int:
         _check_room(out, target, streams)
         metadata = describe_dataset(name, config, streams.step_format.spaces, __version__)
         counts = write_dataset(
-            target, streams.step_format, _tell(streams.pieces(), streams.steps, "exported"), metadata
+            target, streams.step_format, _tell(streams.episodes(), streams.steps, "exported"), metadata
         )
     for fault in streams.faults:
         print(f"passed over: {fault}")
@@ -122,7 +122,7 @@ def _store(
     room = _roomy(settings.replay, most * (step_format.step_bytes + _RECORD_BYTES), most)
     with closing(Replay(directory, step_format, room, sequence_length=2, seed=settings.seed)) as replay:
         try:
-            for record in cut_records(step_format, _tell(pieces, most, "imported")):
+            for record in cut_chunks(step_format, _tell(pieces, most, "imported")):
                 if not replay.append(record):
                     raise UserError(f"{source.data} holds a chunk twice: another tool has changed it.")
         except ValueError as error:
@@ -200,7 +200,7 @@ def _unfinished(out: Path) -> Iterator[Path]:
         shutil.rmtree(target, ignore_errors=True)
 
 
-def _tell(pieces: Iterable[Piece], most_steps: int, verb: str) -> Iterator[Piece]:
+def _tell(pieces: Iterable[StoredEpisode], most_steps: int, verb: str) -> Iterator[StoredEpisode]:
     """Pass pieces on and print every few seconds how far it is."""
     told, steps = time.monotonic(), 0
     for episodes, piece in enumerate(pieces, 1):

@@ -15,7 +15,7 @@ from dreamfleet.actors.spaces.observations import list_entries
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import Spaces, zero_action
 from dreamfleet.common.experience.steps import CHUNK_STEPS, StepFormat
-from dreamfleet.replay.episodes import Piece
+from dreamfleet.replay.episodes import StoredEpisode
 
 if TYPE_CHECKING:
     from minari.dataset.minari_storage import MinariStorage
@@ -53,7 +53,7 @@ class ForeignEpisodes:
         self.notes.append(f"observations: {', '.join(map(str, self._entries))}")
         self._note_pictures()
 
-    def pieces(self, episodes: Iterable[Mapping[str, Any]]) -> Iterator[Piece]:
+    def pieces(self, episodes: Iterable[Mapping[str, Any]]) -> Iterator[StoredEpisode]:
         """Yield each episode as a piece of stream 0 of actor 0.
 
         Raises:
@@ -67,7 +67,7 @@ class ForeignEpisodes:
             except (ValueError, KeyError, TypeError, IndexError) as error:
                 raise UserError(f"{self._storage.data_path}: episode {number}: {error}.") from None
             steps = np.arange(first_step, first_step + len(arrays["reward"]))
-            yield Piece(0, 0, 0, first_step, steps // CHUNK_STEPS, arrays)
+            yield StoredEpisode(0, 0, 0, first_step, steps // CHUNK_STEPS, arrays)
             first_step += len(steps)
         self._note_rounding()
         if ends_inside:

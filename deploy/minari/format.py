@@ -30,7 +30,7 @@ from gymnasium import spaces
 
 from dreamfleet.common.experience.spaces import ActionSpec, Spaces
 from dreamfleet.common.experience.steps import StepFormat
-from dreamfleet.replay.episodes import Piece
+from dreamfleet.replay.episodes import StoredEpisode
 
 DATA_FOLDER = "data"
 """Where in a dataset's directory Minari looks for everything."""
@@ -79,7 +79,7 @@ def action_space(spec: ActionSpec) -> spaces.Space[Any]:
     return spaces.Dict({CHOICES: spaces.MultiDiscrete(np.array(spec.choices)), REALS: box}) if spec.choices else box
 
 
-def to_episode(step_format: StepFormat, piece: Piece) -> dict[str, Any]:
+def to_episode(step_format: StepFormat, piece: StoredEpisode) -> dict[str, Any]:
     """Return a piece of two steps or more as the arguments of Minari's `EpisodeBuffer`."""
     arrays, action = piece.arrays, step_format.spaces.action
     ended = arrays["is_last"][-1] & arrays["is_terminal"][-1]
@@ -98,7 +98,7 @@ def to_episode(step_format: StepFormat, piece: Piece) -> dict[str, Any]:
     }
 
 
-def from_episode(step_format: StepFormat, episode: Mapping[str, Any]) -> Piece:
+def from_episode(step_format: StepFormat, episode: Mapping[str, Any]) -> StoredEpisode:
     """Return the piece that `to_episode` made an episode of.
 
     Observations, and rewards and actions as far as Minari has them, are taken from its own arrays, the rest from ours.
@@ -121,7 +121,7 @@ def from_episode(step_format: StepFormat, episode: Mapping[str, Any]) -> Piece:
     return _piece(places, arrays)
 
 
-def write_single_steps(file: Path, step_format: StepFormat, pieces: list[Piece]) -> None:
+def write_single_steps(file: Path, step_format: StepFormat, pieces: list[StoredEpisode]) -> None:
     """Write pieces of one step, which are no episodes to Minari."""
     columns: dict[str, Any] = {PLACE: np.concatenate([_places(piece) for piece in pieces])}
     for number, field in enumerate(step_format.fields):
@@ -129,7 +129,7 @@ def write_single_steps(file: Path, step_format: StepFormat, pieces: list[Piece])
     np.savez(file, **columns)
 
 
-def read_single_steps(file: Path, step_format: StepFormat) -> list[Piece]:
+def read_single_steps(file: Path, step_format: StepFormat) -> list[StoredEpisode]:
     """Return the pieces that `write_single_steps` wrote, none if there is no file.
 
     Raises:
@@ -183,7 +183,7 @@ def _from_actions(spec: ActionSpec, actions: Any) -> np.ndarray:
     return stored.reshape(len(stored), *spec.stored_shape)
 
 
-def _places(piece: Piece) -> np.ndarray:
+def _places(piece: StoredEpisode) -> np.ndarray:
     """Return the place of each step, (n, 5)."""
     places = np.empty((len(piece), 5), np.int64)
     places[:, :3] = piece.place[:3]
@@ -192,10 +192,10 @@ def _places(piece: Piece) -> np.ndarray:
     return places
 
 
-def _piece(places: np.ndarray, arrays: dict[str, np.ndarray]) -> Piece:
+def _piece(places: np.ndarray, arrays: dict[str, np.ndarray]) -> StoredEpisode:
     first = places[0]
     same_stream = (places[:, :3] == first[:3]).all()
     if not same_stream or not (places[:, 4] == first[4] + np.arange(len(places))).all():
         raise ValueError("its steps do not follow each other in one stream")
     actor, incarnation, stream, _, step = (int(number) for number in first)
-    return Piece(actor, incarnation, stream, step, places[:, 3], arrays)
+    return StoredEpisode(actor, incarnation, stream, step, places[:, 3], arrays)

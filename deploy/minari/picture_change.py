@@ -12,7 +12,7 @@ from dreamfleet.actors.spaces.pictures import make_grey, resize_picture
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ObservationSpec, Spaces
 from dreamfleet.common.experience.steps import StepFormat
-from dreamfleet.replay.episodes import Piece
+from dreamfleet.replay.episodes import StoredEpisode
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class PictureChange:
         changed = tuple(self._spec(spec) if spec.is_image else spec for spec in spaces.observations)
         return StepFormat(Spaces(changed, spaces.action))
 
-    def pieces(self, stored: StepFormat, pieces: Iterable[Piece]) -> Iterator[Piece]:
+    def pieces(self, stored: StepFormat, pieces: Iterable[StoredEpisode]) -> Iterator[StoredEpisode]:
         """Yield the pieces with their pictures changed."""
         if not self.settings():
             yield from pieces
@@ -57,7 +57,7 @@ class PictureChange:
         for piece in pieces:
             changed = {name: np.stack([self._change(picture) for picture in piece.arrays[name]]) for name in names}
             place = piece.actor, piece.incarnation, piece.stream, piece.first_step
-            yield Piece(*place, piece.chunks, {**piece.arrays, **changed})
+            yield StoredEpisode(*place, piece.chunks, {**piece.arrays, **changed})
 
     def _spec(self, spec: ObservationSpec) -> ObservationSpec:
         height, width, channels = spec.shape

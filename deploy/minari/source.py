@@ -23,7 +23,7 @@ from dreamfleet.deploy.minari.format import (
     from_episode,
     read_single_steps,
 )
-from dreamfleet.replay.episodes import Piece
+from dreamfleet.replay.episodes import StoredEpisode
 
 if TYPE_CHECKING:
     from minari.dataset.minari_storage import MinariStorage
@@ -103,7 +103,7 @@ class MinariSource:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{self.data / METADATA_FILE}: '{GROUP}': 'spaces' cannot be read: {error!r}.") from None
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[StoredEpisode]:
         """Yield all episodes and pieces of episodes, in the order of their places.
 
         Raises:
@@ -114,7 +114,7 @@ class MinariSource:
         else:
             yield from heapq.merge(self._own_pieces(), self._single_steps, key=lambda piece: piece.place)
 
-    def _own_pieces(self) -> Iterator[Piece]:
+    def _own_pieces(self) -> Iterator[StoredEpisode]:
         for number, episode in enumerate(self._episodes()):
             try:
                 yield from_episode(self.step_format, episode)
@@ -125,7 +125,7 @@ class MinariSource:
                 ) from None
 
     @cached_property
-    def _single_steps(self) -> list[Piece]:
+    def _single_steps(self) -> list[StoredEpisode]:
         if self._foreign:
             return []
         file = self.data / SINGLE_STEPS_FILE

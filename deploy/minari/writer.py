@@ -17,7 +17,7 @@ from dreamfleet.deploy.minari.format import (
     to_episode,
     write_single_steps,
 )
-from dreamfleet.replay.episodes import Piece
+from dreamfleet.replay.episodes import StoredEpisode
 
 if TYPE_CHECKING:
     from minari.data_collector import EpisodeBuffer
@@ -37,7 +37,7 @@ def require_minari() -> None:
 
 
 def write_dataset(
-    target: Path, step_format: StepFormat, pieces: Iterable[Piece], metadata: dict[str, Any]
+    target: Path, step_format: StepFormat, pieces: Iterable[StoredEpisode], metadata: dict[str, Any]
 ) -> dict[str, int]:
     """Write a dataset and return how many `episodes`, `transitions` and `single_steps` it has.
 
@@ -54,7 +54,7 @@ def write_dataset(
         data, observation_space(step_format), action_space(step_format.spaces.action), jpeg_encoding=False
     )
     storage.update_metadata(metadata)
-    single: list[Piece] = []
+    single: list[StoredEpisode] = []
     storage.update_episodes(_episodes(step_format, pieces, single))
     if single:
         write_single_steps(data / SINGLE_STEPS_FILE, step_format, single)
@@ -67,7 +67,9 @@ def write_dataset(
     return counts
 
 
-def _episodes(step_format: StepFormat, pieces: Iterable[Piece], single: list[Piece]) -> Iterator[EpisodeBuffer]:
+def _episodes(
+    step_format: StepFormat, pieces: Iterable[StoredEpisode], single: list[StoredEpisode]
+) -> Iterator[EpisodeBuffer]:
     """Yield all that are episodes to Minari, and put the others aside."""
     from minari.data_collector import EpisodeBuffer
 

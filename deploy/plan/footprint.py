@@ -12,9 +12,9 @@ from dreamfleet.common.experience.steps import BLOCK_STEPS, CHUNK_STEPS, StepFor
 from dreamfleet.common.settings.schema import Settings
 
 PIECE_BYTES = 6 * 8
-"""A row of `PackedBatch.pieces`, one for each chunk that a sequence touches."""
+"""A row of `CompressedBatch.slices`, one for each chunk that a sequence touches."""
 BLOCK_BYTES = 5 * 8
-"""A row of `PackedBatch.blocks`, one for each stored block that travels."""
+"""A row of `CompressedBatch.blocks`, one for each stored block that travels."""
 INDEX_BYTES_PER_CHUNK = 250
 """What the replay's index takes for a chunk, about: a row, a dict's entry, and room to grow."""
 BATCHES_HELD = 2
@@ -67,7 +67,7 @@ class Footprint:
 
     def object_store(self, settings: Settings, actors: int) -> float:
         """Bytes in the object store of the learner's node at most: batches, chunks under way, two sets of weights."""
-        from dreamfleet.replay.client import IN_FLIGHT
+        from dreamfleet.replay.ray_replay import IN_FLIGHT
 
         batches = (settings.learner.prefetch + 1) * self.batch_packed
         chunks = actors * IN_FLIGHT * self.chunk_steps * self.stored_step
@@ -118,7 +118,7 @@ def mean_chunk_steps(steps_per_order: int) -> float:
 
 
 def packed_sequence_bytes(step_format: StepFormat, length: int, chunk_steps: float, compression: float) -> float:
-    """Return the mean bytes of a sequence as `PackedBatch` carries it.
+    """Return the mean bytes of a sequence as `CompressedBatch` carries it.
 
     A sequence of T steps that starts anywhere crosses (T - 1) / L borders of chunks of L steps, so it touches one chunk
     more than that, and 1 + (T - 1) / b blocks of b steps of each big field. Of each chunk it carries all small fields.

@@ -14,8 +14,8 @@ from dreamfleet.learner.checkpoints.restore import load_world_model
 from dreamfleet.learner.pictures.illustration import longest_episode
 from dreamfleet.learner.pictures.open_loop import DreamResult, dream
 from dreamfleet.learner.pictures.open_loop_files import write_dream
-from dreamfleet.replay.errors import NotEnoughExperienceError
-from dreamfleet.replay.packed import unpack
+from dreamfleet.replay.compressed_batch import decompress
+from dreamfleet.replay.interface import NotEnoughExperienceError
 from dreamfleet.replay.sharded import ShardedReplay
 from dreamfleet.replay.shards import open_shards
 
@@ -121,7 +121,7 @@ def _held_out(
         packed = replay.sample_held_out(0, sequences, context + imagined)
         if packed is not None:
             note = f"no held-out sequence has {context + horizon} steps: {imagined} are imagined instead of {horizon}"
-            return Sequences(unpack(packed, step_format), note if imagined < horizon else "")
+            return Sequences(decompress(packed, step_format), note if imagined < horizon else "")
     return None
 
 
@@ -137,7 +137,7 @@ def _trained_on(
     replay: ShardedReplay, step_format: StepFormat, sequences: int, context: int, horizon: int
 ) -> Sequences:
     """Return one sequence of training, that of several which stays in one episode for longest."""
-    batch = longest_episode(unpack(replay.sample(0, sequences), step_format), context + horizon)
+    batch = longest_episode(decompress(replay.sample(0, sequences), step_format), context + horizon)
     least = context + min(horizon, LEAST_IMAGINED)
     return Sequences(batch, f"no held-out sequence has {least} steps: this is of a sequence that was trained on")
 

@@ -27,8 +27,8 @@ from dreamfleet.deploy.workers.pool import Counters, Worker, WorkerFailedError
 from dreamfleet.learner.hardware import torch_threads
 from dreamfleet.learner.learner import Learner
 from dreamfleet.learner.publishing_learner import PublishingLearner
-from dreamfleet.replay.client import DirectSink
-from dreamfleet.replay.sharded import Shard, shard_of
+from dreamfleet.replay.interface import DirectChunkWriter, Shard
+from dreamfleet.replay.sharded import shard_of
 from dreamfleet.replay.shards import open_shards
 from dreamfleet.replay.shortage import Shortage
 
@@ -40,7 +40,7 @@ class InlineActor:
     """What `ActorProcess` is on Ray: a collector that adopts weights before it collects."""
 
     def __init__(self, settings: Settings, actor: int, incarnation: int, shard: Shard, stop: StopSign) -> None:
-        self.collector = build_collector(settings, actor, incarnation, DirectSink(shard))
+        self.collector = build_collector(settings, actor, incarnation, DirectChunkWriter(shard))
         self._stop = stop
 
     def greet(self) -> str:

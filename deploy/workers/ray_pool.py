@@ -30,8 +30,7 @@ from dreamfleet.deploy.workers.placement import Placement
 from dreamfleet.deploy.workers.pool import Counters, Worker, WorkerFailedError, WorkerLostError
 from dreamfleet.learner.hardware import torch_threads
 from dreamfleet.learner.process import LearnerProcess
-from dreamfleet.replay.client import RayReplay
-from dreamfleet.replay.server import start_replay_servers
+from dreamfleet.replay.ray_replay import RayReplay, start_replay_servers
 from dreamfleet.replay.sharded import ShardedReplay, shard_of
 from dreamfleet.replay.shards import plan_shards
 from dreamfleet.replay.shortage import Shortage

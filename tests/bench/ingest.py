@@ -12,7 +12,7 @@ import ray
 
 from dreamfleet.common.experience.chunk import ChunkKey
 from dreamfleet.common.experience.steps import CHUNK_STEPS
-from dreamfleet.replay.client import RayReplay, RaySink
+from dreamfleet.replay.ray_replay import RayChunkWriter, RayReplay
 from tests.bench.measure import Bench, say
 from tests.bench.ray_session import local_ray, replay_server
 from tests.bench.recording import Recording
@@ -22,8 +22,8 @@ NAME = "ingest"
 METHOD = """
 Replay processes on Ray, as many as there are shards, each on a directory of its own. Inserting: two processes send
 chunks of 64 steps of 64×64×3 (CarRacing, compressed; and noise, which does not compress) that they have encoded before,
-to all shards in turn, through `RaySink`; timed until the last is acknowledged. Sampling: the same two processes fetch
-packed batches of 50×50 from the shards in turn with `RayReplay.sample` and do not decode them. On a machine with few
+to all shards in turn, through `RayChunkWriter`; timed until the last is acknowledged. Sampling: the same two processes
+fetch compressed batches of 50×50 from the shards in turn with `RayReplay.sample` and do not decode them. With few
 cores the sum over the shards cannot rise with their number, since senders, shards and Ray share them; so the
 processor time is measured too (of all threads of the replay processes, Ray's part of them included), and what one
 process could take from a core of its own is derived from it, not measured.
@@ -67,7 +67,7 @@ class _Sender:
     def send(self, servers: list[Any]) -> float:
         """Send all of them to the shards in turn; return the processor seconds that took here."""
         begun = time.process_time()
-        sinks = [RaySink(server) for server in servers]
+        sinks = [RayChunkWriter(server) for server in servers]
         for number, record in enumerate(self._records):
             sinks[number % len(sinks)].append(record)
         for sink in sinks:

@@ -19,7 +19,7 @@ from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.resolve import resolve
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.replay.client import DirectSink
+from dreamfleet.replay.interface import DirectChunkWriter
 from dreamfleet.replay.replay import Replay
 from tests.bench.measure import Bench, Turns, say, take_turns
 from tests.bench.recording import ListSink
@@ -64,7 +64,7 @@ def _race(name: str, steps: int, directory: Path, turns: int) -> Turns:
     replay = Replay(directory, StepFormat(spaces), settings.replay, 50, seed=0)
     lives = count()
     ours = [_collector(settings, next(lives), ListSink([])) for _ in range(turns + 1)]
-    stored = [_collector(settings, next(lives), DirectSink(replay)) for _ in range(turns + 1)]
+    stored = [_collector(settings, next(lives), DirectChunkWriter(replay)) for _ in range(turns + 1)]
     try:
         return take_turns(
             {

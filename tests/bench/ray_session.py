@@ -12,8 +12,8 @@ from typing import Any
 import ray
 
 from dreamfleet.common.settings.schema import ReplaySettings
-from dreamfleet.replay.client import RayReplay
-from dreamfleet.replay.server import start_replay_server
+from dreamfleet.replay.ray_replay import RayReplay, start_replay_servers
+from dreamfleet.replay.shards import ShardPlan
 from tests.bench.machine import ROOT
 from tests.bench.recording import Recording
 
@@ -63,7 +63,7 @@ def replay_server(
         settings: of the replay; a capacity of 4 GB and no episode held out, unless given.
     """
     settings = settings or ReplaySettings(capacity_gb=4.0, held_out_every=0)
-    server = start_replay_server(directory, recording.step_format, settings, length, seed=0)
+    (server,) = start_replay_servers([ShardPlan(directory, settings, seed=0)], recording.step_format, length)
     replay = RayReplay(server)
     try:
         for record in recording.records(actor=1000, copies=copies):  # an actor's number that no other has

@@ -54,9 +54,9 @@ class Recording:
     def record(self, key: ChunkKey, stream: Arrays | None = None) -> bytes:
         """Return a whole chunk of a stream (the first, unless given) under a key; past its end it begins again."""
         stream = self.streams[0] if stream is None else stream
-        start = key.sequence * CHUNK_STEPS % (len(stream["reward"]) // CHUNK_STEPS * CHUNK_STEPS)
+        start = key.number * CHUNK_STEPS % (len(stream["reward"]) // CHUNK_STEPS * CHUNK_STEPS)
         part = {name: array[start : start + CHUNK_STEPS] for name, array in stream.items()}
-        return encode_chunk(self.step_format, key, key.sequence * CHUNK_STEPS, part)
+        return encode_chunk(self.step_format, key, key.number * CHUNK_STEPS, part)
 
     def as_noise(self) -> Recording:
         """Return the same steps with pictures of noise, which no compression shortens."""

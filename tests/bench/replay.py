@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dreamfleet.common.settings.schema import ReplaySettings
-from dreamfleet.replay.packed import unpack
+from dreamfleet.replay.compressed_batch import decompress
 from dreamfleet.replay.replay import Replay
 from tests.bench.measure import Bench, Turns, say, take_turns
 from tests.bench.memory import turn_over
@@ -18,7 +18,7 @@ from tests.bench.torchrl_slices import TorchRLSlices
 
 NAME = "replay"
 METHOD = """
-A `Replay` in this process, `sample` and `unpack` together, so decoding is included. Data: CarRacing 64×64×3 as the
+A `Replay` in this process, `sample` and `decompress` together, so decoding is included. Data: CarRacing 64×64×3 as the
 actors collect it (recorded steps, repeated as further streams until the store is larger than the processor's caches),
 and noise of the same shape. Yardsticks hold the same steps: `np.copyto` of as many bytes of frames into memory that
 is there already; numpy slices of arrays in memory, stacked to a batch; TorchRL's `SliceSampler` over
@@ -59,7 +59,7 @@ def _sampling(bench: Bench, name: str, recording: Recording, copies: int, size: 
     step_format, numbers = recording.step_format, iter(range(1_000_000))
 
     def ours() -> dict[str, np.ndarray]:
-        return unpack(replay.sample(next(numbers), size), step_format)
+        return decompress(replay.sample(next(numbers), size), step_format)
 
     whole = _repeated(recording, copies)
     batch_bytes = sum(array.nbytes for array in ours().values())

@@ -10,8 +10,8 @@ import ray
 
 from dreamfleet.common.experience.chunk import ChunkKey
 from dreamfleet.common.experience.steps import CHUNK_STEPS
-from dreamfleet.replay.client import RayReplay, RaySink
-from dreamfleet.replay.packed import unpack
+from dreamfleet.replay.compressed_batch import decompress
+from dreamfleet.replay.ray_replay import RayChunkWriter, RayReplay
 from tests.bench.measure import Bench, say, take_turns
 from tests.bench.ray_session import local_ray, replay_server
 from tests.bench.recording import Arrays, Recording
@@ -20,11 +20,11 @@ from tests.bench.report import Aim, Row, at_least
 NAME = "replay-ray"
 METHOD = """
 The replay's process on Ray, and real CarRacing frames of 64×64×3. Inserting: 1, 4 and 16 Ray actors push chunks of 64
-steps that they have encoded before, through `RaySink`, all at once; timed from the order until the last chunk is
+steps that they have encoded before, through `RayChunkWriter`, all at once; timed from the order until the last chunk is
 acknowledged, so on disk as the service promises. Sampling: this process fetches whole batches with `RayReplay.sample`
-and decodes them with `unpack`, one after the other. The yardstick is a Ray actor that has the decoded batch as arrays
-and returns it, which puts it in Ray's object store; this process gets it and copies it to memory of its own, as a
-learner must that keeps nothing pinned; and once more without the copy, only touching each page.
+and decodes them with `decompress`, one after the other. The yardstick is a Ray actor that has the decoded batch as
+arrays and returns it, which puts it in Ray's object store; this process gets it and copies it to memory of its own, as
+a learner must that keeps nothing pinned; and once more without the copy, only touching each page.
 """
 _ACTORS = (1, 4, 16)
 _SHAPES = ((16, 64), (50, 50))
@@ -53,7 +53,7 @@ class Pusher:
     """
 
     def __init__(self, number: int, server: Any, recording: Recording) -> None:
-        self._number, self._sink, self._recording = number, RaySink(server), recording
+        self._number, self._sink, self._recording = number, RayChunkWriter(server), recording
         self._sequence = 0
         self._records: list[bytes] = []
 
@@ -129,7 +129,7 @@ def _sampling(bench: Bench, size: int, length: int) -> Iterator[Row]:
         replay, step_format, numbers = RayReplay(server), recording.step_format, iter(range(1_000_000))
 
         def ours() -> Arrays:
-            return unpack(replay.sample(next(numbers), size), step_format)
+            return decompress(replay.sample(next(numbers), size), step_format)
 
         giver = Giver.remote(ours())  # type: ignore[attr-defined]
         contestants: dict[str, Callable[[], object]] = {

@@ -52,7 +52,7 @@ def write_foreign(directory: Path, space: spaces.Space[Any], observations: np.nd
 def read(directory: Path) -> Arrays:
     """Return all steps of an imported dataset, joined."""
     with StoredStreams(sorted(directory.glob("replay/shard-*"))) as streams:
-        pieces = list(streams.pieces())
+        pieces = list(streams.episodes())
     return {name: np.concatenate([piece.arrays[name] for piece in pieces]) for name in pieces[0].arrays}
 
 

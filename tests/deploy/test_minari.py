@@ -26,11 +26,10 @@ from dreamfleet.deploy.command_line import main
 from dreamfleet.deploy.minari.exchange import export_replay, import_replay
 from dreamfleet.deploy.monitoring.status import status
 from dreamfleet.deploy.run_directory import RunDirectory
-from dreamfleet.replay.episodes import Piece, StoredStreams, cut_records
-from dreamfleet.replay.recovery import Found, scan
+from dreamfleet.replay.episodes import StoredEpisode, StoredStreams, cut_chunks
 from dreamfleet.replay.replay import Replay
 from dreamfleet.replay.report import describe, verify
-from dreamfleet.replay.segment import open_segments, segment_paths
+from dreamfleet.replay.segment import FoundChunk, open_segments, scan, segment_paths
 
 minari: Any = pytest.importorskip("minari", reason="Minari is an extra: pip install 'dreamfleet[minari]'")
 from minari.data_collector import EpisodeBuffer  # noqa: E402
@@ -58,7 +57,7 @@ def stored(directory: Path) -> list[bytes]:
         for segment in open_segments(shard, writable=False):
             header, start = segment.read_header()
             for found in scan(segment, StepFormat.from_json(header.step_format), start, bodies=True):
-                assert isinstance(found, Found)
+                assert isinstance(found, FoundChunk)
                 assert found.header.key not in records
                 records[found.header.key] = segment.read(found.offset, found.header.record_bytes)
             segment.close()
@@ -106,7 +105,7 @@ def test_pieces_are_episodes_to_minari(tmp_path: Path, monkeypatch: pytest.Monke
     assert not dataset.storage.jpeg_encoding
     assert json.loads((tmp_path / "square-v3/data/metadata.json").read_text())["dreamfleet"]["single_steps"] == 1
     with StoredStreams([run.replay / "shard-0", run.replay / "shard-1"]) as streams:
-        pieces = [piece for piece in streams.pieces() if len(piece) > 1]
+        pieces = [piece for piece in streams.episodes() if len(piece) > 1]
         assert streams.faults == []
     assert len(pieces) == len(dataset) > 8
     assert dataset.total_steps == sum(len(piece) - 1 for piece in pieces)
@@ -114,7 +113,7 @@ def test_pieces_are_episodes_to_minari(tmp_path: Path, monkeypatch: pytest.Monke
         check_episode(piece, episode, dataset)
 
 
-def check_episode(piece: Piece, episode: Any, dataset: Any) -> None:
+def check_episode(piece: StoredEpisode, episode: Any, dataset: Any) -> None:
     """Compare a piece with its episode as Minari gives it."""
     arrays, n = piece.arrays, len(piece)
     for name in ("camera", "grey", "joints", "sensor"):
@@ -138,7 +137,7 @@ def test_pieces_are_cut_where_something_is_missing(tmp_path: Path) -> None:
     fill(tmp_path / "shard-0", step_format, records[:3])
     fill(tmp_path / "shard-1", step_format, [records[2], *records[4:]])
     with StoredStreams([tmp_path / "shard-0", tmp_path / "shard-1"]) as streams:
-        found = [(piece.first_step, len(piece)) for piece in streams.pieces()]
+        found = [(piece.first_step, len(piece)) for piece in streams.episodes()]
         assert streams.steps == 130
         assert len(streams.faults) == 1
         assert "stored twice" in streams.faults[0]
@@ -156,9 +155,9 @@ def test_a_damaged_chunk_is_passed_over(tmp_path: Path) -> None:
     data[at] ^= 1
     segment.write_bytes(data[:-5])
     with StoredStreams([tmp_path]) as streams:
-        assert [(piece.first_step, len(piece)) for piece in streams.pieces()] == [(0, 64), (128, 64)]
+        assert [(piece.first_step, len(piece)) for piece in streams.episodes()] == [(0, 64), (128, 64)]
         assert len(streams.faults) == 1
-        assert "sequence=1" in streams.faults[0]
+        assert "number=1" in streams.faults[0]
 
 
 def test_a_replay_may_be_written_to_meanwhile(tmp_path: Path) -> None:
@@ -172,7 +171,7 @@ def test_a_replay_may_be_written_to_meanwhile(tmp_path: Path) -> None:
         for record in cut(step_format, make_stream(step_format, [2000]), incarnation=1):
             replay.append(record)
         assert replay.stats()["dropped_steps"] >= 1000
-        assert list(cut_records(step_format, streams.pieces())) == early
+        assert list(cut_chunks(step_format, streams.episodes())) == early
     replay.close()
 
 
@@ -181,13 +180,15 @@ def test_steps_that_do_not_follow_are_refused() -> None:
     step_format = counting_format()
     arrays = make_stream(step_format, [100])
 
-    def piece(first: int, stop: int) -> Piece:
-        return Piece(0, 0, 0, first, np.arange(first, stop) // 64, {name: a[first:stop] for name, a in arrays.items()})
+    def piece(first: int, stop: int) -> StoredEpisode:
+        return StoredEpisode(
+            0, 0, 0, first, np.arange(first, stop) // 64, {name: a[first:stop] for name, a in arrays.items()}
+        )
 
-    assert list(cut_records(step_format, [piece(0, 30), piece(30, 100)])) == cut(step_format, arrays)
+    assert list(cut_chunks(step_format, [piece(0, 30), piece(30, 100)])) == cut(step_format, arrays)
     for pieces in ([piece(0, 30), piece(31, 100)], [piece(0, 60), piece(64, 100)], [piece(64, 100), piece(0, 64)]):
         with pytest.raises(ValueError, match="comes after"):
-            list(cut_records(step_format, pieces))
+            list(cut_chunks(step_format, pieces))
 
 
 def test_an_imported_dataset_is_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -265,7 +266,7 @@ def counting_episode(length: int, start: int, terminated: bool, truncated: bool 
 def read_all(directory: Path) -> tuple[StepFormat, list[Arrays]]:
     """Return the format and the episodes of an imported dataset."""
     with StoredStreams(sorted(directory.glob("replay/shard-*"))) as streams:
-        return streams.step_format, [dict(piece.arrays) for piece in streams.pieces()]
+        return streams.step_format, [dict(piece.arrays) for piece in streams.episodes()]
 
 
 def test_another_tool_s_episodes_are_aligned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,7 +31,7 @@ from dreamfleet.deploy.fleet.fleet import Fleet
 from dreamfleet.deploy.fleet.fleet_config import Staffing
 from dreamfleet.deploy.fleet.train_ratio import TrainRatio
 from dreamfleet.deploy.workers.pool import Worker, WorkerFailedError, WorkerLostError
-from dreamfleet.replay.client import DirectSink
+from dreamfleet.replay.interface import DirectChunkWriter
 from dreamfleet.replay.replay import Replay
 from dreamfleet.replay.report import verify
 
@@ -317,7 +317,7 @@ def test_an_order_queued_behind_one_that_failed_stores_no_gap(tmp_path: Path) ->
     settings = settings_of()
     step_format = StepFormat(probe_environment(settings.env))
     replay = Replay(tmp_path, step_format, settings.replay, settings.learner.sequence_length, settings.seed)
-    collector = build_collector(settings, 0, 0, DirectSink(replay))
+    collector = build_collector(settings, 0, 0, DirectChunkWriter(replay))
     collector.collect(41)
     second = collector._environments.environments[1]
     step = second.step

@@ -21,8 +21,8 @@ from dreamfleet.learner.checkpoints.restore import load_world_model
 from dreamfleet.learner.learner import Learner
 from dreamfleet.learner.pictures.open_loop import dream
 from dreamfleet.learner.staleness import staleness
-from dreamfleet.replay.errors import NotEnoughExperienceError
-from dreamfleet.replay.packed import unpack
+from dreamfleet.replay.compressed_batch import decompress
+from dreamfleet.replay.interface import NotEnoughExperienceError
 from dreamfleet.replay.replay import Replay
 
 SPACES = square_format().spaces
@@ -57,7 +57,7 @@ def test_it_learns_what_moves(tmp_path: Path) -> None:
     last = learner.train(10).metrics
     packed = replay.sample_held_out(0, 16, 20)
     assert packed is not None
-    errors = dream(learner.model, unpack(packed, square_format()), context=4).errors
+    errors = dream(learner.model, decompress(packed, square_format()), context=4).errors
     after = learner.held_out_loss()
     learner.close()
     replay.close()

@@ -17,8 +17,8 @@ from small_runs import small_settings
 
 from dreamfleet.common.settings.schema import ReplaySettings
 from dreamfleet.learner.process import LearnerProcess
-from dreamfleet.replay.client import RayReplay
-from dreamfleet.replay.server import start_replay_server
+from dreamfleet.replay.ray_replay import RayReplay, start_replay_servers
+from dreamfleet.replay.shards import ShardPlan
 
 
 @pytest.mark.ray
@@ -26,9 +26,8 @@ from dreamfleet.replay.server import start_replay_server
 def test_a_killed_learner_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     """Weights are published at the start and every so often; after SIGKILL a new process ends where the old one was."""
     settings = small_settings(learner={"publish_every": 4, "threads": 1})
-    server = start_replay_server(
-        tmp_path / "replay", square_format(), ReplaySettings(capacity_gb=0.1, held_out_every=5), 8, seed=1
-    )
+    plan = ShardPlan(tmp_path / "replay", ReplaySettings(capacity_gb=0.1, held_out_every=5), seed=1)
+    (server,) = start_replay_servers([plan], square_format(), 8)
     replay = RayReplay(server)
     for record in cut(square_format(), play_square(20, 40, seed=1)):
         replay.append(record)

@@ -10,8 +10,8 @@ import pytest
 
 from dreamfleet.common.experience.blocks import Block
 from dreamfleet.common.experience.chunk import ChunkHeader, ChunkKey
-from dreamfleet.replay.index import Index, Piece
-from dreamfleet.replay.segments import Location
+from dreamfleet.replay.index import ChunkSlice, Index
+from dreamfleet.replay.segment_log import Location
 
 T = 64
 STEPS = 2 * 1280 + 77
@@ -63,11 +63,11 @@ class Streams:
         chunks = range(len(self.offsets))
         return [(c, t) for c in chunks for t in range(64) if self.index.row(c).valid >> t & 1]
 
-    def steps(self, pieces: list[Piece]) -> np.ndarray:
+    def steps(self, pieces: list[ChunkSlice]) -> np.ndarray:
         """Return the numbers of the steps that the pieces of one row hold."""
         return np.concatenate([self.offsets[p.chunk] + np.arange(p.start, p.stop) for p in pieces])
 
-    def rows(self, pieces: list[Piece]) -> Iterator[tuple[list[Piece], np.ndarray]]:
+    def rows(self, pieces: list[ChunkSlice]) -> Iterator[tuple[list[ChunkSlice], np.ndarray]]:
         """Yield the pieces of each row and the numbers of its steps."""
         for row in range(pieces[-1].row + 1):
             own = [piece for piece in pieces if piece.row == row]
@@ -172,7 +172,7 @@ def test_at_any_time_about_one_step_in_so_many_is_held_out(lives: int, streams: 
     for chunks in zip(*growing, strict=True):
         for (actor, life, stream), header in zip(keys, chunks, strict=True):
             number = index._table.stop
-            index.add(header._replace(key=ChunkKey(actor, life, stream, header.key.sequence)), Location(1, 0))
+            index.add(header._replace(key=ChunkKey(actor, life, stream, header.key.number)), Location(1, 0))
             held_out += index.row(number).held_out.bit_count()
             steps += header.steps
         assert held_out <= steps / every + 128 * max(1, len(keys) / every)

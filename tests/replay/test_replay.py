@@ -23,8 +23,8 @@ from dreamfleet.common.experience.chunk import PREFIX, parse_header
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.schema import ReplaySettings
 from dreamfleet.replay import segment
-from dreamfleet.replay.errors import NotEnoughExperienceError
-from dreamfleet.replay.packed import PackedBatch, unpack
+from dreamfleet.replay.compressed_batch import CompressedBatch, decompress
+from dreamfleet.replay.interface import NotEnoughExperienceError
 from dreamfleet.replay.replay import Replay
 from dreamfleet.replay.report import describe, verify
 from dreamfleet.replay.segment import segment_paths
@@ -40,9 +40,9 @@ def open_replay(
     return Replay(directory, step_format, settings, length, seed=5)
 
 
-def same(one: PackedBatch, other: PackedBatch) -> bool:
+def same(one: CompressedBatch, other: CompressedBatch) -> bool:
     """Whether two batches are equal bit for bit."""
-    first, second = unpack(one, FORMAT), unpack(other, FORMAT)
+    first, second = decompress(one, FORMAT), decompress(other, FORMAT)
     return all(np.array_equal(first[name], second[name]) for name in first)
 
 
@@ -58,7 +58,7 @@ def test_sampled_sequences_are_the_stream_s_own_steps(tmp_path: Path, length: in
         arrays["joints"][:, 0], arrays["joints"][:, 1] = stream, np.arange(273)
         for record in cut(step_format, arrays, stream=stream, chunk_steps=[64, 30, 64]):
             assert replay.append(record)
-    batch = unpack(replay.sample(0, 12), step_format, threads)
+    batch = decompress(replay.sample(0, 12), step_format, threads)
     for row in range(12):
         stream, start = batch["joints"][row, 0, :2].astype(int)
         expected = {name: array[start : start + length].copy() for name, array in streams[stream].items()}
@@ -76,7 +76,7 @@ def test_unpacked_arrays_are_the_reader_s_own(tmp_path: Path) -> None:
     for record in cut(FORMAT, make_stream(FORMAT, [100])):
         replay.append(record)
     packed = replay.sample(0, 2)
-    batch = unpack(packed, FORMAT)
+    batch = decompress(packed, FORMAT)
     for array in batch.values():
         assert array.flags.owndata
         assert array.flags.writeable
@@ -164,10 +164,10 @@ def test_held_out_steps_are_never_trained_on(tmp_path: Path) -> None:
         if number == 30:
             replay.close()
             replay = open_replay(tmp_path, settings)
-        trained |= set(unpack(replay.sample(number, 32), FORMAT)["count"][..., 1].reshape(-1).tolist())
+        trained |= set(decompress(replay.sample(number, 32), FORMAT)["count"][..., 1].reshape(-1).tolist())
         packed = replay.sample_held_out(number, 32, 40)
         assert packed is not None
-        windows = unpack(packed, FORMAT)
+        windows = decompress(packed, FORMAT)
         assert (windows["episode"] == windows["episode"][:, :1]).all()
         held_out |= set(windows["count"][..., 1].reshape(-1).tolist())
     assert not trained & held_out
@@ -187,7 +187,7 @@ def test_rows_begin_anew_behind_held_out_steps(tmp_path: Path, chunk_steps: int)
         replay.append(record)
     joints = 0
     for number in range(8):
-        batch = unpack(replay.sample(number, 64), FORMAT)
+        batch = decompress(replay.sample(number, 64), FORMAT)
         for row in range(64):
             steps = batch["count"][row, :, 1].astype(int)
             expected = {name: array[steps].copy() for name, array in stream.items()}
@@ -208,7 +208,7 @@ def test_sequences_stay_within_an_episode_if_told_to(tmp_path: Path) -> None:
         replay.append(record)
     assert replay.valid_starts == 11 + 6 + 0 + 81
     for number in range(20):
-        assert not unpack(replay.sample(number, 16), FORMAT)["is_first"][:, 1:].any()
+        assert not decompress(replay.sample(number, 16), FORMAT)["is_first"][:, 1:].any()
     replay.close()
 
 
@@ -232,7 +232,7 @@ def test_turnover_keeps_files_memory_and_counts_bounded(tmp_path: Path) -> None:
     assert replay.total_steps == 32000
     assert replay.stats()["dropped_steps"] == 32000 - replay.stats()["steps"]
     oldest = 32000 - replay.stats()["steps"]
-    assert min(unpack(replay.sample(n, 50), FORMAT)["count"][..., 1].min() for n in range(20)) >= oldest
+    assert min(decompress(replay.sample(n, 50), FORMAT)["count"][..., 1].min() for n in range(20)) >= oldest
     assert not replay.append(records[0]), "a chunk that was dropped is not taken for a new one"
     valid = replay.valid_starts
     replay.close()
@@ -397,7 +397,7 @@ def test_a_chunk_that_rots_on_the_disk_is_passed_over(tmp_path: Path, caplog: py
         file.seek(middle)
         file.write(bytes(data[middle + k] ^ 255 for k in range(40)))
     for number in range(20):
-        unpack(replay.sample(number, 16), step_format)
+        decompress(replay.sample(number, 16), step_format)
     assert replay.stats()["damaged_chunks"] == 1
     assert replay.valid_starts == (128 - 19) + (192 - 19)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
@@ -457,7 +457,7 @@ def test_reading_goes_on_while_segments_are_dropped(tmp_path: Path) -> None:
     def read(reader: int) -> None:
         try:
             while not stop.is_set():
-                steps = unpack(replay.sample(batches[reader], 8), FORMAT, 1)["count"][..., 1]
+                steps = decompress(replay.sample(batches[reader], 8), FORMAT, 1)["count"][..., 1]
                 assert (np.diff(steps, axis=1) == 1).all()
                 batches[reader] += 1
         except BaseException as fault:  # noqa: BLE001 - handed to the test's own thread

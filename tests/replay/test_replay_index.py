@@ -11,8 +11,8 @@ import pytest
 from make_chunks import counting_format, cut, make_stream
 
 from dreamfleet.common.experience.chunk import ChunkHeader, parse_header
-from dreamfleet.replay.index import Index, Piece
-from dreamfleet.replay.segments import Location
+from dreamfleet.replay.index import ChunkSlice, Index
+from dreamfleet.replay.segment_log import Location
 
 FORMAT = counting_format()
 Start = tuple[int, int, int, int]
@@ -178,7 +178,7 @@ def test_pieces_cover_a_sequence_without_hole_or_overlap() -> None:
     """The pieces of each row fill it from 0 to T with following steps."""
     index = Index(100, True, 0)
     held = filled(index, headers([500], [30, 64, 9]))
-    rows: dict[int, list[Piece]] = {}
+    rows: dict[int, list[ChunkSlice]] = {}
     for piece in index.draw(np.random.default_rng(1), 50, 0.0, 1):
         rows.setdefault(piece.row, []).append(piece)
     assert sorted(rows) == list(range(50))

@@ -14,7 +14,7 @@ from dreamfleet.common.experience.chunk import ChunkKey, parse_header
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.replay.segment import Segment, SegmentHeader, open_segments, segment_paths
-from dreamfleet.replay.segments import SegmentLog
+from dreamfleet.replay.segment_log import SegmentLog
 
 FORMAT = counting_format()
 
@@ -44,7 +44,7 @@ def sequences(directory: Path) -> list[int]:
     """Return the sequence numbers that a reopened log finds."""
     log, keys = open_log(directory)
     log.close()
-    return [key.sequence for key in keys]
+    return [key.number for key in keys]
 
 
 def test_records_are_found_where_they_were_put(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_records_are_found_where_they_were_put(tmp_path: Path) -> None:
     records = fill(tmp_path, 10, per_segment=4)
     log = SegmentLog(tmp_path, FORMAT, 1 << 20, 10**6)
     found = list(log.recover())
-    assert [header.key.sequence for header, _ in found] == list(range(10))
+    assert [header.key.number for header, _ in found] == list(range(10))
     assert [location.segment for _, location in found] == [1] * 4 + [2] * 4 + [3] * 2
     for record, (header, location) in zip(records, found, strict=True):
         assert log.segment(location.segment).read(location.offset, header.record_bytes) == record
@@ -73,7 +73,7 @@ def test_a_tail_torn_anywhere_is_cut_off_and_nothing_before_it(
         (directory / "segment-00000001.dfl").write_bytes(whole[: len(whole) - last + kept])
         caplog.clear()
         log, keys = open_log(directory)
-        assert [key.sequence for key in keys] == [0, 1], kept
+        assert [key.number for key in keys] == [0, 1], kept
         assert (f"{kept} bytes of a torn record" in caplog.text) == (kept > 0)
         log.append(records[2], 4)
         log.close()
@@ -123,7 +123,7 @@ def test_a_damaged_segment_header_loses_no_record(tmp_path: Path, caplog: pytest
     data[20] ^= 1
     path.write_bytes(data)
     log, keys = open_log(tmp_path)
-    assert [key.sequence for key in keys] == list(range(9))
+    assert [key.number for key in keys] == list(range(9))
     assert log.total_steps == 36
     assert [record.levelno for record in caplog.records].count(logging.ERROR) == 1
     log.close()
@@ -174,7 +174,7 @@ def test_reading_only_changes_no_file(tmp_path: Path, caplog: pytest.LogCaptureF
     (tmp_path / "segment-00000003.tmp").write_bytes(b"DFSG")
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     log = SegmentLog(tmp_path, FORMAT, 1 << 20, 10**6, read_only=True)
-    assert [header.key.sequence for header, _ in log.recover()] == [0, 1, 2, 3, 4]
+    assert [header.key.number for header, _ in log.recover()] == [0, 1, 2, 3, 4]
     log.close()
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
     assert caplog.text == ""

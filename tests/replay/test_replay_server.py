@@ -20,13 +20,13 @@ from patience import PATIENCE_S, wait_until
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.blocks import DamagedChunkError
 from dreamfleet.common.settings.schema import ReplaySettings
-from dreamfleet.replay.client import DirectSink, RayReplay, RaySink
-from dreamfleet.replay.errors import NotEnoughExperienceError, ReplayLostError
-from dreamfleet.replay.packed import unpack
+from dreamfleet.replay.compressed_batch import decompress
+from dreamfleet.replay.interface import DirectChunkWriter, NotEnoughExperienceError, ReplayLostError
+from dreamfleet.replay.ray_replay import RayChunkWriter, RayReplay, start_replay_servers
 from dreamfleet.replay.replay import Replay
 from dreamfleet.replay.report import verify
 from dreamfleet.replay.segment import segment_paths
-from dreamfleet.replay.server import start_replay_server
+from dreamfleet.replay.shards import ShardPlan
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 FORMAT = counting_format()
@@ -40,7 +40,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     servers = []
 
     def begin() -> Any:
-        servers.append(start_replay_server(tmp_path, FORMAT, SETTINGS, 20, 0))
+        servers.extend(start_replay_servers([ShardPlan(tmp_path, SETTINGS, seed=0)], FORMAT, 20))
         return servers[-1]
 
     yield begin
@@ -62,10 +62,10 @@ def test_the_client_does_what_the_replay_does(start: Start, tmp_path: Path) -> N
     assert replay.stats()["duplicates"] == 1
     assert replay.sample_held_out(0, 4, 10) is None
     replay.sync()
-    through_ray = unpack(replay.sample(7, 5), FORMAT)
+    through_ray = decompress(replay.sample(7, 5), FORMAT)
     replay.close()
     direct = Replay(tmp_path, FORMAT, SETTINGS, 20, 0, lock_wait_s=PATIENCE_S)
-    for name, array in unpack(direct.sample(7, 5), FORMAT).items():
+    for name, array in decompress(direct.sample(7, 5), FORMAT).items():
         np.testing.assert_array_equal(array, through_ray[name])
     direct.close()
 
@@ -77,7 +77,7 @@ def test_errors_arrive_as_what_they_are(start: Start) -> None:
         RayReplay(server).sample(0, 1)
     with pytest.raises(DamagedChunkError, match="format"):
         RayReplay(server).append(cut(image_format(16), make_stream(image_format(16), [5]))[0])
-    sink = RaySink(server)
+    sink = RayChunkWriter(server)
     sink.append(b"rubbish")
     with pytest.raises(DamagedChunkError):
         sink.flush(PATIENCE_S)
@@ -87,13 +87,13 @@ def test_a_directory_at_fault_is_the_user_s_error(tmp_path: Path, start: Start) 
     """A server that may not open its directory says why, in one sentence."""
     RayReplay(start()).close()
     with pytest.raises(UserError, match="its action was discrete"):
-        start_replay_server(tmp_path, image_format(16), SETTINGS, 20, 0)
+        start_replay_servers([ShardPlan(tmp_path, SETTINGS, seed=0)], image_format(16), 20)
 
 
 def test_a_sink_acknowledges_everything_once(start: Start) -> None:
     """After a flush all records are stored, in order, though several were on their way at once."""
     server = start()
-    sink = RaySink(server, in_flight=3)
+    sink = RayChunkWriter(server, in_flight=3)
     for record in cut(FORMAT, make_stream(FORMAT, [64 * 30])):
         sink.append(record)
     sink.flush(PATIENCE_S)
@@ -104,7 +104,7 @@ def test_nothing_is_lost_or_doubled_by_sigkill_of_the_server(start: Start, tmp_p
     """The server is killed twice while two sinks push and a learner samples: all arrives once, and sampling goes on."""
     server = start()
     streams = [cut(FORMAT, make_stream(FORMAT, [64 * 150], tag=k), stream=k) for k in range(2)]
-    sinks = [RaySink(server), RaySink(server)]
+    sinks = [RayChunkWriter(server), RayChunkWriter(server)]
     stored: list[int] = []
     faults: list[BaseException] = []
 
@@ -126,7 +126,7 @@ def test_nothing_is_lost_or_doubled_by_sigkill_of_the_server(start: Start, tmp_p
         wait_until(lambda mark=mark: len(stored) >= mark or faults)
         killed = process_of(server)
         os.kill(killed, signal.SIGKILL)
-        assert unpack(replay.sample(mark, 4), FORMAT)["reward"].shape == (4, 20)
+        assert decompress(replay.sample(mark, 4), FORMAT)["reward"].shape == (4, 20)
         assert process_of(server) != killed
     for pusher in pushers:
         pusher.join()
@@ -139,7 +139,7 @@ def test_nothing_is_lost_or_doubled_by_sigkill_of_the_server(start: Start, tmp_p
 def test_a_server_that_is_gone_for_good_is_reported_soon(start: Start) -> None:
     """Callers get one clear error instead of waiting for ever."""
     server = start()
-    sink = RaySink(server)
+    sink = RayChunkWriter(server)
     ray.kill(server)
     begun = time.monotonic()
     with pytest.raises(ReplayLostError, match="replay server"):
@@ -158,7 +158,7 @@ def test_a_server_that_hangs_is_reported_after_the_time_limit(start: Start) -> N
     try:
         with pytest.raises(ReplayLostError, match="did not answer 'counters' within 1 s"):
             RayReplay(server, timeout_s=1).counters()
-        sink = RaySink(server, in_flight=2, timeout_s=1)
+        sink = RayChunkWriter(server, in_flight=2, timeout_s=1)
         records = cut(FORMAT, make_stream(FORMAT, [64 * 3]))
         sink.append(records[0])
         sink.append(records[1])
@@ -194,7 +194,7 @@ def test_the_server_takes_no_gpu(start: Start) -> None:
 def test_a_direct_sink_stores_at_once(tmp_path: Path) -> None:
     """In one process a record is stored when `append` returns."""
     replay = Replay(tmp_path, FORMAT, SETTINGS, 20, 0)
-    sink = DirectSink(replay)
+    sink = DirectChunkWriter(replay)
     sink.append(cut(FORMAT, make_stream(FORMAT, [64]))[0])
     assert replay.total_steps == 64
     sink.flush(0)

@@ -21,8 +21,8 @@ from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.run.inspect_replay import info
 from dreamfleet.deploy.run.inspect_replay import verify as verify_command
-from dreamfleet.replay.client import DirectSink
-from dreamfleet.replay.packed import unpack
+from dreamfleet.replay.compressed_batch import decompress
+from dreamfleet.replay.interface import DirectChunkWriter
 from dreamfleet.replay.replay import Replay
 from dreamfleet.replay.report import describe, verify
 from dreamfleet.replay.segment import segment_paths
@@ -215,7 +215,9 @@ def test_counting_through_three_shards(tmp_path: Path) -> None:
     kept: set[tuple[float, float]] = set()
     with closing(open_shards(tmp_path, step_format, settings.replay, 12, SEED)) as replay:
         shards = [replay.shards[shard_of(actor, replay.alive)] for actor in range(5)]
-        collectors = [build_collector(settings, actor, 0, DirectSink(shard)) for actor, shard in enumerate(shards)]
+        collectors = [
+            build_collector(settings, actor, 0, DirectChunkWriter(shard)) for actor, shard in enumerate(shards)
+        ]
         for turn in range(12):
             for collector in collectors:
                 collector.collect(31)
@@ -224,7 +226,7 @@ def test_counting_through_three_shards(tmp_path: Path) -> None:
                 (replay.sample_held_out(turn, 16, 5), kept),
             ):
                 if sample is not None:
-                    batch = unpack(sample, step_format)
+                    batch = decompress(sample, step_format)
                     assert faults_of_batch(batch, 23) == []
                     steps.update(steps_of(batch))
         for collector in collectors:

@@ -15,13 +15,12 @@ from filled_shards import EPISODES, FORMAT, LENGTH, SEED, fill, open_all, same, 
 from make_chunks import cut, make_stream
 
 from dreamfleet.common.errors import UserError
-from dreamfleet.replay.client import RayReplay
-from dreamfleet.replay.errors import NotEnoughExperienceError, ReplayLostError
-from dreamfleet.replay.packed import join_batches, unpack
+from dreamfleet.replay.compressed_batch import decompress, join_batches
+from dreamfleet.replay.interface import NotEnoughExperienceError, ReplayLostError
+from dreamfleet.replay.ray_replay import RayReplay, start_replay_servers
 from dreamfleet.replay.replay import Replay
 from dreamfleet.replay.report import describe
 from dreamfleet.replay.segment import Segment
-from dreamfleet.replay.server import start_replay_servers
 from dreamfleet.replay.sharded import ShardedReplay, shard_of
 from dreamfleet.replay.shards import plan_shards
 
@@ -102,8 +101,8 @@ def test_joined_batches_hold_the_rows_of_their_parts(replay: ShardedReplay) -> N
     parts = [replay.shards[0].sample(0, 5), replay.shards[2].sample(1, 1), replay.shards[1].sample(2, 3)]
     joined = join_batches(parts)
     assert (joined.batch_size, joined.length, joined.nbytes) == (9, LENGTH, sum(part.nbytes for part in parts))
-    arrays = unpack(joined, FORMAT, threads=3)
-    apart = [unpack(part, FORMAT) for part in parts]
+    arrays = decompress(joined, FORMAT, threads=3)
+    apart = [decompress(part, FORMAT) for part in parts]
     for name, array in arrays.items():
         np.testing.assert_array_equal(array, np.concatenate([part[name] for part in apart]))
     assert same(join_batches([parts[0]]), parts[0])

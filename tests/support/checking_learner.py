@@ -20,8 +20,8 @@ from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.learner.hardware import TorchThreads
-from dreamfleet.replay.client import RayReplay
-from dreamfleet.replay.packed import unpack
+from dreamfleet.replay.compressed_batch import decompress
+from dreamfleet.replay.ray_replay import RayReplay
 from dreamfleet.replay.sharded import ShardedReplay
 
 UPDATE_S = 0.005
@@ -106,13 +106,13 @@ class CheckingLearner:
 
     def _check(self, number: int) -> None:
         learner, length = self._settings.learner, self._settings.env.kwargs["length"]
-        batch = unpack(self._replay.sample(number, learner.batch_size), self._format)
+        batch = decompress(self._replay.sample(number, learner.batch_size), self._format)
         faults = [] if batch["reward"].shape == (learner.batch_size, learner.sequence_length) else ["the batch's shape"]
         faults += faults_of_batch(batch, length)
         self._trained_on |= steps_of(batch)
         packed = self._replay.sample_held_out(number, learner.batch_size, HELD_OUT_STEPS)
         if packed is not None:
-            kept = unpack(packed, self._format)
+            kept = decompress(packed, self._format)
             faults += faults_of_batch(kept, length)
             self._held_out |= steps_of(kept)
             if kept["is_first"][:, 1:].any():

@@ -10,8 +10,7 @@ import numpy as np
 
 from dreamfleet.common.experience.chunk import decode_chunk
 from dreamfleet.common.experience.steps import StepFormat
-from dreamfleet.replay.recovery import Damage, scan
-from dreamfleet.replay.segment import Segment, segment_paths
+from dreamfleet.replay.segment import Damage, Segment, scan, segment_paths
 from dreamfleet.replay.shards import shard_directories
 
 Arrays = dict[str, np.ndarray]
@@ -97,9 +96,9 @@ def read_streams(directory: Path, step_format: StepFormat) -> dict[tuple[int, in
                 assert not isinstance(piece, Damage), f"{path}: {piece}"
                 key = piece.header.key
                 stream = chunks.setdefault((key.actor, key.incarnation, key.stream), {})
-                assert key.sequence not in stream, f"{key} is stored twice"
+                assert key.number not in stream, f"{key} is stored twice"
                 record = segment.read(piece.offset, piece.header.record_bytes)
-                stream[key.sequence] = (piece.header.first_step, decode_chunk(step_format, record))
+                stream[key.number] = (piece.header.first_step, decode_chunk(step_format, record))
     return {key: _join(stream) for key, stream in sorted(chunks.items())}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from make_chunks import counting_format, cut, make_stream
 
 from dreamfleet.common.settings.schema import ReplaySettings
-from dreamfleet.replay.packed import PackedBatch, unpack
+from dreamfleet.replay.compressed_batch import CompressedBatch, decompress
 from dreamfleet.replay.sharded import ShardedReplay
 from dreamfleet.replay.shards import open_shards
 
@@ -35,13 +35,13 @@ def fill(replay: ShardedReplay, episodes: dict[int, list[int]] | None = None, ac
             replay.shards[shard].append(record)
 
 
-def same(one: PackedBatch, other: PackedBatch) -> bool:
-    """Whether two batches unpack to the same, bit for bit."""
-    first, second = unpack(one, FORMAT), unpack(other, FORMAT)
+def same(one: CompressedBatch, other: CompressedBatch) -> bool:
+    """Whether two batches decompress to the same, bit for bit."""
+    first, second = decompress(one, FORMAT), decompress(other, FORMAT)
     return all(np.array_equal(first[name], second[name]) for name in first)
 
 
-def starts_of(batch: PackedBatch | None) -> list[tuple[int, int]]:
+def starts_of(batch: CompressedBatch | None) -> list[tuple[int, int]]:
     """Return (shard, step) of the first step of each row."""
     assert batch is not None
-    return [(int(tag), int(step)) for tag, step in unpack(batch, FORMAT)["count"][:, 0]]
+    return [(int(tag), int(step)) for tag, step in decompress(batch, FORMAT)["count"][:, 0]]

@@ -11,8 +11,15 @@ from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.chunk import ChunkHeader
 from dreamfleet.common.experience.spaces import first_difference
 from dreamfleet.common.experience.steps import StepFormat
-from dreamfleet.replay.recovery import Damage, scan
-from dreamfleet.replay.segment import DamagedSegmentError, Segment, SegmentHeader, open_segments, sync_directory
+from dreamfleet.replay.segment import (
+    Damage,
+    DamagedSegmentError,
+    Segment,
+    SegmentHeader,
+    open_segments,
+    scan,
+    sync_directory,
+)
 
 _LOG = logging.getLogger(__name__)
 

@@ -25,14 +25,14 @@ from dreamfleet.common.experience.blocks import (
 )
 from dreamfleet.common.experience.chunk import parse_header
 from dreamfleet.common.experience.steps import StepFormat
-from dreamfleet.replay.index import Piece
+from dreamfleet.replay.index import ChunkSlice
 from dreamfleet.replay.segment import Segment
 
 _THREADS_AT_MOST = 8
 
 
 @dataclass(frozen=True)
-class PackedBatch:
+class CompressedBatch:
     """Sequences cut from chunks: the stored bytes of the blocks they need, and tables that say what they are.
 
     Attributes:
@@ -60,7 +60,7 @@ class PackedBatch:
 class Source(NamedTuple):
     """A piece and where its record lies; the segment is pinned."""
 
-    piece: Piece
+    piece: ChunkSlice
     segment: Segment
     offset: int
     front_bytes: int
@@ -74,7 +74,7 @@ class DamagedPieceError(Exception):
         self.chunk = chunk
 
 
-def pack(step_format: StepFormat, batch_size: int, length: int, sources: Sequence[Source]) -> PackedBatch:
+def pack(step_format: StepFormat, batch_size: int, length: int, sources: Sequence[Source]) -> CompressedBatch:
     """Read the blocks that the pieces need, check them, and lay them end to end.
 
     Raises:
@@ -97,10 +97,10 @@ def pack(step_format: StepFormat, batch_size: int, length: int, sources: Sequenc
             size += stored_bytes
     data = np.empty(size, np.uint8)
     _fill(data.data, blocks, reads)
-    return PackedBatch(batch_size, length, np.array(pieces, np.int64), np.array(blocks, np.int64), data)
+    return CompressedBatch(batch_size, length, np.array(pieces, np.int64), np.array(blocks, np.int64), data)
 
 
-def join_batches(parts: Sequence[PackedBatch]) -> PackedBatch:
+def join_batches(parts: Sequence[CompressedBatch]) -> CompressedBatch:
     """Return one batch with the rows of all parts, which are sequences of one length, in the order of the parts."""
     if len(parts) == 1:
         return parts[0]
@@ -111,10 +111,10 @@ def join_batches(parts: Sequence[PackedBatch]) -> PackedBatch:
     pieces[:, 0] += np.repeat(rows[:-1], [len(part.pieces) for part in parts])
     blocks[:, 1] += np.repeat(offsets[:-1], [len(part.blocks) for part in parts])
     data = np.concatenate([part.data for part in parts])
-    return PackedBatch(int(rows[-1]), parts[0].length, pieces, blocks, data)
+    return CompressedBatch(int(rows[-1]), parts[0].length, pieces, blocks, data)
 
 
-def unpack(packed: PackedBatch, step_format: StepFormat, threads: int = 2) -> dict[str, np.ndarray]:
+def decompress(packed: CompressedBatch, step_format: StepFormat, threads: int = 2) -> dict[str, np.ndarray]:
     """Decompress a batch into fresh arrays (B, T, *shape), one a field.
 
     `is_first` is True at each row's first step. Where a row leaves held-out steps out, it is True at the step behind
@@ -169,7 +169,7 @@ def _fill(
         at = stop
 
 
-def _shares(packed: PackedBatch, count: int) -> list[tuple[int, int, int, int]]:
+def _shares(packed: CompressedBatch, count: int) -> list[tuple[int, int, int, int]]:
     """Return how to cut the work in `count` equal parts: for each the range of its pieces and of its blocks."""
     pieces = packed.pieces
     steps = np.cumsum(pieces[:, 4] - pieces[:, 3])
@@ -181,7 +181,7 @@ def _shares(packed: PackedBatch, count: int) -> list[tuple[int, int, int, int]]:
     return [(a, b, int(block_ends[a]), int(block_ends[b])) for a, b in ranges]
 
 
-def _unpack_small(packed: PackedBatch, step_format: StepFormat, out: dict[str, np.ndarray]) -> None:
+def _unpack_small(packed: CompressedBatch, step_format: StepFormat, out: dict[str, np.ndarray]) -> None:
     """Unpack the small fields of all pieces, those of chunks of equal length at once: many small copies take longer."""
     pieces, data = packed.pieces, packed.data.data
     first_blocks = packed.blocks[np.cumsum(pieces[:, 5]) - pieces[:, 5]]
@@ -200,7 +200,7 @@ def _unpack_small(packed: PackedBatch, step_format: StepFormat, out: dict[str, n
 
 
 def _unpack_pieces(
-    packed: PackedBatch,
+    packed: CompressedBatch,
     step_format: StepFormat,
     first: int,
     stop: int,

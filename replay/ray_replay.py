@@ -1,0 +1,301 @@
+"""The replay on Ray: the process that owns a replay directory, its client, and the writer that sends it chunks."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+import ray
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    ObjectLostError,
+    RayActorError,
+    RayTaskError,
+)
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from dreamfleet.common.errors import RunFailedError, UserError
+from dreamfleet.common.experience.steps import StepFormat
+from dreamfleet.common.process_log import LogRecord, WorkerLog
+from dreamfleet.common.settings.schema import ReplaySettings
+from dreamfleet.replay.interface import ReplayLostError, Shard
+from dreamfleet.replay.replay import Replay
+from dreamfleet.replay.shards import ShardPlan
+
+IN_FLIGHT = 8
+"""Most chunks that a writer has sent and not yet seen acknowledged."""
+CALL_TIMEOUT_S = 120.0
+"""A server that has not answered within this time, its restarts included, counts as lost."""
+LOCK_WAIT_S = 60.0
+"""How long a new server waits for the directory: the process that it replaces may take a moment to die."""
+START_TIMEOUT_S = 300.0
+"""A server that has not opened its directory within this time counts as failed; 5 million steps take seconds."""
+_RETRY_S = 0.5
+_CONCURRENCY = {"insert": 1, "sample": 2, "health": 1}
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _served(group: str, method: Callable[Concatenate[Replay, P], T]) -> Callable[Concatenate[Any, P], T]:
+    """Return a method of `ReplayServer` that calls this one of its replay, in the threads of a concurrency group."""
+
+    @wraps(method)
+    def call(server: ReplayServer, *args: P.args, **kwargs: P.kwargs) -> T:
+        return method(server.opened(), *args, **kwargs)
+
+    return cast("Callable[..., T]", ray.method(concurrency_group=group)(call))
+
+
+def _remote(method: Callable[Concatenate[Shard, P], T]) -> Callable[Concatenate[Any, P], T]:
+    """Return a method of `RayReplay` that calls the one of this name in the server."""
+
+    @wraps(method)
+    def call(client: RayReplay, *args: P.args, **kwargs: P.kwargs) -> T:
+        return cast("T", client.call(method.__name__, *args, **kwargs))
+
+    return call
+
+
+class ReplayServer:
+    """Owns a replay directory; a server that dies is started again on the same node, and finds all it acknowledged.
+
+    Appending, sampling and questions about its health run in threads of their own, so that none waits behind another.
+    The first call opens the directory: an error in a Ray actor's constructor cannot be reported in one sentence.
+    The arguments are `Replay`'s; `step_format` is what `StepFormat.to_json` gives.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        step_format: dict[str, Any],
+        settings: ReplaySettings,
+        sequence_length: int,
+        seed: int,
+        read_only: bool = False,
+    ) -> None:
+        self._arguments = (Path(directory), StepFormat.from_json(step_format), settings, sequence_length, seed)
+        self._read_only = read_only
+        self._log = WorkerLog.install()
+        self._opened: Replay | None = None
+        self._opening = threading.Lock()
+
+    def opened(self) -> Replay:
+        """Return the replay, opened by the first call."""
+        with self._opening:
+            if self._opened is None:
+                self._opened = Replay(*self._arguments, lock_wait_s=LOCK_WAIT_S, read_only=self._read_only)
+            return self._opened
+
+    append = _served("insert", Replay.append)
+    retire = _served("insert", Replay.retire)  # in turn with the chunks: those sent before are stored and counted
+    sync = _served("insert", Replay.sync)
+    close = _served("insert", Replay.close)
+    sample = _served("sample", Replay.sample)
+    sample_held_out = _served("sample", Replay.sample_held_out)
+    stats = _served("health", Replay.stats)
+    counters = _served("health", Replay.counters)
+    shortage = _served("health", Replay.shortage)
+
+    @ray.method(concurrency_group="health")
+    def log_records(self) -> list[LogRecord]:
+        """Return what this process logged since the last call; the newest 200 at most."""
+        return self._log.take()
+
+    @ray.method(concurrency_group="health")
+    def health(self) -> int:
+        """Return the id of this process, once the directory is open."""
+        self.opened()
+        return os.getpid()
+
+    def __ray_shutdown__(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
+
+
+class RayReplay:
+    """A replay server's methods, under the names of `Shard`'s, with a time limit on every call.
+
+    A call that meets a server in the middle of a restart is made again until the limit. Arrays that it returns lie in
+    Ray's object store for as long as they are held.
+
+    Args:
+        server: the handle of a `ReplayServer`.
+        timeout_s: limit of one call, restarts included.
+        directory: where the server stores, if that is known, to name it by.
+    """
+
+    def __init__(self, server: Any, timeout_s: float = CALL_TIMEOUT_S, directory: Path | None = None) -> None:
+        self.directory = directory
+        self._server = server
+        self._timeout_s = timeout_s
+
+    append = _remote(Shard.append)
+    sample = _remote(Shard.sample)
+    sample_held_out = _remote(Shard.sample_held_out)
+    counters = _remote(Shard.counters)
+    retire = _remote(Shard.retire)
+    stats = _remote(Shard.stats)
+    shortage = _remote(Shard.shortage)
+    log_records = _remote(Shard.log_records)
+    sync = _remote(Shard.sync)
+
+    def close(self) -> None:
+        """Close the replay and end its process."""
+        try:
+            self.call("close")
+        finally:
+            ray.kill(self._server)
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Return what the server's method returns, or raise what it raises.
+
+        Raises:
+            ReplayLostError: if there is no answer within the limit.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                reference = getattr(self._server, method).remote(*args, **kwargs)
+                return ray.get(reference, timeout=max(0.0, deadline - time.monotonic()))
+            except (ActorUnavailableError, ObjectLostError) as error:
+                if time.monotonic() + _RETRY_S > deadline:
+                    raise self._lost(method) from error
+                time.sleep(_RETRY_S)
+            except GetTimeoutError as error:
+                raise self._lost(method) from error
+            except ActorDiedError as error:
+                raise ReplayLostError(f"the replay server is gone: {_first_line(error)}") from error
+            except RayTaskError as error:
+                raise _cause(error) from None
+
+    def _lost(self, method: str) -> ReplayLostError:
+        return ReplayLostError(f"the replay server did not answer '{method}' within {self._timeout_s:g} s")
+
+
+class RayChunkWriter:
+    """Sends chunks to a replay server without waiting for each; at most `in_flight` are on their way.
+
+    A chunk whose fate is unknown is sent again: the server stores each chunk once.
+
+    Args:
+        server: the handle of a `ReplayServer`.
+        in_flight: most chunks sent and not acknowledged.
+        timeout_s: how long `append` waits for one of them to be acknowledged.
+    """
+
+    def __init__(self, server: Any, in_flight: int = IN_FLIGHT, timeout_s: float = CALL_TIMEOUT_S) -> None:
+        self._server = server
+        self._in_flight = in_flight
+        self._timeout_s = timeout_s
+        self._sent: dict[ray.ObjectRef[bool], bytes] = {}
+
+    def append(self, chunk: bytes) -> None:
+        """Send a chunk; wait first while too many are on their way.
+
+        Raises:
+            ReplayLostError: if the server acknowledges none of them in time.
+            DamagedChunkError: if a chunk arrived damaged or is of another format.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        while len(self._sent) >= self._in_flight:
+            self._settle_one(deadline)
+        self._send(chunk)
+
+    def flush(self, timeout_s: float) -> None:
+        """Return once all chunks are acknowledged.
+
+        Raises:
+            ReplayLostError: if they are not within `timeout_s`.
+            DamagedChunkError: if a chunk arrived damaged or is of another format.
+        """
+        deadline = time.monotonic() + timeout_s
+        while self._sent:
+            self._settle_one(deadline)
+
+    def _send(self, chunk: bytes) -> None:
+        self._sent[self._server.append.remote(chunk)] = chunk
+
+    def _settle_one(self, deadline: float) -> None:
+        """Wait for one chunk to be acknowledged, or send it again."""
+        done, _ = ray.wait(list(self._sent), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+        if not done:
+            raise ReplayLostError(f"the replay server did not acknowledge {len(self._sent)} chunks in time")
+        chunk = self._sent.pop(done[0])
+        try:
+            ray.get(done[0], timeout=self._timeout_s)
+        except RayTaskError as error:
+            raise _cause(error) from None
+        except ActorDiedError as error:
+            self._sent[done[0]] = chunk
+            raise ReplayLostError(f"the replay server is gone: {_first_line(error)}") from error
+        except (RayActorError, ObjectLostError, GetTimeoutError) as error:
+            self._send(chunk)
+            if time.monotonic() + _RETRY_S > deadline:
+                raise ReplayLostError(f"the replay server was not restarted in time: {_first_line(error)}") from error
+            time.sleep(_RETRY_S)
+
+
+def start_replay_servers(
+    plans: Sequence[ShardPlan], step_format: StepFormat, sequence_length: int, read_only: bool = False, **options: Any
+) -> list[Any]:
+    """Start a server for each shard on this node, which has their directories, and return their handles in order.
+
+    They open their directories side by side; if one cannot, none is left running. `plans` are what `plan_shards` gives,
+    `options` are of the Ray actors, instead of the usual ones.
+
+    Raises:
+        UserError: if a directory is in use or holds something else.
+        RunFailedError: if a process does not start.
+    """
+    usual: dict[str, Any] = {
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "max_task_retries": -1,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False),
+        "runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}},
+    }
+    remote: Any = ray.remote  # its type hints know nothing of concurrency groups
+    actor = remote(concurrency_groups=_CONCURRENCY)(ReplayServer).options(**(usual | options))
+    encoded_format = step_format.to_json()
+    servers = [
+        actor.remote(
+            str(plan.directory.resolve()), encoded_format, plan.settings, sequence_length, plan.seed, read_only
+        )
+        for plan in plans
+    ]
+    try:
+        for server, plan in zip(servers, plans, strict=True):
+            _wait_until_open(server, plan.directory)
+    except BaseException:
+        for server in servers:
+            ray.kill(server)
+        raise
+    return servers
+
+
+def _wait_until_open(server: Any, directory: Path) -> None:
+    try:
+        ray.get(server.health.remote(), timeout=START_TIMEOUT_S)
+    except (RayTaskError, RayActorError, GetTimeoutError) as error:
+        if isinstance(error, RayTaskError) and isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise RunFailedError(f"the replay server on {directory} did not start: {error}") from error
+
+
+def _cause(error: RayTaskError) -> BaseException:
+    """Return what the server's code raised, which callers know how to handle."""
+    cause = error.cause
+    return cause if isinstance(cause, BaseException) else error
+
+
+def _first_line(error: BaseException) -> str:
+    """Return a Ray error without its pages of explanation."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
