@@ -59,17 +59,25 @@ class RunDirectory:
         return RunDirectory(path)
 
     def existing(self, flag: str = "--run") -> RunDirectory:
-        """Return this directory if it holds a run, or else name the flag that gave it.
+        """Return this directory if it holds a run or a dataset.
+
+        Args:
+            flag: the flag that gave it, named in the message; "" for none.
 
         Raises:
-            UserError: if it does not, with the nearest that does.
+            UserError: if it does not, with the nearest that does, or the newest in it.
         """
         if self.config_file.is_file():
             return self
+        named = f"flag {flag}: {self.shown}" if flag else str(self.shown)
         if not self.path.exists():
             siblings = [str(file.parent) for file in self.shown.parent.glob("*/config.yaml")]
-            raise UserError(f"flag {flag}: {self.shown} does not exist.{nearest(str(self.shown), siblings)}")
-        raise UserError(f"flag {flag}: {self.shown} is no run directory: it holds no config.yaml.")
+            raise UserError(f"{named} does not exist.{nearest(str(self.shown), siblings)}")
+        if not self.path.is_dir():
+            raise UserError(f"{named} is a file; give the directory of a run or of a dataset.")
+        inner = sorted(self.shown.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
+        hint = f" The newest run in it is {inner[-1].parent}." if inner else ""
+        raise UserError(f"{named} is neither a run nor a dataset: it holds no config.yaml.{hint}")
 
     def check_usable(self, flag: str = "--run") -> None:
         """Refuse a path that holds something that is no run.
@@ -89,7 +97,7 @@ class RunDirectory:
         """Return the command that this is of, "train" or "collect", as its newest start says; "" if none ever said."""
         state = read_state(self.path)
         if state is not None:
-            return str(state["kind"])
+            return state.kind
         imported = self.replay.is_dir() and not self.checkpoints.exists()
         return "collect" if imported else ""
 

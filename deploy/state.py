@@ -1,6 +1,6 @@
-"""state.json: how the process that drives a run last said it stands; written by that process alone, read by anyone.
+"""state.json: how the process that drives a run last described it; written by that process alone, read by anyone.
 
-A driver that was killed cannot say so. Who reads takes it for killed by this rule:
+A driver that was killed cannot say so. A reader takes it for killed by this rule:
 
     in the same process space (same boot, same container)   its process is no longer there
     elsewhere                                               it wrote nothing for SILENCE_S, or six of its own intervals
@@ -8,7 +8,6 @@ A driver that was killed cannot say so. Who reads takes it for killed by this ru
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
@@ -18,125 +17,220 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from dreamfleet import __version__
-from dreamfleet.common.formatting import finite_or_none
+from dreamfleet.common.process_log import LOGGER_NAME
 
 STATE_NAME = "state.json"
-FORMAT = 1
-"""Version of the layout of state.json."""
 LEAST_PAUSE_S = 5.0
-"""The file is written no more often than this, however often the driver beats."""
+"""Counters are written no more often than this, however often the driver beats."""
 SILENCE_S = 60.0
-"""A driver seen from afar may be silent so long; hosts' clocks may differ by some seconds."""
+"""How long a driver on another host may be silent; hosts' clocks may differ by some seconds."""
+WARNINGS_KEPT = 3
+"""How many of the last warnings and errors state.json holds."""
 
-log = logging.getLogger("dreamfleet")
+log = logging.getLogger(LOGGER_NAME)
 
 
-class StateWriter:
-    """Writes a run's state while the block runs: `running` with the newest counters, and at its end how it ended.
+class LoggedWarning(BaseModel):
+    """A warning or an error of the log; of a traceback, `text` has the first line and the last."""
 
-    The end is `finished`, or `failed` with the exception that leaves the block, unless `stopped` was called. That the
-    file cannot be written is logged once and ends nothing.
+    time: str
+    level: str
+    text: str
+
+
+class WarningSummary(BaseModel):
+    """How many warnings and errors were logged since the last start, and the last of them; None: not known."""
+
+    count: int | None = None
+    last: list[LoggedWarning] = []
+
+
+class RunState(BaseModel):
+    """What state.json holds; fields with a default may be missing in the file of an earlier version.
+
+    `format` is the version of the layout. Each time is there in words, for people, and in seconds since 1970.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    format: Literal[1] = 1
+    kind: str
+    dreamfleet: str | None = None
+    pid: int
+    process_start: int | None = None
+    process_space: str = ""
+    host: str
+    pause_s: float = 0.0
+    started: str = ""
+    started_unix: float
+    counters: dict[str, int | float | None]
+    counted: str = ""
+    counted_unix: float = 0.0
+    """Of the counters."""
+    state: Literal["running", "stopped", "finished", "failed"]
+    reason: str
+    complaints: WarningSummary = WarningSummary()
+    updated: str = ""
+    updated_unix: float
+
+
+class StateWriter(logging.Handler):
+    """Writes a run's state while the block runs, and at its end how it ended.
+
+    The state is `running` with the newest counters and with the warnings and errors that were logged; at the end
+    `finished`, or `failed` with the exception that leaves the block, unless `stopped` was called. That the file cannot
+    be written is logged once and ends nothing.
 
     Args:
         directory: the run's or dataset's.
         kind: the command: "train" or "collect".
-        pause_s: seconds between two writes; the driver may beat more often.
+        pause_s: seconds between two writes of the counters; the driver may beat more often.
     """
 
     def __init__(self, directory: Path, kind: str, pause_s: float) -> None:
+        super().__init__(logging.WARNING)
         self._file = directory / STATE_NAME
         self._pause_s = max(pause_s, LEAST_PAUSE_S)
         self._due = 0.0
-        self._is_told = False
-        self._stopped = ""
-        self._state: dict[str, Any] = {
-            "format": FORMAT,
-            "kind": kind,
-            "dreamfleet": __version__,
-            "pid": os.getpid(),
-            "process_start": process_start(os.getpid()),
-            "process_space": process_space(),
-            "host": socket.gethostname(),
-            "pause_s": self._pause_s,
-            "counters": {},
-        } | _times("started")
+        self._has_warned = False
+        self._stop_reason = ""
+        now = time.time()
+        self._state = RunState(
+            kind=kind,
+            dreamfleet=__version__,
+            pid=os.getpid(),
+            process_start=process_start(os.getpid()),
+            process_space=process_space(),
+            host=socket.gethostname(),
+            pause_s=self._pause_s,
+            started=_readable(now),
+            started_unix=round(now, 3),
+            counters={},
+            state="running",
+            reason="",
+            complaints=WarningSummary(count=0),
+            updated_unix=0.0,
+        )
 
     def beat(self, counters: Mapping[str, Any]) -> None:
         """Say that the run goes on, and how far it is; most calls return at once."""
-        is_first = not self._state["counters"]
-        self._state |= {"counters": finite_or_none(dict(counters)), **_times("counted")}
+        is_first, now = not self._state.counters, time.time()
+        self._state.counters = dict(counters)
+        self._state.counted, self._state.counted_unix = _readable(now), round(now, 3)
         if is_first or time.monotonic() >= self._due:
-            self._write("running")
+            self._write()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write down a warning or an error at once: the driver may be killed next."""
+        self._add_warning(record.created, record.levelname, self.format(record))
+        self._write()
 
     def stopped(self, reason: str) -> None:
         """Note that the run was asked to stop, and by what."""
-        self._stopped = reason
+        self._stop_reason = reason
 
     def __enter__(self) -> StateWriter:
-        self._write("running")
+        self._write()
+        log.addHandler(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        log.removeHandler(self)
+        state = self._state
         if isinstance(error, KeyboardInterrupt):
-            self._write("stopped", "Ctrl-C")
+            state.state, state.reason = "stopped", "Ctrl-C"
         elif error is not None:
-            self._write("failed", str(error) or type(error).__name__)
-        elif self._stopped:
-            self._write("stopped", self._stopped)
+            state.state, state.reason = "failed", str(error) or type(error).__name__
+            self._add_warning(time.time(), "ERROR", state.reason)
+        elif self._stop_reason:
+            state.state, state.reason = "stopped", self._stop_reason
         else:
-            self._write("finished")
+            state.state = "finished"
+        self._write()
+        self.close()
 
-    def _write(self, state: str, reason: str = "") -> None:
+    def _add_warning(self, time_unix: float, level: str, text: str) -> None:
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        shown = " … ".join(lines[:1] + lines[1:][-1:])
+        warning = LoggedWarning(time=_readable(time_unix), level=level.lower(), text=shown)
+        old = self._state.complaints
+        self._state.complaints = WarningSummary(
+            count=(old.count or 0) + 1, last=[*old.last[1 - WARNINGS_KEPT :], warning]
+        )
+
+    def _write(self) -> None:
         """Write under another name and rename, so that a reader finds the old or the new."""
-        self._due = time.monotonic() + self._pause_s
         new = self._file.with_name(STATE_NAME + ".tmp")
-        text = json.dumps({**self._state, "state": state, "reason": reason, **_times("updated")}, indent=1)
+        self.acquire()  # other threads may log
         try:
-            new.write_text(text)
+            now = time.time()
+            self._due = time.monotonic() + self._pause_s
+            self._state.updated, self._state.updated_unix = _readable(now), round(now, 3)
+            new.write_text(self._state.model_dump_json(indent=1))  # numbers that are not finite become null
             new.replace(self._file)
         except OSError as error:
-            if not self._is_told:
+            has_warned, self._has_warned = self._has_warned, True
+            if not has_warned:
                 log.warning("%s cannot be written (%s): `dreamfleet status` will know less", self._file, error.strerror)
-            self._is_told = True
+        finally:
+            self.release()
 
 
-def read_state(directory: Path) -> dict[str, Any] | None:
+def read_state(directory: Path) -> RunState | None:
     """Return what state.json says, or None if there is none that can be read."""
     try:
-        state = json.loads((directory / STATE_NAME).read_bytes())
-        needed = {"kind", "state", "reason", "pid", "host", "started_unix", "updated_unix", "counters"}
-        return state if state["format"] == FORMAT and needed <= state.keys() else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return RunState.model_validate_json((directory / STATE_NAME).read_bytes())
+    except (OSError, ValueError):
         return None
 
 
-def sign_of_death(state: Mapping[str, Any], now: float) -> str:
+def reason_killed(state: RunState, now: float) -> str:
     """Return why a driver that says `running` must have been killed, or "" if it may well be running.
 
     Args:
         state: as `read_state` gave it.
         now: seconds since 1970.
     """
-    if state.get("process_space") and state["process_space"] == process_space():
-        start = process_start(state["pid"])
-        alive = start is not None and start == state.get("process_start")
-        return "" if alive else f"its process {state['pid']} is gone"
-    silent_s = now - state["updated_unix"]
-    allowed_s = max(SILENCE_S, 6 * state.get("pause_s", 0.0))
+    if state.process_space and state.process_space == process_space():
+        start = process_start(state.pid)
+        alive = start is not None and start == state.process_start
+        return "" if alive else f"its process {state.pid} is gone"
+    silent_s = now - state.updated_unix
+    allowed_s = max(SILENCE_S, 6 * state.pause_s)
     if silent_s <= allowed_s:
         return ""
     return f"it says running, but wrote nothing for {silent_s:.0f} s (up to {allowed_s:.0f} s would be usual)"
 
 
-def process_start(pid: int) -> int | None:
-    """Return when a process of this space started, in clock ticks since the boot; None if there is none such.
+def seconds_left(counters: Mapping[str, Any]) -> float | None:
+    """Return the time left at present rates: the longer of collecting and training.
 
-    With it, a process that was given a dead one's number is not taken for it.
+    Args:
+        counters: as in state.json; those needed are NAME, wanted/NAME and fleet/NAME_per_s of env_steps and updates.
+
+    Returns:
+        None if no rate is known or nothing is left.
+    """
+    left = []
+    for name in ("env_steps", "updates"):
+        missing = (counters.get(f"wanted/{name}") or 0) - (counters.get(name) or 0)
+        rate = counters.get(f"fleet/{name}_per_s") or 0.0
+        if missing > 0 and rate > 0:
+            left.append(missing / rate)
+    return max(left, default=None)
+
+
+def process_start(pid: int) -> int | None:
+    """Return when a process of this space started, in clock ticks since the boot; None if there is no such process.
+
+    It distinguishes a process from a later one with the same number.
     """
     with suppress(OSError, ValueError, IndexError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -145,14 +239,12 @@ def process_start(pid: int) -> int | None:
 
 
 def process_space() -> str:
-    """Return what names the set of processes that this one can see: the boot and the PID namespace; "" if unknown."""
+    """Return a name of the set of processes that this one can see: the boot and the PID namespace; "" if unknown."""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     return ""
 
 
-def _times(name: str) -> dict[str, Any]:
-    now = time.time()
-    readable = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return {name: readable, f"{name}_unix": round(now, 3)}
+def _readable(time_unix: float) -> str:
+    return datetime.fromtimestamp(time_unix, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

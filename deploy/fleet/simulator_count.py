@@ -28,10 +28,9 @@ class SimulatorCount:
     steps: int = 0
 
     @staticmethod
-    def of_state(state: Mapping[str, Any] | None) -> SimulatorCount:
-        """Return what a run's state.json says, or a new count if it says nothing."""
-        counters = (state or {}).get("counters")
-        env_steps, steps = (counters.get(key) if isinstance(counters, dict) else None for key in KEYS)
+    def of_counters(counters: Mapping[str, Any]) -> SimulatorCount:
+        """Return what the counters of a run's state.json say, or a new count if they say nothing."""
+        env_steps, steps = (counters.get(key) for key in KEYS)
         if not (isinstance(env_steps, int) and isinstance(steps, int) and env_steps >= 0 and steps >= 0):
             return SimulatorCount()
         return SimulatorCount(env_steps, steps)

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -17,31 +17,26 @@ import numpy as np
 from dreamfleet.common.video import encode_gif, write_webm
 from dreamfleet.deploy.run_directory import RunDirectory
 
+if TYPE_CHECKING:
+    from dreamfleet.deploy.monitoring.prometheus import PrometheusExporter
+
 FILM_EVERY = 0.05
 """Share of a run's environment steps between two films: with up to a megabyte each, some twenty in all."""
 
 log = logging.getLogger("dreamfleet")
 
 
-class Sink(Protocol):
-    """Who else is shown each row of scalars."""
-
-    def show(self, scalars: Mapping[str, float], env_steps: int, updates: int) -> None:
-        """Show one row."""
-        ...
-
-
-class Records:
+class MetricsWriter:
     """Writes scalars, pictures and videos of a run, to files and to TensorBoard alike.
 
     Args:
-        run: the run's directory; records go on where an earlier life of the run left them.
-        sink: who else is shown the scalars, such as `Meters`.
+        run: the run's directory; what an earlier start of the run wrote is continued.
+        prometheus: exports the scalars as well.
     """
 
-    def __init__(self, run: RunDirectory, sink: Sink | None = None) -> None:
+    def __init__(self, run: RunDirectory, prometheus: PrometheusExporter | None = None) -> None:
         self._run = run
-        self._sink = sink
+        self._prometheus = prometheus
         self._metrics = run.metrics_file.open("a", buffering=1)
         self._board: Any = None
         self._evaluation_board: Any = None
@@ -67,8 +62,8 @@ class Records:
 
     def scalars(self, values: Mapping[str, float], env_steps: int, updates: int) -> None:
         """Write one row of scalars; TensorBoard's axis is the number of updates."""
-        if self._sink:
-            self._sink.show(values, env_steps, updates)
+        if self._prometheus:
+            self._prometheus.export(values, env_steps, updates)
         row = {name: float(value) for name, value in values.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
         head = self._moment() | {"env_steps": env_steps, "updates": updates}
@@ -84,8 +79,8 @@ class Records:
         """
         with self._run.evaluations_file.open("a") as file:
             file.write(json.dumps(self._moment() | dict(found)) + "\n")
-        if self._sink:
-            self._sink.show({"evaluation/return": found["mean"]}, found["env_steps"], found["updates"])
+        if self._prometheus:
+            self._prometheus.export({"evaluation/return": found["mean"]}, found["env_steps"], found["updates"])
         for name, key in (("return", "mean"), ("return_std", "std")):
             self._evaluations().add_scalar(f"evaluation/{name}", found[key], found["env_steps"])
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from dreamfleet.common.formatting import format_duration
 from dreamfleet.deploy.fleet.fleet import Fleet
+from dreamfleet.deploy.state import seconds_left
 
 WINDOW_S = 30.0
 """Rates and waits are taken over the last so many seconds."""
@@ -81,14 +82,6 @@ class Progress:
             "updates_per_s": (new.updates - self._first.updates) / seconds,
         }
 
-    def seconds_left(self) -> float | None:
-        """Return the time left at present rates: the longer of collecting and training; None before there are rates."""
-        rates, fleet = self.rates(), self._fleet
-        left = [(fleet.ratio.env_steps - fleet.env_steps, rates["env_steps_per_s"]),
-                (fleet.ratio.updates - fleet.updates, rates["updates_per_s"])]  # fmt: skip
-        known = [amount / rate for amount, rate in left if amount > 0 and rate > 0]
-        return max(known) if known else None
-
     def scalars(self) -> dict[str, float]:
         """Return the fleet's figures for TensorBoard."""
         rates, fleet = self.rates(), self._fleet
@@ -117,7 +110,8 @@ class Progress:
         fleet, ratio = self._fleet, self._fleet.ratio
         wanted = {"wanted/env_steps": ratio.env_steps, "wanted/updates": ratio.updates, "wanted/ratio": ratio.ratio}
         made = {"env_steps": fleet.env_steps, "updates": fleet.updates, **fleet.ledger.simulator.to_state()}
-        return {**self.scalars(), **wanted, **made, "seconds_left": self.seconds_left()}
+        counters = {**self.scalars(), **wanted, **made}
+        return {**counters, "seconds_left": seconds_left(counters)}
 
     def share(self) -> float:
         """Return how much of the run is done, in [0, 1]: the mean of the shares of steps and updates."""
@@ -133,7 +127,7 @@ class Progress:
     def line(self, loss: float | None, left_first: bool = False) -> str:
         """Return the status line; the time left comes last, or first, where the line may be cut."""
         fleet, figures = self._fleet, self.scalars()
-        left = self.seconds_left()
+        left = self.counters()["seconds_left"]
         idle = (figures["fleet/actors_wait_fraction"], figures["fleet/learner_wait_fraction"])
         parts = [f"steps {fleet.env_steps:,}/{fleet.ratio.env_steps:,} ({figures['fleet/env_steps_per_s']:.0f}/s)"]
         if fleet.staffing.learns:

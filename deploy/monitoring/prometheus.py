@@ -30,7 +30,7 @@ COUNTERS = {
     ),
     "dreamfleet_episodes_total": Meter("episode/count", "Episodes that ended since this start of the run."),
 }
-"""Metrics that only rise; `show` says how each is fed."""
+"""Metrics that only rise; `export` says how each is fed."""
 
 GAUGES = {
     "dreamfleet_env_steps_wanted": Meter("wanted/env_steps", "Environment steps that the run is to collect in all."),
@@ -77,7 +77,7 @@ PARTS = {
 """Gauges with a tag `part`, which is the middle of the name of the scalar that sets them."""
 
 
-class Meters:
+class PrometheusExporter:
     """Sets Ray's metrics of one run; each has the tag `run`, so that a cluster's runs can be told apart.
 
     Args:
@@ -95,8 +95,8 @@ class Meters:
             metric.set_default_tags(tags)
         self._seen = {"env_steps": 0.0, "updates": 0.0}  # what the counters of totals were last fed
 
-    def show(self, scalars: Mapping[str, float], env_steps: int, updates: int) -> None:
-        """Show one row; what it lacks stays as it was.
+    def export(self, scalars: Mapping[str, float], env_steps: int, updates: int) -> None:
+        """Export one row; what it lacks stays as it was.
 
         Args:
             scalars: as they go to TensorBoard.

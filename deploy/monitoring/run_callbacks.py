@@ -17,7 +17,7 @@ from dreamfleet.deploy.fleet.callbacks import Watcher
 from dreamfleet.deploy.fleet.fleet import Fleet
 from dreamfleet.deploy.fleet.worker_slot import Slot
 from dreamfleet.deploy.monitoring.console import Console
-from dreamfleet.deploy.monitoring.metrics_writer import Records
+from dreamfleet.deploy.monitoring.metrics_writer import MetricsWriter
 from dreamfleet.deploy.monitoring.progress import Progress
 from dreamfleet.deploy.state import StateWriter
 
@@ -46,7 +46,7 @@ class RunWatcher(Watcher):
     def __init__(
         self,
         settings: Settings,
-        records: Records,
+        records: MetricsWriter,
         console: Console,
         state: StateWriter,
         on_restored: Callable[[], None],

@@ -31,7 +31,7 @@ from dreamfleet.deploy.workers.address import check_address
 from dreamfleet.deploy.workers.pool import Pool
 
 if TYPE_CHECKING:
-    from dreamfleet.deploy.monitoring.metrics_writer import Sink
+    from dreamfleet.deploy.monitoring.prometheus import PrometheusExporter
 
 LOCK_WAIT_S = 2.0
 """How long to wait for a directory that another run holds; it lets go when its process ends, by SIGKILL too."""
@@ -92,17 +92,18 @@ class Session:
         run, console = self._run, Console()
         with StopRequest() as stop, open_log(console, run.log_file):
             log.info("dreamfleet %s: %s %s", __version__, "resuming" if self._old else "new run", run.shown)
-            for change in changes(self._old, self._settings) if self._old else []:
-                log.info("changed since the last start: %s", change)
-            for level, text in self._remarks:
-                log.log(level, "%s", text)
-            self._tell_environment()
-            if not self._old:  # an old run's are written over once its checkpoint is found to fit the new ones
-                run.write(self._settings, self._spaces)
             kind, pause_s = "train" if self._goal.learns else "collect", self._settings.records.log_every_s
-            self._counted = SimulatorCount.of_state(read_state(run.path))  # before it is written over
+            earlier = read_state(run.path)  # before it is written over
+            self._counted = SimulatorCount.of_counters(earlier.counters if earlier else {})
             try:
-                with StateWriter(run.path, kind, pause_s) as state:
+                with StateWriter(run.path, kind, pause_s) as state:  # keeps what is warned of from here on
+                    for change in changes(self._old, self._settings) if self._old else []:
+                        log.info("changed since the last start: %s", change)
+                    for level, text in self._remarks:
+                        log.log(level, "%s", text)
+                    self._tell_environment()
+                    if not self._old:  # an old run's are written over once its checkpoint is found to fit the new ones
+                        run.write(self._settings, self._spaces)
                     return self._run_fleet(console, stop, state)
             except UserError as error:
                 log.error("%s", error, extra={"only_to_file": True})  # noqa: TRY400 (the command line prints it)
@@ -117,13 +118,13 @@ class Session:
                 return 1
 
     def _run_fleet(self, console: Console, stop: StopRequest, state: StateWriter) -> int:
-        from dreamfleet.deploy.monitoring.metrics_writer import Records
+        from dreamfleet.deploy.monitoring.metrics_writer import MetricsWriter
 
         run, settings, goal = self._run, self._settings, self._goal
-        with closing(self._open_pool(stop)) as pool, closing(Records(run, self._sink())) as records:
+        with closing(self._open_pool(stop)) as pool, closing(MetricsWriter(run, self._prometheus())) as metrics:
             self._has_begun = True
             watcher = RunWatcher(
-                settings, records, console, state, on_restored=lambda: run.write(settings, self._spaces)
+                settings, metrics, console, state, on_restored=lambda: run.write(settings, self._spaces)
             )
             published = PublishedWeights(goal.weights[0], pool.publish(goal.weights[1])) if goal.weights else None
             staffing = Staffing.of(settings, goal.learns)
@@ -138,15 +139,15 @@ class Session:
         goal.sum_up(fleet, watcher)
         return 0
 
-    def _sink(self) -> Sink | None:
-        """Return what shows the scalars to Prometheus; only Ray exports them."""
+    def _prometheus(self) -> PrometheusExporter | None:
+        """Return what exports the scalars to Prometheus; only Ray can."""
         if self._inline:
             return None
-        from dreamfleet.deploy.monitoring.prometheus import Meters
+        from dreamfleet.deploy.monitoring.prometheus import PrometheusExporter
 
         ratio = self._goal.ratio
         wanted = {"env_steps": ratio.env_steps, "updates": ratio.updates, "ratio": ratio.ratio}
-        return Meters(self._run.path.resolve().name, wanted)
+        return PrometheusExporter(self._run.path.resolve().name, wanted)
 
     def _open_pool(self, stop: StopRequest) -> Pool:
         settings = self._settings

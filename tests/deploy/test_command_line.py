@@ -46,7 +46,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["eval", "--run", "/", "--episodes", "0"], ["--episodes", "0 is not at least 1"]),
         (["eval", "--run", "/", "--max-steps", "-1"], ["--max-steps", "-1 is less than 0"]),
         (["eval", "--run", "x", "--env.id", "y"], ["--env.id"]),
-        (["dream", "--run", "/"], ["no run directory"]),
+        (["dream", "--run", "/"], ["--run: /", "neither a run nor a dataset", "no config.yaml"]),
         (["replay", "inof", "x"], ["'inof'", "Did you mean 'info'"]),
         (["replay", "info", "no/such/replay"], ["no/such/replay", "is no directory"]),
     ],

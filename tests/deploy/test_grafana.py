@@ -94,7 +94,7 @@ def test_every_expression_has_data_in_a_real_prometheus(tmp_path: Path) -> None:
 def _feeding(folder: Path) -> Iterator[Path]:
     """Feed metrics in a process of its own, since a test's process has one Ray at most; yield Ray's discovery file."""
     variables = os.environ | {"PYTHONPATH": str(ROOT / ".pkg")}
-    command = [sys.executable, str(ROOT / "tests" / "support" / "feed_meters.py"), str(folder), LABEL]
+    command = [sys.executable, str(ROOT / "tests" / "support" / "feed_prometheus.py"), str(folder), LABEL]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,  # noqa: S603
                                text=True, env=variables)  # fmt: skip
     try:

@@ -1,16 +1,16 @@
-"""The run's records: each update once, evaluations beside them, and the run's own time."""
+"""The run's metrics: each update once, evaluations beside them, and the run's own time."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from dreamfleet.common.video import encode_gif
-from dreamfleet.deploy.monitoring.metrics_writer import Records, drop_rows_beyond
+from dreamfleet.deploy.monitoring.metrics_writer import MetricsWriter, drop_rows_beyond
 from dreamfleet.deploy.run_directory import RunDirectory
 
 
@@ -22,11 +22,11 @@ def run(tmp_path: Path) -> RunDirectory:
     return run
 
 
-def begun(run: RunDirectory, updates: int) -> Records:
-    """Return the records of a start that goes on from so many updates."""
-    records = Records(run)
-    records.begin(updates)
-    return records
+def begun(run: RunDirectory, updates: int) -> MetricsWriter:
+    """Return the writer of a start that resumes after these updates."""
+    writer = MetricsWriter(run)
+    writer.begin(updates)
+    return writer
 
 
 def evaluation(env_steps: int, updates: int) -> dict[str, Any]:
@@ -40,23 +40,23 @@ def row_seconds(file: Path) -> list[float]:
 
 def test_resuming_drops_rows_of_updates_that_are_made_again(run: RunDirectory) -> None:
     """After a learner was lost, metrics.jsonl holds each update once, like TensorBoard, and goes on after it."""
-    shows: list[tuple[int, int]] = []
+    exported: list[tuple[int, int]] = []
 
-    class Sink:
-        def show(self, scalars: Any, env_steps: int, updates: int) -> None:
-            shows.append((env_steps, updates))
+    class Exporter:
+        def export(self, scalars: Any, env_steps: int, updates: int) -> None:
+            exported.append((env_steps, updates))
 
     with run.metrics_file.open("a") as file:
         for updates in (0, 5, 10, 15):
             file.write(json.dumps({"time": 1.0, "env_steps": 100 * updates, "updates": updates}) + "\n")
         file.write('{"time": 1, "env_st')  # killed in the middle of a row
-    records = Records(run, Sink())
-    records.begin(10)
-    records.scalars({"loss/total": 1.0}, 6000, 12)
-    records.close()
+    writer = MetricsWriter(run, cast("Any", Exporter()))
+    writer.begin(10)
+    writer.scalars({"loss/total": 1.0}, 6000, 12)
+    writer.close()
     rows = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
     assert [row["updates"] for row in rows] == [0, 5, 10, 12]
-    assert shows == [(6000, 12)]
+    assert exported == [(6000, 12)]
     assert [path.name for path in run.path.glob("*.tmp")] == []
 
 
@@ -65,11 +65,11 @@ def test_a_resume_keeps_the_evaluations_before_it_in_tensorboard(run: RunDirecto
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for updates in (0, 20):
-        records = begun(run, updates)
+        writer = begun(run, updates)
         for step in range(updates + 10, updates + 40, 10):
-            records.scalars({"loss/total": 1.0}, 100 * step, step)
-            records.evaluation(evaluation(100 * step, step))
-        records.close()
+            writer.scalars({"loss/total": 1.0}, 100 * step, step)
+            writer.evaluation(evaluation(100 * step, step))
+        writer.close()
     steps = {}
     for folder, tag in ((run.tensorboard, "loss/total"), (run.tensorboard / "evaluation", "evaluation/return")):
         board = EventAccumulator(str(folder))
@@ -118,10 +118,10 @@ def test_films_of_evaluations_are_shown_now_and_then(run: RunDirectory) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     gif = encode_gif(np.zeros((3, 20, 30, 3), np.uint8), fps=10)
-    records = begun(run, 0)
-    shown = [step for step in range(10, 1001, 10) if records.film(gif, step, of_steps=1000)]
+    writer = begun(run, 0)
+    shown = [step for step in range(10, 1001, 10) if writer.film(gif, step, of_steps=1000)]
     assert shown == [*range(10, 1000, 50), 1000]
-    records.close()
+    writer.close()
     board = EventAccumulator(str(run.tensorboard / "evaluation"), size_guidance={"images": 0}).Reload()
     images = board.Images("evaluation/video")
     assert [image.step for image in images] == shown

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dreamfleet.deploy.monitoring import prometheus as module
-from dreamfleet.deploy.monitoring.prometheus import COUNTERS, GAUGES, PARTS, Meters
+from dreamfleet.deploy.monitoring.prometheus import COUNTERS, GAUGES, PARTS, PrometheusExporter
 
 
 class FakeMetric:
@@ -48,10 +48,10 @@ def told(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], float]:
 
 def test_totals_become_counters_that_start_from_what_the_run_had(told: dict[tuple[str, str], float]) -> None:
     """A resumed run's counter shows its total, and then rises by what is new."""
-    meters = Meters("mine")
-    meters.show({}, env_steps=5000, updates=0)
-    meters.show({"episode/count": 3.0}, env_steps=5064, updates=8)
-    meters.show({"episode/count": 2.0}, env_steps=5064, updates=8)
+    exporter = PrometheusExporter("mine")
+    exporter.export({}, env_steps=5000, updates=0)
+    exporter.export({"episode/count": 3.0}, env_steps=5064, updates=8)
+    exporter.export({"episode/count": 2.0}, env_steps=5064, updates=8)
     assert told == {
         ("dreamfleet_env_steps_total", ""): 5064,
         ("dreamfleet_updates_total", ""): 8,
@@ -61,17 +61,17 @@ def test_totals_become_counters_that_start_from_what_the_run_had(told: dict[tupl
 
 def test_a_total_that_falls_back_counts_on_from_there(told: dict[tuple[str, str], float]) -> None:
     """A lost learner's updates are made again: the counter counts the work, and never falls."""
-    meters = Meters("mine")
+    exporter = PrometheusExporter("mine")
     for updates in (100, 40, 60):
-        meters.show({}, env_steps=1, updates=updates)
+        exporter.export({}, env_steps=1, updates=updates)
     assert told["dreamfleet_updates_total", ""] == 120
 
 
 def test_a_row_sets_the_gauges_it_has_and_leaves_the_others(told: dict[tuple[str, str], float]) -> None:
     """Rows differ: one of a checkpoint has the held-out loss alone; one that is not finite is shown as such."""
-    meters = Meters("mine", {"ratio": 32.0})
-    meters.show({"fleet/ratio": 31.5, "replay/bytes_stored": 12, "unheard/of": 1.0}, 1, 1)
-    meters.show({"held_out/loss": math.nan}, 1, 1)
+    exporter = PrometheusExporter("mine", {"ratio": 32.0})
+    exporter.export({"fleet/ratio": 31.5, "replay/bytes_stored": 12, "unheard/of": 1.0}, 1, 1)
+    exporter.export({"held_out/loss": math.nan}, 1, 1)
     assert told["dreamfleet_train_ratio", ""] == 31.5
     assert told["dreamfleet_train_ratio_wanted", ""] == 32.0
     assert told["dreamfleet_replay_bytes", ""] == 12
@@ -81,7 +81,9 @@ def test_a_row_sets_the_gauges_it_has_and_leaves_the_others(told: dict[tuple[str
 
 def test_shares_and_losses_are_one_metric_each_with_a_part(told: dict[tuple[str, str], float]) -> None:
     """Every `learner/…_fraction` is a part of the learner's time; other scalars of the learner are not."""
-    Meters("mine").show({"learner/wait_fraction": 0.1, "learner/threads": 2.0, "loss/kl": 3.0, "loss/total": 4.0}, 0, 0)
+    PrometheusExporter("mine").export(
+        {"learner/wait_fraction": 0.1, "learner/threads": 2.0, "loss/kl": 3.0, "loss/total": 4.0}, 0, 0
+    )
     assert told == {
         ("dreamfleet_learner_time_fraction", "wait"): 0.1,
         ("dreamfleet_loss", "kl"): 3.0,

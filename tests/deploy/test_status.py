@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -22,9 +23,9 @@ from dreamfleet.common.settings.resolve import write_settings
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy import state as state_module
 from dreamfleet.deploy.command_line import main
-from dreamfleet.deploy.monitoring.run_status import standing
+from dreamfleet.deploy.monitoring.run_status import read_run_status
 from dreamfleet.deploy.run_directory import RunDirectory
-from dreamfleet.deploy.state import STATE_NAME, StateWriter, process_start, read_state, sign_of_death
+from dreamfleet.deploy.state import STATE_NAME, StateWriter, process_start, read_state, reason_killed
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNTERS = {
@@ -83,7 +84,7 @@ def shown(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_a_running_run_is_told_of_with_all_its_figures(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
-    """Newest from state.json, and what that lacks from the last rows, the checkpoints, the log and the disk."""
+    """Newest from state.json, and what that lacks from the last rows, the checkpoints and the disk."""
     with StateWriter(run.path, "train", 10.0) as state:
         add_row(run)
         state._due = 0.0
@@ -91,10 +92,7 @@ def test_a_running_run_is_told_of_with_all_its_figures(run: RunDirectory, capsys
         add_checkpoint(run, 5, 3.5)
         add_checkpoint(run, 9, 3.75)
         (run.pictures / "prediction-0000009.png").write_bytes(b"png")
-        run.log_file.write_text(
-            "2026-11-22T20:00:00Z INFO dreamfleet 0.1.0: new run\n"
-            "2026-11-22T20:00:01Z WARNING actor 1 failed:\nTraceback\nRuntimeError: no simulator\n"
-        )
+        logging.getLogger("dreamfleet").warning("actor 1 failed:\nTraceback\nRuntimeError: no simulator\n")
         text = shown(run, capsys)
     assert f"run {run.path} of Pendulum-v1: running" in text
     for words in (
@@ -181,8 +179,24 @@ def test_every_end_is_written_down(run: RunDirectory, end: BaseException | None,
         writer.beat({"env_steps": 2})
         if end:
             raise end
-    found = standing(run)
-    assert (found["state"], found["reason"], found["figures"]["env_steps"]) == (state, reason, 2)
+    found = read_run_status(run)
+    assert (found.state, found.reason, found.figures["env_steps"]) == (state, reason, 2)
+    assert found.complaints.count == (state == "failed")
+
+
+def test_warnings_are_written_down_as_they_are_logged(run: RunDirectory) -> None:
+    """All are counted and the last three kept, at once, for the process may be killed next; afterwards none is."""
+    log = logging.getLogger("dreamfleet.some.part")
+    with StateWriter(run.path, "train", 10.0) as state:
+        state.beat(COUNTERS)
+        for number in range(5):
+            log.warning("warning %d", number)
+        log.info("nothing to warn of")
+        found = read_run_status(run).complaints
+    log.error("after the end")
+    assert found.count == 5
+    assert [(entry.level, entry.text) for entry in found.last] == [("warning", f"warning {n}") for n in (2, 3, 4)]
+    assert read_run_status(run).complaints == found
 
 
 def test_a_stop_by_a_signal_is_told_of_as_such(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,7 +204,7 @@ def test_a_stop_by_a_signal_is_told_of_as_such(run: RunDirectory, capsys: pytest
     with StateWriter(run.path, "train", 10.0) as state:
         state.stopped("by SIGTERM")
     text = shown(run, capsys)
-    assert f"stopped; `dreamfleet train --run {run.path}` goes on" in text
+    assert f"stopped; `dreamfleet train --run {run.path}` resumes it" in text
     assert "by SIGTERM" in text
 
 
@@ -203,12 +217,12 @@ def test_a_driver_killed_here_is_found_at_once(run: RunDirectory) -> None:
     process = subprocess.Popen([sys.executable, "-c", DRIVER, str(run.path)], stdout=subprocess.PIPE, env=variables)  # noqa: S603
     assert process.stdout is not None
     process.stdout.readline()
-    assert standing(run)["state"] == "running"
+    assert read_run_status(run).state == "running"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    found = standing(run)
-    assert found["state"] == "killed"
-    assert found["reason"] == f"its process {process.pid} is gone"
+    found = read_run_status(run)
+    assert found.state == "killed"
+    assert found.reason == f"its process {process.pid} is gone"
 
 
 def test_a_process_with_a_dead_one_s_number_is_not_taken_for_it(run: RunDirectory) -> None:
@@ -216,8 +230,9 @@ def test_a_process_with_a_dead_one_s_number_is_not_taken_for_it(run: RunDirector
     with StateWriter(run.path, "train", 10.0):
         state = read_state(run.path)
     assert state
-    assert sign_of_death(state, time.time()) == ""
-    assert sign_of_death(state | {"process_start": state["process_start"] - 1}, time.time())
+    assert state.process_start
+    assert reason_killed(state, time.time()) == ""
+    assert reason_killed(state.model_copy(update={"process_start": state.process_start - 1}), time.time())
     assert process_start(2**22 + 1) is None
 
 
@@ -228,12 +243,13 @@ def test_a_driver_elsewhere_is_taken_for_killed_once_it_is_silent(
     with StateWriter(run.path, "train", 20.0):
         state = read_state(run.path)
     assert state
+    often = state.model_copy(update={"pause_s": 5.0})
     monkeypatch.setattr(state_module, "process_space", lambda: "another boot")
-    assert sign_of_death(state, state["updated_unix"] + 119) == ""
-    assert "wrote nothing for 121 s" in sign_of_death(state, state["updated_unix"] + 121)
-    assert sign_of_death(state | {"pause_s": 5.0}, state["updated_unix"] + 59) == ""
-    assert sign_of_death(state | {"pause_s": 5.0}, state["updated_unix"] + 61)
-    assert sign_of_death(state, state["updated_unix"] - 30) == ""  # a clock that is behind
+    assert reason_killed(state, state.updated_unix + 119) == ""
+    assert "wrote nothing for 121 s" in reason_killed(state, state.updated_unix + 121)
+    assert reason_killed(often, state.updated_unix + 59) == ""
+    assert reason_killed(often, state.updated_unix + 61)
+    assert reason_killed(state, state.updated_unix - 30) == ""  # a clock that is behind
 
 
 # Without state.json, or with a bad one ----------------------------------------------------------------------------
@@ -248,37 +264,42 @@ def test_without_a_whole_state_file_the_rest_tells(run: RunDirectory, torn: byte
     add_row(run, updates=8)
     with run.metrics_file.open("a") as file:
         file.write('{"time": 12, "env_')
-    found = standing(run)
-    assert (found["state"], found["kind"]) == ("running", "train")
-    assert (found["figures"]["updates"], found["figures"]["wanted/env_steps"]) == (8, 10_000)
-    assert found["figures"]["seconds_left"] == max((10_000 - 5000) / 50, (64 - 8) / 0.5)
+    found = read_run_status(run)
+    assert (found.state, found.kind) == ("running", "train")
+    assert (found.figures["updates"], found.figures["wanted/env_steps"]) == (8, 10_000)
+    assert found.figures["seconds_left"] == max((10_000 - 5000) / 50, (64 - 8) / 0.5)
+    os.utime(run.metrics_file, (time.time() - 500, time.time() - 500))
+    assert read_run_status(run).state == "unknown"
+
+
+def test_an_older_run_shows_what_there_is_and_says_that_the_rest_is_not_known(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The log's prose is not read, whatever it says; a checkpoint's facts and the last rows are."""
+    run.log_file.write_text("2026-11-22T20:00:00Z ERROR the run failed: long ago\n")
+    add_checkpoint(run, 9, 3.75, dreamfleet="0.0.9")
+    add_row(run)
     for file in (run.metrics_file, run.log_file):
-        if file.exists():
-            os.utime(file, (time.time() - 500, time.time() - 500))
-    assert standing(run)["state"] == "killed"
+        os.utime(file, (time.time() - 500, time.time() - 500))
+    found = read_run_status(run)
+    assert (found.state, found.kind, found.dreamfleet, found.started_unix) == ("unknown", "train", "0.0.9", None)
+    assert (found.complaints.count, found.complaints.last) == (None, [])
+    text = shown(run, capsys)
+    assert "there is no state.json: nothing is known of when it began and how it ended" in text
+    assert "5,000 of 10,000 env steps" in text
+    assert "warnings     not known" in text
 
 
-@pytest.mark.parametrize(
-    ("ending", "state", "reason"),
-    [
-        ("INFO done:\n  env steps    600", "finished", ""),
-        ("INFO stopped at 7 env steps and 1 updates; `dreamfleet train` goes on.", "stopped", ""),
-        (
-            "ERROR the run failed: no actor is left\n2026-11-22T20:00:02Z INFO The log is in x",
-            "failed",
-            "no actor is left",
-        ),
-        ("ERROR env.id 'x' is not known", "failed", "env.id 'x' is not known"),
-    ],
-)
-def test_an_older_run_s_log_says_how_it_ended(run: RunDirectory, ending: str, state: str, reason: str) -> None:
-    """The last start counts, not what an earlier one said."""
-    start = "2026-11-22T20:00:00Z INFO dreamfleet 0.0.9: new run x\n"
-    failure = "2026-11-22T20:00:00Z ERROR the run failed: long ago\n"
-    run.log_file.write_text(start + failure + start + f"2026-11-22T20:00:01Z {ending}\n")
-    found = standing(run)
-    assert (found["state"], found["reason"], found["dreamfleet"]) == (state, reason, "0.0.9")
-    assert found["complaints"]["count"] == (state == "failed")
+def test_a_state_file_of_an_earlier_version_is_read(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without the warnings, which that version left to the log; fields of a later one are passed over."""
+    with StateWriter(run.path, "train", 10.0) as state:
+        state.beat(COUNTERS)
+    written = json.loads((run.path / STATE_NAME).read_text())
+    del written["complaints"], written["dreamfleet"]
+    (run.path / STATE_NAME).write_text(json.dumps(written | {"of a later version": 1}))
+    found = read_run_status(run)
+    assert (found.state, found.figures["env_steps"], found.complaints.count) == ("finished", 6000, None)
+    assert "warnings     not known" in shown(run, capsys)
 
 
 def test_a_run_that_has_nothing_yet_is_no_fault(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
@@ -307,14 +328,14 @@ def test_a_checkpoint_newer_than_all_else_says_how_far_it_is(run: RunDirectory) 
         add_checkpoint(run, 44, None)
         later = json.loads(state_file.read_text())["counted_unix"] + 1
         os.utime(run.checkpoints / "checkpoint-000000044.json", (later, later))
-    assert standing(run)["figures"]["updates"] == 44
+    assert read_run_status(run).figures["updates"] == 44
 
 
 def test_rates_of_an_earlier_start_are_not_told_as_today_s(run: RunDirectory) -> None:
     """A run that was just resumed has steps and no rates yet."""
     add_row(run, time=time.time() - 1000)
     with StateWriter(run.path, "train", 10.0):
-        figures = standing(run)["figures"]
+        figures = read_run_status(run).figures
     assert figures["replay/steps"] == 5000
     assert "fleet/env_steps_per_s" not in figures
 
@@ -327,7 +348,7 @@ def test_reading_writes_and_locks_nothing(run: RunDirectory) -> None:
     add_row(run)
     add_checkpoint(run, 4, 2.0)
     before = {file: file.stat().st_mtime_ns for file in run.path.rglob("*")}
-    standing(run)
+    read_run_status(run)
     assert {file: file.stat().st_mtime_ns for file in run.path.rglob("*")} == before
 
 
