@@ -14,7 +14,8 @@ import numpy as np
 from dreamfleet.actors.environment_batch import EnvironmentBatch, EnvironmentFailedError
 from dreamfleet.actors.environments.wrappers import step_counter
 from dreamfleet.actors.stream import Stream
-from dreamfleet.common.acting.policy import Policy, make_policy
+from dreamfleet.common.acting.make_policy import make_policy
+from dreamfleet.common.acting.policy import Policy
 from dreamfleet.common.errors import UserError, WrongHereError
 from dreamfleet.common.experience.spaces import zero_action
 from dreamfleet.common.experience.steps import StepFormat

@@ -19,7 +19,8 @@ from dreamfleet.actors.environments.user_code import close_environment, describe
 from dreamfleet.actors.film import SMALL_FRAMES, SMALL_SIDE, Film
 from dreamfleet.actors.spaces.action_spaces import action_converter
 from dreamfleet.actors.spaces.vectors import check_finite
-from dreamfleet.common.acting.policy import Policy, make_policy
+from dreamfleet.common.acting.make_policy import make_policy
+from dreamfleet.common.acting.policy import Policy
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.process_log import LogRecord

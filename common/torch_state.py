@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 
 class TorchState(NamedTuple):
@@ -46,3 +47,13 @@ def own_torch_state() -> Iterator[None]:
         yield
     finally:
         before.set()
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Return a network's numbers as float32 where they are shorter than that; float32 and float64 stay as they are."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def as_input(x: Tensor) -> Tensor:
+    """Return stored numbers, bytes or truth values in the type networks begin with: torch's default one, float32."""
+    return x.to(torch.get_default_dtype())

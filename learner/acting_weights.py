@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dreamfleet.common.acting.agent import Agent
-from dreamfleet.common.acting.weights import flatten
+from dreamfleet.common.acting.agent_networks import AgentNetworks, flatten
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.learner.behaviour.actor_critic import ActorCritic
@@ -28,7 +27,7 @@ def load_acting_weights(checkpoints: Path, settings: Settings, which: str = "new
     """
     state, facts = find_checkpoint(checkpoints, which)
     origin = f"The checkpoint of update {facts['updates']}"
-    agent = Agent(Spaces.from_json(facts["spaces"]), settings)
+    agent = AgentNetworks(Spaces.from_json(facts["spaces"]), settings)
     load_parameters(agent.world_model, state["model"], origin)
     kind = settings.behaviour.kind
     actor_critic = ActorCritic(agent, settings) if kind == "actor_critic" else None

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamfleet.common.acting.agent import Agent
-from dreamfleet.common.acting.weights import PublishedWeights, flatten
+from dreamfleet.common.acting.agent_networks import AgentNetworks, PublishedWeights, flatten
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.process_log import LogRecord
@@ -107,7 +106,7 @@ class Learner:
         self.decisions = list(self._hardware.decisions)
         self._device = self._hardware.device
         torch.manual_seed(derive_seed(settings.seed, "model"))
-        self.agent = Agent(spaces, settings).to(self._device)
+        self.agent = AgentNetworks(spaces, settings).to(self._device)
         self.model = self.agent.world_model
         self.decisions.append(f"model: {self.model.parameter_count():,} parameters")
         learns = settings.behaviour.kind == "actor_critic"

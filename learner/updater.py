@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dreamfleet.common.acting.agent import Agent
+from dreamfleet.common.acting.agent_networks import AgentNetworks
 from dreamfleet.common.model.rssm import State
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.learner.behaviour.actor_critic import ActorCritic, BehaviourLosses
@@ -82,7 +82,9 @@ class Updater:
         hardware: where the agent is, in which arithmetic, and whether compiled.
     """
 
-    def __init__(self, agent: Agent, actor_critic: ActorCritic | None, settings: Settings, hardware: Hardware) -> None:
+    def __init__(
+        self, agent: AgentNetworks, actor_critic: ActorCritic | None, settings: Settings, hardware: Hardware
+    ) -> None:
         self._agent = agent
         self._model = agent.world_model
         self._actor_critic = actor_critic

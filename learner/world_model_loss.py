@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from dreamfleet.common.acting.action_encoding import encode_actions, previous_actions
-from dreamfleet.common.model.distributions import Bernoulli, Gaussian, balanced_kl, state_kl
-from dreamfleet.common.model.precision import as_input
+from dreamfleet.common.model.distributions import Bernoulli, Gaussian, TwoHot, balanced_kl, state_kl
 from dreamfleet.common.model.rssm import Rollout
-from dreamfleet.common.model.two_hot import TwoHot
 from dreamfleet.common.model.world_model import WorldModel
 from dreamfleet.common.settings.model import LossSettings
+from dreamfleet.common.torch_state import as_input
 
 
 class LossResult(NamedTuple):

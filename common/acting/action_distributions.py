@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dreamfleet.common.experience.spaces import ActionSpec
 from dreamfleet.common.model.distributions import Gaussian, choose, straight_through, unimix_logits
-from dreamfleet.common.model.precision import full_precision
+from dreamfleet.common.torch_state import full_precision
 
 BoxPolicy = Literal["tanh_normal", "bounded_normal"]
 """The distribution of reals: Dreamer V1's or V3's. Choices are always one-hots."""

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dreamfleet.common.acting.action_reach import ENDLESS, is_bounded, reach_of
-from dreamfleet.common.experience.spaces import ActionSpec
-from dreamfleet.common.model.precision import as_input, full_precision
+from dreamfleet.common.experience.spaces import ENDLESS, ActionSpec, is_bounded, reach_of
+from dreamfleet.common.torch_state import as_input, full_precision
 
 
 def encode_actions(spec: ActionSpec, stored: Tensor) -> Tensor:

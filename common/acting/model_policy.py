@@ -10,10 +10,9 @@ from torch import Tensor
 
 from dreamfleet.common.acting.action_distributions import draw_action_noise
 from dreamfleet.common.acting.action_encoding import decode_actions, encode_actions
-from dreamfleet.common.acting.agent import Agent
-from dreamfleet.common.acting.planner import Search, candidate_noise, plan
+from dreamfleet.common.acting.agent_networks import AgentNetworks, load_flat
+from dreamfleet.common.acting.planner import Search, candidate_noise, cross_entropy_method
 from dreamfleet.common.acting.policy import Policy
-from dreamfleet.common.acting.weights import load_flat
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.model.rssm import State
 from dreamfleet.common.seeds import derive_seed
@@ -54,7 +53,7 @@ class ModelPolicy:
         self._spec = spaces.action
         self._before = before
         self._explores = explores
-        self._agent = Agent(spaces, settings).eval()
+        self._agent = AgentNetworks(spaces, settings).eval()
         self._model = self._agent.world_model
         self._generators = [torch.Generator().manual_seed(derive_seed(seed, "acting", k)) for k in range(environments)]
         self._state = self._model.initial(environments)
@@ -100,7 +99,9 @@ class ModelPolicy:
         settings = self._settings
         search = Search(settings.horizon, settings.candidates, settings.iterations, settings.elites)
         noise = candidate_noise(self._spec, search, self._generators)
-        return plan(self._worth, self._state, len(self._generators), self._spec, search, noise).first_action()
+        return cross_entropy_method(
+            self._worth, self._state, len(self._generators), self._spec, search, noise
+        ).first_action()
 
     def _worth(self, states: State, actions: Tensor) -> Tensor:
         """Return the sum of the rewards (R,) that the model expects of actions (R, H, A) from states on."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dreamfleet.common.acting.action_distributions import choose_groups, draw_action_noise, likeliest
 from dreamfleet.common.experience.spaces import ActionSpec
-from dreamfleet.common.model.precision import full_precision
+from dreamfleet.common.torch_state import full_precision
 
 PROBABILITY_FLOOR = 0.01
 """Share of uniform probability that every refitted choice keeps, so that none is lost for good by few candidates."""
@@ -140,7 +140,7 @@ Plan = BoxPlan | ChoicePlan | MixedPlan
 
 
 @torch.no_grad()
-def plan(
+def cross_entropy_method(
     score: Score[StateT], state: StateT, count: int, spec: ActionSpec, search: Search, noise: Iterable[Tensor]
 ) -> Plan:
     """Return the distribution over plans after the last refit; its `first_action()` is what to do now.

@@ -7,11 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dreamfleet.common.acting.action_reach import is_bounded, reach_of
 from dreamfleet.common.errors import UserError
-from dreamfleet.common.experience.spaces import ActionSpec, Spaces
+from dreamfleet.common.experience.spaces import ActionSpec, is_bounded, reach_of
 from dreamfleet.common.seeds import derive_seed
-from dreamfleet.common.settings.schema import Settings
 
 
 class Policy(Protocol):
@@ -131,36 +129,3 @@ class RandomPolicy:
         size = (count, len(low))
         uniform = self._generator.uniform(np.where(bounded, low, 0), np.where(bounded, high, 1), size)
         return np.where(bounded, uniform, np.clip(self._generator.normal(self._middle, size=size), low, high))
-
-
-def make_policy(
-    settings: Settings,
-    spaces: Spaces,
-    environments: int,
-    seed: int,
-    explores: bool = True,
-    weights: tuple[int, np.ndarray] | None = None,
-) -> Policy:
-    """Return the policy that the settings name, for so many environments.
-
-    Args:
-        settings: the run's.
-        spaces: what the environments show and take.
-        environments: K.
-        seed: of its random numbers.
-        explores: whether it is to try things out; else it does what it holds best.
-        weights: a version and the flat array that it begins with; None leaves it to who calls `adopt`.
-
-    Raises:
-        UserError: if it does not fit the spaces.
-    """
-    actors = settings.actors
-    by_chance = RandomPolicy(spaces.action, environments, seed, actors.hold_min, actors.hold_max, actors.action_weights)
-    policy: Policy = by_chance
-    if settings.behaviour.kind != "random":
-        from dreamfleet.common.acting.model_policy import ModelPolicy  # torch, which a random actor does without
-
-        policy = ModelPolicy(settings, spaces, environments, seed, explores, by_chance)
-    if weights:
-        policy.adopt(*weights)
-    return policy

@@ -167,3 +167,23 @@ def _entries(spaces: Spaces) -> dict[str, str]:
 def zero_action(spec: ActionSpec, count: int) -> np.ndarray:
     """Return `count` stored actions of zeros, shape (count, *stored_shape)."""
     return np.zeros((count, *spec.stored_shape), spec.stored_dtype)
+
+
+ENDLESS = 1e18
+"""A bound of this size is none: its square is too great for float32, and some environments give a type's largest."""
+
+
+def reach_of(low: float, high: float) -> tuple[float, float]:
+    """Return the first and the last number that are reached of a real with these bounds."""
+    if is_bounded(low, high):
+        return low, high
+    if low > -ENDLESS:
+        first = max(low, -1.0)
+        return first, first + 2.0
+    last = min(high, 1.0)
+    return last - 2.0, last
+
+
+def is_bounded(low: float, high: float) -> bool:
+    """Return whether a real has two bounds."""
+    return low > -ENDLESS and high < ENDLESS

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ObservationSpec, Spaces
 from dreamfleet.common.model.layers import ACTIVATIONS, NormActivation, dense_stack, initialise
 from dreamfleet.common.settings.model import ModelSettings
+from dreamfleet.common.torch_state import as_input, full_precision
 
 CHANNEL_FACTORS = (1, 2, 4, 8)
 """Channels of the four convolutions, in units of the depth."""
@@ -192,3 +194,45 @@ def image_size(images: tuple[ObservationSpec, ...], settings: ModelSettings) -> 
 
 def _sides(spec: ObservationSpec) -> str:
     return f"{spec.shape[0]}×{spec.shape[1]}"
+
+
+ImageInput = Literal["unit", "centred", "five_bit"]
+
+FIVE_BIT_STEP = 1.0 / 32.0
+"""Width of one of the 32 levels of `five_bit`."""
+
+
+def normalise_image(image: Tensor, kind: ImageInput, noise: bool = False) -> Tensor:
+    """Return the network's numbers for a picture's bytes.
+
+    Args:
+        image: uint8, any shape.
+        kind: `unit` x/255 in [0, 1]; `centred` x/255 - 0.5; `five_bit` floor(x/8)/32 + U(0, 1/32) - 0.5, which keeps
+            the highest 5 bits and fills the lower ones with noise (PlaNet).
+        noise: whether `five_bit` draws its noise; without, it adds the noise's mean, 1/64. The others have none.
+
+    Returns:
+        float32 of the same shape.
+    """
+    if kind == "unit":
+        return as_input(image) / 255.0
+    if kind == "centred":
+        return as_input(image) / 255.0 - 0.5
+    levels = as_input(torch.div(image, 8, rounding_mode="floor")) * FIVE_BIT_STEP - 0.5
+    if noise:
+        return levels + torch.rand_like(levels) * FIVE_BIT_STEP
+    return levels + FIVE_BIT_STEP / 2
+
+
+def lowest(kind: ImageInput) -> float:
+    """Return the network's number for black, which lies 1 below that for white."""
+    return 0.0 if kind == "unit" else -0.5
+
+
+def to_display(image: Tensor, kind: ImageInput) -> Tensor:
+    """Return the uint8 picture for the network's numbers: `normalise_image` backwards, out of range values cut off."""
+    unit = full_precision(image) - lowest(kind)
+    if kind == "five_bit":
+        # A level's middle comes back as its own middle byte: 8 * level + 4.
+        return (unit * 256.0).floor().clamp(0, 255).to(torch.uint8)
+    return (unit * 255.0).round().clamp(0, 255).to(torch.uint8)

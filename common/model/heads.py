@@ -10,11 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dreamfleet.common.model.distributions import Bernoulli, Gaussian, bounded_log_variance
+from dreamfleet.common.model.distributions import BINS, Bernoulli, Gaussian, TwoHot, bounded_log_variance, symexp_bins
 from dreamfleet.common.model.layers import ForkedLinear, dense_stack, initialise
-from dreamfleet.common.model.precision import full_precision
-from dreamfleet.common.model.two_hot import BINS, TwoHot, symexp_bins
 from dreamfleet.common.settings.model import ModelSettings
+from dreamfleet.common.torch_state import full_precision
 
 REWARD_OUTPUTS = {"unit_normal": 1, "normal": 2, "two_hot": BINS}
 """Numbers that describe a reward, by the kind of its distribution."""

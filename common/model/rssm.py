@@ -1,15 +1,16 @@
 """The recurrent state-space model (PlaNet, arXiv 1811.04551, section 3): how states follow each other.
 
-Shapes: B batch, T time, H horizon, A action, E embedding, L GRU layers, D deterministic, S stochastic.
+Shapes: B batch, T time, H horizon, A action, E embedding, L GRU layers, D deterministic, S stochastic, U hidden,
+V categorical variables, C classes, G blocks.
 
 One step, in the order data passes:
 
-    h_t = recurrence(h_{t-1}, z_{t-1}, a_{t-1})     all zero where an episode begins; see `common/model/recurrence.py`
-    prior     p(z_t | h_t)                          from h_t (and a_{t-1} where `prior_sees_action`): what is expected
-    posterior q(z_t | h_t, e_t)                     from h_t and the embedding: what is believed once o_t has been seen
+    h_t = recurrence(h_{t-1}, z_{t-1}, a_{t-1})     all inputs zero where an episode begins
+    prior     p(z_t | h_t)                          from h_t (and a_{t-1} with `prior_sees_action`), before seeing o_t
+    posterior q(z_t | h_t, e_t)                     from h_t and the embedding of o_t
 
-Only the recurrence and the posterior stand in the loop over time; what does not wait for them is computed for all steps
-at once. What z is, real numbers or one-hots, is said in `common/model/latents.py`.
+Only the recurrence and the posterior are in the loop over time. Everything else is computed for all steps at once:
+the actions' part of the recurrence (`prepare`), the embedding's part of the posterior, and the prior.
 """
 
 from __future__ import annotations
@@ -20,12 +21,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dreamfleet.common.model.distributions import StateDistribution
-from dreamfleet.common.model.latents import make_latents
-from dreamfleet.common.model.layers import JointLinear, after, dense_stack, initialise
-from dreamfleet.common.model.loop_layers import LoopLinear, in_loop
-from dreamfleet.common.model.recurrence import Layers, make_recurrence, second_part
+from dreamfleet.common.model.distributions import StateDistribution, state_gaussian, state_one_hot
+from dreamfleet.common.model.layers import (
+    GRUCell,
+    JointLinear,
+    NormGRUCell,
+    PartialLinear,
+    after,
+    dense_stack,
+    gated,
+    initialise,
+)
+from dreamfleet.common.model.loop_layers import BlockLinear, LoopLinear, in_loop
 from dreamfleet.common.settings.model import ModelSettings
+from dreamfleet.common.torch_state import full_precision
+
+Layers = tuple[Tensor, ...]
+"""h of each GRU layer, (B, D), bottom first."""
 
 
 class State(NamedTuple):
@@ -36,7 +48,7 @@ class State(NamedTuple):
 
     @property
     def feature(self) -> Tensor:
-        """What decoder and heads read: the top layer's h beside z, (…, D + S)."""
+        """The input of decoder and heads: the top layer's h beside z, (…, D + S)."""
         return torch.cat([self.deterministic[..., -1, :], self.stochastic], dim=-1)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> State:
@@ -52,21 +64,128 @@ class Rollout(NamedTuple):
     posterior: StateDistribution
 
 
-class Dynamics(nn.Module):
-    """Recurrence, prior and posterior.
+class GaussianLatents:
+    """z of S independent Normals (PlaNet, Dreamer V1); `width` is S, `parameters` the size of the network's output."""
 
-    Args:
-        action: A.
-        embedding: E.
-        settings: the model's.
+    def __init__(self, settings: ModelSettings) -> None:
+        self.width, self.parameters = settings.stochastic, 2 * settings.stochastic
+        self._settings = settings
+
+    def distribution(self, raw: Tensor) -> StateDistribution:
+        """Return Normals (…, S) for (…, 2·S); see `state_gaussian`."""
+        return state_gaussian(raw, self._settings.std, self._settings.min_std)
+
+    def draw_noise(
+        self, *leading: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Return (*leading, S) of N(0, 1), for the distribution's `sample`."""
+        return torch.randn(*leading, self.width, device=device, generator=generator)
+
+
+class CategoricalLatents:
+    """z of V independent categorical variables, their one-hots side by side: S = V·C (Dreamer V2, V3)."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        self.width = self.parameters = settings.stochastic * settings.classes
+        self._settings = settings
+
+    def distribution(self, raw: Tensor) -> StateDistribution:
+        """Return one-hots (…, V, C) for (…, V·C); see `state_one_hot`."""
+        return state_one_hot(raw, self._settings.classes, self._settings.unimix)
+
+    def draw_noise(
+        self, *leading: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Return (*leading, V), uniform in [0, 1), for the distribution's `sample`."""
+        return torch.rand(*leading, self._settings.stochastic, device=device, generator=generator)
+
+
+def make_latents(settings: ModelSettings) -> GaussianLatents | CategoricalLatents:
+    """Return the kind of stochastic state that the settings name."""
+    return GaussianLatents(settings) if settings.latent == "gaussian" else CategoricalLatents(settings)
+
+
+class StackedGRU(nn.Module):
+    """x = act(W [z, a]), then one or more GRU cells, each reading the one below (PlaNet, Dreamer V1 and V2)."""
+
+    def __init__(self, stochastic: int, action: int, settings: ModelSettings) -> None:
+        super().__init__()
+        hidden, width = settings.hidden, settings.deterministic
+        cell = NormGRUCell if settings.recurrence == "norm_gru" else GRUCell
+        self.transition = JointLinear(stochastic, action, hidden)
+        self.activation = after(hidden, settings)
+        self.cells = nn.ModuleList(cell(width if layer else hidden, width) for layer in range(settings.gru_layers))
+
+    def prepare(self, actions: Tensor) -> Tensor:
+        """Return the actions' part of x before the activation, W_a a (…, U)."""
+        return self.transition.second_part(actions)
+
+    def advance(self, layers: Layers, z: Tensor, prepared: Tensor) -> Layers:
+        """Return the next h of all layers from the last h, z (B, S) and what `prepare` gave for this step."""
+        x = self.activation(self.transition.first(z) + prepared)  # (B, U)
+        advanced = []
+        for cell, layer in zip(self.cells, layers, strict=True):
+            x = cell(x, layer)  # (B, D)
+            advanced.append(x)
+        return tuple(advanced)
+
+
+class BlockGRU(nn.Module):
+    """Dreamer V3's cell: each of G blocks of h reads itself and projections of all of z, a and h.
+
+    With x0, x1, x2 = act(norm(W h)), act(norm(W z)), act(norm(W a)), each of width U:
+
+        y = act(norm(block-linear [h's block, x0, x1, x2]))      the norm is over all of D
+        reset, candidate, update = block-linear y                 split within each block
+        h' = u·tanh(σ(reset)·candidate) + (1 − u)·h,  u = σ(update − 1)
+
+    The first block-linear reads x0, x1 and x2 in every block: for these it is one dense layer, and x2's part of it is
+    known before the loop. Each number of an action beyond ±1 is cut to ±1.
     """
+
+    def __init__(self, stochastic: int, action: int, settings: ModelSettings) -> None:
+        super().__init__()
+        width, hidden, blocks = settings.deterministic, settings.hidden, settings.blocks
+        joint = width + blocks * 3 * hidden  # what a block-linear over all inputs of all blocks would read
+        self._blocks = blocks
+        self.from_state = LoopLinear(width, hidden)
+        self.from_latent = LoopLinear(stochastic, hidden)
+        self.from_action = nn.Linear(action, hidden)
+        self.state_activation = after(hidden, settings)
+        self.latent_activation = after(hidden, settings)
+        self.action_activation = after(hidden, settings)
+        self.hidden_blocks = BlockLinear(width, width, blocks, joint)
+        self.hidden_known = PartialLinear(2 * hidden, width, joint, bias=False)
+        self.hidden_action = PartialLinear(hidden, width, joint, bias=False)
+        self.hidden_activation = after(width, settings)
+        self.gates = BlockLinear(width, 3 * width, blocks)
+
+    def prepare(self, actions: Tensor) -> Tensor:
+        """Return x2's part of y before its norm (…, D)."""
+        bounded = actions / actions.detach().abs().clamp(min=1.0)
+        part: Tensor = self.hidden_action(self.action_activation(self.from_action(bounded)))
+        return part
+
+    def advance(self, layers: Layers, z: Tensor, prepared: Tensor) -> Layers:
+        """Return the next h, the only layer; see `StackedGRU.advance`."""
+        (h,) = layers
+        x0 = self.state_activation(self.from_state(h))
+        x1 = self.latent_activation(self.from_latent(z))
+        y = self.hidden_blocks(h).flatten(-2) + self.hidden_known(torch.cat([x0, x1], dim=-1)) + prepared  # (B, D)
+        gates = full_precision(self.gates(self.hidden_activation(y)))  # (B, G, 3·D / G)
+        return (gated(gates, h.unflatten(-1, (self._blocks, -1))).flatten(-2),)
+
+
+class RSSM(nn.Module):
+    """Recurrence, prior and posterior, for actions of width A and embeddings of width E."""
 
     def __init__(self, action: int, embedding: int, settings: ModelSettings) -> None:
         super().__init__()
         width, hidden = settings.deterministic, settings.hidden
         self._shape = (settings.gru_layers, width)
         self.latents = make_latents(settings)
-        self.recurrence = make_recurrence(self.latents.width, action, settings)
+        recurrence = BlockGRU if settings.recurrence == "block_gru" else StackedGRU
+        self.recurrence: StackedGRU | BlockGRU = recurrence(self.latents.width, action, settings)
         self.prior_hidden = JointLinear(width, action if settings.prior_sees_action else 0, hidden)
         self.prior_activation = after(hidden, settings)
         self.prior_deeper = dense_stack(hidden, hidden, settings.prior_layers - 1, settings)
@@ -77,9 +196,14 @@ class Dynamics(nn.Module):
         initialise(self, settings.initialisation)
 
     def initial(self, batch: int) -> State:
-        """Return the state before anything has been seen: zeros, for `batch` sequences."""
+        """Return the state before anything has been seen, all zeros, for `batch` sequences."""
         some = self.prior_output.weight
         return State(some.new_zeros(batch, *self._shape), some.new_zeros(batch, self.latents.width))
+
+    def prior(self, deterministic: Tensor, previous_actions: Tensor) -> StateDistribution:
+        """Return p(z | h) for the top layer's h (…, D) and the actions (…, A) that led there."""
+        hidden = self.prior_activation(self.prior_hidden(deterministic, previous_actions))
+        return self.latents.distribution(self.prior_output(self.prior_deeper(hidden)))
 
     def observe(
         self,
@@ -95,8 +219,8 @@ class Dynamics(nn.Module):
             embedding: (B, T, E).
             previous_actions: (B, T, A), at t the action that led to observation t.
             is_first: (B, T); where true, state and previous action are zeroed before the transition.
-            state: what came before t = 0; zeros if None.
-            noise: (B, T, …) with which the posterior is sampled (`Latents.draw_noise`); drawn if None.
+            state: (B, …), before t = 0; zeros if None.
+            noise: (B, T, …) with which the posterior is sampled (`draw_noise`); drawn if None.
         """
         batch, length = is_first.shape
         state = self.initial(batch) if state is None else state
@@ -105,17 +229,17 @@ class Dynamics(nn.Module):
         actions = previous_actions.masked_fill(first, 0.0)
         # Unbound once, not indexed step by step: the gradient is then one stack instead of T padded sums.
         prepared = self.recurrence.prepare(actions).unbind(1)  # T × (B, …)
-        from_embedding = second_part(self.posterior_hidden, embedding).unbind(1)  # T × (B, hidden)
+        from_embedding = self.posterior_hidden.second_part(embedding).unbind(1)  # T × (B, U)
         layers, z = state.deterministic.unbind(-2), state.stochastic
         steps: list[tuple[Layers, Tensor, Tensor]] = []
         with in_loop(self, length):
             for inputs in zip(first.unbind(1), prepared, from_embedding, noise.unbind(1), strict=True):
                 layers, z, raw = self._observe_once(layers, z, *inputs)
                 steps.append((layers, z, raw))
-        states = _stack_states([step[0] for step in steps], [step[1] for step in steps])
-        posterior = self.latents.distribution(torch.stack([step[2] for step in steps], 1))
-        prior = self.prior(states.deterministic[..., -1, :], actions)
-        return Rollout(states, prior, posterior)
+        all_layers, latents, raws = zip(*steps, strict=True)
+        states = _stack_states(all_layers, latents)
+        posterior = self.latents.distribution(torch.stack(raws, 1))
+        return Rollout(states, self.prior(states.deterministic[..., -1, :], actions), posterior)
 
     def observe_step(
         self,
@@ -126,38 +250,36 @@ class Dynamics(nn.Module):
         sample: bool = True,
         noise: Tensor | None = None,
     ) -> State:
-        """Return the state after one more observation: `observe` for a single step, as acting needs it.
+        """Return the state (B, …) after one more observation, from (B, A), (B, E) and (B,): a step of `observe`.
 
-        Args:
-            state: of the step before.
-            previous_action: (B, A).
-            embedding: (B, E).
-            is_first: (B,).
-            sample: whether z is sampled from the posterior; else it is the posterior's mode.
-            noise: (B, …) for the sampling; drawn if None.
+        z is sampled from the posterior with `noise` (B, …), which is drawn if None; or is its mode without `sample`.
         """
         first = is_first.bool()[:, None]  # (B, 1)
         prepared = self.recurrence.prepare(previous_action.masked_fill(first, 0.0))
-        from_embedding = second_part(self.posterior_hidden, embedding)
+        from_embedding = self.posterior_hidden.second_part(embedding)
         if sample and noise is None:
             noise = self.latents.draw_noise(len(is_first), device=embedding.device)
-        layers, z, _ = self._observe_once(
-            state.deterministic.unbind(-2),
-            state.stochastic,
-            first,
-            prepared,
-            from_embedding,
-            noise if sample else None,
-        )
+        layers, z = state.deterministic.unbind(-2), state.stochastic
+        layers, z, _ = self._observe_once(layers, z, first, prepared, from_embedding, noise if sample else None)
         return State(torch.stack(layers, -2), z)
 
+    def _observe_once(
+        self, layers: Layers, z: Tensor, first: Tensor, prepared: Tensor, from_embedding: Tensor, noise: Tensor | None
+    ) -> tuple[Layers, Tensor, Tensor]:
+        """Return the next h of all layers, the next z, and the network's output for z's posterior."""
+        layers = tuple(layer.masked_fill(first, 0.0) for layer in layers)
+        layers = self.recurrence.advance(layers, z.masked_fill(first, 0.0), prepared)
+        hidden = self.posterior_activation(self.posterior_hidden.first(layers[-1]) + from_embedding)
+        raw = self.posterior_output(hidden)
+        return layers, _draw(self.latents.distribution(raw), noise), raw
+
     def imagine(self, state: State, actions: Tensor, sample: bool = True, noise: Tensor | None = None) -> State:
-        """Return the states (B, H, …) that a sequence of actions leads to, none of them observed.
+        """Return the states (B, H, …) that a sequence of actions leads to, without observations.
 
         Args:
-            state: (B, …), where it starts; not part of the result.
+            state: (B, …), the start; not part of the result.
             actions: (B, H, A); the first is the action taken in `state`. H may be 0.
-            sample: whether z is sampled from the prior; else it is the prior's mode.
+            sample: whether z is sampled from the prior; otherwise it is the prior's mode.
             noise: (B, H, …) for the sampling; drawn if None.
         """
         batch, horizon = actions.shape[:2]
@@ -173,16 +295,16 @@ class Dynamics(nn.Module):
             layers = self.recurrence.advance(layers, z, part)
             z = _draw(self.prior(layers[-1], action), step_noise)
             steps.append((layers, z))
-        return _stack_states([step[0] for step in steps], [step[1] for step in steps])
+        return _stack_states(*zip(*steps, strict=True))
 
     def imagine_with(
         self, state: State, policy: Callable[[Tensor], Tensor], horizon: int, noise: Tensor | None = None
     ) -> tuple[State, Tensor]:
-        """Return the states (B, H, …) that a policy leads to and its actions (B, H, A), none of it observed.
+        """Return the states (B, H, …) that a policy leads to and its actions (B, H, A), without observations.
 
         Args:
-            state: (B, …), where it starts; not part of the result.
-            policy: gives actions (B, A) for features (B, D + S); the first is asked for in `state`.
+            state: (B, …), the start; not part of the result.
+            policy: gives actions (B, A) for features (B, D + S); first in `state`.
             horizon: H, at least 1.
             noise: (B, H, …) with which the prior is sampled; drawn if None.
         """
@@ -195,33 +317,11 @@ class Dynamics(nn.Module):
             layers = self.recurrence.advance(layers, z, self.recurrence.prepare(action))
             z = _draw(self.prior(layers[-1], action), step_noise)
             steps.append((layers, z, action))
-        states = _stack_states([step[0] for step in steps], [step[1] for step in steps])
-        return states, torch.stack([step[2] for step in steps], 1)
-
-    def prior(self, deterministic: Tensor, previous_actions: Tensor) -> StateDistribution:
-        """Return p(z | h) for the top layer's h (…, D) and the actions (…, A) that led there."""
-        hidden = self.prior_activation(self.prior_hidden(deterministic, previous_actions))
-        return self.latents.distribution(self.prior_output(self.prior_deeper(hidden)))
-
-    def _observe_once(
-        self,
-        layers: Layers,
-        z: Tensor,
-        first: Tensor,
-        prepared: Tensor,
-        from_embedding: Tensor,
-        noise: Tensor | None,
-    ) -> tuple[Layers, Tensor, Tensor]:
-        """Return the next h of all layers, z, and the numbers that describe z's distribution."""
-        layers = tuple(layer.masked_fill(first, 0.0) for layer in layers)
-        layers = self.recurrence.advance(layers, z.masked_fill(first, 0.0), prepared)
-        hidden = self.posterior_activation(self.posterior_hidden.first(layers[-1]) + from_embedding)
-        raw = self.posterior_output(hidden)
-        return layers, _draw(self.latents.distribution(raw), noise), raw
+        all_layers, latents, actions = zip(*steps, strict=True)
+        return _stack_states(all_layers, latents), torch.stack(actions, 1)
 
 
 def _draw(distribution: StateDistribution, noise: Tensor | None) -> Tensor:
-    """Return a sample made of the noise, or the mode without any."""
     return distribution.mode if noise is None else distribution.sample(noise)
 
 

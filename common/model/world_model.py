@@ -11,14 +11,12 @@ from torch import Tensor, nn
 
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.model.decoder import Decoder
-from dreamfleet.common.model.distributions import Bernoulli, Gaussian, symexp, symlog
-from dreamfleet.common.model.encoder import Encoder
+from dreamfleet.common.model.distributions import Bernoulli, Gaussian, TwoHot, symexp, symlog
+from dreamfleet.common.model.encoder import Encoder, normalise_image, to_display
 from dreamfleet.common.model.heads import ContinueHead, RewardHead
-from dreamfleet.common.model.images import normalise_image, to_display
-from dreamfleet.common.model.precision import as_input, full_precision
-from dreamfleet.common.model.rssm import Dynamics, Rollout, State
-from dreamfleet.common.model.two_hot import TwoHot
+from dreamfleet.common.model.rssm import RSSM, Rollout, State
 from dreamfleet.common.settings.model import ModelSettings
+from dreamfleet.common.torch_state import as_input, full_precision
 
 
 class WorldModel(nn.Module):
@@ -44,7 +42,7 @@ class WorldModel(nn.Module):
         self.spaces = spaces
         self.settings = settings
         self.encoder = Encoder(spaces, settings)
-        self.dynamics = Dynamics(spaces.action.width, self.encoder.width, settings)
+        self.dynamics = RSSM(spaces.action.width, self.encoder.width, settings)
         stochastic = self.dynamics.latents.width
         self.decoder = Decoder(settings.deterministic, stochastic, spaces, settings)
         feature = self.feature_width = settings.deterministic + stochastic
@@ -93,21 +91,21 @@ class WorldModel(nn.Module):
     def observe(
         self, embedding: Tensor, previous_actions: Tensor, is_first: Tensor, state: State | None = None
     ) -> Rollout:
-        """Return the states inferred from (B, T, E), (B, T, A) and (B, T); see `Dynamics.observe`."""
+        """Return the states inferred from (B, T, E), (B, T, A) and (B, T); see `RSSM.observe`."""
         return self.dynamics.observe(embedding, previous_actions, is_first, state)
 
     def observe_step(
         self, state: State, previous_action: Tensor, embedding: Tensor, is_first: Tensor, sample: bool = True
     ) -> State:
-        """Return the state after one more observation, from (B, A), (B, E) and (B,); see `Dynamics.observe_step`."""
+        """Return the state after one more observation, from (B, A), (B, E) and (B,); see `RSSM.observe_step`."""
         return self.dynamics.observe_step(state, previous_action, embedding, is_first, sample)
 
     def imagine(self, state: State, actions: Tensor, sample: bool = True) -> State:
-        """Return the states (B, H, …) that actions (B, H, A) lead to from `state`; see `Dynamics.imagine`."""
+        """Return the states (B, H, …) that actions (B, H, A) lead to from `state`; see `RSSM.imagine`."""
         return self.dynamics.imagine(state, actions, sample)
 
     def imagine_with(self, state: State, policy: Callable[[Tensor], Tensor], horizon: int) -> tuple[State, Tensor]:
-        """Return the states (B, H, …) and the actions (B, H, A) of a policy from `state` on; see `Dynamics`."""
+        """Return the states (B, H, …) and the actions (B, H, A) of a policy from `state` on; see `RSSM`."""
         return self.dynamics.imagine_with(state, policy, horizon)
 
     def decode(self, feature: Tensor) -> dict[str, Tensor]:

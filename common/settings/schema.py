@@ -6,9 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dreamfleet.common.settings.behaviour import BehaviourSettings
-from dreamfleet.common.settings.model import LossSettings, ModelSettings
-from dreamfleet.common.settings.section import Section
+from dreamfleet.common.settings.model import BehaviourSettings, LossSettings, ModelSettings, Section
 
 
 class EnvironmentSettings(Section):

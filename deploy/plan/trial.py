@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamfleet.common.acting.agent import Agent
-from dreamfleet.common.acting.weights import flatten
+from dreamfleet.common.acting.agent_networks import AgentNetworks, flatten
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.schema import Settings
@@ -54,7 +53,7 @@ def measure_acting(settings: Settings) -> tuple[Collected, Collected]:
         by_chance = time_collecting(collector, settings, ACTING_S)
         if settings.behaviour.kind == "random":
             return by_chance, by_chance
-        collector.adopt(0, flatten(Agent(collector.spaces, settings).acting_parameters()))
+        collector.adopt(0, flatten(AgentNetworks(collector.spaces, settings).acting_parameters()))
         return by_chance, time_collecting(collector, settings, ACTING_S)
 
 
@@ -122,7 +121,7 @@ def made_up_batch(step_format: StepFormat, size: int, length: int) -> dict[str, 
 
 def _updater(settings: Settings, spaces: Spaces, hardware: Hardware) -> Callable[[int], None]:
     """Return what makes an update with a batch of so many sequences."""
-    agent = Agent(spaces, settings).to(hardware.device)
+    agent = AgentNetworks(spaces, settings).to(hardware.device)
     learns = settings.behaviour.kind == "actor_critic"
     actor_critic = ActorCritic(agent, settings).to(hardware.device) if learns else None
     updater = Updater(agent, actor_critic, settings, hardware)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dreamfleet.common.acting.action_reach import is_bounded, reach_of
-from dreamfleet.common.experience.spaces import ActionSpec
+from dreamfleet.common.experience.spaces import ActionSpec, is_bounded, reach_of
 
 MOST_NUMBERS = 4096
 """Numbers of an action for the networks, beyond which it is warned of."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from dreamfleet.actors.environments.make import Environment, make_environment
 from dreamfleet.actors.spaces.action_spaces import action_converter
-from dreamfleet.common.acting.policy import make_policy
+from dreamfleet.common.acting.make_policy import make_policy
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ObservationSpec, Spaces
 from dreamfleet.common.settings.schema import Settings

@@ -10,7 +10,7 @@ import numpy as np
 from dreamfleet.actors.collector import EpisodeResult
 from dreamfleet.actors.environment_batch import EnvironmentFailedError
 from dreamfleet.actors.evaluator import play_episodes
-from dreamfleet.common.acting.policy import make_policy
+from dreamfleet.common.acting.make_policy import make_policy
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.video import write_webm
 from dreamfleet.deploy.run_directory import RunDirectory

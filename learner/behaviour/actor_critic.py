@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamfleet.common.acting.action_distributions import ActionDistribution, JointAction, TanhNormal
-from dreamfleet.common.acting.agent import Agent
+from dreamfleet.common.acting.agent_networks import AgentNetworks
 from dreamfleet.common.model.rssm import State
 from dreamfleet.common.model.world_model import WorldModel
 from dreamfleet.common.settings.schema import Settings
@@ -78,7 +78,7 @@ class ActorCritic(nn.Module):
         settings: the run's.
     """
 
-    def __init__(self, agent: Agent, settings: Settings) -> None:
+    def __init__(self, agent: AgentNetworks, settings: Settings) -> None:
         super().__init__()
         assert agent.actor is not None, "an actor–critic needs behaviour.kind actor_critic"
         behaviour = self._settings = settings.behaviour
@@ -101,7 +101,9 @@ class ActorCritic(nn.Module):
         reason = f"by the kind of action, {kind}" if self._settings.gradient == "by_action" else "as the settings say"
         return f"actor's gradient: {gradient}, {reason}"
 
-    def losses(self, agent: Agent, imagined: Imagined, states: State, batch: Mapping[str, Tensor]) -> BehaviourLosses:
+    def losses(
+        self, agent: AgentNetworks, imagined: Imagined, states: State, batch: Mapping[str, Tensor]
+    ) -> BehaviourLosses:
         """Return the losses of one update; the return normaliser takes its returns in.
 
         Args:
@@ -168,7 +170,7 @@ class ActorCritic(nn.Module):
         return Outlook(reward.detach(), continuation.detach(), judged.detach(), returns, weight)
 
     def _policy_loss(
-        self, agent: Agent, features: Tensor, actions: Tensor, outlook: Outlook, advantage: Tensor
+        self, agent: AgentNetworks, features: Tensor, actions: Tensor, outlook: Outlook, advantage: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the actor's loss, and the mean entropy of its policy, both scalars."""
         scale = self._settings.entropy

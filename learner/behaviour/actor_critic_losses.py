@@ -11,8 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from dreamfleet.common.model.distributions import Gaussian
-from dreamfleet.common.model.two_hot import TwoHot
+from dreamfleet.common.model.distributions import Gaussian, TwoHot
 
 PolicyGradient = Literal["reinforce", "dynamics", "both"]
 """Through the likelihood of the actions (V3; V2 for choices), through the model (V1; V2 for boxes), or a mix (V2)."""

@@ -10,9 +10,8 @@ import copy
 import torch
 from torch import Tensor
 
-from dreamfleet.common.model.distributions import Gaussian
+from dreamfleet.common.model.distributions import BINS, Gaussian, TwoHot, symexp_bins
 from dreamfleet.common.model.heads import Head
-from dreamfleet.common.model.two_hot import BINS, TwoHot, symexp_bins
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.learner.behaviour.actor_critic_losses import Value
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dreamfleet.common.acting.agent import Agent
+from dreamfleet.common.acting.agent_networks import AgentNetworks
 from dreamfleet.common.model.rssm import State
 
 
@@ -26,7 +26,7 @@ class Imagined(NamedTuple):
     actions: Tensor
 
 
-def imagine(agent: Agent, states: State, horizon: int, with_graph: bool) -> Imagined:
+def imagine(agent: AgentNetworks, states: State, horizon: int, with_graph: bool) -> Imagined:
     """Return the futures that the agent's policy leads to from every state of a batch.
 
     The states themselves are detached, and so are the features that the policy reads (V1): with a graph, gradients go

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dreamfleet.common.acting.agent import Agent
+from dreamfleet.common.acting.agent_networks import AgentNetworks
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import Spaces, first_difference
 from dreamfleet.common.model.world_model import WorldModel
@@ -78,7 +78,7 @@ def check_fits(checkpoints: Path, settings: Settings, spaces: Spaces) -> None:
     origin = f"The checkpoint of update {facts['updates']} in {checkpoints}"
     check_spaces(facts, spaces, origin)
     with torch.device("meta"):
-        agent = Agent(spaces, settings)
+        agent = AgentNetworks(spaces, settings)
         kind = settings.behaviour.kind
         actor_critic = ActorCritic(agent, settings) if kind == "actor_critic" else None
     check_parameters(agent.world_model, state["model"], origin)

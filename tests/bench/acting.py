@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dreamfleet.common.acting.agent import Agent
-from dreamfleet.common.acting.policy import Policy, make_policy
-from dreamfleet.common.acting.weights import flatten
+from dreamfleet.common.acting.agent_networks import AgentNetworks, flatten
+from dreamfleet.common.acting.make_policy import make_policy
+from dreamfleet.common.acting.policy import Policy
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.settings.resolve import resolve
 from tests.bench.agents import SPACES, picture_spaces
@@ -108,5 +108,5 @@ def _make(chooser: Chooser, spaces: Spaces, environments: int) -> Policy:
     settings = resolve(chooser.presets, chooser.flags)
     policy = make_policy(settings, spaces, environments, seed=0)
     torch.manual_seed(0)
-    policy.adopt(1, flatten(Agent(spaces, settings).acting_parameters()))
+    policy.adopt(1, flatten(AgentNetworks(spaces, settings).acting_parameters()))
     return policy

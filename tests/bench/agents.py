@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dreamfleet.common.acting.action_encoding import encode_actions, previous_actions
-from dreamfleet.common.acting.agent import Agent
+from dreamfleet.common.acting.agent_networks import AgentNetworks
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.settings.resolve import resolve
 from dreamfleet.common.settings.schema import Settings
@@ -213,7 +213,7 @@ class Trial:
         device = self.hardware.device
         torch.manual_seed(0)
         self.settings, self.spaces = settings, spaces
-        self._agent = Agent(spaces, settings).to(device)
+        self._agent = AgentNetworks(spaces, settings).to(device)
         learns = settings.behaviour.kind == "actor_critic"
         self._actor_critic = ActorCritic(self._agent, settings).to(device) if learns else None
         self._updater = Updater(self._agent, self._actor_critic, settings, self.hardware)

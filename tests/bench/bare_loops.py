@@ -14,7 +14,8 @@ import numpy as np
 from dreamfleet.actors.collector import environment_seeds
 from dreamfleet.actors.environments.make import Environment, describe_spaces, make_environment
 from dreamfleet.actors.spaces.action_spaces import action_converter
-from dreamfleet.common.acting.policy import Policy, make_policy
+from dreamfleet.common.acting.make_policy import make_policy
+from dreamfleet.common.acting.policy import Policy
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.seeds import derive_seed
 from dreamfleet.common.settings.schema import EnvironmentSettings, Settings

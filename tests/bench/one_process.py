@@ -14,7 +14,7 @@ from dreamfleet.actors.collector import Collector, Sink
 from dreamfleet.actors.environment_batch import EnvironmentBatch
 from dreamfleet.actors.environments.make import Environment, make_environment, probe_environment
 from dreamfleet.actors.spaces.action_spaces import action_converter
-from dreamfleet.common.acting.policy import make_policy
+from dreamfleet.common.acting.make_policy import make_policy
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.resolve import resolve

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from dreamfleet.common.acting.action_distributions import BoundedNormal, JointAction, OneHotChoice, TanhNormal
-from dreamfleet.common.acting.agent import Agent
-from dreamfleet.common.acting.weights import flatten, load_flat
+from dreamfleet.common.acting.agent_networks import AgentNetworks, flatten, load_flat
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.settings.schema import Settings
 
@@ -21,12 +20,12 @@ MIXED = ActionSpec("mixed", (3, 2), (-1.0,), (1.0,))
 BOX = ActionSpec("box", (2,), (-1.0, -2.0), (1.0, 2.0), (2,))
 
 
-def make_agent(action: ActionSpec = CHOICE, seed: int = 0, **behaviour: Any) -> Agent:
+def make_agent(action: ActionSpec = CHOICE, seed: int = 0, **behaviour: Any) -> AgentNetworks:
     """Return a small agent that observes four numbers."""
     torch.manual_seed(seed)
     sizes = {"deterministic": 12, "stochastic": 4, "hidden": 8, "vector_units": 8, "reward_units": 8}
     settings = Settings.model_validate({"model": sizes, "behaviour": {"kind": "actor_critic", "units": 8} | behaviour})
-    return Agent(Spaces((ObservationSpec("state", (4,), "float32"),), action), settings)
+    return AgentNetworks(Spaces((ObservationSpec("state", (4,), "float32"),), action), settings)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dreamfleet.common.model.distributions import Gaussian, OneHot
-from dreamfleet.common.model.latents import make_latents
+from dreamfleet.common.model.rssm import make_latents
 from dreamfleet.common.settings.model import ModelSettings
 
 pytestmark = pytest.mark.numeric

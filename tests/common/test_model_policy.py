@@ -9,10 +9,10 @@ import pytest
 import torch
 from rounding import agree
 
-from dreamfleet.common.acting.agent import Agent
+from dreamfleet.common.acting.agent_networks import AgentNetworks, flatten
+from dreamfleet.common.acting.make_policy import make_policy
 from dreamfleet.common.acting.model_policy import ModelPolicy
-from dreamfleet.common.acting.policy import RandomPolicy, make_policy
-from dreamfleet.common.acting.weights import flatten
+from dreamfleet.common.acting.policy import RandomPolicy
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.settings.schema import Settings
 
@@ -40,7 +40,7 @@ def settings_of(kind: str, **behaviour: Any) -> Settings:
 def weights_of(settings: Settings, spaces: Spaces, seed: int = 0) -> np.ndarray:
     """Return the weights of an agent whose parameters are drawn at random, larger than at a learner's start."""
     torch.manual_seed(seed)
-    agent = Agent(spaces, settings)
+    agent = AgentNetworks(spaces, settings)
     for parameter in agent.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return flatten(agent.acting_parameters())

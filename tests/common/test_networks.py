@@ -10,12 +10,18 @@ from torch import nn
 
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
-from dreamfleet.common.model.convolutions import DoublingConv2d
-from dreamfleet.common.model.decoder import Decoder, DreamerImageDecoder, PlanetImageDecoder
+from dreamfleet.common.model.decoder import Decoder, DoublingConv2d, DreamerImageDecoder, PlanetImageDecoder
 from dreamfleet.common.model.distributions import LOG_VARIANCE_BOUND
-from dreamfleet.common.model.encoder import DreamerImageEncoder, Encoder, PlanetImageEncoder, StridedImageEncoder
+from dreamfleet.common.model.encoder import (
+    DreamerImageEncoder,
+    Encoder,
+    ImageInput,
+    PlanetImageEncoder,
+    StridedImageEncoder,
+    normalise_image,
+    to_display,
+)
 from dreamfleet.common.model.heads import ContinueHead, RewardHead
-from dreamfleet.common.model.images import ImageInput, normalise_image, to_display
 from dreamfleet.common.model.layers import JointLinear
 from dreamfleet.common.settings.model import ModelSettings
 

@@ -17,7 +17,7 @@ from dreamfleet.common.acting.planner import (
     ChoicePlan,
     Search,
     candidate_noise,
-    plan,
+    cross_entropy_method,
 )
 from dreamfleet.common.experience.spaces import ActionSpec
 
@@ -59,7 +59,7 @@ def test_a_linear_quadratic_plan_is_the_best_one() -> None:
     """The first action moves as far as the bounds allow, or exactly to the origin where that is nearer."""
     start = Position(torch.tensor([[0.2, -0.3], [-5.0, 5.0], [0.0, 0.1]]))
     search = Search(horizon=3, candidates=500, iterations=12, elites=40)
-    found = plan(approach, start, 3, BOX, search, candidate_noise(BOX, search, generators(0, 1, 2)))
+    found = cross_entropy_method(approach, start, 3, BOX, search, candidate_noise(BOX, search, generators(0, 1, 2)))
     expected = torch.tensor([[-0.5, 0.75], [1.0, -1.0], [0.0, -0.25]])
     assert found.first_action().shape == (3, 2)
     assert torch.allclose(found.first_action(), expected, atol=0.03)
@@ -71,7 +71,9 @@ def test_a_plan_of_choices_is_the_best_one(spec: ActionSpec) -> None:
     rows = [[0.0, 1.0, 0.0, 0.0, 1.0], [1.0, 0.0, 1.0, 0.0, 0.0]] if spec is MULTI else [[0, 0, 1.0, 0], [0, 1.0, 0, 0]]
     wanted = torch.tensor(rows)
     search = Search(horizon=4, candidates=200, iterations=6, elites=20)
-    found = plan(match, Position(wanted), 2, spec, search, candidate_noise(spec, search, generators(0, 1)))
+    found = cross_entropy_method(
+        match, Position(wanted), 2, spec, search, candidate_noise(spec, search, generators(0, 1))
+    )
     assert torch.equal(found.first_action(), wanted)
     assert isinstance(found, ChoicePlan)
     assert found.probabilities[wanted[:, None].expand(2, 4, -1) > 0].min() > 0.9
@@ -87,7 +89,9 @@ def test_a_mixed_plan_is_the_best_of_both() -> None:
 
     rows = torch.tensor([[0.0, 1.0, 0.0, 0.0, 1.0], [1.0, 0.0, 1.0, 0.0, 0.0]])
     search = Search(horizon=3, candidates=400, iterations=12, elites=40)
-    found = plan(switch, Position(rows), 2, MIXED, search, candidate_noise(MIXED, search, generators(0, 1)))
+    found = cross_entropy_method(
+        switch, Position(rows), 2, MIXED, search, candidate_noise(MIXED, search, generators(0, 1))
+    )
     assert torch.equal(found.first_action()[:, :5], rows)
     expected = torch.tensor([[-0.5, -0.5], [0.5, 0.5]])
     assert torch.allclose(found.first_action()[:, 5:], expected, atol=0.05)
@@ -103,7 +107,7 @@ def test_choices_that_only_pay_together_are_found() -> None:
 
     search = Search(horizon=3, candidates=300, iterations=6, elites=30)
     state = Position(torch.zeros(1, 1))
-    found = plan(follow, state, 1, DISCRETE, search, candidate_noise(DISCRETE, search, generators(5)))
+    found = cross_entropy_method(follow, state, 1, DISCRETE, search, candidate_noise(DISCRETE, search, generators(5)))
     assert isinstance(found, ChoicePlan)
     assert found.probabilities[0].argmax(-1).tolist() == [3, 0, 2]
     assert found.first_action().tolist() == [[0.0, 0.0, 0.0, 1.0]]
@@ -114,7 +118,7 @@ def test_a_box_iteration_is_clip_score_and_refit() -> None:
     search = Search(horizon=2, candidates=6, iterations=2, elites=3)
     noise = [torch.randn(2, 6, 2, 2, generator=torch.Generator().manual_seed(seed)) * 2 for seed in (0, 1)]
     start = torch.tensor([[0.3, 0.1], [-0.6, 0.9]])
-    found = plan(approach, Position(start), 2, BOX, search, noise)
+    found = cross_entropy_method(approach, Position(start), 2, BOX, search, noise)
     assert isinstance(found, BoxPlan)
     for k in range(2):
         mean, std = np.zeros((2, 2)), np.ones((2, 2))
@@ -133,7 +137,7 @@ def test_choices_are_refitted_to_the_elites_frequencies_with_a_floor() -> None:
     """By hand from given uniform numbers: equal quarters first, then what the elites chose."""
     search = Search(horizon=1, candidates=4, iterations=1, elites=2)
     noise = torch.tensor([0.1, 0.3, 0.6, 0.9]).reshape(1, 4, 1, 1)  # one candidate of each choice
-    found = plan(match, Position(torch.tensor([[0.0, 3.0, 2.0, 1.0]])), 1, DISCRETE, search, [noise])
+    found = cross_entropy_method(match, Position(torch.tensor([[0.0, 3.0, 2.0, 1.0]])), 1, DISCRETE, search, [noise])
     assert isinstance(found, ChoicePlan)
     kept, floor = (1 - PROBABILITY_FLOOR) / 2, PROBABILITY_FLOOR / 4
     assert found.probabilities[0, 0].tolist() == pytest.approx([floor, kept + floor, kept + floor, floor])
@@ -145,7 +149,9 @@ def test_planning_for_many_is_planning_for_each(spec: ActionSpec) -> None:
     start = torch.rand(3, spec.width, generator=torch.Generator().manual_seed(0)) - 0.5
     score = approach if spec.kind == "box" else match
     search = Search(horizon=3, candidates=30, iterations=3, elites=5)
-    together = plan(score, Position(start), 3, spec, search, candidate_noise(spec, search, generators(7, 8, 9)))
+    together = cross_entropy_method(
+        score, Position(start), 3, spec, search, candidate_noise(spec, search, generators(7, 8, 9))
+    )
     calls: list[int] = []
 
     def counted(state: Position, actions: Tensor) -> Tensor:
@@ -153,10 +159,12 @@ def test_planning_for_many_is_planning_for_each(spec: ActionSpec) -> None:
         return score(state, actions)
 
     split = search._replace(rows=40)
-    pieces = plan(counted, Position(start), 3, spec, split, candidate_noise(spec, split, generators(7, 8, 9)))
+    pieces = cross_entropy_method(
+        counted, Position(start), 3, spec, split, candidate_noise(spec, split, generators(7, 8, 9))
+    )
     assert calls == [40, 40, 10] * 3
     for k, seed in enumerate((7, 8, 9)):
-        alone = plan(
+        alone = cross_entropy_method(
             score, Position(start[k : k + 1]), 1, spec, search, candidate_noise(spec, search, generators(seed))
         )
         for whole in (together, pieces):
@@ -171,7 +179,8 @@ def test_equal_seeds_give_equal_plans_and_others_do_not() -> None:
     start = Position(torch.tensor([[0.2, 0.4]]))
     before = torch.random.get_rng_state()
     plans = [
-        plan(approach, start, 1, BOX, search, candidate_noise(BOX, search, generators(seed))) for seed in (1, 1, 2)
+        cross_entropy_method(approach, start, 1, BOX, search, candidate_noise(BOX, search, generators(seed)))
+        for seed in (1, 1, 2)
     ]
     assert torch.equal(plans[0][0], plans[1][0])
     assert not torch.equal(plans[0][0], plans[2][0])
@@ -186,5 +195,5 @@ def test_futures_that_are_not_numbers_are_never_the_plan() -> None:
 
     search = Search(horizon=2, candidates=200, iterations=5, elites=20)
     state = Position(torch.tensor([[-2.0, 0.0]]))
-    found = plan(breaks, state, 1, BOX, search, candidate_noise(BOX, search, generators(0)))
+    found = cross_entropy_method(breaks, state, 1, BOX, search, candidate_noise(BOX, search, generators(0)))
     assert found.first_action()[0, 0].item() == pytest.approx(0.1, abs=0.05)

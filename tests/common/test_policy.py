@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dreamfleet.common.acting.policy import RandomPolicy, make_policy
+from dreamfleet.common.acting.make_policy import make_policy
+from dreamfleet.common.acting.policy import RandomPolicy
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.settings.schema import Settings

@@ -10,10 +10,9 @@ import torch
 from rounding import agree
 from torch import Tensor, nn
 
-from dreamfleet.common.model.layers import NormActivation, NormGRUCell, initialise
+from dreamfleet.common.model.layers import NormActivation, NormGRUCell, RMSNorm, initialise
 from dreamfleet.common.model.loop_layers import BlockLinear, LoopLinear, in_loop
-from dreamfleet.common.model.norms import RMSNorm
-from dreamfleet.common.model.recurrence import BlockGRU, StackedGRU, make_recurrence
+from dreamfleet.common.model.rssm import BlockGRU, StackedGRU
 from dreamfleet.common.settings.model import ModelSettings
 
 pytestmark = pytest.mark.numeric
@@ -25,8 +24,7 @@ SIZES = {"deterministic": D, "hidden": U, "blocks": G, "activation": "silu", "no
 def make_block_gru() -> BlockGRU:
     """Return a small cell whose biases and norms are not what they begin as."""
     torch.manual_seed(0)
-    cell = make_recurrence(S, A, ModelSettings.model_validate({**SIZES, "recurrence": "block_gru"}))
-    assert isinstance(cell, BlockGRU)
+    cell = BlockGRU(S, A, ModelSettings.model_validate({**SIZES, "recurrence": "block_gru"}))
     for parameter in cell.parameters():
         nn.init.normal_(parameter, 0.3, 0.5)
     return cell
@@ -107,13 +105,12 @@ def test_an_action_beyond_one_counts_as_one() -> None:
 
 def test_blocks_are_drawn_for_the_whole_input() -> None:
     """V3's fan-in of a block-linear is all that its blocks read together, and weights lie within two deviations."""
-    cell = make_recurrence(
+    cell = BlockGRU(
         S,
         A,
         ModelSettings(recurrence="block_gru", deterministic=256, hidden=32, blocks=8, norm="rms", activation="silu"),
     )
     initialise(cell, "truncated_normal")
-    assert isinstance(cell, BlockGRU)
     joint = 256 + 8 * 3 * 32
     for weight, fan_in in (
         (cell.hidden_blocks.weight, joint),
@@ -184,8 +181,9 @@ def test_v2s_cell_is_the_published_one() -> None:
 @pytest.mark.parametrize("kind", ["gru", "norm_gru", "block_gru"])
 def test_preparing_is_for_all_steps_at_once(kind: str) -> None:
     """The share of a whole sequence's actions is that of each step's, and `advance` keeps float32."""
-    recurrence = make_recurrence(S, A, ModelSettings.model_validate({**SIZES, "recurrence": kind}))
-    assert isinstance(recurrence, BlockGRU if kind == "block_gru" else StackedGRU)
+    recurrence = (BlockGRU if kind == "block_gru" else StackedGRU)(
+        S, A, ModelSettings.model_validate({**SIZES, "recurrence": kind})
+    )
     actions = torch.randn(B, 7, A)
     whole = recurrence.prepare(actions)
     assert agree(whole[:, 3], recurrence.prepare(actions[:, 3]))

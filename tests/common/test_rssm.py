@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dreamfleet.common.model.distributions import Gaussian, StateDistribution
 from dreamfleet.common.model.layers import GRUCell, JointLinear
-from dreamfleet.common.model.rssm import Dynamics, Rollout, State
+from dreamfleet.common.model.rssm import RSSM, Rollout, State
 from dreamfleet.common.settings.model import ModelSettings
 
 pytestmark = pytest.mark.numeric
@@ -30,17 +30,17 @@ KINDS = [
 ]
 
 
-def make(**changes: object) -> Dynamics:
+def make(**changes: object) -> RSSM:
     """Return small dynamics, the same at every call."""
     torch.manual_seed(1)
     sizes = {"deterministic": D, "stochastic": S, "classes": 3, "hidden": 12}
-    return Dynamics(A, E, ModelSettings.model_validate({**sizes, **changes}))
+    return RSSM(A, E, ModelSettings.model_validate({**sizes, **changes}))
 
 
 class Inputs:
     """Sequences with an episode that begins at t = 4 of the second."""
 
-    def __init__(self, dynamics: Dynamics) -> None:
+    def __init__(self, dynamics: RSSM) -> None:
         torch.manual_seed(2)
         self.embedding = torch.randn(B, T, E)
         self.actions = torch.randn(B, T, A)
@@ -49,12 +49,12 @@ class Inputs:
         self.is_first[:, 0] = True
         self.is_first[1, 4] = True
 
-    def observe(self, dynamics: Dynamics) -> Rollout:
+    def observe(self, dynamics: RSSM) -> Rollout:
         """Return the rollout over the sequences."""
         return dynamics.observe(self.embedding, self.actions, self.is_first, noise=self.noise)
 
 
-def make_with_inputs(**changes: object) -> tuple[Dynamics, Inputs]:
+def make_with_inputs(**changes: object) -> tuple[RSSM, Inputs]:
     """Return small dynamics and sequences for them."""
     dynamics = make(**changes)
     return dynamics, Inputs(dynamics)

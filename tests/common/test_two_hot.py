@@ -9,7 +9,7 @@ import pytest
 import torch
 from rounding import agree
 
-from dreamfleet.common.model.two_hot import BINS, TwoHot, symexp_bins
+from dreamfleet.common.model.distributions import BINS, TwoHot, symexp_bins
 
 pytestmark = pytest.mark.numeric
 

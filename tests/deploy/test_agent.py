@@ -11,8 +11,7 @@ import torch
 from dreamer_run import train_small_dreamer
 
 from dreamfleet.actors.evaluator import evaluation_seed, reset_seed
-from dreamfleet.common.acting.agent import Agent as Network
-from dreamfleet.common.acting.weights import flatten
+from dreamfleet.common.acting.agent_networks import AgentNetworks, flatten
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.settings.schema import Settings
@@ -114,7 +113,7 @@ def test_one_entry_may_be_given_as_the_array_that_it_is(run: Path) -> None:
     spaces = Spaces((ObservationSpec("state", (4,), "float32"),), ActionSpec("discrete", (2,)))
     settings = Settings.model_validate({"env": {"id": "CartPole-v1"}, "behaviour": {"kind": "actor_critic"}})
     torch.manual_seed(2)  # not every fresh network does one thing in some places and another in others
-    weights = (1, flatten(Network(spaces, settings).acting_parameters()))
+    weights = (1, flatten(AgentNetworks(spaces, settings).acting_parameters()))
     for precision in (np.float32, np.float64):
         named, bare = Agent(settings, spaces, weights), Agent(settings, spaces, weights)
         arrays = list(np.random.default_rng(0).normal(0.0, 5.0, (12, 4)).astype(precision))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from make_chunks import cut, image_format, make_stream, mixed_format
 
-from dreamfleet.common.acting.weights import flatten
+from dreamfleet.common.acting.agent_networks import flatten
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.formatting import format_bytes

@@ -9,7 +9,7 @@ import torch
 from rounding import agree
 from torch import Tensor, nn
 
-from dreamfleet.common.acting.agent import Agent
+from dreamfleet.common.acting.agent_networks import AgentNetworks
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.model.rssm import State
 from dreamfleet.common.settings.schema import Settings
@@ -71,7 +71,7 @@ class Learning:
             "loss": {"continue_horizon": continue_horizon},
         }
         self.settings = Settings.model_validate(sections | changes)
-        self.agent = Agent(Spaces((ObservationSpec("state", (4,), "float32"),), action), self.settings)
+        self.agent = AgentNetworks(Spaces((ObservationSpec("state", (4,), "float32"),), action), self.settings)
         self.actor_critic = ActorCritic(self.agent, self.settings)
         self.action = action
 

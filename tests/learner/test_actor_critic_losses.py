@@ -10,8 +10,7 @@ from torch import Tensor
 
 from dreamfleet.common.acting.action_distributions import action_distribution
 from dreamfleet.common.experience.spaces import ActionSpec
-from dreamfleet.common.model.distributions import Gaussian
-from dreamfleet.common.model.two_hot import TwoHot, symexp_bins
+from dreamfleet.common.model.distributions import Gaussian, TwoHot, symexp_bins
 from dreamfleet.learner.behaviour.actor_critic_losses import advantages, policy_loss, replay_value_loss, value_loss
 from dreamfleet.learner.behaviour.returns import discount_weights, lambda_returns
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dreamfleet.actors.spaces.action_spaces import describe_action
 from dreamfleet.common.acting.action_distributions import parameters_wanted, policy_outputs
-from dreamfleet.common.acting.agent import Agent
+from dreamfleet.common.acting.agent_networks import AgentNetworks
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.model.layers import ForkedLinear
 from dreamfleet.common.settings.schema import Settings
@@ -88,7 +88,7 @@ def test_the_agents_parts_are_those_that_the_release_keeps_apart() -> None:
     sizes = {"deterministic": 12, "stochastic": 4, "hidden": 8, "vector_units": 8, "reward_units": 8}
     settings = Settings.model_validate({"model": sizes, "behaviour": {"kind": "actor_critic", "units": 8}})
     vectors = tuple(ObservationSpec(name, (width,), "float32") for name, width in (("arm", 3), ("ball", 1)))
-    agent = Agent(Spaces(vectors, BOX), settings)
+    agent = AgentNetworks(Spaces(vectors, BOX), settings)
     parts = find_parts([agent])
     named = {name: parts[tensor] for name, tensor in agent.named_parameters() if tensor in parts}
     outputs = {name.rpartition(".")[0]: widths for name, widths in named.items()}

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dreamfleet.common.acting.agent import Agent
+from dreamfleet.common.acting.agent_networks import AgentNetworks
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.settings.resolve import resolve
 from dreamfleet.common.settings.schema import LearnerSettings, Settings
@@ -82,7 +82,9 @@ class Trial:
     ) -> None:
         torch.manual_seed(0)
         self.device, self.action = torch.device(device), action
-        self.agent = Agent(Spaces((ObservationSpec("state", (4,), "float32"),), action), settings).to(self.device)
+        self.agent = AgentNetworks(Spaces((ObservationSpec("state", (4,), "float32"),), action), settings).to(
+            self.device
+        )
         learns = settings.behaviour.kind == "actor_critic"
         self.actor_critic = ActorCritic(self.agent, settings).to(self.device) if learns else None
         hardware = Hardware(self.device, bfloat16, 1, (), compiled)

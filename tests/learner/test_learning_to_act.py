@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from two_places import places_format, places_replay
 
-from dreamfleet.common.acting.agent import Agent
-from dreamfleet.common.acting.weights import flatten
+from dreamfleet.common.acting.agent_networks import AgentNetworks, flatten
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.model.rssm import State
 from dreamfleet.common.settings.resolve import resolve
@@ -56,7 +55,7 @@ def behaviour_of(learner: Learner) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def states_at(agent: Agent, places: list[float]) -> State:
+def states_at(agent: AgentNetworks, places: list[float]) -> State:
     """Return the states after places were seen at the beginning of an episode."""
     agent.eval()
     count, model = len(places), agent.world_model
