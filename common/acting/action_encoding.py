@@ -19,7 +19,7 @@ def encode_actions(spec: ActionSpec, stored: Tensor) -> Tensor:
     Args:
         spec: what an action is; A is `spec.width`.
         stored: choices (), or (choices + reals,). Choices become one-hots side by side; reals are brought from what
-            `common/acting/action_reach.py` says to [-1, 1].
+            `reach_of` says to [-1, 1].
     """
     if spec.kind == "discrete":
         return as_input(F.one_hot(stored.long(), spec.sizes[0]))

@@ -39,7 +39,7 @@ class RandomPolicy:
 
     Held actions reach places that a fresh action at every step does not: a car that steers left and right by turns
     stands still. A real without two bounds is drawn from a Normal of deviation 1 around the middle of what it reaches
-    (`common/acting/action_reach.py`), clipped to the bound that it has.
+    (`reach_of`), clipped to the bound that it has.
 
     Args:
         spec: the action's space.
