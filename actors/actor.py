@@ -14,7 +14,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError
 from dreamfleet.actors.collector import Collector, CollectReport, build_collector
 from dreamfleet.actors.environments.handover import Handover
 from dreamfleet.actors.evaluator import EvaluationReport, evaluate_weights
-from dreamfleet.common.acting.agent_networks import PublishedWeights
+from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.process_log import WorkerLog
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.replay.ray_replay import RayChunkWriter

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamfleet.common.acting.agent_networks import AgentNetworks, PublishedWeights, flatten
+from dreamfleet.common.acting.agent_networks import AgentNetworks, flatten
+from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.process_log import LogRecord

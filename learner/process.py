@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from dreamfleet.common.acting.agent_networks import PublishedWeights
+from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.process_log import LogRecord, WorkerLog
 from dreamfleet.common.settings.schema import Settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +11,21 @@ import numpy as np
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ActionSpec, is_bounded, reach_of
 from dreamfleet.common.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """One published version of the weights.
+
+    Attributes:
+        version: number of updates that they have seen.
+        handle: the flat array, or on Ray a reference to it. Ray fetches only those references that are arguments
+            themselves. In here it stays a reference: whoever has this version already fetches nothing, and weights
+            lost with their owner do not lose the order that names them.
+    """
+
+    version: int
+    handle: Any
 
 
 class Policy(Protocol):

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from dreamfleet.common.acting.agent_networks import PublishedWeights
+from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.deploy.fleet.actor_side import ActorSide
 from dreamfleet.deploy.fleet.callbacks import Watcher

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dreamfleet.common.acting.agent_networks import PublishedWeights
+from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.process_log import LogRecord
 from dreamfleet.deploy.fleet.evaluation_schedule import EvaluationSchedule

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreamfleet import __version__
-from dreamfleet.common.acting.agent_networks import PublishedWeights
+from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.experience.spaces import Spaces, first_difference
 from dreamfleet.common.lock import DirectoryLock

@@ -15,7 +15,7 @@ import torch
 from dreamfleet.actors.collector import CollectReport, build_collector
 from dreamfleet.actors.environments.user_code import process_kept
 from dreamfleet.actors.evaluator import EvaluationReport, EvaluationStoppedError, evaluate_weights
-from dreamfleet.common.acting.agent_networks import PublishedWeights
+from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.process_log import LogRecord

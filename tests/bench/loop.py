@@ -11,7 +11,7 @@ import numpy as np
 import ray
 
 from dreamfleet.actors.collector import CollectReport
-from dreamfleet.common.acting.agent_networks import PublishedWeights
+from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.deploy.fleet.fleet import Fleet
 from dreamfleet.deploy.fleet.fleet_config import ORDERS_QUEUED, Staffing
 from dreamfleet.deploy.fleet.train_ratio import TrainRatio

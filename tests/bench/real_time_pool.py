@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from dreamfleet.actors.collector import CollectReport
-from dreamfleet.common.acting.agent_networks import PublishedWeights
+from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.deploy.workers.pool import Counters, Worker
 
 

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import ray
 
-from dreamfleet.common.acting.agent_networks import PublishedWeights
+from dreamfleet.common.acting.policy import PublishedWeights
 
 TIMEOUT_S = 60.0
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from moving_square import square_format
 
-from dreamfleet.common.acting.agent_networks import PublishedWeights, flatten, load_flat
+from dreamfleet.common.acting.agent_networks import flatten, load_flat
+from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.model.world_model import WorldModel
 from dreamfleet.common.settings.model import ModelSettings
 from dreamfleet.learner.learner import TrainReport

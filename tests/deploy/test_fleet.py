@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from simulated_pool import SimulatedPool
 
-from dreamfleet.common.acting.agent_networks import PublishedWeights
+from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.errors import RunFailedError, UserError, WrongHereError
 from dreamfleet.deploy.fleet.callbacks import Watcher
 from dreamfleet.deploy.fleet.fleet import Fleet

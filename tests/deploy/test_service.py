@@ -22,7 +22,7 @@ from simulated_pool import SimulatedPool
 from dreamfleet.actors.collector import CollectorBrokenError, build_collector
 from dreamfleet.actors.environment_batch import EnvironmentFailedError
 from dreamfleet.actors.environments.make import probe_environment
-from dreamfleet.common.acting.agent_networks import PublishedWeights
+from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.schema import Settings

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from dreamfleet.common.acting.agent_networks import PublishedWeights
+from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.errors import RunFailedError
 from dreamfleet.deploy.workers.pool import Counters, Worker, WorkerFailedError, WorkerLostError
 from dreamfleet.replay.shortage import Shortage
