@@ -1,6 +1,6 @@
-"""Small layers that several networks share.
+"""Layers that several networks share: norms, activations, dense layers, GRU cells, and how weights are drawn.
 
-Shapes: N any leading axes, G blocks.
+Norms compute in float32 whatever the networks compute in. Shapes: B batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU, "silu
 """Activations by the name they have in the settings."""
 
 TRUNCATION_GAIN = 1.1368
-"""What a normal distribution cut off at ±2σ is multiplied by, so that its deviation is σ (Dreamer V3)."""
+"""Factor that restores deviation σ to a normal distribution cut off at ±2σ (Dreamer V3)."""
 
 
 RMS_EPSILON = 1e-4
@@ -32,18 +32,14 @@ RMS_EPSILON = 1e-4
 
 
 class RMSNorm(nn.Module):
-    """Scale numbers to a mean square of 1: `x·rsqrt(mean(x²) + 1e-4)·weight` over the last axis, in float32.
-
-    Args:
-        width: of the last axis.
-    """
+    """`x·rsqrt(mean(x²) + 1e-4)·weight` over the last axis: a mean square of 1."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the scaled numbers (…, width), float32."""
+        """Return the normalised numbers (…, width), float32."""
         x = full_precision(x)
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
             scaled: Tensor = _QuickRMSNorm.apply(x, self.weight)
@@ -52,7 +48,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Shift and scale numbers to a mean of 0 and a variance of 1 over the last axis, in float32."""
+    """A mean of 0 and a variance of 1 over the last axis."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised numbers (…, width), float32."""
@@ -60,11 +56,10 @@ class LayerNorm(nn.LayerNorm):
 
 
 class _QuickRMSNorm(torch.autograd.Function):
-    """RMS norm on a CPU, where torch has it in single operations, each a pass over memory: these are half as many."""
+    """RMS norm on a CPU with half as many passes over memory as torch's own, which is made of single operations."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        """Return the scaled numbers."""
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         scale = norm.square_().div_(x.shape[-1]).add_(RMS_EPSILON).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
@@ -74,8 +69,8 @@ class _QuickRMSNorm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of x and weight.
 
-        Layer norm's own backward, told that the mean is 0, gives both but for the mean's own gradient, which it takes
-        from that of x and which is given back here.
+        Layer norm's backward with a mean of 0 gives both, except that it takes the mean's own gradient from that of x;
+        this is added back here.
         """
         x, weight, scale = ctx.saved_tensors
         gradient = gradients[0].contiguous()
@@ -91,13 +86,7 @@ NORMS: dict[str, type[nn.Module]] = {"none": nn.Identity, "layer": LayerNorm, "r
 
 
 class NormActivation(nn.Module):
-    """What follows a linear layer: a norm over the last axis, if any, and an activation.
-
-    Args:
-        width: of the last axis.
-        norm: kind of norm.
-        activation: kind of activation.
-    """
+    """What follows a linear layer: a norm over the last axis, of `width`, and an activation."""
 
     def __init__(self, width: int, norm: Norm, activation: Activation) -> None:
         super().__init__()
@@ -105,7 +94,7 @@ class NormActivation(nn.Module):
         self.activation = ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what is activated, of the same shape."""
+        """Return the activations, of the same shape."""
         activated: Tensor = self.activation(self.norm(x))
         return activated
 
@@ -123,64 +112,10 @@ def dense_stack(width_in: int, units: int, layers: int, settings: ModelSettings)
     return nn.Sequential(*modules)
 
 
-class PartialLinear(LoopLinear):
-    """A linear layer that reads a part of a wider input, the rest of which is read elsewhere and added.
-
-    Args:
-        width_in: of its own part.
-        width: of the output.
-        joint: width of the whole input, for which the weights are drawn.
-        bias: whether it is the part that holds the bias.
-    """
-
-    def __init__(self, width_in: int, width: int, joint: int, bias: bool) -> None:
-        self.joint = joint  # reset_parameters, called by torch's constructor, draws for it
-        super().__init__(width_in, width, bias)
-
-    def reset_parameters(self) -> None:
-        """Draw weights and bias as torch does for a layer of the joint width."""
-        draw_uniformly(self, self.joint)
-
-
-class JointLinear(nn.Module):
-    """One linear layer over two inputs side by side, in two parts that can be computed at different times.
-
-    `first(x) + second(y)` is what a single linear layer over [x, y] gives: one bias, and weights drawn for the width of
-    both. In a recurrence the part whose input is known beforehand is computed for all steps at once.
-
-    Args:
-        first: width of the first input, whose part holds the bias.
-        second: width of the second input; 0 leaves it out.
-        width: of the output.
-    """
-
-    def __init__(self, first: int, second: int, width: int) -> None:
-        super().__init__()
-        self.first = PartialLinear(first, width, first + second, bias=True)
-        self.second = PartialLinear(second, width, first + second, bias=False) if second else None
-
-    def second_part(self, second: Tensor) -> Tensor:
-        """Return the second input's part of the output (…, width)."""
-        assert self.second is not None
-        part: Tensor = self.second(second)
-        return part
-
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Return the layer's output (…, width) for both inputs."""
-        return self.first(first) + self.second(second) if self.second is not None else self.first(first)
-
-
 class ForkedLinear(nn.Linear):
-    """Several linear layers that read the same input, computed as one and side by side in its output.
+    """Several linear layers that read the same input, computed as one; their outputs, of `widths`, are side by side.
 
-    Each part counts as a tensor of its own where that matters: to adaptive clipping.
-
-    Args:
-        width_in: of the input.
-        widths: of the parts' outputs, in order.
-
-    Attributes:
-        widths: see above.
+    Adaptive clipping treats each part as a tensor of its own.
     """
 
     def __init__(self, width_in: int, widths: Sequence[int]) -> None:
@@ -191,13 +126,9 @@ class ForkedLinear(nn.Linear):
 class GRUCell(nn.Module):
     """A gated recurrent unit with torch's formula and parameters, whose carried state stays float32 under autocast.
 
-    `r = σ(W_r x + V_r h)`, `u = σ(W_u x + V_u h)`, `n = tanh(W_n x + r·(V_n h))`, `h' = (1 − u)·n + u·h`, biases left
-    out here. The reset gate acts after the matrix product, as in cuDNN and in V1's release, whose cell is Keras's of
-    TensorFlow 2 (`reset_after`); PlaNet's release applies it before.
-
-    Args:
-        width_in: width of x.
-        width: width of h.
+    `r = σ(W_r x + V_r h)`, `u = σ(W_u x + V_u h)`, `n = tanh(W_n x + r·(V_n h))`, `h' = (1 − u)·n + u·h`, without the
+    biases. The reset gate acts after the matrix product, as in cuDNN and in V1's release (Keras's `reset_after`);
+    PlaNet's release applies it before.
     """
 
     def __init__(self, width_in: int, width: int) -> None:
@@ -221,10 +152,6 @@ class NormGRUCell(nn.Module):
     """Dreamer V2's gated recurrent unit: one layer norm over all gates, and a bias towards keeping what was.
 
     `r, c, u = LayerNorm(W [x, h])`, `h' = σ(u − 1)·tanh(σ(r)·c) + (1 − σ(u − 1))·h`.
-
-    Args:
-        width_in: width of x.
-        width: width of h.
     """
 
     def __init__(self, width_in: int, width: int) -> None:
@@ -239,20 +166,18 @@ class NormGRUCell(nn.Module):
 
 
 def gated(gates: Tensor, h: Tensor) -> Tensor:
-    """Return V2's and V3's h' = u·tanh(σ(reset)·candidate) + (1 − u)·h with u = σ(update − 1).
+    """Return V2's and V3's h' = u·tanh(σ(reset)·candidate) + (1 − u)·h (…, width) with u = σ(update − 1).
 
-    Args:
-        gates: (…, 3·width): reset, candidate and update.
-        h: (…, width).
+    `gates` (…, 3·width) are reset, candidate and update.
     """
     reset, candidate, update = gates.chunk(3, dim=-1)
     return torch.lerp(h, torch.tanh(torch.sigmoid(reset) * candidate), torch.sigmoid(update - 1.0))
 
 
 def initialise(network: nn.Module, kind: Literal["uniform", "truncated_normal"]) -> None:
-    """Draw a network's weights: `uniform` leaves them as torch drew them, else as Dreamer V3 does.
+    """Draw a network's weights as Dreamer V3 does; `uniform` leaves them as torch drew them.
 
-    `truncated_normal`: deviation sqrt(1 / fan-in), cut off at two deviations of the normal it is drawn from; biases 0;
+    `truncated_normal`: deviation sqrt(1 / fan-in), cut off at two deviations of the normal before truncation; biases 0;
     norms untouched. A partial layer's fan-in is the width of the whole input.
     """
     if kind == "uniform":

@@ -1,9 +1,9 @@
 """Linear layers in a loop over time, whose weights' gradients are one product over all steps.
 
-Autograd would give each step a product of its own, with as few rows as the batch has sequences, and add up T matrices
-as large as the weights. Here the steps use the weights as constants, and each adds its slot of one tensor (T, B, …),
-which holds the bias; backward, the slots' gradients side by side are those of all steps' outputs, and with the steps'
-inputs side by side they give the weights' gradient at once.
+Autograd would give each step a product of its own, with only as many rows as the batch has sequences, and add up T
+matrices as large as the weights. Here the steps use the weights as constants, and each adds its slot of one tensor
+(T, B, …) that holds the bias. In the backward pass the slots' gradients side by side are those of all steps' outputs,
+and one product with all steps' inputs gives the weights' gradient.
 
 Shapes: T time, B batch, G blocks.
 """
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 
 class LoopLinear(nn.Linear):
-    """A linear layer that may stand in a loop; see `in_loop`."""
+    """A linear layer that may be used in a loop; see `in_loop`."""
 
     _steps: Steps | None = None
 
@@ -33,14 +33,10 @@ class LoopLinear(nn.Linear):
 
 
 class BlockLinear(nn.Module):
-    """A linear layer whose input and output are cut into blocks, each output block reading its own input block alone.
+    """A linear layer of G blocks, each output block reading its own input block alone.
 
-    Args:
-        width_in: of the input.
-        width: of the output.
-        blocks: G, dividing both.
-        joint: width of the whole input where a part of it is read elsewhere; weights are drawn for all of it, not for a
-            block's share (Dreamer V3).
+    Weights are drawn for the whole input, not for a block's share (Dreamer V3), and for the `joint` width where another
+    layer reads a part of the input.
     """
 
     _steps: Steps | None = None
@@ -53,7 +49,7 @@ class BlockLinear(nn.Module):
         draw_uniformly(self, self.joint)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (B, G, width / G) for (B, width_in): the blocks side by side, one product for all of them."""
+        """Return (B, G, width / G) for (B, width_in), in one product for all blocks."""
         blocks = x.unflatten(-1, self.weight.shape[:2]).transpose(0, 1)  # (G, B, width_in / G)
         if self._steps is None:
             return torch.baddbmm(self.bias[:, None], blocks, self.weight).transpose(0, 1)
@@ -61,15 +57,44 @@ class BlockLinear(nn.Module):
         return torch.baddbmm(slot.transpose(0, 1), blocks, weight).transpose(0, 1)
 
 
-LoopLayer = LoopLinear | BlockLinear
+class PartialLinear(LoopLinear):
+    """A linear layer that reads a part of a wider input; its weights are drawn for the `joint` width of the whole."""
+
+    def __init__(self, width_in: int, width: int, joint: int, bias: bool) -> None:
+        self.joint = joint  # torch's constructor calls reset_parameters, which needs it
+        super().__init__(width_in, width, bias)
+
+    def reset_parameters(self) -> None:
+        """Draw weights and bias as torch does for a layer of the joint width."""
+        draw_uniformly(self, self.joint)
+
+
+class JointLinear(nn.Module):
+    """One linear layer over two inputs side by side, in two parts that can be computed at different times.
+
+    `first(x) + second(y)` is what a single linear layer over [x, y] gives: the first part holds the bias, and weights
+    are drawn for the width of both. In a loop over time the second part, whose input is known before, is computed for
+    all steps at once. A second input of width 0 is left out.
+    """
+
+    def __init__(self, first: int, second: int, width: int) -> None:
+        super().__init__()
+        self.first = PartialLinear(first, width, first + second, bias=True)
+        self.second = PartialLinear(second, width, first + second, bias=False) if second else None
+
+    def second_part(self, second: Tensor) -> Tensor:
+        """Return the second input's part of the output (…, width)."""
+        assert self.second is not None
+        part: Tensor = self.second(second)
+        return part
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the layer's output (…, width) for both inputs."""
+        return self.first(first) + self.second(second) if self.second is not None else self.first(first)
 
 
 class Steps:
-    """The steps of one layer in one loop.
-
-    Args:
-        length: T.
-    """
+    """The steps of one layer in one loop of `length` T."""
 
     def __init__(self, length: int) -> None:
         self._length = length
@@ -77,7 +102,7 @@ class Steps:
         self._slots: tuple[Tensor, ...] = ()
         self._weight: Tensor | None = None
 
-    def next(self, layer: LoopLayer, x: Tensor) -> tuple[Tensor, Tensor]:
+    def next(self, layer: LoopLinear | BlockLinear, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the slot of the next step, which reads x (B, width_in), and the weights as a constant."""
         if self._weight is None:
             kind = x.device.type
@@ -92,9 +117,9 @@ class Steps:
 
 @contextmanager
 def in_loop(network: nn.Module, length: int) -> Iterator[None]:
-    """Let the network's layers know that each of them is called `length` times within, or not at all.
+    """Within, each of the network's loop layers is called exactly `length` times, or not at all.
 
-    Where no gradient is asked for, and where a compiler sees the whole loop anyway, nothing changes.
+    Nothing changes where no gradient is needed, or where a compiler sees the whole loop.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, LoopLinear | BlockLinear)]
     plain = torch.compiler.is_compiling() or not torch.is_grad_enabled() or layers[0].weight.is_meta
@@ -122,7 +147,7 @@ class _Slots(torch.autograd.Function):
         leading: tuple[int, int],
         dtype: torch.dtype,
     ) -> Tensor:
-        """Return (T, B, *width), `inputs` being filled with x (B, width_in) by the time of the backward."""
+        """Return (T, B, *width); `inputs` holds all steps' x (B, width_in) by the time of the backward pass."""
         ctx.inputs, ctx.weight_shape, ctx.dtype, ctx.has_bias = inputs, weight.shape, weight.dtype, bias is not None
         if bias is None:
             return weight.new_zeros(1, dtype=dtype).expand(*leading, weight.shape[0])
@@ -130,7 +155,6 @@ class _Slots(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
-        """Return the gradients of weight and bias."""
         gradient = gradients[0].flatten(0, 1)  # (T·B, width) or (T·B, G, width / G)
         inputs = torch.cat(ctx.inputs).to(gradient.dtype)  # (T·B, width_in)
         if gradient.dim() == 2:
@@ -143,7 +167,7 @@ class _Slots(torch.autograd.Function):
 
 
 def draw_uniformly(layer: nn.Module, fan_in: int) -> None:
-    """Draw a layer's weights and bias as torch does for a linear layer of so many inputs."""
+    """Draw a layer's weights and bias as torch does for a linear layer of `fan_in` inputs."""
     bound = 1.0 / math.sqrt(fan_in)
     for parameter in layer.parameters():
         nn.init.uniform_(parameter, -bound, bound)

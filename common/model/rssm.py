@@ -22,17 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from dreamfleet.common.model.distributions import StateDistribution, state_gaussian, state_one_hot
-from dreamfleet.common.model.layers import (
-    GRUCell,
-    JointLinear,
-    NormGRUCell,
-    PartialLinear,
-    after,
-    dense_stack,
-    gated,
-    initialise,
-)
-from dreamfleet.common.model.loop_layers import BlockLinear, LoopLinear, in_loop
+from dreamfleet.common.model.layers import GRUCell, NormGRUCell, after, dense_stack, gated, initialise
+from dreamfleet.common.model.loop_layers import BlockLinear, JointLinear, LoopLinear, PartialLinear, in_loop
 from dreamfleet.common.settings.model import ModelSettings
 from dreamfleet.common.torch_state import full_precision
 
@@ -64,45 +55,32 @@ class Rollout(NamedTuple):
     posterior: StateDistribution
 
 
-class GaussianLatents:
-    """z of S independent Normals (PlaNet, Dreamer V1); `width` is S, `parameters` the size of the network's output."""
+class Latents:
+    """The kind of z: S independent Normals (PlaNet, Dreamer V1), or V one-hots side by side, S = V·C (V2, V3).
+
+    Attributes:
+        width: S.
+        parameters: how many numbers the network gives for z's distribution.
+    """
 
     def __init__(self, settings: ModelSettings) -> None:
-        self.width, self.parameters = settings.stochastic, 2 * settings.stochastic
         self._settings = settings
+        self._is_gaussian = settings.latent == "gaussian"
+        self.width = settings.stochastic * (1 if self._is_gaussian else settings.classes)
+        self.parameters = 2 * self.width if self._is_gaussian else self.width
 
     def distribution(self, raw: Tensor) -> StateDistribution:
-        """Return Normals (…, S) for (…, 2·S); see `state_gaussian`."""
-        return state_gaussian(raw, self._settings.std, self._settings.min_std)
-
-    def draw_noise(
-        self, *leading: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Return (*leading, S) of N(0, 1), for the distribution's `sample`."""
-        return torch.randn(*leading, self.width, device=device, generator=generator)
-
-
-class CategoricalLatents:
-    """z of V independent categorical variables, their one-hots side by side: S = V·C (Dreamer V2, V3)."""
-
-    def __init__(self, settings: ModelSettings) -> None:
-        self.width = self.parameters = settings.stochastic * settings.classes
-        self._settings = settings
-
-    def distribution(self, raw: Tensor) -> StateDistribution:
-        """Return one-hots (…, V, C) for (…, V·C); see `state_one_hot`."""
+        """Return Normals (…, S) for (…, 2·S), or one-hots (…, V, C) for (…, V·C)."""
+        if self._is_gaussian:
+            return state_gaussian(raw, self._settings.std, self._settings.min_std)
         return state_one_hot(raw, self._settings.classes, self._settings.unimix)
 
     def draw_noise(
         self, *leading: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
     ) -> Tensor:
-        """Return (*leading, V), uniform in [0, 1), for the distribution's `sample`."""
-        return torch.rand(*leading, self._settings.stochastic, device=device, generator=generator)
-
-
-def make_latents(settings: ModelSettings) -> GaussianLatents | CategoricalLatents:
-    """Return the kind of stochastic state that the settings name."""
-    return GaussianLatents(settings) if settings.latent == "gaussian" else CategoricalLatents(settings)
+        """Return the noise of the distribution's `sample`: (*leading, S) of N(0, 1), or (*leading, V) in [0, 1)."""
+        draw = torch.randn if self._is_gaussian else torch.rand
+        return draw(*leading, self._settings.stochastic, device=device, generator=generator)
 
 
 class StackedGRU(nn.Module):
@@ -183,7 +161,7 @@ class RSSM(nn.Module):
         super().__init__()
         width, hidden = settings.deterministic, settings.hidden
         self._shape = (settings.gru_layers, width)
-        self.latents = make_latents(settings)
+        self.latents = Latents(settings)
         recurrence = BlockGRU if settings.recurrence == "block_gru" else StackedGRU
         self.recurrence: StackedGRU | BlockGRU = recurrence(self.latents.width, action, settings)
         self.prior_hidden = JointLinear(width, action if settings.prior_sees_action else 0, hidden)
@@ -279,8 +257,8 @@ class RSSM(nn.Module):
         Args:
             state: (B, …), the start; not part of the result.
             actions: (B, H, A); the first is the action taken in `state`. H may be 0.
-            sample: whether z is sampled from the prior; otherwise it is the prior's mode.
-            noise: (B, H, …) for the sampling; drawn if None.
+            sample: whether z is sampled from the prior, with `noise` (B, H, …); otherwise it is the prior's mode.
+            noise: drawn if None.
         """
         batch, horizon = actions.shape[:2]
         if horizon == 0:

@@ -22,7 +22,7 @@ from dreamfleet.common.model.encoder import (
     to_display,
 )
 from dreamfleet.common.model.heads import ContinueHead, RewardHead
-from dreamfleet.common.model.layers import JointLinear
+from dreamfleet.common.model.loop_layers import JointLinear
 from dreamfleet.common.settings.model import ModelSettings
 
 pytestmark = pytest.mark.numeric

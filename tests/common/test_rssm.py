@@ -8,7 +8,8 @@ from rounding import agree
 from torch import Tensor, nn
 
 from dreamfleet.common.model.distributions import Gaussian, StateDistribution
-from dreamfleet.common.model.layers import GRUCell, JointLinear
+from dreamfleet.common.model.layers import GRUCell
+from dreamfleet.common.model.loop_layers import JointLinear
 from dreamfleet.common.model.rssm import RSSM, Rollout, State
 from dreamfleet.common.settings.model import ModelSettings
 
