@@ -56,7 +56,7 @@ class ModelPolicy:
         self._agent = AgentNetworks(spaces, settings).eval()
         self._model = self._agent.world_model
         self._generators = [torch.Generator().manual_seed(derive_seed(seed, "acting", k)) for k in range(environments)]
-        self._state = self._model.initial(environments)
+        self._state = self._model.dynamics.initial(environments)
         self._previous = torch.zeros(environments, spaces.action.width)
         self._begins_anew = True
 

@@ -20,19 +20,15 @@ from dreamfleet.common.settings.model import ModelSettings
 from dreamfleet.common.torch_state import full_precision
 
 TAPS = (((0, 1), (2, 3), (4,)), ((0,), (1, 2), (3, 4)))
-"""Which of a kernel's five taps fall on the pixel before, on and after one's own, for its first and second double."""
+"""Which of a kernel's five taps fall on the pixel before, at and after one's own, for its first and second double."""
 
 
 class DoublingConv2d(nn.Conv2d):
     """Doubles every pixel in both directions, then convolves 5×5 with stride 1 and padding 2.
 
-    A pixel and its doubles are equal, so that taps which fall on the same pixel can be added up beforehand: each of the
-    four doubles is a 3×3 convolution of the small picture. That is the same function with 9 products instead of 25 and
-    without the doubled picture in memory.
-
-    Args:
-        channels_in: of the small picture.
-        channels: of the doubled one.
+    A pixel and its doubles are equal, so that taps on the same pixel can be added up first: each of the four doubles is
+    a 3×3 convolution of the small picture. This is the same function with 9 products instead of 25, and without the
+    doubled picture in memory.
     """
 
     taps: Tensor
@@ -62,12 +58,6 @@ class StridedImageDecoder(nn.Module):
 
     Linear to the embedding's width, ReLU, linear to 8·depth × H/16 × W/16; after each of the first three convolutions
     batch norm (optional) and ReLU; nothing after the last. Each doubles the sides.
-
-    Args:
-        feature: F.
-        size: (H, W), each divisible by 16.
-        channels: C.
-        settings: depth, batch_norm and embedding.
     """
 
     def __init__(self, feature: int, size: tuple[int, int], channels: int, settings: ModelSettings) -> None:
@@ -81,7 +71,7 @@ class StridedImageDecoder(nn.Module):
         widths = [factor * settings.depth for factor in (8, 4, 2, 1)]
         modules: list[nn.Module] = []
         for wide, narrow in pairwise(widths):
-            # A bias just before batch norm would be taken away again by it.
+            # Batch norm would subtract a bias just before it.
             bias = not settings.batch_norm
             modules.append(nn.ConvTranspose2d(wide, narrow, 3, stride=2, padding=1, output_padding=1, bias=bias))
             if settings.batch_norm:
@@ -99,11 +89,7 @@ class StridedImageDecoder(nn.Module):
 class PlanetImageDecoder(nn.Module):
     """PlaNet's: a linear layer without activation, then transposed convolutions of stride 2, kernels 5, 5, 6 and 6.
 
-    Args:
-        feature: F.
-        channels: C of the 64×64 pictures.
-        settings: convolution_activation and depth: the linear layer gives 32·depth numbers, the convolutions 4, 2 and 1
-            times the depth, then C.
+    The linear layer gives 32·depth numbers, the convolutions 4, 2 and 1 times the depth, then C.
     """
 
     def __init__(self, feature: int, channels: int, settings: ModelSettings) -> None:
@@ -122,7 +108,7 @@ class PlanetImageDecoder(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """Return pictures (N, C, 64, 64) for features (N, F); the sides go 1, 5, 13, 30, 64."""
-        # On a single pixel a transposed convolution is one matrix product: several times quicker so on a CPU.
+        # On a single pixel a transposed convolution is one matrix product, which is several times quicker on a CPU.
         kernel = self.first.weight.permute(2, 3, 1, 0)  # (5, 5, 4·depth, 32·depth)
         pattern = F.linear(self.input(feature), kernel.flatten(0, 2)).unflatten(1, kernel.shape[:3])
         assert self.first.bias is not None
@@ -132,15 +118,8 @@ class PlanetImageDecoder(nn.Module):
 class DreamerImageDecoder(nn.Module):
     """Dreamer V3's: h in blocks and z through two layers to the smallest pattern, then four times ×2 and 5×5.
 
-    The pattern is norm and activation of their sum; each of the four stages doubles every pixel and convolves; norm and
-    activation after the first three, a sigmoid after the last.
-
-    Args:
-        deterministic: D.
-        stochastic: S.
-        size: (H, W), each divisible by 16.
-        channels: C.
-        settings: depth, blocks, vector_units, norm, activation, convolution_activation and image_input.
+    The pattern is norm and activation of the sum of both; each of the four stages doubles every pixel and convolves;
+    norm and activation after the first three, a sigmoid after the last.
     """
 
     def __init__(
@@ -179,14 +158,8 @@ ImageDecoder = StridedImageDecoder | PlanetImageDecoder | DreamerImageDecoder
 class Decoder(nn.Module):
     """The mean of every entry of the observation, each a unit-variance Normal.
 
-    Args:
-        deterministic: D.
-        stochastic: S.
-        spaces: what is observed.
-        settings: the model's.
-
     Raises:
-        UserError: as from the encoder.
+        UserError: as the encoder does.
     """
 
     def __init__(self, deterministic: int, stochastic: int, spaces: Spaces, settings: ModelSettings) -> None:

@@ -19,7 +19,7 @@ LOG_VARIANCE_BOUND = 6.0
 
 
 class Gaussian(NamedTuple):
-    """A Normal distribution with independent dimensions."""
+    """Normals with independent dimensions."""
 
     mean: Tensor
     std: Tensor
@@ -29,7 +29,7 @@ class Gaussian(NamedTuple):
         return torch.addcmul(self.mean, self.std, noise)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the whole log-density of each dimension, its constant included; not summed."""
+        """Return the log-density of each dimension, its constant included; not summed."""
         return -0.5 * ((full_precision(value) - self.mean) / self.std).square() - self.std.log() - HALF_LOG_TWO_PI
 
     @property
@@ -38,7 +38,7 @@ class Gaussian(NamedTuple):
         return self.mean
 
     def detach(self) -> Gaussian:
-        """Return the same distribution without gradients."""
+        """Return the distribution without gradients."""
         return Gaussian(self.mean.detach(), self.std.detach())
 
     def without_last(self) -> Gaussian:
@@ -47,11 +47,9 @@ class Gaussian(NamedTuple):
 
 
 class OneHot(NamedTuple):
-    """Categorical variables side by side, each sampled as a one-hot; as a state they make S = V·C numbers.
+    """Categorical variables, each sampled as a one-hot; side by side they make S = V·C numbers.
 
-    Attributes:
-        logits: (…, V variables, C classes), the logarithms of the probabilities: normalised, unimix included
-            (`state_one_hot`).
+    `logits` (…, V variables, C classes) are the logarithms of the probabilities, unimix included (`state_one_hot`).
     """
 
     logits: Tensor
@@ -67,12 +65,9 @@ class OneHot(NamedTuple):
         return _one_hot(self.logits.argmax(-1), self.logits).flatten(-2)
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Return one-hots, flat (…, V·C), with the straight-through gradient: that of the probabilities.
+        """Return one-hots, flat (…, V·C), from noise (…, V), uniform in [0, 1).
 
-        The value is z, the gradient that of z + p − sg(p) (Dreamer V2).
-
-        Args:
-            noise: (…, V), uniform in [0, 1).
+        The gradient is straight through: that of z + p − sg(p) (Dreamer V2).
         """
         probabilities = self.probabilities
         return straight_through(choose(probabilities.detach(), noise), probabilities).flatten(-2)
@@ -82,12 +77,12 @@ class OneHot(NamedTuple):
         return -(self.probabilities * self.logits).sum(dim=(-2, -1))
 
     def detach(self) -> OneHot:
-        """Return the same distribution without gradients."""
+        """Return the distribution without gradients."""
         return OneHot(self.logits.detach())
 
 
 class Bernoulli(NamedTuple):
-    """A yes or no, given as log-odds."""
+    """A yes or no, with log-odds as `logits`."""
 
     logits: Tensor
 
@@ -97,12 +92,12 @@ class Bernoulli(NamedTuple):
         return torch.sigmoid(self.logits)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-probability of `value`, which may also lie between 0 and 1 (then: the expected one)."""
+        """Return the log-probability of `value`; of one between 0 and 1 the expected log-probability."""
         return -F.binary_cross_entropy_with_logits(self.logits, value.to(self.logits.dtype), reduction="none")
 
 
 StateDistribution = Gaussian | OneHot
-"""What z is drawn from, by the kind of the model's state."""
+"""What z is drawn from."""
 
 
 def symlog(x: Tensor) -> Tensor:
@@ -116,18 +111,13 @@ def symexp(x: Tensor) -> Tensor:
 
 
 def choose(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """Return one-hots (…, C) drawn with uniform numbers, by the inverse of the cumulative probabilities.
+    """Return one-hots (…, C) from probabilities (…, C) and uniform numbers (…) in [0, 1), by inverse sampling.
 
-    A class whose probability is 0 is not chosen, and the probabilities need not add up to exactly 1. The two
-    arguments' leading axes broadcast.
-
-    Args:
-        probabilities: (…, C).
-        uniform: (…), in [0, 1).
+    A class of probability 0 is never chosen; the probabilities need not add up to exactly 1. Leading axes broadcast.
     """
     cumulative = probabilities.cumsum(-1)
     threshold = uniform[..., None] * cumulative[..., -1:]
-    # The last class takes what is left, so its own sum is not asked for: no index can fall off the end.
+    # The last class takes the rest: its own sum is not compared, so that no index can fall off the end.
     index = (cumulative[..., :-1] <= threshold).sum(-1)
     return _one_hot(index, probabilities)
 
@@ -148,31 +138,19 @@ def unimix_logits(raw: Tensor, unimix: float) -> Tensor:
 
 
 def state_one_hot(raw: Tensor, classes: int, unimix: float) -> OneHot:
-    """Return the categorical variables of a network's output.
+    """Return the categorical variables of a network's output (…, V·C): float32 logits (…, V, C) with C `classes`.
 
-    Args:
-        raw: (…, V·C), of any floating type: the classes of the first variable, then those of the second.
-        classes: C.
-        unimix: share of uniform probability that is mixed in (V3: 0.01; V2: 0). It keeps every class possible, so that
-            no KL is infinite, and counts for sampling and KL alike.
-
-    Returns:
-        logits (…, V, C), float32.
+    `unimix` is the share of uniform probability mixed in (V3: 0.01; V2: 0), for sampling and KL alike. It keeps every
+    class possible, so that no KL is infinite.
     """
     return OneHot(unimix_logits(raw.unflatten(-1, (-1, classes)), unimix))
 
 
 def state_gaussian(raw: Tensor, kind: Literal["softplus", "log_variance"], min_std: float) -> Gaussian:
-    """Return the Gaussian of a network's output.
+    """Return the Normals (…, S), float32, of a network's output (…, 2·S): means, then numbers for the deviations.
 
-    Args:
-        raw: (…, 2·S), of any floating type: S means, then what the S deviations are made of.
-        kind: `softplus`: std = softplus(x) + min_std (PlaNet). `log_variance`: std = exp(x / 2) of a
-            `bounded_log_variance`, cut off below min_std.
-        min_std: smallest deviation.
-
-    Returns:
-        mean and std (…, S), float32.
+    `softplus`: std = softplus(x) + min_std (PlaNet). `log_variance`: std = exp(x / 2) of a `bounded_log_variance`, but
+    at least min_std.
     """
     mean, spread = full_precision(raw).chunk(2, dim=-1)
     if kind == "softplus":
@@ -181,10 +159,10 @@ def state_gaussian(raw: Tensor, kind: Literal["softplus", "log_variance"], min_s
 
 
 def bounded_log_variance(raw: Tensor) -> Tensor:
-    """Return a network's output as a log-variance within ±6, a deviation within 0.05 and 20.
+    """Return a network's output as a log-variance within ±6: a deviation between 0.05 and 20.
 
-    Unbounded, a first update from pictures of noise made deviations of 1e17. tanh is the identity around 0 and, unlike
-    a hard clamp, lets a gradient through everywhere.
+    Unbounded, a first update on pictures of noise made deviations of 1e17. tanh is the identity around 0 and, unlike a
+    hard clamp, has a gradient everywhere.
     """
     return LOG_VARIANCE_BOUND * torch.tanh(raw / LOG_VARIANCE_BOUND)
 
@@ -205,7 +183,7 @@ def categorical_kl(first: OneHot, second: OneHot) -> Tensor:
 
 
 def state_kl(first: StateDistribution, second: StateDistribution) -> Tensor:
-    """Return KL(first ‖ second) in nats (…) of two state distributions of one kind."""
+    """Return KL(first ‖ second) in nats (…) of two state distributions of the same kind."""
     if isinstance(first, Gaussian) and isinstance(second, Gaussian):
         return gaussian_kl(first, second)
     assert isinstance(first, OneHot), "two kinds of state distribution in one KL"
@@ -214,18 +192,15 @@ def state_kl(first: StateDistribution, second: StateDistribution) -> Tensor:
 
 
 def balanced_kl(posterior: StateDistribution, prior: StateDistribution) -> tuple[Tensor, Tensor]:
-    """Return the KL twice, equal in value: KL(sg(q) ‖ p), which trains the prior, and KL(q ‖ sg(p)), the posterior.
+    """Return the KL (…) twice: KL(sg(q) ‖ p), which trains the prior, and KL(q ‖ sg(p)), which trains the posterior.
 
-    V2 weighs them 0.8 and 0.2, V3 1.0 and 0.1, each beyond its own free nats.
-
-    Returns:
-        `dyn` and `rep` of the papers, (…).
+    They are `dyn` and `rep` of the papers. V2 weighs them 0.8 and 0.2, V3 1.0 and 0.1, each with its own free nats.
     """
     return state_kl(posterior.detach(), prior), state_kl(posterior, prior.detach())
 
 
 def _one_hot(index: Tensor, like: Tensor) -> Tensor:
-    """Return one-hots (…, C) of the classes (…), of `like`'s width and type; without F.one_hot's 64-bit integers."""
+    """Return one-hots (…, C) with `like`'s width and type; F.one_hot would make 64-bit integers first."""
     return (index[..., None] == torch.arange(like.shape[-1], device=like.device)).to(like.dtype)
 
 
@@ -234,14 +209,10 @@ BINS = 255
 
 
 def symexp_bins(count: int = BINS, reach: float = 20.0) -> Tensor:
-    """Return symexp(linspace(−reach, reach)) (count,), float32, mirrored exactly about 0.
+    """Return symexp(linspace(−reach, reach)) (count,), float32; `count` is odd, so that 0 is a bin.
 
-    Computed for one side and negated for the other, since neither linspace nor exp keeps the two sides equal bit for
-    bit. A head keeps them as a buffer on its device.
-
-    Args:
-        count: odd, so that 0 is a bin.
-        reach: of the outermost bins in symlog space; 20 is ±4.85e8.
+    One side is computed and negated for the other: neither linspace nor exp keeps the two sides equal bit for bit. The
+    default reach is ±4.85e8.
     """
     assert count % 2 == 1, f"{count} bins have no middle one"
     positive = symexp(torch.linspace(0.0, reach, count // 2 + 1, dtype=torch.float64)).float()
@@ -249,7 +220,9 @@ def symexp_bins(count: int = BINS, reach: float = 20.0) -> Tensor:
 
 
 class TwoHot:
-    """A distribution over bins, read as one number by its mean and fitted by cross-entropy to two neighbouring bins.
+    """A distribution over bins (Dreamer V3): numbers of any size, such as rewards and values.
+
+    Its mean is the number; it is fitted by cross-entropy to the two bins next to the target.
 
     Args:
         logits: (…, N bins), of any floating type.
@@ -260,15 +233,15 @@ class TwoHot:
     def __init__(self, logits: Tensor, bins: Tensor, log_normaliser: Tensor | None = None) -> None:
         self.logits = full_precision(logits)
         self.bins = bins.to(self.logits.dtype)
-        # A pass over all bins that the mean and every target share. Made here and not when first asked for: that may
-        # be within `no_grad`, and a loss that used it later would have lost half of its gradient.
+        # Shared by the mean and every target. Computed here and not at the first use: that may be within `no_grad`,
+        # and a loss that used it later would have lost half of its gradient.
         self._log_normaliser = self.logits.logsumexp(-1) if log_normaliser is None else log_normaliser
 
     @property
     def mean(self) -> Tensor:
         """The expected value (…): Σ (p₊ₖ − p₋ₖ)·binₖ over the bins right of 0.
 
-        Paired thus, equal probabilities give exactly 0; added from left to right, bins of 5e8 would leave a rest.
+        In pairs, equal probabilities give exactly 0; summed from left to right, bins of 5e8 would leave a remainder.
         """
         middle = len(self.bins) // 2
         probabilities = torch.exp(self.logits - self._log_normaliser[..., None])
@@ -276,19 +249,16 @@ class TwoHot:
         return (difference * self.bins[middle + 1 :]).sum(-1)
 
     def log_prob(self, target: Tensor) -> Tensor:
-        """Return minus the cross-entropy (…) to a target's two-hot weights.
+        """Return minus the cross-entropy (…) to a target's two-hot weights; the target (…) gets no gradient.
 
-        The weights lie on the target's two neighbouring bins, in proportion to the distances in raw (symexp) space, so
-        that they have the target as their mean. A target beyond the outermost bins counts as that bin.
-
-        Args:
-            target: (…), without gradient.
+        The weights are on the two bins next to the target, by distance in raw (symexp) space, so that their mean is the
+        target. A target beyond the outermost bin counts as that bin.
         """
         target = target.detach().to(self.bins.dtype).contiguous()
         below = (torch.searchsorted(self.bins, target, right=True) - 1).clamp(0, len(self.bins) - 2)
         low, high = self.bins[below], self.bins[below + 1]
         share = ((target - low) / (high - low)).clamp(0.0, 1.0)  # of the bin above
-        # Two numbers of each row are read; weights over all bins would be a tensor as large as the logits.
+        # Only two numbers of each row are read; weights over all bins would be as large as the logits.
         near = self.logits.gather(-1, torch.stack([below, below + 1], -1))  # (…, 2)
         return torch.lerp(near[..., 0], near[..., 1], share) - self._log_normaliser
 

@@ -27,14 +27,9 @@ DREAMER_FACTORS = (2, 3, 4, 4)
 
 
 class StridedImageEncoder(nn.Module):
-    """The seed's convolutions: four of 3×3, stride 2, padding 1, then a linear layer.
+    """The seed's convolutions: four of 3×3, stride 2, padding 1, then a linear layer. Each halves the sides.
 
-    After each of the first three: ReLU, then batch norm; after the fourth: batch norm alone. Each halves the sides.
-
-    Args:
-        size: (H, W), each divisible by 16.
-        channels: C.
-        settings: depth, batch_norm and embedding.
+    After each of the first three: ReLU, then batch norm (optional); after the fourth: batch norm alone.
     """
 
     def __init__(self, size: tuple[int, int], channels: int, settings: ModelSettings) -> None:
@@ -43,7 +38,7 @@ class StridedImageEncoder(nn.Module):
         modules: list[nn.Module] = []
         for layer, width in enumerate(widths):
             last = layer == len(widths) - 1
-            # A bias just before batch norm would be taken away again by it.
+            # Batch norm would subtract a bias just before it.
             bias = not (last and settings.batch_norm)
             fed = widths[layer - 1] if layer else channels
             modules.append(nn.Conv2d(fed, width, 3, stride=2, padding=1, bias=bias))
@@ -64,10 +59,7 @@ class StridedImageEncoder(nn.Module):
 class PlanetImageEncoder(nn.Module):
     """PlaNet's convolutions (arXiv 1811.04551, from Ha and Schmidhuber 2018): four of 4×4, stride 2, no padding.
 
-    Args:
-        channels: C of the 64×64 pictures.
-        settings: depth, at 32 the embedding has 1024 numbers, and convolution_activation, ReLU in PlaNet and V1, ELU in
-            V2.
+    With depth 32 the embedding has 1024 numbers. The activation is ReLU in PlaNet and V1, ELU in V2.
     """
 
     def __init__(self, channels: int, settings: ModelSettings) -> None:
@@ -87,13 +79,7 @@ class PlanetImageEncoder(nn.Module):
 
 
 class DreamerImageEncoder(nn.Module):
-    """Dreamer V3's convolutions: four stages of 5×5, 2×2 max-pooling, norm over the channels, activation.
-
-    Args:
-        size: (H, W), each divisible by 16.
-        channels: C.
-        settings: depth, norm and convolution_activation.
-    """
+    """Dreamer V3's convolutions: four stages of 5×5, 2×2 max-pooling, norm over the channels, activation."""
 
     def __init__(self, size: tuple[int, int], channels: int, settings: ModelSettings) -> None:
         super().__init__()
@@ -120,12 +106,8 @@ ImageEncoder = StridedImageEncoder | PlanetImageEncoder | DreamerImageEncoder
 class Encoder(nn.Module):
     """One embedding for all entries of an observation.
 
-    The pictures go, stacked on their channels, through one stack of convolutions, the vectors, side by side, through
-    one stack of dense layers, and both results stand side by side in the embedding.
-
-    Args:
-        spaces: what is observed.
-        settings: the model's.
+    All pictures, stacked on their channels, go through one stack of convolutions, all vectors, side by side, through
+    one stack of dense layers; the embedding is both results side by side.
 
     Raises:
         UserError: the pictures have different sizes, or a size that the encoder cannot take.
@@ -158,7 +140,7 @@ class Encoder(nn.Module):
         parts = []
         if self.image is not None:
             stacked = torch.cat([observations[name] for name in self._image_names], dim=-1)  # (N, H, W, C)
-            # Channels stand last in memory already, which is the layout convolutions are quickest in.
+            # Channels are last in memory already, the quickest layout for convolutions.
             parts.append(self.image(stacked.permute(0, 3, 1, 2)))
         if self.vector is not None:
             parts.append(self.vector(torch.cat([observations[name] for name in self._vector_names], dim=-1)))
@@ -203,16 +185,10 @@ FIVE_BIT_STEP = 1.0 / 32.0
 
 
 def normalise_image(image: Tensor, kind: ImageInput, noise: bool = False) -> Tensor:
-    """Return the network's numbers for a picture's bytes.
+    """Return the network's numbers, float32, for a picture's bytes (uint8, any shape).
 
-    Args:
-        image: uint8, any shape.
-        kind: `unit` x/255 in [0, 1]; `centred` x/255 - 0.5; `five_bit` floor(x/8)/32 + U(0, 1/32) - 0.5, which keeps
-            the highest 5 bits and fills the lower ones with noise (PlaNet).
-        noise: whether `five_bit` draws its noise; without, it adds the noise's mean, 1/64. The others have none.
-
-    Returns:
-        float32 of the same shape.
+    `unit`: x/255 in [0, 1]; `centred`: x/255 - 0.5; `five_bit`: floor(x/8)/32 + U(0, 1/32) - 0.5, which keeps the
+    highest 5 bits and fills the lower ones with noise (PlaNet). Without `noise`, `five_bit` adds its mean, 1/64.
     """
     if kind == "unit":
         return as_input(image) / 255.0
@@ -225,14 +201,14 @@ def normalise_image(image: Tensor, kind: ImageInput, noise: bool = False) -> Ten
 
 
 def lowest(kind: ImageInput) -> float:
-    """Return the network's number for black, which lies 1 below that for white."""
+    """Return the network's number for black; white is 1 more."""
     return 0.0 if kind == "unit" else -0.5
 
 
 def to_display(image: Tensor, kind: ImageInput) -> Tensor:
-    """Return the uint8 picture for the network's numbers: `normalise_image` backwards, out of range values cut off."""
+    """Return the uint8 picture for the network's numbers: the inverse of `normalise_image`, clipped to the range."""
     unit = full_precision(image) - lowest(kind)
     if kind == "five_bit":
-        # A level's middle comes back as its own middle byte: 8 * level + 4.
+        # A level's middle becomes its own middle byte: 8 * level + 4.
         return (unit * 256.0).floor().clamp(0, 255).to(torch.uint8)
     return (unit * 255.0).round().clamp(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""What is predicted from the model's state beside the observation: the reward and whether the episode goes on.
+"""Predictions from the model's state beside the observation: the reward, and whether the episode continues.
 
 Shapes: F feature (D + S).
 """
@@ -16,19 +16,13 @@ from dreamfleet.common.settings.model import ModelSettings
 from dreamfleet.common.torch_state import full_precision
 
 REWARD_OUTPUTS = {"unit_normal": 1, "normal": 2, "two_hot": BINS}
-"""Numbers that describe a reward, by the kind of its distribution."""
+"""How many numbers describe a reward's distribution."""
 
 
 class Head(nn.Module):
-    """Dense layers with norm and activation, then a linear one.
+    """Hidden `layers` of `units` with norm and activation, then a linear layer, or one for each of several `outputs`.
 
-    Args:
-        feature: F.
-        outputs: numbers it gives out; of several parts, of each.
-        layers: hidden ones.
-        units: width of these.
-        settings: the model's: norm, activation, initialisation.
-        output_scale: factor on the last layer's first weights, and on its first biases.
+    `output_scale` is a factor on the last layer's initial weights and biases.
     """
 
     def __init__(
@@ -58,10 +52,8 @@ class Head(nn.Module):
 class RewardHead(Head):
     """The reward received on arriving at a state.
 
-    Args:
-        feature: F.
-        settings: reward_layers, reward_units and reward_distribution: `unit_normal` (PlaNet) has deviation 1, `normal`
-            (the seed) learns its log-variance, softly kept within `LOG_VARIANCE_BOUND`, `two_hot` (V3) has bins.
+    `unit_normal` (PlaNet) has deviation 1, `normal` (the seed) a learned log-variance, softly kept within
+    `LOG_VARIANCE_BOUND`, `two_hot` (V3) has bins.
     """
 
     bins: Tensor
@@ -84,11 +76,11 @@ class RewardHead(Head):
 
 
 class ContinueHead(Head):
-    """Whether the episode goes on after a state, which it does not where `is_terminal`."""
+    """Whether the episode continues after a state: it does not where `is_terminal`."""
 
     def __init__(self, feature: int, settings: ModelSettings) -> None:
         super().__init__(feature, 1, settings.continue_layers, settings.reward_units, settings)
 
     def forward(self, feature: Tensor) -> Bernoulli:
-        """Return the distribution of going on, logits (…), float32, for features (…, F)."""
+        """Return the distribution of continuing, float32 logits (…), for features (…, F)."""
         return Bernoulli(self.raw(feature)[..., 0])

@@ -140,18 +140,13 @@ class _Slots(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        weight: Tensor,
-        bias: Tensor | None,
-        inputs: list[Tensor],
-        leading: tuple[int, int],
-        dtype: torch.dtype,
+        ctx: Any, weight: Tensor, bias: Tensor | None, inputs: list[Tensor], sizes: tuple[int, int], dtype: torch.dtype
     ) -> Tensor:
         """Return (T, B, *width); `inputs` holds all steps' x (B, width_in) by the time of the backward pass."""
         ctx.inputs, ctx.weight_shape, ctx.dtype, ctx.has_bias = inputs, weight.shape, weight.dtype, bias is not None
         if bias is None:
-            return weight.new_zeros(1, dtype=dtype).expand(*leading, weight.shape[0])
-        return bias.to(dtype, copy=True).expand(*leading, *bias.shape)
+            return weight.new_zeros(1, dtype=dtype).expand(*sizes, weight.shape[0])
+        return bias.to(dtype, copy=True).expand(*sizes, *bias.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:

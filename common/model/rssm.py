@@ -48,7 +48,7 @@ class State(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """Sampled posterior states (B, T, …), and z's distributions (B, T, …) before and after seeing each observation."""
+    """Sampled posterior states, and z's distributions before and after seeing each observation, all (B, T, …)."""
 
     states: State
     prior: StateDistribution
@@ -58,9 +58,7 @@ class Rollout(NamedTuple):
 class Latents:
     """The kind of z: S independent Normals (PlaNet, Dreamer V1), or V one-hots side by side, S = V·C (V2, V3).
 
-    Attributes:
-        width: S.
-        parameters: how many numbers the network gives for z's distribution.
+    `width` is S, `parameters` is how many numbers the network gives for z's distribution.
     """
 
     def __init__(self, settings: ModelSettings) -> None:
@@ -141,8 +139,7 @@ class BlockGRU(nn.Module):
     def prepare(self, actions: Tensor) -> Tensor:
         """Return x2's part of y before its norm (…, D)."""
         bounded = actions / actions.detach().abs().clamp(min=1.0)
-        part: Tensor = self.hidden_action(self.action_activation(self.from_action(bounded)))
-        return part
+        return self.hidden_action(self.action_activation(self.from_action(bounded)))
 
     def advance(self, layers: Layers, z: Tensor, prepared: Tensor) -> Layers:
         """Return the next h, the only layer; see `StackedGRU.advance`."""
@@ -216,8 +213,8 @@ class RSSM(nn.Module):
                 steps.append((layers, z, raw))
         all_layers, latents, raws = zip(*steps, strict=True)
         states = _stack_states(all_layers, latents)
-        posterior = self.latents.distribution(torch.stack(raws, 1))
-        return Rollout(states, self.prior(states.deterministic[..., -1, :], actions), posterior)
+        prior = self.prior(states.deterministic[..., -1, :], actions)
+        return Rollout(states, prior, self.latents.distribution(torch.stack(raws, 1)))
 
     def observe_step(
         self,
@@ -257,8 +254,7 @@ class RSSM(nn.Module):
         Args:
             state: (B, …), the start; not part of the result.
             actions: (B, H, A); the first is the action taken in `state`. H may be 0.
-            sample: whether z is sampled from the prior, with `noise` (B, H, …); otherwise it is the prior's mode.
-            noise: drawn if None.
+            sample: whether z is sampled from the prior, with `noise` (B, H, …) if given; otherwise it is the mode.
         """
         batch, horizon = actions.shape[:2]
         if horizon == 0:

@@ -1,11 +1,11 @@
-"""The world model: encoder, dynamics, decoder and heads as one module, its methods in the order data passes.
+"""The world model: encoder, RSSM, decoder and heads as one module, its methods in the order data passes.
 
 Shapes: B batch, T time, H horizon, A action, E embedding, L GRU layers, D deterministic, S stochastic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
@@ -23,15 +23,11 @@ class WorldModel(nn.Module):
     """What is seen, what happens next, and what it is worth.
 
     States, distributions and decoded means are float32, also under autocast. Random numbers come from torch's global
-    generators. In training mode `five_bit` pictures get their noise and batch norm takes the batch's statistics;
-    acting and measuring call `eval()` first.
+    generators. In training mode `five_bit` pictures get their noise and batch norm takes the batch's statistics; call
+    `eval()` before acting and measuring.
 
     Attributes:
-        feature_width: F = D + S, of what decoder and heads read.
-
-    Args:
-        spaces: what is observed and done.
-        settings: which parts, and how big.
+        feature_width: F = D + S, the input of decoder and heads.
 
     Raises:
         UserError: the pictures do not fit the encoder.
@@ -50,27 +46,32 @@ class WorldModel(nn.Module):
         self.continuation = ContinueHead(feature, settings) if settings.continue_head else None
 
     def normalise(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the observations in the network's units, float32: pictures as `image_input` says, vectors as they are.
+        """Return the observations in the network's units, float32, by `image_input` and `vector_symlog`.
 
-        With `vector_symlog` vectors become symlog(x). This is also what the decoder is trained to give back, so the
-        loss calls it once and uses the result for both: with `five_bit` the noise that is encoded is the noise that is
-        to be reconstructed.
+        The decoder is trained to give this back, so the loss calls it once and uses the result for both: with
+        `five_bit` the noise that is encoded is also the noise to be reconstructed.
         """
-        vector = symlog if self.settings.vector_symlog else _as_it_is
-        return {
-            spec.name: self._normalise_image(observations[spec.name])
-            if spec.is_image
-            else vector(as_input(observations[spec.name]))
-            for spec in self.spaces.observations
-        }
+        normalised = {}
+        for spec in self.spaces.observations:
+            value = observations[spec.name]
+            if spec.is_image:
+                normalised[spec.name] = normalise_image(value, self.settings.image_input, noise=self.training)
+            else:
+                value = as_input(value)
+                normalised[spec.name] = symlog(value) if self.settings.vector_symlog else value
+        return normalised
 
     def denormalise(self, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return decoded means in the environment's units: `normalise` backwards, pictures as uint8."""
-        vector = symexp if self.settings.vector_symlog else _as_it_is
-        return {
-            spec.name: self.to_display(means[spec.name]) if spec.is_image else vector(full_precision(means[spec.name]))
-            for spec in self.spaces.observations
-        }
+        """Return decoded means in the environment's units: the inverse of `normalise`, pictures as uint8."""
+        decoded = {}
+        for spec in self.spaces.observations:
+            mean = means[spec.name]
+            if spec.is_image:
+                decoded[spec.name] = to_display(mean, self.settings.image_input)
+            else:
+                mean = full_precision(mean)
+                decoded[spec.name] = symexp(mean) if self.settings.vector_symlog else mean
+        return decoded
 
     def embed(self, normalised: Mapping[str, Tensor]) -> Tensor:
         """Return embeddings (…, E) of normalised observations: pictures (…, H, W, C), vectors (…, D)."""
@@ -84,29 +85,15 @@ class WorldModel(nn.Module):
         """Return embeddings (B, T, E) of raw observations: uint8 pictures (B, T, H, W, C), vectors (B, T, D)."""
         return self.embed(self.normalise(observations))
 
-    def initial(self, batch: int) -> State:
-        """Return the state before anything has been seen: zeros, for `batch` sequences."""
-        return self.dynamics.initial(batch)
-
     def observe(
         self, embedding: Tensor, previous_actions: Tensor, is_first: Tensor, state: State | None = None
     ) -> Rollout:
         """Return the states inferred from (B, T, E), (B, T, A) and (B, T); see `RSSM.observe`."""
         return self.dynamics.observe(embedding, previous_actions, is_first, state)
 
-    def observe_step(
-        self, state: State, previous_action: Tensor, embedding: Tensor, is_first: Tensor, sample: bool = True
-    ) -> State:
-        """Return the state after one more observation, from (B, A), (B, E) and (B,); see `RSSM.observe_step`."""
-        return self.dynamics.observe_step(state, previous_action, embedding, is_first, sample)
-
     def imagine(self, state: State, actions: Tensor, sample: bool = True) -> State:
         """Return the states (B, H, …) that actions (B, H, A) lead to from `state`; see `RSSM.imagine`."""
         return self.dynamics.imagine(state, actions, sample)
-
-    def imagine_with(self, state: State, policy: Callable[[Tensor], Tensor], horizon: int) -> tuple[State, Tensor]:
-        """Return the states (B, H, …) and the actions (B, H, A) of a policy from `state` on; see `RSSM`."""
-        return self.dynamics.imagine_with(state, policy, horizon)
 
     def decode(self, feature: Tensor) -> dict[str, Tensor]:
         """Return the means of all entries of the observation for features (…, D + S), in the network's units."""
@@ -119,23 +106,19 @@ class WorldModel(nn.Module):
         return self.reward(feature)
 
     def predict_continue(self, feature: Tensor) -> Bernoulli:
-        """Return the distribution (…) of going on at features (…, D + S); only with `continue_head`.
+        """Return the distribution (…) of continuing at features (…, D + S); only with `continue_head`.
 
-        Its mean is the chance that the episode does not end here, or, where `loss.continue_horizon` is set, that times
-        the discount.
+        Its mean is the probability that the episode does not end here, times the discount if `loss.continue_horizon` is
+        set.
         """
         assert self.continuation is not None, "predict_continue needs model.continue_head"
         return self.continuation(feature)
 
-    def to_display(self, image: Tensor) -> Tensor:
-        """Return the uint8 picture for a picture in the network's units, decoded or normalised."""
-        return to_display(image, self.settings.image_input)
-
     def acting_parameters(self) -> dict[str, Tensor]:
-        """Return by name, in an order that never changes, what acting needs: encoder and dynamics.
+        """Return by name, in an order that never changes, what acting needs of encoder and RSSM.
 
-        Batch norm's running statistics are among them. The tensors are the model's own, detached: what is
-        written to them changes the model.
+        Batch norm's running statistics are included. The tensors are the model's own, detached: writing to them changes
+        the model.
         """
         tensors: dict[str, Tensor] = {}
         for prefix, part in (("encoder", self.encoder), ("dynamics", self.dynamics)):
@@ -147,10 +130,3 @@ class WorldModel(nn.Module):
     def parameter_count(self) -> int:
         """Return the number of trained parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
-
-    def _normalise_image(self, image: Tensor) -> Tensor:
-        return normalise_image(image, self.settings.image_input, noise=self.training)
-
-
-def _as_it_is(vector: Tensor) -> Tensor:
-    return vector

@@ -48,6 +48,6 @@ def imagine(agent: AgentNetworks, states: State, horizon: int, with_graph: bool)
         return agent.policy(feature.detach()).sample()
 
     with torch.set_grad_enabled(with_graph):
-        following, actions = agent.world_model.imagine_with(start, act, horizon)
+        following, actions = agent.world_model.dynamics.imagine_with(start, act, horizon)
         features = torch.cat([start.feature[:, None], following.feature], dim=1)
     return Imagined(features, actions)

@@ -215,7 +215,11 @@ def test_acting_needs_only_the_acting_parameters() -> None:
     for model in (learner.eval(), actor.eval()):
         torch.manual_seed(3)
         embedding = model.encode(batch)[:, 0]
-        states.append(model.observe_step(model.initial(2), torch.zeros(2, 5), embedding, batch["is_first"][:, 0]))
+        states.append(
+            model.dynamics.observe_step(
+                model.dynamics.initial(2), torch.zeros(2, 5), embedding, batch["is_first"][:, 0]
+            )
+        )
     assert torch.equal(states[0].feature, states[1].feature)
 
 

@@ -92,7 +92,7 @@ class Learning:
 
     def states(self) -> State:
         """Return states that carry a gradient, as those inferred from a batch do."""
-        like = self.agent.world_model.initial(B * T)
+        like = self.agent.world_model.dynamics.initial(B * T)
         return like.map(lambda part: torch.randn(B, T, *part.shape[1:]).requires_grad_())
 
     def losses(self, states: State) -> tuple[BehaviourLosses, Imagined, dict[str, Tensor]]:

@@ -61,7 +61,9 @@ def states_at(agent: AgentNetworks, places: list[float]) -> State:
     count, model = len(places), agent.world_model
     embedding = model.encode({"place": torch.tensor(places)[:, None, None]})[:, 0]
     action = torch.zeros(count, model.spaces.action.width)
-    return model.observe_step(model.initial(count), action, embedding, torch.ones(count, dtype=torch.bool), False)
+    return model.dynamics.observe_step(
+        model.dynamics.initial(count), action, embedding, torch.ones(count, dtype=torch.bool), False
+    )
 
 
 # It learns -----------------------------------------------------------------------------------------------------------
