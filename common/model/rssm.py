@@ -249,12 +249,10 @@ class RSSM(nn.Module):
         return layers, _draw(self.latents.distribution(raw), noise), raw
 
     def imagine(self, state: State, actions: Tensor, sample: bool = True, noise: Tensor | None = None) -> State:
-        """Return the states (B, H, …) that a sequence of actions leads to, without observations.
+        """Return the states (B, H, …) that actions (B, H, A) lead to from `state` (B, …), without observations.
 
-        Args:
-            state: (B, …), the start; not part of the result.
-            actions: (B, H, A); the first is the action taken in `state`. H may be 0.
-            sample: whether z is sampled from the prior, with `noise` (B, H, …) if given; otherwise it is the mode.
+        The first action is taken in `state`, which is not part of the result; H may be 0. z is sampled from the prior
+        with `noise` (B, H, …), which is drawn if None; without `sample` it is the prior's mode.
         """
         batch, horizon = actions.shape[:2]
         if horizon == 0:
@@ -274,13 +272,10 @@ class RSSM(nn.Module):
     def imagine_with(
         self, state: State, policy: Callable[[Tensor], Tensor], horizon: int, noise: Tensor | None = None
     ) -> tuple[State, Tensor]:
-        """Return the states (B, H, …) that a policy leads to and its actions (B, H, A), without observations.
+        """Return the states (B, H, …) that a policy leads to from `state` and its actions (B, H, A), H at least 1.
 
-        Args:
-            state: (B, …), the start; not part of the result.
-            policy: gives actions (B, A) for features (B, D + S); first in `state`.
-            horizon: H, at least 1.
-            noise: (B, H, …) with which the prior is sampled; drawn if None.
+        The policy gives actions (B, A) for features (B, D + S), the first one in `state`, which is not part of the
+        result. z is sampled from the prior with `noise` (B, H, …), which is drawn if None.
         """
         if noise is None:
             noise = self.latents.draw_noise(len(state.stochastic), horizon, device=state.stochastic.device)
