@@ -1,18 +1,23 @@
-"""`dreamfleet submit`: a command as a job on a cluster, its log here; the connection may go, the job goes on."""
+"""`dreamfleet submit`: runs a command as a job on a cluster and prints its log; the job outlives the connection."""
 
 from __future__ import annotations
 
-import json
 import shlex
+import signal
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dreamfleet.common.errors import UserError
-from dreamfleet.deploy.submit.entry_point import HOME, EntryPoint
-from dreamfleet.deploy.submit.head import Head, LostContactError
-from dreamfleet.deploy.submit.job import Job, JobState
-from dreamfleet.deploy.submit.package import packed
+from dreamfleet.deploy.submit.cluster import Cluster, LostContactError
+from dreamfleet.deploy.submit.entry_point import EntryPoint, copy_to_send
+from dreamfleet.deploy.submit.job import Job
+from dreamfleet.deploy.workers.token import use_token
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails
 
 STOP_WAIT_S = 150
 """Time that Ray gives a job to write its last checkpoint before it kills it. Ray's own default is 3."""
@@ -42,80 +47,86 @@ def submit(
     """
     if sum(map(bool, (arguments, follow, stop))) > 1:
         raise UserError("submit: a command, --follow and --stop exclude each other.")
-    if follow or stop:
-        head = Head(target)
-        job = Job(head, follow or stop or "")
+    use_token()
+    with _exit_on_signals():
         if stop:
-            return _stop(job, target)
-        _first_state(job, target)
-        return _follow(job, target)
-    entry = EntryPoint.of(arguments, working_dir)
-    head = Head(target)
-    resource = on or _learner_resource(head)
+            with Cluster(target) as cluster:
+                return _stop(Job(cluster, stop), target)
+        if follow:
+            with Cluster(target) as cluster:
+                job = Job(cluster, follow)
+                _first_details(job, target)
+                return _follow(job, target)
+        entry = EntryPoint.of(arguments, working_dir)
+        with Cluster(target) as cluster:
+            return _run(cluster, entry, working_dir, on or _learner_resource(cluster))
+
+
+def _run(cluster: Cluster, entry: EntryPoint, working_dir: Path | None, resource: str) -> int:
+    """Submit a job and follow it."""
+    follow = _command(cluster.target, "--follow", entry.job_id)
     try:
-        _send(head, entry, working_dir, resource)
+        _send(cluster, entry, working_dir, resource)
     except KeyboardInterrupt:
-        print(f"\ndreamfleet: interrupted; {_command(target, '--follow', entry.job_id)} finds the job if it was "
-              "submitted before that.", file=sys.stderr)  # fmt: skip
+        print(
+            f"\ndreamfleet: interrupted; {follow} finds the job if it was submitted before that.",
+            file=sys.stderr,
+        )
         return 130
     print(f"job        {entry.job_id}")
     if entry.directory:
         where = f"the node with {resource}" if resource else "the head"
         print(f"writes to  {entry.directory} on {where}")
-    print(f"come back  {_command(target, '--follow', entry.job_id)} (Ctrl-C leaves, the job goes on)")
-    print(f"stop       {_command(target, '--stop', entry.job_id)}", flush=True)
-    return _follow(Job(head, entry.job_id), target)
+    print(f"follow     {follow} (Ctrl-C leaves, the job goes on)")
+    print(f"stop       {_command(cluster.target, '--stop', entry.job_id)}", flush=True)
+    return _follow(Job(cluster, entry.job_id), cluster.target)
 
 
-def _send(head: Head, entry: EntryPoint, working_dir: Path | None, resource: str) -> None:
-    """Submit the job.
-
-    Raises:
-        UserError: if the cluster cannot be reached, or refuses.
-    """
-    words = ["--no-wait", "--submission-id", entry.job_id]
-    words += ["--runtime-env-json", json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}})]
-    if resource:
-        # A trace of it: the driver is placed by it, and all the rest is left to those who ask for one.
-        words += ["--entrypoint-resources", json.dumps({resource: 0.001})]
-    there = f"{HOME}/sent/{entry.job_id}"
-    try:
-        with packed(working_dir) if working_dir else nullcontext() as package:
-            if package and head.file:
-                head.send(package, there)
-            if package:
-                words += ["--working-dir", there if head.file else str(package)]
-            head.job("submit", *words, "--", "bash", "-c", entry.script)
-            if package and head.file:
-                head.shell(f"rm -rf {there}")  # Ray keeps its own copy
-    except LostContactError as lost:
+def _send(cluster: Cluster, entry: EntryPoint, working_dir: Path | None, resource: str) -> None:
+    with copy_to_send(working_dir) if working_dir else nullcontext() as package:
+        environment = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}}
+        environment |= {"working_dir": str(package)} if package else {}
         try:
-            Job(head, entry.job_id).state()  # the answer may have been lost, not the job
-        except (LostContactError, UserError):
-            raise UserError(f"submit: {head.target} could not be given the job: {lost}.") from None
+            cluster.ask(
+                lambda client: client.submit_job(
+                    entrypoint=shlex.join(["bash", "-c", entry.script]),
+                    submission_id=entry.job_id,
+                    runtime_env=environment,
+                    # A trace of it places the driver, and leaves the rest to the learner and the actors.
+                    entrypoint_resources={resource: 0.001} if resource else None,
+                )
+            )
+        except LostContactError as lost:
+            try:
+                Job(cluster, entry.job_id).details()  # the answer may have been lost, not the job
+            except (LostContactError, UserError):
+                raise UserError(f"submit: {cluster.target} could not be given the job: {lost}.") from None
 
 
 def _follow(job: Job, target: str) -> int:
     """Print the job's log to its end, and how it ended."""
+    follow = _command(target, "--follow", job.id)
     try:
-        state = job.follow()
+        details = job.follow()
     except KeyboardInterrupt:
-        print(f"\nthe job goes on.\ncome back  {_command(target, '--follow', job.id)}\n"
-              f"stop       {_command(target, '--stop', job.id)}")  # fmt: skip
+        print(f"\nthe job goes on.\nfollow     {follow}\nstop       {_command(target, '--stop', job.id)}")
         return 130
     except LostContactError as lost:
-        print(f"dreamfleet: gave up, the cluster cannot be reached: {lost}. If it is there, the job goes on: "
-              f"{_command(target, '--follow', job.id)} comes back to it.", file=sys.stderr)  # fmt: skip
+        print(
+            f"dreamfleet: gave up, the cluster cannot be reached: {lost}. If it is there, the job goes on: {follow} "
+            "follows it again.",
+            file=sys.stderr,
+        )
         return 1
-    print(_ending(job, state), file=sys.stderr if state.name == "FAILED" else sys.stdout)
-    return EXIT_CODES[state.name]
+    print(_ending(job, details), file=sys.stderr if details.status == "FAILED" else sys.stdout)
+    return EXIT_CODES[details.status]
 
 
 def _stop(job: Job, target: str) -> int:
     """Ask the job to stop and follow it until it has."""
-    state = _first_state(job, target)
-    if state.is_over:
-        print(_ending(job, state))
+    details = _first_details(job, target)
+    if details.status.is_terminal():
+        print(_ending(job, details))
         return 0
     try:
         job.skip_log()
@@ -127,32 +138,48 @@ def _stop(job: Job, target: str) -> int:
     return 0 if code == EXIT_CODES["STOPPED"] else code
 
 
-def _first_state(job: Job, target: str) -> JobState:
-    """Ask how the job is; what is not reached at the first time is most likely not there."""
+def _first_details(job: Job, target: str) -> JobDetails:
+    """Ask once for the job's details: a cluster that is not reached the first time is most likely not there."""
     try:
-        return job.state()
+        return job.details()
     except LostContactError as lost:
         raise UserError(f"submit: {target} cannot be reached: {lost}.") from None
 
 
-def _ending(job: Job, state: JobState) -> str:
-    if state.name == "FAILED":
+def _ending(job: Job, details: JobDetails) -> str:
+    if details.status == "FAILED":
         # Ray appends the end of the log, which was printed.
-        cause = state.message.partition(", last available logs")[0].removesuffix(".") or "Ray does not say of what"
+        cause = (details.message or "").partition(", last available logs")[0].removesuffix(".")
+        cause = cause or "Ray does not say of what"
         if "exit code 127" in cause:
             cause += ": its node has no `dreamfleet` on the PATH of those who started Ray, see docs/cluster.md"
         return f"dreamfleet: {job.id} failed: {cause}."
-    return f"{job.id} was stopped." if state.name == "STOPPED" else f"{job.id} succeeded."
+    return f"{job.id} was stopped." if details.status == "STOPPED" else f"{job.id} succeeded."
 
 
-def _learner_resource(head: Head) -> str:
+def _learner_resource(cluster: Cluster) -> str:
     """Return "learner" where the cluster file declares that resource, but not for the head."""
-    types = head.config.get("available_node_types")
+    types = cluster.config.get("available_node_types")
     if not isinstance(types, dict):
         return ""
     declare = {name for name, kind in types.items() if (kind or {}).get("resources", {}).get("learner")}
-    return "learner" if declare and head.config.get("head_node_type") not in declare else ""
+    return "learner" if declare and cluster.config.get("head_node_type") not in declare else ""
 
 
 def _command(target: str, flag: str, job_id: str) -> str:
     return f"`{shlex.join(['dreamfleet', 'submit', target, flag, job_id])}`"
+
+
+@contextmanager
+def _exit_on_signals() -> Iterator[None]:
+    """Have SIGTERM and a terminal that closes end this process in order, since the tunnel would outlive it."""
+
+    def leave(number: int, _frame: object) -> None:
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
