@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dreamfleet.common.errors import UserError
 from dreamfleet.deploy.submit.cluster import Cluster, LostContactError
@@ -84,7 +84,7 @@ def _run(cluster: Cluster, entry: EntryPoint, working_dir: Path | None, resource
 
 def _send(cluster: Cluster, entry: EntryPoint, working_dir: Path | None, resource: str) -> None:
     with copy_to_send(working_dir) if working_dir else nullcontext() as package:
-        environment = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}}
+        environment: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}}
         environment |= {"working_dir": str(package)} if package else {}
         try:
             cluster.ask(
