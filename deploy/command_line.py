@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 
-from dreamfleet.common.errors import UserError
+from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.settings.resolve import preset_names, preset_summary, resolve, resolve_with_sources
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.parser import make_parser, parse
@@ -20,6 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"dreamfleet: {error}", file=sys.stderr)
         return 2
+    except RunFailedError:  # the log has said why, on the terminal too
+        return 1
     except PermissionError as error:
         what = error.filename or "a file"
         print(f"dreamfleet: {what} may not be read or written: permission denied.", file=sys.stderr)
@@ -50,32 +53,36 @@ def _train(given: argparse.Namespace) -> int:
     flags = [*given.flags, ("train.dataset", str(given.dataset))] if given.dataset else given.flags
     settings, sources = resolve_with_sources(given.preset, flags, base=base)
     run = run or RunDirectory.new(given.preset[-1] if given.preset else settings.env.id)
-    from dreamfleet.deploy.run.train import check_environment_flags, train
+    from dreamfleet.deploy.run.prepare_training import check_environment_flags
 
     check_environment_flags(settings, flags)
     if given.dry_run:
         from dreamfleet.deploy.run.dry_run import dry_run
 
         return dry_run(run, settings, sources, inline=given.inline, address=given.address)
-    return train(run, settings, inline=given.inline, address=given.address)
+    from dreamfleet.deploy.run.runs import train
+
+    return train(settings, directory=run.shown, inline=given.inline, address=given.address).exit_code
 
 
 def _collect(given: argparse.Namespace) -> int:
-    from dreamfleet.deploy.run.collect import collect, settings_to_collect
+    from dreamfleet.deploy.run.prepare_collecting import settings_to_collect
+    from dreamfleet.deploy.run.runs import collect
     from dreamfleet.deploy.run_directory import RunDirectory
 
     run = RunDirectory(given.out)
     policy = RunDirectory(given.policy).existing("--policy") if given.policy else None
     flags = [*given.flags, ("actors.count", given.actors)] if given.actors else given.flags
-    return collect(
-        run,
+    result = collect(
         settings_to_collect(given.preset, flags, run, policy),
+        directory=given.out,
         steps=given.steps,
+        policy=given.policy,
+        checkpoint=given.checkpoint,
         inline=given.inline,
         address=given.address,
-        policy=policy,
-        checkpoint=given.checkpoint,
     )
+    return result.exit_code
 
 
 def _submit(given: argparse.Namespace) -> int:
@@ -120,26 +127,30 @@ def _settings_of(given: argparse.Namespace) -> Settings:
 def _eval(given: argparse.Namespace) -> int:
     from dreamfleet.deploy.run_directory import RunDirectory
 
-    run = RunDirectory(given.run).existing()
-    from dreamfleet.deploy.run.evaluate import evaluate
+    RunDirectory(given.run).existing()  # said before torch is imported
+    from dreamfleet.deploy.run.runs import evaluate
 
-    return evaluate(
-        run,
+    evaluate(
+        given.run,
         episodes=given.episodes,
         seed=given.seed,
         videos=given.videos,
         max_steps=given.max_steps,
         checkpoint=given.checkpoint,
+        say=partial(print, flush=True),
     )
+    return 0
 
 
 def _dream(given: argparse.Namespace) -> int:
     from dreamfleet.deploy.run_directory import RunDirectory
 
-    run = RunDirectory(given.run).existing()
-    from dreamfleet.deploy.run.dream import dream_command
+    RunDirectory(given.run).existing()  # said before torch is imported
+    from dreamfleet.deploy.run.runs import dream
 
-    return dream_command(run, sequences=given.sequences, context=given.context, horizon=given.horizon)
+    dreamt = dream(given.run, sequences=given.sequences, context=given.context, horizon=given.horizon)
+    print(dreamt.describe(), *dreamt.files, sep="\n")
+    return 0
 
 
 def _replay(given: argparse.Namespace) -> int:

@@ -2,82 +2,78 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 from dreamfleet.common.errors import UserError, WrongHereError
+from dreamfleet.deploy.fleet.callbacks import Callbacks
 from dreamfleet.deploy.fleet.fleet_config import ORDERS_QUEUED
-from dreamfleet.deploy.fleet.worker_slot import Order, Slot
-
-if TYPE_CHECKING:
-    from dreamfleet.deploy.fleet.fleet import Fleet
+from dreamfleet.deploy.fleet.fleet_state import FleetState, GiveOrder
+from dreamfleet.deploy.fleet.worker_slot import WorkerSlot
 
 
 class ActorSide:
-    """Gives actors their orders by turns, while the learner has little left to train on.
+    """Gives collect orders to actors in turn, while the learner has little left to train on."""
 
-    Args:
-        fleet: what this is a side of.
-    """
-
-    def __init__(self, fleet: Fleet) -> None:
-        self._fleet = fleet
-        self._hungry: dict[int, Slot] = {}  # placed actors that may have more orders, by turns
+    def __init__(self, state: FleetState, give: GiveOrder, callbacks: Sequence[Callbacks]) -> None:
+        self._state = state
+        self._give = give
+        self._callbacks = callbacks
+        self._ready: dict[int, WorkerSlot] = {}  # actors that may have another order, the next one first
         self._has_collected = False  # whether any actor ever did
 
     @property
     def may_collect(self) -> bool:
         """Whether the learner has less than two orders' worth of updates allowed and not yet made."""
-        return self._fleet.ledger.backlog < ORDERS_QUEUED * self._fleet.staffing.updates_per_order
+        return self._state.ledger.backlog < ORDERS_QUEUED * self._state.config.updates_per_order
 
     def give_orders(self) -> None:
         """Have actors collect as long as they may; everyone gets one order before anyone gets two."""
-        fleet, ledger = self._fleet, self._fleet.ledger
+        state, ledger = self._state, self._state.ledger
         for depth in range(ORDERS_QUEUED):
-            for slot in list(self._hungry.values()):
+            for slot in list(self._ready.values()):
                 left = ledger.steps_left
                 if left <= 0 or not self.may_collect:
                     return
-                if len(slot.orders) <= depth:
-                    steps = min(fleet.staffing.steps_per_order, left)
-                    ledger.ordered_steps += steps
-                    weights = fleet.learner_side.weights if self._is_prefilled else None
-                    slot.version = weights.version if weights else -1
-                    fleet.give(slot, "collect", steps, steps, weights)
-                    del self._hungry[slot.number]  # and again to the end of the line, if it may have more
-                    if len(slot.orders) < ORDERS_QUEUED:
-                        self._hungry[slot.number] = slot
+                if len(slot.orders) > depth:
+                    continue
+                steps = min(state.config.steps_per_order, left)
+                ledger.ordered_steps += steps
+                weights = state.weights if ledger.env_steps >= ledger.ratio.prefill else None
+                slot.version = weights.version if weights else -1
+                take = partial(self._take_report, slot, steps, slot.version)
+                self._give(slot, "collect", steps, weights, then=take, amount=steps)
+                del self._ready[slot.number]  # and again to the end of the line, if it may have more
+                if len(slot.orders) < ORDERS_QUEUED:
+                    self._ready[slot.number] = slot
 
-    @property
-    def _is_prefilled(self) -> bool:
-        """Whether actors are to act on weights; until there is a prefill, chance acts."""
-        return not self._fleet.staffing.learns or self._fleet.env_steps >= self._fleet.ratio.prefill
+    def add(self, slot: WorkerSlot) -> None:
+        """Let an actor have orders, now that it runs."""
+        self._ready[slot.number] = slot
 
-    def joined(self, slot: Slot) -> None:
-        """Note that an actor has its place and may have orders."""
-        self._hungry[slot.number] = slot
-
-    def lost(self, slot: Slot) -> int:
-        """Note that an actor is gone: whatever of it is still on its way is not stored; return how many steps were."""
-        self._hungry.pop(slot.number, None)
-        return self._fleet.pool.retire(slot.number, slot.incarnation)
+    def lost(self, slot: WorkerSlot) -> int:
+        """Have the replay refuse what a lost actor may still send; return how many of its steps are stored."""
+        self._ready.pop(slot.number, None)
+        return self._state.pool.retire(slot.number, slot.incarnation)
 
     def is_fatal(self, cause: BaseException) -> bool:
-        """Whether a failure ends the run: what no other actor in its place would mend.
+        """Whether a failure ends the run, because every other actor would fail the same way.
 
-        Once an actor has collected, an environment that cannot be made elsewhere is a fault of that place. An actor
+        Once an actor has collected, an environment that cannot be made elsewhere is a fault of that machine. An actor
         that cannot reach the replay is lost; the others may reach it.
         """
-        is_of_its_place = isinstance(cause, WrongHereError) and self._has_collected
-        return isinstance(cause, UserError) and not is_of_its_place
+        is_of_its_machine = isinstance(cause, WrongHereError) and self._has_collected
+        return isinstance(cause, UserError) and not is_of_its_machine
 
-    def take_collect(self, slot: Slot, order: Order, report: Any) -> None:
-        """Note what an actor collected."""
-        fleet, ledger = self._fleet, self._fleet.ledger
-        ledger.ordered_steps -= order.amount
-        ledger.uncounted_steps += report.steps  # fewer than ordered, where the order was cut
+    def _take_report(self, slot: WorkerSlot, ordered: int, version: int, report: Any) -> None:
+        ledger = self._state.ledger
+        ledger.ordered_steps -= ordered
+        ledger.uncounted_steps += report.steps  # fewer than ordered, where the order was cut short
         ledger.simulator.add(report.steps, report.simulator_steps)
         self._has_collected = True
-        self._hungry[slot.number] = slot
-        slot.acted(order, lost_weights=report.weights_lost > 0)
+        self._ready[slot.number] = slot
+        slot.acted(by_weights=version >= 0 and not report.weights_lost)
         slot.succeeded()
-        fleet.watcher.collected(fleet, slot, report)
+        for callback in self._callbacks:
+            callback.on_steps(self._state, slot, report)

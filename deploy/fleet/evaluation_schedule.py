@@ -1,4 +1,4 @@
-"""When a checkpoint is evaluated: each so many environment steps, and once more when all is learnt."""
+"""When a checkpoint is evaluated: at regular numbers of environment steps, and once more when training is done."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dreamfleet.deploy.fleet.ledger import Ledger
 
 
 class EvaluationSchedule:
-    """Says when an evaluation is due; while one is under way those that fall due become one.
+    """Says when an evaluation is due; those that fall due while one is under way become one.
 
     An evaluation counts once its report is there: one that is lost on the way is due again.
 
@@ -14,13 +14,13 @@ class EvaluationSchedule:
         awaits_checkpoint: whether a checkpoint is being written that is then to be evaluated.
 
     Args:
-        every: environment steps between two evaluations; 0 wants none.
+        every: environment steps between two evaluations; 0 for none.
     """
 
     def __init__(self, every: int) -> None:
         self._every = every
         self._done = 0
-        self._under_way: int | None = None  # what `_done` will be once the evaluation under way is done
+        self._under_way: int | None = None  # `_done` after the evaluation under way
         self.awaits_checkpoint = False
 
     def is_owed(self, ledger: Ledger) -> bool:
@@ -42,14 +42,14 @@ class EvaluationSchedule:
         self._done, self._under_way = self._under_way, None
 
     def lost(self) -> None:
-        """Note that the evaluation under way, if there is one, will not come to its end: it is due again."""
+        """Note that the evaluation under way, if any, is lost: it is due again."""
         self._under_way = None
         self.awaits_checkpoint = False
 
     def skip(self, ledger: Ledger) -> None:
-        """Count those wanted so far as done: by earlier starts of the run."""
+        """Count those due so far as done by earlier starts of the run."""
         self._done = self._wanted(ledger)
 
     def _wanted(self, ledger: Ledger) -> int:
-        """Evaluations that should be done by now; none of a model that has learnt nothing."""
+        """Return how many should be done by now; none of a model that has learnt nothing."""
         return ledger.env_steps // self._every + ledger.has_all if self._every and ledger.updates else 0

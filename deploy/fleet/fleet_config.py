@@ -1,4 +1,4 @@
-"""How many workers a fleet has, and how they are ordered about."""
+"""The size of a fleet and the size of its orders, taken from the settings."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from dreamfleet.common.settings.schema import Settings
 
 ORDERS_QUEUED = 2
-"""Orders each worker has at most: one that it does, and one so that it need not wait for the next."""
+"""Orders that a worker has at most: the one it carries out, and the next, so that it need not wait for it."""
 
 
 @dataclass(frozen=True)
-class Staffing:
-    """How many actors, how many environments each, and how long orders may take; taken from the settings.
+class FleetConfig:
+    """How many workers there are, how much one order asks of them, and how long it may take.
 
     Attributes:
-        actors: processes; None is as many as there is room for, and 0 trains on what is stored.
-        learns: whether there is a learner; without one the fleet collects only.
-        evaluate_every: environment steps between two evaluations; 0 has no evaluator.
+        actors: processes; None for as many as there is room for, 0 to train on what is stored.
+        environments: of each actor.
+        steps_per_order: environment steps, of all environments of an actor together.
+        learns: whether there is a learner; without one the fleet only collects.
+        evaluate_every: environment steps between two evaluations; 0 for no evaluator.
         evaluation_episodes: of one evaluation, which is one order.
     """
 
@@ -35,14 +37,14 @@ class Staffing:
 
     @property
     def evaluator_timeout_s(self) -> float:
-        """How long an evaluation may take: a planner may need for each episode what an order of the learner may."""
+        """How long an evaluation may take: with a planner, an episode may take as long as an order of the learner."""
         return self.learner_timeout_s * self.evaluation_episodes
 
     @staticmethod
-    def of(settings: Settings, learns: bool = True) -> Staffing:
-        """Return what the settings say."""
+    def of(settings: Settings, learns: bool = True) -> FleetConfig:
+        """Return what the settings ask for."""
         count = settings.actors.count
-        return Staffing(
+        return FleetConfig(
             actors=0 if settings.train.dataset else None if count == "auto" else count,
             environments=settings.actors.environments,
             steps_per_order=settings.actors.steps_per_order * settings.actors.environments,

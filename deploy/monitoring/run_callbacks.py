@@ -1,4 +1,4 @@
-"""Tells of a run: what the fleet loop does becomes status lines, scalars, pictures and the summary's figures."""
+"""The callbacks of every run: they write its log, status lines, scalars and pictures, and keep the final figures."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 
 from dreamfleet.common.process_log import LogRecord, logged_once
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.deploy.fleet.callbacks import Watcher
-from dreamfleet.deploy.fleet.fleet import Fleet
-from dreamfleet.deploy.fleet.worker_slot import Slot
+from dreamfleet.deploy.fleet.callbacks import Callbacks
+from dreamfleet.deploy.fleet.fleet_state import FleetState
+from dreamfleet.deploy.fleet.worker_slot import WorkerSlot
 from dreamfleet.deploy.monitoring.console import Console
 from dreamfleet.deploy.monitoring.metrics_writer import MetricsWriter
 from dreamfleet.deploy.monitoring.progress import Progress
@@ -27,7 +27,7 @@ TERMINAL_STATUS_S = 1.0
 log = logging.getLogger("dreamfleet")
 
 
-class RunWatcher(Watcher):
+class RunCallbacks(Callbacks):
     """Writes down what happens.
 
     Attributes:
@@ -36,11 +36,7 @@ class RunWatcher(Watcher):
         last_picture: file of the newest still; `last_video` of the newest video.
 
     Args:
-        settings: the run's.
-        records: where scalars and pictures go.
-        console: where status lines go.
-        state: where it is written how the run stands.
-        on_restored: called when the learner is up and its checkpoint, if any, fits the settings.
+        on_restored: called when the learner is ready and its checkpoint, if any, fits the settings.
     """
 
     def __init__(
@@ -67,26 +63,26 @@ class RunWatcher(Watcher):
         self._row_due = time.monotonic() + settings.records.log_every_s
         self._status_due = 0.0
 
-    def restored(self, fleet: Fleet, decisions: list[str]) -> None:
-        """Say what the learner chose by itself, and what there is to go on with."""
+    def on_start(self, fleet: FleetState, decisions: list[str]) -> None:
+        """Log what the learner chose by itself, and what there is already."""
+        is_first, self._is_begun = not self._is_begun, True
         self._on_restored()
-        self._records.begin(fleet.updates)
-        self._is_begun = True
+        ledger = fleet.ledger
+        self._records.begin(ledger.updates)
         if self.progress:
             self.progress.begin_anew()
         for decision in decisions:
             log.info("learner: %s", decision)
-        if fleet.env_steps:
-            log.info("replay: %s env steps collected so far", f"{fleet.env_steps:,}")
-        if fleet.finished:
+        if ledger.env_steps:
+            log.info("replay: %s env steps collected so far", f"{ledger.env_steps:,}")
+        if is_first and ledger.has_all:
             dataset = self._settings.train.dataset
-            more = "train.ratio" if dataset else "train.env_steps" if fleet.staffing.learns else "--steps"
-            log.info("nothing is left to do; a greater %s goes on", more)
+            more = "train.ratio" if dataset else "train.env_steps" if fleet.config.learns else "--steps"
+            log.info("nothing is left to do; a greater %s continues the run", more)
 
-    def trained(self, fleet: Fleet, report: Any) -> None:
-        """Log what the learner had to say; keep the order's metrics for the next row."""
-        del fleet
-        self.noted(report.log_records)
+    def on_updates(self, fleet: FleetState, report: Any) -> None:
+        """Keep the order's metrics for the next row."""
+        _log_records(report.log_records)
         self.first_metrics = self.first_metrics or dict(report.metrics)
         self.last_metrics = dict(report.metrics) or self.last_metrics
         seconds = sum(report.timings.values()) or 1.0
@@ -97,9 +93,8 @@ class RunWatcher(Watcher):
         if self.progress:
             self.progress.batch_wait_s += report.timings.get("wait", 0.0)
 
-    def collected(self, fleet: Fleet, slot: Slot, report: Any) -> None:
-        """Log what the actor had to say; keep the episodes' results and how its time divides for the next row."""
-        del fleet, slot
+    def on_steps(self, fleet: FleetState, slot: WorkerSlot, report: Any) -> None:
+        """Keep the episodes' results, and how the actor spent its time, for the next row."""
         _log_records(report.log_records)
         seconds = sum(report.timings.values()) or 1.0
         for name, value in report.timings.items():
@@ -109,30 +104,28 @@ class RunWatcher(Watcher):
             self._sums["episode/return"].append(episode.total_reward)
             self._sums["episode/length"].append(episode.length)
 
-    def illustrated(self, fleet: Fleet, pictures: Any) -> None:
+    def on_pictures(self, fleet: FleetState, pictures: Any) -> None:
         """Write the learner's pictures."""
-        self.last_picture = self._records.picture("prediction", pictures.still, fleet.updates)
+        self.last_picture = self._records.picture("prediction", pictures.still, fleet.ledger.updates)
         if pictures.video is not None:  # vectors are drawn as charts, which do not move
-            self.last_video = self._records.video("prediction", pictures.video, fleet.updates)
+            self.last_video = self._records.video("prediction", pictures.video, fleet.ledger.updates)
 
-    def saved(self, fleet: Fleet, facts: dict[str, Any]) -> None:
-        """Say that there is a checkpoint."""
+    def on_checkpoint(self, fleet: FleetState, facts: dict[str, Any]) -> None:
+        """Log that there is a checkpoint."""
         held_out = facts.get("held_out_loss")
-        judged = f", held-out loss {held_out:.4g}" if held_out is not None else ""
-        log.info("checkpoint at update %d%s", facts["updates"], judged)
+        loss = f", held-out loss {held_out:.4g}" if held_out is not None else ""
+        log.info("checkpoint at update %d%s", facts["updates"], loss)
         if held_out is not None:
-            self._records.scalars({"held_out/loss": held_out}, fleet.env_steps, fleet.updates)
+            self._records.scalars({"held_out/loss": held_out}, fleet.ledger.env_steps, fleet.ledger.updates)
 
-    def evaluated(self, fleet: Fleet, env_steps: int, report: Any) -> None:
-        """Say how well the policy does, and record it against steps and time."""
+    def on_evaluation(self, fleet: FleetState, env_steps: int, report: Any) -> None:
+        """Log how well the policy does, and write it against steps and time."""
         _log_records(report.log_records)
         mean, std = float(np.mean(report.returns)), float(np.std(report.returns))
         cut = f", {report.cut_short} cut short" if report.cut_short else ""
-        log.info(
-            "evaluation at %s env steps, update %d: return %.4g ± %.3g over %d episodes%s, best %.4g, worst %.4g",
-            f"{env_steps:,}", report.version, mean, std, len(report.returns), cut, max(report.returns),
-            min(report.returns),
-        )  # fmt: skip
+        found = f"return {mean:.4g} ± {std:.3g} over {len(report.returns)} episodes{cut}"
+        extremes = f"best {max(report.returns):.4g}, worst {min(report.returns):.4g}"
+        log.info("evaluation at %s env steps, update %d: %s, %s", f"{env_steps:,}", report.version, found, extremes)
         if report.film:
             self._records.film(report.film, env_steps, self._settings.train.env_steps)
         self._records.evaluation(
@@ -148,11 +141,11 @@ class RunWatcher(Watcher):
             }
         )
 
-    def noted(self, notes: list[LogRecord]) -> None:
-        """Log what the learner had to say."""
-        _log_records(notes)
+    def on_log(self, records: list[LogRecord]) -> None:
+        """Log what the learner logged at last."""
+        _log_records(records)
 
-    def turned(self, fleet: Fleet) -> None:
+    def on_turn(self, fleet: FleetState) -> None:
         """Show the status and write a row when they are due."""
         self.progress = self.progress or Progress(fleet)
         now = time.monotonic()
@@ -167,14 +160,14 @@ class RunWatcher(Watcher):
             self._row_due = now + self._settings.records.log_every_s
             self.write_row(fleet)
 
-    def write_last_row(self, fleet: Fleet) -> None:
+    def write_last_row(self, fleet: FleetState) -> None:
         """Write what has come in since the last row."""
         if self.progress and self._is_begun:
             self.progress.read()
             self._state.beat(self.progress.counters() | self.last_metrics)
             self.write_row(fleet)
 
-    def write_row(self, fleet: Fleet) -> None:
+    def write_row(self, fleet: FleetState) -> None:
         """Write the means since the last row, and the figures of fleet and replay."""
         assert self.progress
         _log_records(fleet.pool.replay_log_records())
@@ -183,12 +176,12 @@ class RunWatcher(Watcher):
         self._sums.clear()
         self.last_replay = fleet.pool.replay_stats()
         row |= {f"replay/{name}": value for name, value in self.last_replay.items()}
-        self._records.scalars(row | self.progress.scalars(), fleet.env_steps, fleet.updates)
+        self._records.scalars(row | self.progress.scalars(), fleet.ledger.env_steps, fleet.ledger.updates)
 
 
-def _log_records(notes: list[LogRecord]) -> None:
+def _log_records(records: list[LogRecord]) -> None:
     """Write what a worker's process logged to the run's log, except what this one has logged as well."""
-    known = [line for _, line in logged_once()] if notes else []
-    for level, text in notes:
+    known = [line for _, line in logged_once()] if records else []
+    for level, text in records:
         if text not in known:
             log.log(level, "%s", text)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.deploy.fleet.train_ratio import TrainRatio
+from dreamfleet.deploy.fleet.ledger import TrainRatio
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.state import RunState, WarningSummary, read_state, reason_killed, seconds_left
 from dreamfleet.learner.checkpoints.facts import best_of, merit_of, number_of

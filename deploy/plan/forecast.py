@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from dreamfleet.deploy.fleet.train_ratio import TrainRatio
+from dreamfleet.deploy.fleet.ledger import TrainRatio
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from dreamfleet.deploy.plan.footprint import model_sizes, training_bytes
 from dreamfleet.deploy.plan.forecast import Forecast, Speeds, Work, forecast
 from dreamfleet.deploy.plan.rates import Collected
 from dreamfleet.deploy.run.action_doubts import doubts_of
-from dreamfleet.deploy.run.train import Prepared, prepare
+from dreamfleet.deploy.run.prepare import RunSpec
+from dreamfleet.deploy.run.prepare_training import prepare_training
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.learner.checkpoints.store import CheckpointStore
 from dreamfleet.replay.report import count_steps
@@ -43,11 +44,11 @@ def dry_run(
     Raises:
         UserError: as `train`.
     """
-    plan = prepare(run, settings, inline, address)
+    plan = prepare_training(run, settings, inline, address)
     known = _with_dataset(plan.settings, sources)
     _say(_head(run, plan))
     _say(["", "settings, and what each came from", *describe_sources(plan.settings, known, _width())])
-    for _, remark in plan.remarks:
+    for _, remark in plan.log_records:
         _say([f"note: {remark}"])
     _say([""])
     work = _work(run, plan)
@@ -112,7 +113,7 @@ def _with_dataset(settings: Settings, sources: Mapping[str, str]) -> dict[str, s
     return kept | {path: brought for path, _ in leaves({"env": settings.env.model_dump()})}
 
 
-def _head(run: RunDirectory, plan: Prepared) -> list[str]:
+def _head(run: RunDirectory, plan: RunSpec) -> list[str]:
     learner, spaces, ratio = plan.settings.learner, plan.spaces, plan.ratio
     observed = ", ".join(f"{spec.name} {'×'.join(map(str, spec.shape))} {spec.dtype}" for spec in spaces.observations)
     return [
@@ -125,7 +126,7 @@ def _head(run: RunDirectory, plan: Prepared) -> list[str]:
     ]
 
 
-def _work(run: RunDirectory, plan: Prepared) -> Work:
+def _work(run: RunDirectory, plan: RunSpec) -> Work:
     """Return what is left: all of it, for a run that is not there yet."""
     updates = max(CheckpointStore(run.checkpoints, kept=1).numbers(), default=0) if plan.old else 0
     if plan.settings.train.dataset:
@@ -133,7 +134,7 @@ def _work(run: RunDirectory, plan: Prepared) -> Work:
     return Work.left(plan.ratio, count_steps(run.replay) if plan.old else 0, updates)
 
 
-def _measure(plan: Prepared, inline: bool, address: str | None) -> Speeds | None:
+def _measure(plan: RunSpec, inline: bool, address: str | None) -> Speeds | None:
     """Measure and say what was found; None where the model is too big to be tried here."""
     from dreamfleet.deploy.plan.trial import measure_acting, measure_updates
 
@@ -170,7 +171,7 @@ def _actor_words(by_chance: Collected, acting: Collected, kind: str) -> str:
     return words if kind == "random" else f"{words}, {_rate(acting.rate)} on the model ({kind})"
 
 
-def _too_big(plan: Prepared) -> str:
+def _too_big(plan: RunSpec) -> str:
     """Return why updates are not tried here, "" if they are."""
     import torch
 

@@ -123,6 +123,7 @@ class RayPool:
         nodes = len(room)
         count = self._settings.actors.count
         return [
+            f"joined the one at {ray.get_runtime_context().gcs_address}",
             f"replay shards: {len(self._servers)}, on {home.address}, which is the learner's place"
             + (", with a GPU" if self._placement.has_gpu else ""),
             f"room for {sum(room.values())} actors on {nodes} nodes; "

@@ -22,7 +22,7 @@ from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ObservationSpec
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.schema import EnvironmentSettings, Settings
-from dreamfleet.deploy.monitoring.run_callbacks import RunWatcher
+from dreamfleet.deploy.monitoring.run_callbacks import RunCallbacks
 
 UNIT = spaces.Box(-1.0, 1.0, (3,))
 REALS = spaces.Box(0.0, 1.0, (64, 64, 3))
@@ -396,11 +396,11 @@ def test_a_chunk_of_vectors_is_held_against_their_bounds(told: dict[str, int]) -
 def test_what_actors_log_again_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """The run's process tried the environment itself; each actor says the same of its own, and what is new is kept."""
     nothing: Any = None
-    watcher = RunWatcher(Settings(), nothing, nothing, nothing, nothing)
+    callbacks = RunCallbacks(Settings(), nothing, nothing, nothing, nothing)
     process_log.log_once("observations: vector 3")
     caplog.clear()
     with caplog.at_level(logging.INFO):
-        watcher.noted([(logging.INFO, "observations: vector 3"), (logging.WARNING, "something else")])
+        callbacks.on_log([(logging.INFO, "observations: vector 3"), (logging.WARNING, "something else")])
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [(logging.WARNING, "something else")]
 
 

@@ -17,10 +17,10 @@ from dreamfleet.actors.environments.make import make_environment, probe_environm
 from dreamfleet.actors.environments.user_code import WrongStepError, flag_of, process_kept, reward_of
 from dreamfleet.actors.evaluator import play_episodes
 from dreamfleet.common.acting.policy import RandomPolicy
-from dreamfleet.common.errors import UserError
+from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.settings.schema import EnvironmentSettings, Settings
 from dreamfleet.common.torch_state import TorchState
-from dreamfleet.deploy.run.train import train
+from dreamfleet.deploy.run.runs import train
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.learner.checkpoints.store import CheckpointStore
 from dreamfleet.replay.report import count_steps
@@ -192,7 +192,7 @@ def test_a_run_holds_out_against_an_environment_that_changes_everything(
     monkeypatch.chdir(tmp_path)
     before = process(), torch.get_num_threads()
     settings = run_settings(made="changes", manners={"stopped while it sleeps": 250})
-    assert train(RunDirectory(Path("runs/rude")), settings, inline=True, address=None) == 130
+    assert train(settings, directory="runs/rude", inline=True).exit_code == 130
     assert (process(), torch.get_num_threads()) == before
     run = RunDirectory(tmp_path / "runs" / "rude")
     assert count_steps(run.replay) == 2 * (249 + 25), "the steps before that one, and the first ones of 25 episodes"
@@ -200,7 +200,7 @@ def test_a_run_holds_out_against_an_environment_that_changes_everything(
     assert found is not None
     assert found[0]["updates"] > 0
     assert all(tensor.dtype is torch.float32 for tensor in found[0]["model"].values())
-    assert train(run, run_settings(made="changes"), inline=True, address=None) == 0
+    assert train(run_settings(made="changes"), directory=run.shown, inline=True).exit_code == 0
 
 
 @pytest.mark.parametrize("kind", ["exit", "die"])
@@ -209,7 +209,7 @@ def test_a_simulator_that_ends_again_and_again_ends_no_run_that_gets_on(
 ) -> None:
     """Each life stores more than a chunk of steps: the next begins at once, and the run comes to its end."""
     settings = run_settings(manners={kind: 50})
-    assert train(RunDirectory(tmp_path / "run"), settings, inline=True, address=None) == 0
+    assert train(settings, directory=tmp_path / "run", inline=True).exit_code == 0
     assert count_steps(tmp_path / "run" / "replay") == 700
     assert (tmp_path / "run" / "train.log").read_text().count("actor 0 is replaced") >= 5
 
@@ -217,7 +217,8 @@ def test_a_simulator_that_ends_again_and_again_ends_no_run_that_gets_on(
 def test_a_simulator_that_achieves_nothing_ends_the_run_in_one_sentence(tmp_path: Path) -> None:
     """There is a checkpoint of what there was, and the log has why."""
     path = tmp_path / "run"
-    assert train(RunDirectory(path), run_settings(manners={"exit": 9}), inline=True, address=None) == 1
+    with pytest.raises(RunFailedError, match="no actor is left"):
+        train(run_settings(manners={"exit": 9}), directory=path, inline=True)
     log = (path / "train.log").read_text()
     assert "the run failed: no actor is left" in log
     assert "it called sys.exit(3)" in log

@@ -13,8 +13,8 @@ import ray
 from dreamfleet.actors.collector import CollectReport
 from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.deploy.fleet.fleet import Fleet
-from dreamfleet.deploy.fleet.fleet_config import ORDERS_QUEUED, Staffing
-from dreamfleet.deploy.fleet.train_ratio import TrainRatio
+from dreamfleet.deploy.fleet.fleet_config import ORDERS_QUEUED, FleetConfig
+from dreamfleet.deploy.fleet.ledger import Ledger, TrainRatio
 from dreamfleet.deploy.workers.pool import Worker
 from dreamfleet.deploy.workers.ray_pool import RayPool
 from tests.bench.measure import Bench, say
@@ -72,8 +72,8 @@ def _looping(actors: int, seconds: float, warm_up_s: float) -> Iterator[Row]:
         return len(read) == 2
 
     # A little less experience than the learner could train on: it is the actors that are to be kept busy.
-    ratio = TrainRatio(1.0, int(actors * _STEPS_PER_S / (0.9 * _UPDATES_PER_S)), 0, 10**12)
-    Fleet(pool, _staffing(actors), ratio, stop=is_over).run()
+    ratio = TrainRatio(10**12, ratio=1.0, replayed_per_update=int(actors * _STEPS_PER_S / (0.9 * _UPDATES_PER_S)))
+    Fleet(pool, _config(actors), Ledger(ratio), should_stop=is_over).run()
     first, last = read
     wall, processor, orders = last.clock - first.clock, last.processor - first.processor, last.orders - first.orders
     delays = np.array(pool.delays[first.delays : last.delays]) * 1e3
@@ -85,8 +85,8 @@ def _looping(actors: int, seconds: float, warm_up_s: float) -> Iterator[Row]:
               f"most {delays.max():.1f} ms")  # fmt: skip
 
 
-def _staffing(actors: int) -> Staffing:
-    return Staffing(
+def _config(actors: int) -> FleetConfig:
+    return FleetConfig(
         actors=actors,
         environments=1,
         steps_per_order=_ORDER_STEPS,

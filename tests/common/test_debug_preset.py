@@ -9,7 +9,7 @@ import pytest
 
 from dreamfleet.common.settings.resolve import describe_settings, preset_names, resolve
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.deploy.fleet.train_ratio import TrainRatio
+from dreamfleet.deploy.fleet.ledger import TrainRatio
 
 ROOT = Path(__file__).resolve().parents[2]
 

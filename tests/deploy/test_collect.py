@@ -17,8 +17,8 @@ from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spa
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.command_line import main
-from dreamfleet.deploy.run import collect as collect_module
-from dreamfleet.deploy.run.collect import keep_all
+from dreamfleet.deploy.run import prepare_collecting
+from dreamfleet.deploy.run.prepare_collecting import keep_all
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.replay.report import describe, verify
 from dreamfleet.replay.shards import shard_directories
@@ -167,7 +167,7 @@ def test_a_dataset_that_has_dropped_steps_says_so(
         kept = keep_all(settings, spaces, steps, shards)
         return kept.model_copy(update={"replay": kept.replay.model_copy(update={"capacity_steps": 1000})})
 
-    monkeypatch.setattr(collect_module, "keep_all", keep_some)
+    monkeypatch.setattr(prepare_collecting, "keep_all", keep_some)
     assert main([*COLLECT, "--inline", "--steps", "1600", "--actors", "1", *QUICK]) == 0
     held = describe(folder / "data" / "replay")["steps"]
     assert held < 1600

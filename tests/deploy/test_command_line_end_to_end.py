@@ -18,7 +18,7 @@ from patience import wait_until
 
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.deploy.command_line import main
-from dreamfleet.deploy.fleet.train_ratio import TrainRatio
+from dreamfleet.deploy.fleet.ledger import TrainRatio
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.learner.checkpoints.store import CheckpointStore
 from dreamfleet.replay.report import describe, verify

@@ -13,7 +13,8 @@ from small_runs import small_settings
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.model.world_model import WorldModel
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.deploy.run.dream import describe_dream, dream_command, dream_of
+from dreamfleet.deploy.command_line import main
+from dreamfleet.deploy.run.dream_sequences import dream_of
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.learner.checkpoints.store import CheckpointStore
 from dreamfleet.replay.replay import Replay
@@ -46,7 +47,7 @@ def test_a_dream_beside_a_running_training(tmp_path: Path, capsys: pytest.Captur
     """While another holds the replay, a dream of held-out sequences succeeds and changes nothing in it."""
     run, writer = make_run(tmp_path, length=30, keep_open=True)
     files = {file: file.read_bytes() for file in (run.replay / "shard-0").iterdir()}
-    assert dream_command(run, sequences=3, context=None, horizon=None) == 0
+    assert main(["dream", "--run", str(run.path), "--sequences", "3"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("3 sequences, 3 steps seen, 17 imagined: ")
     assert "held-out" not in out
@@ -60,20 +61,18 @@ def test_a_horizon_is_halved_until_a_held_out_sequence_is_long_enough(
 ) -> None:
     """Of the horizons 17, 8, 4 and 2, and the text says what was asked for."""
     run, _ = make_run(tmp_path, length)
-    dreamt, _ = dream_of(run, sequences=2)
+    dreamt = dream_of(run, sequences=2)
     assert (dreamt.result.truth.shape[:2], dreamt.result.horizon) == ((2, 3 + imagined), imagined)
     note = f" (no held-out sequence has 20 steps: {imagined} are imagined instead of 17)"
-    assert describe_dream(dreamt).endswith(note) == (imagined < 17)
+    assert dreamt.describe().endswith(note) == (imagined < 17)
 
 
 def test_a_dream_of_what_was_trained_on_says_so(tmp_path: Path) -> None:
     """With nothing held out, the sentence about the dream tells that its sequence was trained on."""
     run, _ = make_run(tmp_path, 30, held_out_every=0)
-    dreamt, _ = dream_of(run, sequences=8)
+    dreamt = dream_of(run, sequences=8)
     assert dreamt.result.truth.shape[:2] == (1, SEQUENCE)
-    assert describe_dream(dreamt).endswith(
-        "(no held-out sequence has 5 steps: this is of a sequence that was trained on)"
-    )
+    assert dreamt.describe().endswith("(no held-out sequence has 5 steps: this is of a sequence that was trained on)")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +83,7 @@ def test_a_long_context_is_seen_if_held_out_sequences_hold_it(
 ) -> None:
     """The context may be longer than the settings' pictures and than the learner's sequences."""
     run, _ = make_run(tmp_path, 30)
-    dreamt, _ = dream_of(run, 2, context, horizon)
+    dreamt = dream_of(run, 2, context, horizon)
     assert (dreamt.result.context, dreamt.result.horizon) == (context, imagined)
 
 

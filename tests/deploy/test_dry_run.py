@@ -12,7 +12,7 @@ from dreamfleet.actors.environments.make import probe_environment
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings.resolve import leaves, resolve_with_sources, write_settings
 from dreamfleet.deploy.command_line import main
-from dreamfleet.deploy.fleet.train_ratio import TrainRatio
+from dreamfleet.deploy.fleet.ledger import TrainRatio
 from dreamfleet.deploy.plan import trial
 from dreamfleet.deploy.plan.forecast import Speeds, Work, forecast
 from dreamfleet.deploy.run.dry_run import describe_sources
@@ -138,7 +138,7 @@ def test_updates_and_acting_are_measured_for_every_behaviour() -> None:
 
 def test_the_time_is_that_of_the_slowest() -> None:
     """Worked out by hand: 1,000 steps by chance at 100/s and 9,000 at 10/s, 500 updates of 2 s."""
-    work = Work.left(TrainRatio(1.0, 18, prefill=1000, env_steps=10_000), env_steps=0, updates=0)
+    work = Work.left(TrainRatio(10_000, ratio=1.0, replayed_per_update=18, prefill=1000), env_steps=0, updates=0)
     assert work == Work(1000, 9000, 500)
     speeds = Speeds(100.0, 10.0, 2.0, actors=2, cores=8, threads=4)
     assert forecast(work, speeds, inline=True).seconds == 10 + 900 + 1000
@@ -153,7 +153,7 @@ def test_the_time_is_that_of_the_slowest() -> None:
 
 def test_what_is_there_already_is_not_counted_again() -> None:
     """A run that goes on has its prefill behind it."""
-    ratio = TrainRatio(1.0, 18, prefill=1000, env_steps=10_000)
+    ratio = TrainRatio(10_000, ratio=1.0, replayed_per_update=18, prefill=1000)
     assert Work.left(ratio, env_steps=4000, updates=100) == Work(0, 6000, 400)
     assert Work.left(ratio, env_steps=400, updates=0) == Work(600, 9000, 500)
     assert Work.left(ratio, env_steps=10_000, updates=500) == Work(0, 0, 0)

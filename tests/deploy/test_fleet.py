@@ -13,22 +13,23 @@ from simulated_pool import SimulatedPool
 
 from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.errors import RunFailedError, UserError, WrongHereError
-from dreamfleet.deploy.fleet.callbacks import Watcher
+from dreamfleet.deploy.fleet.callbacks import Callbacks
 from dreamfleet.deploy.fleet.fleet import Fleet
-from dreamfleet.deploy.fleet.fleet_config import Staffing
-from dreamfleet.deploy.fleet.train_ratio import TrainRatio
-from dreamfleet.deploy.fleet.worker_slot import Slot
+from dreamfleet.deploy.fleet.fleet_config import FleetConfig
+from dreamfleet.deploy.fleet.fleet_state import FleetState
+from dreamfleet.deploy.fleet.ledger import Ledger, TrainRatio
+from dreamfleet.deploy.fleet.worker_slot import WorkerSlot
 from dreamfleet.deploy.workers.pool import WorkerFailedError, WorkerLostError
 from dreamfleet.replay.shortage import Shortage
 
-STAFFING = Staffing(
+CONFIG = FleetConfig(
     actors=3, environments=1, steps_per_order=16, updates_per_order=4, checkpoint_every=20, picture_every=50,
     actor_timeout_s=30.0, learner_timeout_s=60.0,
 )  # fmt: skip
 RATIO = TrainRatio(ratio=8.0, replayed_per_update=40, prefill=100, env_steps=1003)
 
 
-class RatioWatcher(Watcher):
+class RatioCallbacks(Callbacks):
     """Asserts at every turn what the ratio promises."""
 
     def __init__(self, in_flight: int) -> None:
@@ -36,33 +37,32 @@ class RatioWatcher(Watcher):
         self.turns = 0
         self.begun = False
 
-    def restored(self, fleet: Fleet, decisions: list[str]) -> None:
+    def on_start(self, fleet: FleetState, decisions: list[str]) -> None:
         self.begun = True
 
-    def turned(self, fleet: Fleet) -> None:
+    def on_turn(self, fleet: FleetState) -> None:
         self.turns += 1
-        assert fleet.updates <= fleet.ratio.updates_allowed(fleet.pool.counters().total_steps)
-        queue = 2 * fleet.staffing.updates_per_order
-        per_step = fleet.ratio.ratio / fleet.ratio.replayed_per_update
-        if self.begun and fleet.env_steps > fleet.ratio.prefill + self.in_flight:
-            assert fleet.ledger.updates_allowed - fleet.updates <= 2 * queue + self.in_flight * per_step + 1
+        assert fleet.ledger.updates <= fleet.ledger.ratio.updates_allowed(fleet.pool.counters().total_steps)
+        queue = 2 * fleet.config.updates_per_order
+        per_step = fleet.ledger.ratio.ratio / fleet.ledger.ratio.replayed_per_update
+        if self.begun and fleet.ledger.env_steps > fleet.ledger.ratio.prefill + self.in_flight:
+            assert fleet.ledger.updates_allowed - fleet.ledger.updates <= 2 * queue + self.in_flight * per_step + 1
 
 
-class Crew(Watcher):
+class Crew(Callbacks):
     """Notes at every turn how many actors the fleet has."""
 
     def __init__(self, pool: SimulatedPool) -> None:
         self.pool = pool
         self.sizes: list[int] = []
 
-    def turned(self, fleet: Fleet) -> None:
-        self.sizes.append(len(fleet.actors))
+    def on_turn(self, fleet: FleetState) -> None:
+        self.sizes.append(len(fleet.roster.actors))
 
 
-def run(pool: SimulatedPool, staffing: Staffing = STAFFING, ratio: TrainRatio = RATIO, **options: Any) -> Fleet:
-    watcher = RatioWatcher(in_flight=2 * staffing.actors * staffing.steps_per_order)
-    fleet = Fleet(pool, staffing, ratio, watcher, clock=pool.clock, **options)
-    fleet.run()
+def run(pool: SimulatedPool, config: FleetConfig = CONFIG, ratio: TrainRatio = RATIO, **options: Any) -> FleetState:
+    watcher = RatioCallbacks(in_flight=2 * config.actors * config.steps_per_order)
+    fleet = Fleet(pool, config, Ledger(ratio), [watcher], clock=pool.clock, **options).run()
     assert watcher.turns > 5
     return fleet
 
@@ -72,9 +72,9 @@ def run(pool: SimulatedPool, staffing: Staffing = STAFFING, ratio: TrainRatio = 
 def test_steps_and_updates_are_exact(actors: int, seconds_per_update: float) -> None:
     """With any number of actors and a fast or slow learner, the run ends with exactly the steps and updates wanted."""
     pool = SimulatedPool(seconds_per_update=seconds_per_update)
-    fleet = run(pool, dataclasses.replace(STAFFING, actors=actors))
-    assert pool.total_steps == fleet.env_steps == RATIO.env_steps
-    assert pool.updates == fleet.updates == RATIO.updates == 180
+    fleet = run(pool, dataclasses.replace(CONFIG, actors=actors))
+    assert pool.total_steps == fleet.ledger.env_steps == RATIO.env_steps
+    assert pool.updates == fleet.ledger.updates == RATIO.updates == 180
 
 
 def test_learner_and_actors_both_stay_busy() -> None:
@@ -88,9 +88,9 @@ def test_a_lost_actor_is_replaced_and_its_stored_steps_count() -> None:
     """An actor that dies after half its chunks were stored is replaced by its next life; the totals stay exact."""
     pool = SimulatedPool(lose=lambda actor, order: "lost" if order in (5, 11) else "")
     fleet = run(pool)
-    assert fleet.env_steps == pool.total_steps == RATIO.env_steps
-    assert fleet.updates == RATIO.updates
-    assert fleet.restarts == 2
+    assert fleet.ledger.env_steps == pool.total_steps == RATIO.env_steps
+    assert fleet.ledger.updates == RATIO.updates
+    assert fleet.roster.restarts == 2
     incarnations = [incarnation for _, incarnation in pool.started]
     assert len(pool.started) == 5
     assert incarnations == sorted(set(incarnations)), "no two lives bear the same number"
@@ -101,14 +101,14 @@ def test_a_hung_actor_is_replaced() -> None:
     pool = SimulatedPool(lose=lambda actor, order: "hung" if order == 4 else "")
     fleet = run(pool)
     assert pool.stopped == [f"actor {pool.started[3][0]}"]
-    assert fleet.env_steps == RATIO.env_steps
+    assert fleet.ledger.env_steps == RATIO.env_steps
 
 
 def test_a_planner_is_not_taken_for_hung_after_a_quick_prefill() -> None:
     """Actors that fill the replay by chance within moments, and then plan for minutes at each order, are left alone."""
     pool = SimulatedPool(slower_on_weights=600.0)
-    fleet = run(pool, dataclasses.replace(STAFFING, actor_timeout_s=300.0))
-    assert fleet.restarts == 0
+    fleet = run(pool, dataclasses.replace(CONFIG, actor_timeout_s=300.0))
+    assert fleet.roster.restarts == 0
     assert pool.now > 1000.0
 
 
@@ -116,8 +116,8 @@ def test_one_healthy_actor_is_enough() -> None:
     """Actors that fail again and again are given up; the run goes on with the one that works."""
     pool = SimulatedPool(lose=lambda actor, order: "failed" if actor != 1 else "")
     fleet = run(pool)
-    assert [slot.given_up for slot in fleet.actors] == [True, False, True]
-    assert fleet.env_steps == RATIO.env_steps
+    assert [slot.given_up for slot in fleet.roster.actors] == [True, False, True]
+    assert fleet.ledger.env_steps == RATIO.env_steps
 
 
 def test_the_run_fails_with_the_cause_when_no_actor_is_left() -> None:
@@ -125,7 +125,7 @@ def test_the_run_fails_with_the_cause_when_no_actor_is_left() -> None:
     pool = SimulatedPool(lose=lambda actor, order: "failed")
     with pytest.raises(RunFailedError, match="ZeroDivisionError: simulated"):
         run(pool)
-    assert len(pool.started) == 3 * STAFFING.actors
+    assert len(pool.started) == 3 * CONFIG.actors
 
 
 def test_a_lost_learner_goes_on_from_its_checkpoint() -> None:
@@ -135,7 +135,7 @@ def test_a_lost_learner_goes_on_from_its_checkpoint() -> None:
     assert len(pool.restored_from) == 3
     assert 40 <= pool.restored_from[1] <= 48
     assert 100 <= pool.restored_from[2] <= 120
-    assert fleet.updates == pool.updates == RATIO.updates
+    assert fleet.ledger.updates == pool.updates == RATIO.updates
 
 
 def test_a_learner_that_dies_again_and_again_ends_the_run() -> None:
@@ -155,7 +155,7 @@ def test_a_users_error_in_a_worker_ends_the_run_at_once() -> None:
     pool.result = result  # type: ignore[method-assign]
     with pytest.raises(UserError, match="another model"):
         run(pool)
-    assert len(pool.started) == STAFFING.actors
+    assert len(pool.started) == CONFIG.actors
 
 
 def test_what_was_learnt_before_a_fatal_failure_is_saved() -> None:
@@ -169,8 +169,8 @@ def test_what_was_learnt_before_a_fatal_failure_is_saved() -> None:
 def test_an_actor_that_cannot_reach_the_replay_is_one_lost_actor() -> None:
     """A cut-off actor is given up; the run goes on with those that reach the replay."""
     fleet = run(SimulatedPool(lose=lambda actor, order: "cut off" if actor == 2 else ""))
-    assert [slot.given_up for slot in fleet.actors] == [False, False, True]
-    assert fleet.updates == RATIO.updates
+    assert [slot.given_up for slot in fleet.roster.actors] == [False, False, True]
+    assert fleet.ledger.updates == RATIO.updates
 
 
 def test_a_run_that_could_train_on_nothing_says_so() -> None:
@@ -212,27 +212,27 @@ def test_a_replay_that_does_not_keep_a_batch_ends_the_run() -> None:
     with pytest.raises(RunFailedError, match=r"the replay keeps 39 of the .* steps collected, fewer than an update"):
         run(pool)
     assert pool.total_steps < RATIO.prefill + 200
-    assert run(SimulatedPool(kept_steps=40)).updates == RATIO.updates
+    assert run(SimulatedPool(kept_steps=40)).ledger.updates == RATIO.updates
 
 
 def test_a_resumed_run_counts_on() -> None:
     """A run stopped half way and started again makes up the same totals, and no update or step twice."""
     pool = SimulatedPool()
-    first = run(pool, stop=lambda: pool.total_steps > 500)
-    assert pool.saved["updates"] == first.updates < RATIO.updates
-    assert first.updates <= RATIO.updates_allowed(first.env_steps)
+    first = run(pool, should_stop=lambda: pool.total_steps > 500)
+    assert pool.saved["updates"] == first.ledger.updates < RATIO.updates
+    assert first.ledger.updates <= RATIO.updates_allowed(first.ledger.env_steps)
     second = run(pool)
-    assert second.env_steps == pool.total_steps == RATIO.env_steps
-    assert second.updates == RATIO.updates
-    assert pool.restored_from == [0, first.updates]
+    assert second.ledger.env_steps == pool.total_steps == RATIO.env_steps
+    assert second.ledger.updates == RATIO.updates
+    assert pool.restored_from == [0, first.ledger.updates]
 
 
 def test_a_stop_waits_for_orders_in_flight_and_saves() -> None:
     """When asked to stop, no new order is given, those in flight are taken, and a checkpoint is written."""
     pool = SimulatedPool()
-    fleet = run(pool, stop=lambda: pool.now > 6.0)
-    assert not any(slot.orders for slot in [*fleet.actors, fleet.learner])
-    assert pool.saved["updates"] == fleet.updates > 0
+    fleet = run(pool, should_stop=lambda: pool.now > 6.0)
+    assert not any(slot.orders for slot in [*fleet.roster.actors, fleet.roster.learner])
+    assert pool.saved["updates"] == fleet.ledger.updates > 0
     assert pool.syncs >= 1
 
 
@@ -240,44 +240,42 @@ def test_actors_get_newly_published_weights() -> None:
     """Collect orders carry the newest version published before them."""
     pool = SimulatedPool(publish_every=4)
     fleet = run(pool)
-    assert fleet.learner_side.weights
-    assert fleet.learner_side.weights.version == RATIO.updates
-    assert all(slot.version > 100 for slot in fleet.actors)
+    assert fleet.weights
+    assert fleet.weights.version == RATIO.updates
+    assert all(slot.version > 100 for slot in fleet.roster.actors)
 
 
-AUTO = dataclasses.replace(STAFFING, actors=None)
+AUTO = dataclasses.replace(CONFIG, actors=None)
 
 
 def test_auto_follows_the_cluster_as_it_grows() -> None:
     """With actors `auto` the fleet has as many as there is room for, and more as soon as there is more room."""
     pool = SimulatedPool(room_at=lambda now: 2 if now < 4 else 6, seconds_per_update=0.02)
     crew = Crew(pool)
-    fleet = Fleet(pool, AUTO, RATIO, crew, clock=pool.clock)
-    fleet.run()
+    fleet = Fleet(pool, AUTO, Ledger(RATIO), [crew], clock=pool.clock).run()
     assert crew.sizes[0] == 2
     assert max(crew.sizes) == 6
     assert {actor for actor, _ in pool.started} == set(range(6))
-    assert (fleet.env_steps, fleet.updates, fleet.restarts) == (RATIO.env_steps, RATIO.updates, 0)
+    assert (fleet.ledger.env_steps, fleet.ledger.updates, fleet.roster.restarts) == (RATIO.env_steps, RATIO.updates, 0)
 
 
 def test_auto_follows_the_cluster_as_it_shrinks() -> None:
     """Actors whose node went are not waited for; the fleet goes on with those that have room, with exact counts."""
     pool = SimulatedPool(room_at=lambda now: 6 if now < 4 else 2, seconds_per_update=0.02)
     crew = Crew(pool)
-    fleet = Fleet(pool, AUTO, RATIO, crew, clock=pool.clock)
-    fleet.run()
+    fleet = Fleet(pool, AUTO, Ledger(RATIO), [crew], clock=pool.clock).run()
     assert (max(crew.sizes), crew.sizes[-1]) == (6, 2)
-    assert (fleet.env_steps, fleet.updates) == (RATIO.env_steps, RATIO.updates)
+    assert (fleet.ledger.env_steps, fleet.ledger.updates) == (RATIO.env_steps, RATIO.updates)
     assert pool.total_steps == RATIO.env_steps
 
 
 def test_auto_asks_for_room_only_while_experience_is_scarce() -> None:
     """A fleet that keeps its learner waiting asks for more room; one whose learner is the slower part does not."""
     slow_actors = SimulatedPool(room_at=lambda now: 2, seconds_per_step=0.1, seconds_per_update=0.001)
-    Fleet(slow_actors, AUTO, RATIO, clock=slow_actors.clock).run()
+    Fleet(slow_actors, AUTO, Ledger(RATIO), clock=slow_actors.clock).run()
     assert slow_actors.asked_for[0] == 2 + 8
     slow_learner = SimulatedPool(room_at=lambda now: 2, seconds_per_step=0.001, seconds_per_update=2.0)
-    Fleet(slow_learner, AUTO, RATIO, clock=slow_learner.clock).run()
+    Fleet(slow_learner, AUTO, Ledger(RATIO), clock=slow_learner.clock).run()
     assert not slow_learner.asked_for
 
 
@@ -286,7 +284,7 @@ def test_actors_without_room_are_waited_for(caplog: pytest.LogCaptureFixture) ->
     pool = SimulatedPool(room_at=lambda now: 1, seconds_per_step=0.2)
     with caplog.at_level("WARNING", logger="dreamfleet"):
         fleet = run(pool)
-    assert fleet.env_steps == RATIO.env_steps
+    assert fleet.ledger.env_steps == RATIO.env_steps
     assert len(pool.started) == 3
     assert "2 of 3 actors have no place yet; there is room for 1" in caplog.text
 
@@ -299,7 +297,7 @@ def test_an_actor_that_has_its_place_and_stays_silent_is_replaced(caplog: pytest
     assert pool.stopped == ["actor 0"]
     assert pool.started == [(0, 0), (1, 1), (2, 2), (0, 3)]
     assert pool.retired == [(0, 0)]
-    assert fleet.env_steps == RATIO.env_steps
+    assert fleet.ledger.env_steps == RATIO.env_steps
     assert "actor 0 is replaced: it gave no answer for 90 s" in caplog.text
     assert "have no place yet" not in caplog.text
 
@@ -309,17 +307,16 @@ def test_actors_that_never_answer_are_not_restarted_for_ever() -> None:
     pool = SimulatedPool(is_mute=lambda actor, incarnation: True)
     with pytest.raises(RunFailedError, match=r"no actor is left; .* it gave no answer for 90 s"):
         run(pool)
-    assert len(pool.started) == 3 * STAFFING.actors
+    assert len(pool.started) == 3 * CONFIG.actors
 
 
 def test_a_fleet_without_learner_collects_exactly() -> None:
     """A fleet that only collects ends with exactly the steps asked for, whatever its actors die of."""
     pool = SimulatedPool(lose=lambda actor, order: "lost" if order % 9 == 0 else "")
-    ratio = TrainRatio(ratio=8.0, replayed_per_update=40, prefill=1003, env_steps=1003)
-    fleet = Fleet(pool, dataclasses.replace(STAFFING, learns=False), ratio, clock=pool.clock)
-    fleet.run()
-    assert pool.total_steps == fleet.env_steps == 1003
-    assert fleet.updates == 0
+    ratio = TrainRatio(env_steps=1003)
+    fleet = Fleet(pool, dataclasses.replace(CONFIG, learns=False), Ledger(ratio), clock=pool.clock).run()
+    assert pool.total_steps == fleet.ledger.env_steps == 1003
+    assert fleet.ledger.updates == 0
     assert not pool.restored_from
 
 
@@ -328,9 +325,8 @@ def test_a_fleet_without_actors_trains_on_what_is_stored() -> None:
     pool = SimulatedPool()
     pool.total_steps = 500
     ratio = TrainRatio(ratio=8.0, replayed_per_update=40, prefill=0, env_steps=500)
-    fleet = Fleet(pool, dataclasses.replace(STAFFING, actors=0), ratio, clock=pool.clock)
-    fleet.run()
-    assert fleet.updates == pool.updates == 100
+    fleet = Fleet(pool, dataclasses.replace(CONFIG, actors=0), Ledger(ratio), clock=pool.clock).run()
+    assert fleet.ledger.updates == pool.updates == 100
     assert pool.total_steps == 500
 
 
@@ -339,9 +335,8 @@ def test_an_actor_that_never_lives_long_is_given_up() -> None:
     orders_of_actor_0 = itertools.count(1)
     pool = SimulatedPool(lose=lambda actor, order: "failed" if actor == 0 and next(orders_of_actor_0) % 3 == 0 else "")
     ratio = TrainRatio(ratio=8.0, replayed_per_update=40, prefill=100, env_steps=60_000)
-    fleet = Fleet(pool, STAFFING, ratio, clock=pool.clock)
-    fleet.run()
-    assert [slot.given_up for slot in fleet.actors] == [True, False, False]
+    fleet = Fleet(pool, CONFIG, Ledger(ratio), clock=pool.clock).run()
+    assert [slot.given_up for slot in fleet.roster.actors] == [True, False, False]
     assert sum(actor == 0 for actor, _ in pool.started) == 10
 
 
@@ -350,30 +345,32 @@ def test_an_actor_that_makes_progress_in_each_life_is_restarted_at_once(fate: st
     """A simulator that dies every few hundred steps is no fault to wait for, however often it does."""
     orders = itertools.count(1)
     pool = SimulatedPool(lose=lambda actor, order: fate if next(orders) % 8 == 0 else "", seconds_per_step=0.001)
-    fleet = run(pool, dataclasses.replace(STAFFING, actors=1), dataclasses.replace(RATIO, env_steps=6000))
-    assert fleet.env_steps == pool.total_steps == 6000
-    assert fleet.restarts >= 40
-    assert not fleet.actors[0].given_up
-    assert pool.now < 6000 * 0.001 * 2.0 + 2.0 * fleet.restarts, "a start takes a second and a half here, and no more"
+    fleet = run(pool, dataclasses.replace(CONFIG, actors=1), dataclasses.replace(RATIO, env_steps=6000))
+    assert fleet.ledger.env_steps == pool.total_steps == 6000
+    assert fleet.roster.restarts >= 40
+    assert not fleet.roster.actors[0].given_up
+    assert pool.now < 6000 * 0.001 * 2.0 + 2.0 * fleet.roster.restarts, (
+        "a start takes a second and a half here, and no more"
+    )
 
 
 def test_work_goes_round_when_there_is_little_of_it() -> None:
     """When a slow learner leaves the actors little to do, each still gets its turn."""
     pool = SimulatedPool(seconds_per_step=0.0001, seconds_per_update=1.0)
     crew = Turns()
-    Fleet(pool, STAFFING, RATIO, crew, clock=pool.clock).run()
+    Fleet(pool, CONFIG, Ledger(RATIO), [crew], clock=pool.clock).run()
     least, most = min(crew.orders.values()), max(crew.orders.values())
     assert set(crew.orders) == {"actor 0", "actor 1", "actor 2"}
     assert most - least <= 4
 
 
-class Turns(Watcher):
+class Turns(Callbacks):
     """Counts the orders that each actor answered."""
 
     def __init__(self) -> None:
         self.orders: Counter[str] = Counter()
 
-    def collected(self, fleet: Fleet, slot: Slot, report: Any) -> None:
+    def on_steps(self, fleet: FleetState, slot: WorkerSlot, report: Any) -> None:
         self.orders[slot.name] += 1
 
 
@@ -381,7 +378,7 @@ def test_checkpoints_are_evaluated_on_the_way_and_at_the_end() -> None:
     """Each so many steps, and at the end, a checkpoint is written, evaluated, and told of its return."""
     pool = SimulatedPool(seconds_per_update=0.2)
     fleet, evaluations = evaluate(pool)
-    assert fleet.env_steps == pool.total_steps == RATIO.env_steps
+    assert fleet.ledger.env_steps == pool.total_steps == RATIO.env_steps
     steps = [steps for steps, _ in evaluations.found]
     assert len(steps) >= 3
     assert steps == sorted(steps)
@@ -396,7 +393,7 @@ def test_an_evaluator_that_dies_in_the_last_evaluation_does_not_cost_it() -> Non
     evaluate(whole)
     pool.lose_evaluation = lambda evaluation: evaluation == whole.evaluations
     fleet, evaluations = evaluate(pool)
-    assert fleet.restarts == 1
+    assert fleet.roster.restarts == 1
     assert pool.evaluations == whole.evaluations + 1
     assert evaluations.found[-1] == (RATIO.env_steps, RATIO.updates)
 
@@ -413,7 +410,7 @@ def test_an_evaluator_that_always_dies_keeps_no_run_from_its_end() -> None:
     fleet, evaluations = evaluate(SimulatedPool(lose_evaluation=lambda evaluation: True))
     assert fleet.roster.evaluator.given_up
     assert evaluations.found == []
-    assert fleet.updates == RATIO.updates
+    assert fleet.ledger.updates == RATIO.updates
 
 
 def test_a_stop_does_not_wait_for_an_evaluator_that_never_comes() -> None:
@@ -421,18 +418,18 @@ def test_a_stop_does_not_wait_for_an_evaluator_that_never_comes() -> None:
     pool = SimulatedPool(evaluator_starts_in_s=1e9)
     fleet, evaluations = evaluate(pool, stop=lambda: pool.now > 200.0)
     assert evaluations.found == []
-    assert fleet.updates == RATIO.updates
+    assert fleet.ledger.updates == RATIO.updates
     assert pool.now < 202.0
 
 
 def test_a_long_evaluation_is_not_taken_for_a_hang() -> None:
     """One order plays all episodes, each of which may take as long as an order of the learner."""
     pool = SimulatedPool(seconds_per_evaluation=200.0)
-    fleet, evaluations = evaluate(pool, dataclasses.replace(STAFFING, evaluation_episodes=5))
-    assert fleet.restarts == 0
+    fleet, evaluations = evaluate(pool, dataclasses.replace(CONFIG, evaluation_episodes=5))
+    assert fleet.roster.restarts == 0
     assert evaluations.found[-1] == (RATIO.env_steps, RATIO.updates)
     hanging, _ = evaluate(SimulatedPool(seconds_per_evaluation=1000.0),
-                          dataclasses.replace(STAFFING, evaluation_episodes=5))  # fmt: skip
+                          dataclasses.replace(CONFIG, evaluation_episodes=5))  # fmt: skip
     assert hanging.roster.evaluator.given_up, "five times the learner's 60 seconds, and as much to start"
 
 
@@ -448,26 +445,24 @@ def test_an_evaluation_that_is_open_at_a_stop_does_not_cost_the_last_copy() -> N
     pool._record_evaluation = record_slowly  # type: ignore[method-assign]
     fleet, _ = evaluate(pool, stop=lambda: bool(pool.evaluations))
     assert judged, "the evaluation ended while actors were waited for"
-    assert not fleet.learner.orders
+    assert not fleet.roster.learner.orders
     assert pool.finished_at_last
 
 
 def evaluate(
-    pool: SimulatedPool, staffing: Staffing = STAFFING, stop: Callable[[], bool] = lambda: False
-) -> tuple[Fleet, Evaluations]:
+    pool: SimulatedPool, config: FleetConfig = CONFIG, stop: Callable[[], bool] = lambda: False
+) -> tuple[FleetState, Evaluations]:
     """Run a fleet that evaluates each 300 steps, and return it and what was evaluated."""
     evaluations = Evaluations()
-    staffing = dataclasses.replace(staffing, evaluate_every=300)
-    fleet = Fleet(pool, staffing, RATIO, evaluations, stop, pool.clock)
-    fleet.run()
+    config = dataclasses.replace(config, evaluate_every=300)
+    fleet = Fleet(pool, config, Ledger(RATIO), [evaluations], stop, pool.clock).run()
     return fleet, evaluations
 
 
 def test_without_evaluation_there_is_no_evaluator() -> None:
     """With evaluate_every 0 nobody is started for it."""
     pool = SimulatedPool()
-    fleet = Fleet(pool, STAFFING, RATIO, clock=pool.clock)
-    fleet.run()
+    fleet = Fleet(pool, CONFIG, Ledger(RATIO), clock=pool.clock).run()
     assert fleet.roster.evaluator.worker is None
 
 
@@ -475,40 +470,40 @@ def test_actors_act_by_chance_until_the_prefill_is_there() -> None:
     """Weights are handed out only once the prefill is collected; what chose the actions before is version -1."""
     pool = SimulatedPool(seconds_per_step=0.05)
     versions = Versions()
-    Fleet(pool, STAFFING, RATIO, versions, clock=pool.clock).run()
+    Fleet(pool, CONFIG, Ledger(RATIO), [versions], clock=pool.clock).run()
     assert {version for steps, version in versions.seen if steps < 60} == {-1}
     assert max(version for _, version in versions.seen) > 0
 
 
-class Evaluations(Watcher):
+class Evaluations(Callbacks):
     """Notes what was evaluated, and what was saved."""
 
     def __init__(self) -> None:
         self.found: list[tuple[int, int]] = []
         self.saved_updates: list[int] = []
 
-    def evaluated(self, fleet: Fleet, env_steps: int, report: Any) -> None:
+    def on_evaluation(self, fleet: FleetState, env_steps: int, report: Any) -> None:
         self.found.append((env_steps, report.version))
 
-    def saved(self, fleet: Fleet, facts: dict[str, Any]) -> None:
+    def on_checkpoint(self, fleet: FleetState, facts: dict[str, Any]) -> None:
         self.saved_updates.append(facts["updates"])
 
 
-class Versions(Watcher):
+class Versions(Callbacks):
     """Notes which weights the actors had."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, int]] = []
 
-    def collected(self, fleet: Fleet, slot: Slot, report: Any) -> None:
-        self.seen.append((fleet.env_steps, slot.version))
+    def on_steps(self, fleet: FleetState, slot: WorkerSlot, report: Any) -> None:
+        self.seen.append((fleet.ledger.env_steps, slot.version))
 
 
 def test_a_lost_life_is_retired_before_its_steps_are_counted() -> None:
     """Whatever a lost actor still had on its way must not be stored on top of what others collect in its place."""
     pool = SimulatedPool(lose=lambda actor, order: "lost" if order in (5, 11) else "")
     fleet = run(pool)
-    assert fleet.restarts == len(pool.retired) == 2
+    assert fleet.roster.restarts == len(pool.retired) == 2
     assert set(pool.retired) <= set(pool.started)
 
 
@@ -525,7 +520,7 @@ def test_input_that_one_actor_finds_wrong_ends_the_run_only_at_first() -> None:
     late.result = lambda future: (  # type: ignore[method-assign]
         refuse(late, future) if late.total_steps > 100 else future.finish()
     )
-    assert run(late).env_steps == RATIO.env_steps
+    assert run(late).ledger.env_steps == RATIO.env_steps
     faults[1] = WrongHereError("there is no such environment")
     soon = SimulatedPool()
     soon.result = lambda future: refuse(soon, future)  # type: ignore[method-assign]
@@ -537,7 +532,7 @@ def test_auto_asks_for_room_also_when_a_slot_is_given_up() -> None:
     """An actor that was given up does not keep the fleet from growing."""
     pool = SimulatedPool(room_at=lambda now: 3, seconds_per_step=0.1, seconds_per_update=0.001,
                          lose=lambda actor, order: "failed" if actor == 0 else "")  # fmt: skip
-    Fleet(pool, AUTO, RATIO, clock=pool.clock).run()
+    Fleet(pool, AUTO, Ledger(RATIO), clock=pool.clock).run()
     assert pool.asked_for
 
 
@@ -545,9 +540,9 @@ def test_a_collecting_fleet_acts_on_the_weights_it_is_given() -> None:
     """Without a learner there is no prefill by chance: the weights given act from the first step on."""
     pool = SimulatedPool()
     versions = Versions()
-    ratio = TrainRatio(ratio=8.0, replayed_per_update=40, prefill=500, env_steps=500)
-    staffing = dataclasses.replace(STAFFING, learns=False)
-    Fleet(pool, staffing, ratio, versions, clock=pool.clock, weights=PublishedWeights(77, "weights")).run()
+    ratio = TrainRatio(env_steps=500)
+    config = dataclasses.replace(CONFIG, learns=False)
+    Fleet(pool, config, Ledger(ratio), [versions], clock=pool.clock, weights=PublishedWeights(77, "weights")).run()
     assert {version for _, version in versions.seen} == {77}
 
 
@@ -567,3 +562,33 @@ def test_an_evaluation_whose_checkpoint_was_lost_is_made_up_for() -> None:
     _, evaluations = evaluate(pool)
     assert died
     assert evaluations.found[-1] == (RATIO.env_steps, RATIO.updates)
+
+
+class Stopper(Callbacks):
+    """Ends the run after its first checkpoint, by asking or by failing."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    def on_checkpoint(self, fleet: FleetState, facts: dict[str, Any]) -> None:
+        if self.error:
+            raise self.error
+        fleet.stop("it is good enough")
+
+
+def test_a_callback_may_end_the_run() -> None:
+    """The orders in flight are taken and a checkpoint is written, as after Ctrl-C; why it ended is known."""
+    pool = SimulatedPool()
+    fleet = Fleet(pool, CONFIG, Ledger(RATIO), [Stopper()], clock=pool.clock).run()
+    assert fleet.stop_reason == "it is good enough"
+    assert 0 < fleet.ledger.updates < RATIO.updates
+    assert pool.saved["updates"] == fleet.ledger.updates
+    assert not any(slot.orders for slot in fleet.roster)
+
+
+def test_a_callback_that_fails_loses_nothing() -> None:
+    """Its exception is raised, after what was learnt is saved."""
+    pool = SimulatedPool()
+    with pytest.raises(ZeroDivisionError):
+        Fleet(pool, CONFIG, Ledger(RATIO), [Stopper(ZeroDivisionError())], clock=pool.clock).run()
+    assert pool.saved["updates"] == pool.updates > 0

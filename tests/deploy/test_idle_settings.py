@@ -10,31 +10,28 @@ import pytest
 
 from dreamfleet.common.process_log import LogRecord
 from dreamfleet.deploy.command_line import main
+from dreamfleet.deploy.run import runs
+from dreamfleet.deploy.run.prepare import RunSpec
+from dreamfleet.deploy.run.runs import RunResult
 
 
-class Unplayed:
-    """Stands for a start of a run, and only keeps what would be logged first."""
+def log_records_of(folder: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> list[LogRecord]:
+    """Return what a new run logs before it begins."""
+    found: list[LogRecord] = []
 
-    remarks: tuple[LogRecord, ...] = ()
+    def do_not_run(spec: RunSpec, *given: Any) -> RunResult:
+        found.extend(spec.log_records)
+        return RunResult(spec.run.path, 0, 0, {})
 
-    def __init__(self, *given: Any) -> None:
-        Unplayed.remarks = tuple(given[-1])
-
-    def play(self) -> int:
-        return 0
-
-
-def remarks_of(folder: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> list[LogRecord]:
-    """Return what a new run has to say before it begins."""
-    monkeypatch.setattr("dreamfleet.deploy.run.train.Session", Unplayed)
+    monkeypatch.setattr(runs, "_run", do_not_run)
     assert main(["train", *flags, "--run", str(folder / "run")]) == 0
-    return list(Unplayed.remarks)
+    return found
 
 
 def test_a_preset_for_pictures_without_any_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sentence names the settings and their values, the environment and what it shows, and what would be right."""
     flags = ("--preset", "carracing", "--env.id", "CartPole-v1", "--env.grey", "true")
-    assert remarks_of(tmp_path, monkeypatch, *flags) == [
+    assert log_records_of(tmp_path, monkeypatch, *flags) == [
         (
             logging.WARNING,
             "without effect: env.image_size 64 and env.grey true, since CartPole-v1 shows no picture, only vector 4; "
@@ -56,4 +53,4 @@ def test_nothing_is_said_where_nothing_is_idle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
 ) -> None:
     """A default that nobody gave is no mistake."""
-    assert remarks_of(tmp_path, monkeypatch, "--env.id", "CartPole-v1", *flags) == []
+    assert log_records_of(tmp_path, monkeypatch, "--env.id", "CartPole-v1", *flags) == []

@@ -20,7 +20,7 @@ from dreamfleet.common.settings.schema import ReplaySettings, Settings
 from dreamfleet.deploy.command_line import main
 from dreamfleet.deploy.minari.exchange import export_replay, import_replay
 from dreamfleet.deploy.minari.picture_change import PictureChange
-from dreamfleet.deploy.run.train import prepare
+from dreamfleet.deploy.run.prepare_training import prepare_training
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.replay.episodes import StoredStreams
 from dreamfleet.replay.replay import Replay
@@ -101,10 +101,10 @@ def test_pictures_that_an_encoder_cannot_take_say_how_to_import_them(tmp_path: P
     import_replay(other, tmp_path / "ours")
     settings = resolve(["small"], [("train.dataset", str(tmp_path / "ours"))])
     with pytest.raises(UserError, match=r"holds pictures of 96×80.*replay import --image-size 64"):
-        prepare(RunDirectory(tmp_path / "run"), settings, inline=True, address=None)
+        prepare_training(RunDirectory(tmp_path / "run"), settings, inline=True, address=None)
     assert main(["replay", "import", str(other), "--out", str(tmp_path / "again"), "--image-size", "64"]) == 0
     settings = resolve(["small"], [("train.dataset", str(tmp_path / "again"))])
-    prepared = prepare(RunDirectory(tmp_path / "run"), settings, inline=True, address=None)
+    prepared = prepare_training(RunDirectory(tmp_path / "run"), settings, inline=True, address=None)
     assert prepared.spaces.images[0].shape == (64, 64, 3)
 
 

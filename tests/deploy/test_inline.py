@@ -19,13 +19,13 @@ from counted_streams import faults_of, read_streams
 from small_runs import small_settings
 
 from dreamfleet.actors.environments.make import probe_environment
-from dreamfleet.common.errors import UserError
+from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.fleet.fleet import Fleet
-from dreamfleet.deploy.fleet.fleet_config import Staffing
-from dreamfleet.deploy.fleet.train_ratio import TrainRatio
-from dreamfleet.deploy.run.train import train
+from dreamfleet.deploy.fleet.fleet_config import FleetConfig
+from dreamfleet.deploy.fleet.ledger import Ledger, TrainRatio
+from dreamfleet.deploy.run.runs import train
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.workers.inline_pool import InlinePool
 from dreamfleet.learner.checkpoints.store import CheckpointStore
@@ -52,7 +52,7 @@ def tiny_settings(seed: int = 3, env_steps: int = STEPS, **kwargs: Any) -> Setti
 
 
 def run(path: Path, settings: Settings) -> int:
-    return train(RunDirectory(path), settings, inline=True, address=None)
+    return train(settings, directory=path, inline=True).exit_code
 
 
 def pictures(**kwargs: Any) -> dict[str, Any]:
@@ -170,11 +170,10 @@ def test_actors_that_wait_their_turn_are_not_taken_for_hung(tmp_path: Path, monk
     directory.create()
     directory.write(settings, spaces)
     with closing(InlinePool(settings, spaces, directory)) as pool:
-        fleet = Fleet(pool, Staffing.of(settings), TrainRatio.of(settings), clock=lambda: now[0])
-        fleet.run()
-    assert fleet.restarts == 0
+        fleet = Fleet(pool, FleetConfig.of(settings), Ledger(TrainRatio.of(settings)), clock=lambda: now[0]).run()
+    assert fleet.roster.restarts == 0
     assert now[0] > 600.0
-    assert (fleet.env_steps, fleet.updates) == (STEPS, TrainRatio.of(settings).updates)
+    assert (fleet.ledger.env_steps, fleet.ledger.updates) == (STEPS, TrainRatio.of(settings).updates)
 
 
 def test_signals_are_given_back_after_a_run(copy: Path) -> None:
@@ -242,9 +241,9 @@ def test_a_resume_with_another_model_is_refused_before_anything_is_started(
     settings = tiny_settings(**pictures())
     parts = {name: getattr(settings, name).model_copy(update=update) for name, update in changes.items()}
     before = files_of(copy)
-    monkeypatch.setattr("dreamfleet.deploy.run.train.Session", None)
+    monkeypatch.setattr("dreamfleet.deploy.run.runs.open_session", None)
     with pytest.raises(UserError, match=words):
-        train(RunDirectory(copy), settings.model_copy(update=parts), inline=False, address=None)
+        train(settings.model_copy(update=parts), directory=copy)
     assert files_of(copy) == before
 
 
@@ -295,7 +294,8 @@ def test_numbers_that_are_none_end_the_run_with_their_cause(
     tmp_path: Path, fault: dict[str, int], sentence: str
 ) -> None:
     """An environment that gives NaN again and again fails the run; the error names it, the episode and the step."""
-    assert run(tmp_path / "run", tiny_settings(**fault)) == 1
+    with pytest.raises(RunFailedError):
+        run(tmp_path / "run", tiny_settings(**fault))
     log = (tmp_path / "run" / "train.log").read_text()
     failure = next(line for line in log.splitlines() if "the run failed" in line)
     for part in ("no actor is left", "'faulty_environment:make'", "actor 0, environment 0"):

@@ -10,8 +10,8 @@ import pytest
 
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings.resolve import resolve
-from dreamfleet.deploy.run.collect import collect
-from dreamfleet.deploy.run.train import _tensorboard_command, train
+from dreamfleet.deploy.run.runs import collect, train
+from dreamfleet.deploy.run.summary import _tensorboard_command
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.submit.submit import _command
 
@@ -23,12 +23,12 @@ def test_a_dataset_s_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     """What collect ends with, and what train answers to a dataset given as a run."""
     run = RunDirectory(tmp_path / ODD)
     settings = resolve(["small", "debug"], [("env.id", "CartPole-v1")])
-    assert collect(run, settings, steps=64, inline=True, address=None) == 0
+    collect(settings, directory=run.shown, steps=64, inline=True)
     printed = next(line for line in capsys.readouterr().out.splitlines() if "train on it" in line)
     words = shlex.split(printed.split("train on it", 1)[1])
     assert words == ["dreamfleet", "train", "--dataset", str(run.path), "--preset", "NAME"]
     with pytest.raises(UserError) as refused:
-        train(run, settings, inline=True, address=None)
+        train(settings, directory=run.shown, inline=True)
     command = re.findall("`(.*)`", str(refused.value))[0]
     assert shlex.split(command) == ["dreamfleet", "train", "--dataset", str(run.path)]
 

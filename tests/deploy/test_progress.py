@@ -19,13 +19,14 @@ def test_what_a_checkpoint_brings_is_no_rate(monkeypatch: Any) -> None:
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     learner = SimpleNamespace(idle_until=lambda time_s: 0.0)
-    fleet = SimpleNamespace(env_steps=500, updates=0, actors=[], learner=learner)
+    ledger = SimpleNamespace(env_steps=500, updates=0)
+    fleet = SimpleNamespace(ledger=ledger, roster=SimpleNamespace(actors=[], learner=learner))
     progress = Progress(cast("Any", fleet))
     progress.read()
-    now, fleet.updates = 110.0, 4000
+    now, ledger.updates = 110.0, 4000
     progress.begin_anew()
     progress.read()
-    now, fleet.updates = 120.0, 4050
+    now, ledger.updates = 120.0, 4050
     progress.read()
     assert progress.rates()["updates_per_s"] == 5.0
     assert progress.overall()["updates_per_s"] == 5.0
@@ -100,6 +101,6 @@ def test_off_a_terminal_the_status_is_a_line() -> None:
 def test_the_bar_shows_steps_and_updates(learns: bool, actors: int, steps: int, updates: int, share: float) -> None:
     """Half of it is collecting and half training; a dataset has only the one, collecting alone only the other."""
     ratio = SimpleNamespace(env_steps=100, updates=50 if learns else 0)
-    staffing = SimpleNamespace(learns=learns, actors=actors)
-    fleet = SimpleNamespace(env_steps=steps, updates=updates, ratio=ratio, staffing=staffing)
+    ledger = SimpleNamespace(env_steps=steps, updates=updates, ratio=ratio)
+    fleet = SimpleNamespace(ledger=ledger, config=SimpleNamespace(learns=learns, actors=actors))
     assert Progress(cast("Any", fleet)).share() == pytest.approx(share)

@@ -26,10 +26,11 @@ from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.deploy.fleet.callbacks import Watcher
+from dreamfleet.deploy.fleet.callbacks import Callbacks
 from dreamfleet.deploy.fleet.fleet import Fleet
-from dreamfleet.deploy.fleet.fleet_config import Staffing
-from dreamfleet.deploy.fleet.train_ratio import TrainRatio
+from dreamfleet.deploy.fleet.fleet_config import FleetConfig
+from dreamfleet.deploy.fleet.fleet_state import FleetState
+from dreamfleet.deploy.fleet.ledger import Ledger, TrainRatio
 from dreamfleet.deploy.workers.pool import Worker, WorkerFailedError, WorkerLostError
 from dreamfleet.replay.interface import DirectChunkWriter
 from dreamfleet.replay.replay import Replay
@@ -38,8 +39,8 @@ from dreamfleet.replay.report import verify
 LENGTH = 23
 """Actions per episode: chunks, orders and sequences end everywhere in it."""
 HELD_OUT_EVERY = 4
-Plot = Callable[[Fleet, Attendant], Iterator[None]]
-RunFleet = Callable[..., tuple[Fleet, Attendant]]
+Plot = Callable[[FleetState, Attendant], Iterator[None]]
+RunFleet = Callable[..., tuple[FleetState, Attendant]]
 
 
 def settings_of(
@@ -63,12 +64,11 @@ def run_fleet(local_ray: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     share_ray(monkeypatch)
     pools = []
 
-    def run(settings: Settings, plot: Plot | None = None) -> tuple[Fleet, Attendant]:
+    def run(settings: Settings, plot: Plot | None = None) -> tuple[FleetState, Attendant]:
         pool = SharedRayPool(settings, tmp_path)
         pools.append(pool)
         attendant = Attendant(pool, plot)
-        fleet = Fleet(pool, Staffing.of(settings), TrainRatio.of(settings), attendant)
-        fleet.run()
+        fleet = Fleet(pool, FleetConfig.of(settings), Ledger(TrainRatio.of(settings)), [attendant]).run()
         pools.pop().close()
         assert_exact(tmp_path, settings, fleet, attendant)
         return fleet, attendant
@@ -92,11 +92,11 @@ def told() -> Iterator[list[str]]:
 
 def assert_exact(path: Path, settings: Settings, fleet: Fleet, attendant: Attendant) -> None:
     """Assert that steps and updates are exact, and that every step is stored once, in the order of play."""
-    assert fleet.env_steps == fleet.ratio.env_steps
-    assert fleet.updates == fleet.ratio.updates == attendant.saved_at[-1]
+    assert fleet.ledger.env_steps == fleet.ledger.ratio.env_steps
+    assert fleet.ledger.updates == fleet.ledger.ratio.updates == attendant.saved_at[-1]
     assert verify(path / "replay") == []
     streams = read_streams(path / "replay", StepFormat(probe_environment(settings.env)))
-    assert sum(len(steps["reward"]) for steps in streams.values()) == fleet.env_steps
+    assert sum(len(steps["reward"]) for steps in streams.values()) == fleet.ledger.env_steps
     for key, steps in streams.items():
         assert faults_of(steps, LENGTH) == [], key
         assert steps["count"][0, 1:].tolist() == [0, 0, 0], f"{key} does not begin at the beginning of its life"
@@ -112,25 +112,25 @@ def test_counting(run_fleet: RunFleet, tmp_path: Path) -> None:
     """Undisturbed, every step is stored once, all that is sampled was played so, and the ratio holds at all times."""
 
     def see_both_at_work(fleet: Fleet, attendant: Attendant) -> Iterator[None]:
-        while fleet.env_steps < 900 or len(attendant.acknowledged) < 2:
+        while fleet.ledger.env_steps < 900 or len(attendant.acknowledged) < 2:
             yield
 
     settings = settings_of(delay_s=0.001)
     fleet, attendant = run_fleet(settings, see_both_at_work)
-    staffing, ratio = Staffing.of(settings), fleet.ratio
-    in_flight = 2 * staffing.actors * staffing.steps_per_order
+    config, ratio = FleetConfig.of(settings), fleet.ledger.ratio
+    in_flight = 2 * config.actors * config.steps_per_order
     ahead = [updates for steps, updates in attendant.ahead if ratio.prefill + in_flight < steps < ratio.env_steps]
     assert len(ahead) > 10
-    queue = 2 * staffing.updates_per_order
+    queue = 2 * config.updates_per_order
     assert max(ahead) <= 2 * queue + in_flight * ratio.ratio / ratio.replayed_per_update + 1
     assert sum(attendant.acknowledged.values()) == ratio.env_steps, "what was acknowledged is what is stored"
     assert sorted(attendant.acknowledged) == [(0, 0), (1, 1)]
-    assert fleet.restarts == 0
+    assert fleet.roster.restarts == 0
     assert attendant.restored_from == [0]
     assert 100 < attendant.last_facts["held_out"] < attendant.last_facts["trained_on"]
     streams = read_streams(tmp_path / "replay", StepFormat(probe_environment(settings.env)))
     versions = np.concatenate([steps["version"] for steps in streams.values()])
-    assert 0 < versions.max() < fleet.updates
+    assert 0 < versions.max() < fleet.ledger.updates
     assert len(set(versions.tolist())) > 3
 
 
@@ -141,25 +141,25 @@ def test_sigkill_of_each_process_loses_and_doubles_nothing(run_fleet: RunFleet, 
 
     def kill_each(fleet: Fleet, attendant: Attendant) -> Iterator[None]:
         pool: Any = fleet.pool
-        while fleet.updates < 20 or not all(attendant.lives_of(actor) for actor in (0, 1)):
+        while fleet.ledger.updates < 20 or not all(attendant.lives_of(actor) for actor in (0, 1)):
             yield
-        assert fleet.actors[0].worker
-        pool.kill_process(fleet.actors[0].worker)
+        assert fleet.roster.actors[0].worker
+        pool.kill_process(fleet.roster.actors[0].worker)
         while len(attendant.lives_of(0)) < 2:
             yield
-        before = fleet.updates
+        before = fleet.ledger.updates
         pool.kill_replay()
-        while fleet.updates < before + 20:
+        while fleet.ledger.updates < before + 20:
             yield
-        assert fleet.learner.worker
-        pool.kill_process(fleet.learner.worker)
-        at_kill.update(updates=fleet.updates, saved=attendant.saved_at[-1])
-        while len(attendant.restored_from) < 2 or fleet.updates < at_kill["updates"]:
+        assert fleet.roster.learner.worker
+        pool.kill_process(fleet.roster.learner.worker)
+        at_kill.update(updates=fleet.ledger.updates, saved=attendant.saved_at[-1])
+        while len(attendant.restored_from) < 2 or fleet.ledger.updates < at_kill["updates"]:
             yield
 
     settings = settings_of(ratio=3.0, delay_s=0.004)
     fleet, attendant = run_fleet(settings, kill_each)
-    assert fleet.restarts == 2, "an actor and the learner; Ray restarts the replay"
+    assert fleet.roster.restarts == 2, "an actor and the learner; Ray restarts the replay"
     assert attendant.lives_of(0) == [0, 2]
     assert attendant.lives_of(1) == [1]
     assert 0 < at_kill["saved"] <= attendant.restored_from[1] <= at_kill["updates"] + 6, "from the last checkpoint"
@@ -185,7 +185,7 @@ def test_environments_that_fail_or_hang_are_replaced(run_fleet: RunFleet, told: 
         faults={"raise": 60, "hang": 61}, claims=str(tmp_path / "claims"),
     )  # fmt: skip
     fleet, _ = run_fleet(settings, see_both_replaced)
-    assert fleet.restarts >= 2, "and more where a busy machine makes a whole actor wait for 4 s"
+    assert fleet.roster.restarts >= 2, "and more where a busy machine makes a whole actor wait for 4 s"
     failed = [message for message in told if re.match(r"actor [01] failed:\n", message)]
     assert len(failed) == 1
     assert re.search(r'faulty_environment.py", line \d+, in step(.|\n)*RuntimeError: the wheel came off', failed[0])
@@ -205,7 +205,7 @@ def test_an_environment_that_only_the_actors_lack_ends_the_run_with_one_sentence
     )
 
 
-SIMULATED = Staffing(
+SIMULATED = FleetConfig(
     actors=2, environments=1, steps_per_order=16, updates_per_order=4, checkpoint_every=20, picture_every=1000,
     actor_timeout_s=3.0, learner_timeout_s=60.0,
 )  # fmt: skip
@@ -241,16 +241,15 @@ class StartsSlowly(SimulatedPool):
 def test_a_learner_that_dies_in_its_last_checkpoint_makes_it_again() -> None:
     """A run does not count as finished before its last update is saved."""
     pool = LosesItsLastSave()
-    fleet = Fleet(pool, SIMULATED, RATIO, clock=pool.clock)
-    fleet.run()
-    assert fleet.restarts == 1
+    fleet = Fleet(pool, SIMULATED, Ledger(RATIO), clock=pool.clock).run()
+    assert fleet.roster.restarts == 1
     assert pool.saved["updates"] == RATIO.updates == 80
 
 
 def test_a_learner_that_always_dies_at_the_same_update_ends_the_run() -> None:
     """Updates made again after a restart are no progress: the run fails instead of going round for ever."""
     pool = SimulatedPool(lose_learner_at=[14] * 1000)
-    fleet = Fleet(pool, SIMULATED, RATIO, clock=pool.clock, stop=lambda: pool.now > 10_000)
+    fleet = Fleet(pool, SIMULATED, Ledger(RATIO), clock=pool.clock, should_stop=lambda: pool.now > 10_000)
     with pytest.raises(RunFailedError, match="the learner failed again and again"):
         fleet.run()
 
@@ -258,19 +257,17 @@ def test_a_learner_that_always_dies_at_the_same_update_ends_the_run() -> None:
 def test_a_slow_start_is_not_taken_for_a_hang() -> None:
     """An actor's time limit counts from when its process is up, however long that takes on a busy machine."""
     pool = StartsSlowly()
-    fleet = Fleet(pool, SIMULATED, RATIO, clock=pool.clock)
-    fleet.run()
-    assert fleet.restarts == 0
+    fleet = Fleet(pool, SIMULATED, Ledger(RATIO), clock=pool.clock).run()
+    assert fleet.roster.restarts == 0
 
 
 def test_a_traceback_is_logged_once(told: list[str]) -> None:
     """When an environment fails again and again in the same place, the log shows the traceback once."""
     pool = SimulatedPool(lose=lambda actor, order: "failed" if order % 5 == 0 else "")
-    fleet = Fleet(pool, SIMULATED, RATIO, clock=pool.clock)
-    fleet.run()
-    assert fleet.restarts > 2
+    fleet = Fleet(pool, SIMULATED, Ledger(RATIO), clock=pool.clock).run()
+    assert fleet.roster.restarts > 2
     assert len([message for message in told if "Traceback" in message]) == 1
-    assert len([message for message in told if "is replaced" in message]) == fleet.restarts
+    assert len([message for message in told if "is replaced" in message]) == fleet.roster.restarts
 
 
 def test_a_worker_that_finds_the_input_at_fault_leaves_a_checkpoint() -> None:
@@ -287,7 +284,7 @@ def test_a_worker_that_finds_the_input_at_fault_leaves_a_checkpoint() -> None:
         raise WorkerFailedError(UserError("the disk is full"), "trace")
 
     pool = RefusesLate()
-    fleet = Fleet(pool, SIMULATED, RATIO, clock=pool.clock)
+    fleet = Fleet(pool, SIMULATED, Ledger(RATIO), clock=pool.clock)
     with pytest.raises(UserError, match="the disk is full"):
         fleet.run()
     assert pool.saved["updates"] == pool.updates >= 30
@@ -298,16 +295,17 @@ def test_a_stop_saves_before_it_waits_for_slow_actors() -> None:
     """An actor that hangs while the run stops keeps no learner from saving, and is waited for a minute at most."""
     saved_at: list[float] = []
 
-    class Notes(Watcher):
-        def saved(self, fleet: Fleet, facts: dict[str, Any]) -> None:
+    class Notes(Callbacks):
+        def on_checkpoint(self, fleet: FleetState, facts: dict[str, Any]) -> None:
             saved_at.append(pool.now)
 
     pool = SimulatedPool(lose=lambda actor, order: "hung" if order == 24 else "")
     patient = dataclasses.replace(SIMULATED, actor_timeout_s=300.0)
     stopped_at = 12.0
-    fleet = Fleet(pool, patient, RATIO, Notes(), stop=lambda: pool.now > stopped_at, clock=pool.clock)
-    fleet.run()
-    assert pool.saved["updates"] == fleet.updates > 0
+    fleet = Fleet(
+        pool, patient, Ledger(RATIO), [Notes()], should_stop=lambda: pool.now > stopped_at, clock=pool.clock
+    ).run()
+    assert pool.saved["updates"] == fleet.ledger.updates > 0
     assert stopped_at < saved_at[-1] < stopped_at + 5
     assert pool.now < stopped_at + 70
 

@@ -17,10 +17,9 @@ from dreamfleet.actors.environments.make import probe_environment
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.fleet.fleet import Fleet
-from dreamfleet.deploy.fleet.fleet_config import Staffing
-from dreamfleet.deploy.fleet.train_ratio import TrainRatio
-from dreamfleet.deploy.run.train import train
-from dreamfleet.deploy.run_directory import RunDirectory
+from dreamfleet.deploy.fleet.fleet_config import FleetConfig
+from dreamfleet.deploy.fleet.ledger import Ledger, TrainRatio
+from dreamfleet.deploy.run.runs import train
 from dreamfleet.replay.report import describe, verify
 from dreamfleet.replay.shards import shard_directories
 
@@ -56,7 +55,7 @@ def test_a_run_is_resumed_with_more_shards_and_then_with_fewer(tmp_path: Path) -
     path = tmp_path / "run"
     for shards, opened, env_steps in [(1, 1, 203), (3, 3, 403), (2, 3, 603)]:
         settings = settings_of(shards, env_steps)
-        assert train(RunDirectory(path), settings, inline=True, address=None) == 0
+        assert train(settings, directory=path, inline=True).exit_code == 0
         assert_stored(path, settings, opened, env_steps)
     said = (path / "train.log").read_text()
     assert "replay: 203 env steps" in said
@@ -75,28 +74,29 @@ def test_training_goes_on_without_a_shard_that_is_lost(
     at_loss: dict[str, Any] = {}
 
     def lose_one(fleet: Fleet, attendant: Attendant) -> Iterator[None]:
-        while fleet.updates < 20 or not all(attendant.lives_of(actor) for actor in (0, 2)):
+        while fleet.ledger.updates < 20 or not all(attendant.lives_of(actor) for actor in (0, 2)):
             yield
-        at_loss.update(updates=fleet.updates, steps=fleet.env_steps)
+        at_loss.update(updates=fleet.ledger.updates, steps=fleet.ledger.env_steps)
         ray.kill(pool._servers[0])
-        while fleet.env_steps < at_loss["steps"] + 200 or fleet.updates < at_loss["updates"] + 20:
+        while fleet.ledger.env_steps < at_loss["steps"] + 200 or fleet.ledger.updates < at_loss["updates"] + 20:
             yield
         while any(len(attendant.lives_of(actor)) < 2 for actor in (0, 2)):  # which stored in the shard that is lost
             yield
 
     attendant = Attendant(pool, lose_one)
-    fleet = Fleet(pool, Staffing.of(settings), TrainRatio.of(settings), attendant)
+    loop = Fleet(pool, FleetConfig.of(settings), Ledger(TrainRatio.of(settings)), [attendant])
+    fleet = loop.state
     try:
         with caplog.at_level(logging.WARNING, "dreamfleet"):
-            fleet.run()
-        assert pool.counters().total_steps == fleet.env_steps == fleet.ratio.env_steps
+            loop.run()
+        assert pool.counters().total_steps == fleet.ledger.env_steps == fleet.ledger.ratio.env_steps
     finally:
         pool.close()
-    assert fleet.updates == fleet.ratio.updates
+    assert fleet.ledger.updates == fleet.ledger.ratio.updates
     (named,) = [line for line in caplog.messages if line.startswith("replay shard")]
     assert f"shard 0 ({tmp_path}/replay/shard-0) is lost" in named
     assert "1 of 2 shards are left" in named
     assert verify(tmp_path / "replay") == []
     streams = read_streams(tmp_path / "replay", StepFormat(probe_environment(settings.env)))
     assert [fault for stream in streams.values() for fault in faults_of(stream, LENGTH)] == []
-    assert sum(len(stream["reward"]) for stream in streams.values()) >= fleet.env_steps
+    assert sum(len(stream["reward"]) for stream in streams.values()) >= fleet.ledger.env_steps

@@ -9,13 +9,12 @@ import pytest
 from simulated_pool import SimulatedPool
 
 from dreamfleet.deploy.fleet.fleet import Fleet
-from dreamfleet.deploy.fleet.fleet_config import Staffing
-from dreamfleet.deploy.fleet.simulator_count import SimulatorCount
-from dreamfleet.deploy.fleet.train_ratio import TrainRatio
+from dreamfleet.deploy.fleet.fleet_config import FleetConfig
+from dreamfleet.deploy.fleet.ledger import Ledger, SimulatorCount, TrainRatio
 from dreamfleet.deploy.monitoring.progress import Progress
 from dreamfleet.deploy.state import StateWriter, read_state
 
-STAFFING = Staffing(
+CONFIG = FleetConfig(
     actors=2, environments=1, steps_per_order=16, updates_per_order=4, checkpoint_every=20, picture_every=50,
     actor_timeout_s=30.0, learner_timeout_s=60.0,
 )  # fmt: skip
@@ -51,12 +50,11 @@ def test_the_fleet_adds_up_what_actors_report(earlier: SimulatorCount | None) ->
     pool = SimulatedPool(lose=lambda actor, order: "lost" if order == 7 else "")
     pool.total_steps = 160 if earlier else 0
     ratio = TrainRatio(ratio=8.0, replayed_per_update=40, prefill=100, env_steps=800)
-    fleet = Fleet(pool, STAFFING, ratio, clock=pool.clock, simulator=earlier)
-    fleet.run()
+    fleet = Fleet(pool, CONFIG, Ledger(ratio, earlier or SimulatorCount()), clock=pool.clock).run()
     count = fleet.ledger.simulator
     assert count.env_steps == 800 - 8
     assert count.steps == count.env_steps + (320 if earlier else 0)
-    assert "8 env steps were not counted" in count.describe(fleet.env_steps)
+    assert "8 env steps were not counted" in count.describe(fleet.ledger.env_steps)
     scalars = Progress(fleet).counters()
-    assert scalars["fleet/simulator_steps"] == fleet.ledger.simulator_steps
+    assert scalars["fleet/simulator_steps"] == count.of(fleet.ledger.env_steps)
     assert json.loads(json.dumps(scalars))["simulator/counted_steps"] == count.steps

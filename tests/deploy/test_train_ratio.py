@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from dreamfleet.deploy.fleet.train_ratio import TrainRatio
+from dreamfleet.deploy.fleet.ledger import TrainRatio
 
 
 def test_no_update_is_allowed_before_the_prefill() -> None:
@@ -18,7 +18,9 @@ def test_updates_never_outrun_the_ratio_by_a_whole_update() -> None:
     """At any number of steps the replayed steps are at most the ratio's, and less than one update short of it."""
     chance = random.Random(0)
     for _ in range(500):
-        ratio = TrainRatio(chance.choice([0.1, 0.3, 1.7, 32.0, 512.0]), chance.choice([7, 160, 1024]), 13, 10**6)
+        ratio = TrainRatio(
+            10**6, chance.choice([0.1, 0.3, 1.7, 32.0, 512.0]), chance.choice([7, 160, 1024]), prefill=13
+        )
         steps = chance.randrange(13, 10**6)
         owed = ratio.ratio * (steps - 13)
         replayed = ratio.updates_allowed(steps) * ratio.replayed_per_update

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from dreamfleet.deploy.fleet.worker_slot import SHORT_LIVES_IN_A_ROW, START_S, USEFUL_STEPS, Order, Slot
+from dreamfleet.deploy.fleet.worker_slot import SHORT_INCARNATIONS_IN_A_ROW, START_S, USEFUL_STEPS, Order, WorkerSlot
 from dreamfleet.deploy.workers.pool import Worker
 
 CHANCE, WEIGHTS = -1, 0
 """The version that chooses the actions of an order: none yet, or the first weights published."""
 
 
-def quick_slot() -> Slot:
+def quick_slot() -> WorkerSlot:
     """Return the slot of an actor with a limit of 300 seconds, or of 60 once its orders are known to be quick."""
-    return Slot("actor 0", timeout_s=300.0, patience_s=60.0)
+    return WorkerSlot("actor 0", timeout_s=300.0, patience_s=60.0)
 
 
-def give(slot: Slot, kind: str = "collect", now: float = 0.0, version: int = CHANCE) -> Order:
+def give(slot: WorkerSlot, kind: str = "collect", now: float = 0.0, version: int = CHANCE) -> Order:
     """Queue an order of one step."""
-    order = Order(None, kind, 1, now, version)
+    order = Order(None, kind, lambda answer: None, now, amount=1, version=version)
     slot.gave(order, now)
     return order
 
 
-def answer(slot: Slot, order: Order, now: float, lost_weights: bool = False) -> None:
+def answer(slot: WorkerSlot, order: Order, now: float, lost_weights: bool = False) -> None:
     """Answer an order in which an actor acted, with the weights meant for it if it could have them."""
     slot.answered(order, now)
-    slot.acted(order, lost_weights)
+    slot.acted(by_weights=order.version >= 0 and not lost_weights)
 
 
 def test_an_actor_that_was_quick_is_found_hanging_soon() -> None:
@@ -76,7 +76,7 @@ def test_a_hanging_actor_is_still_found_soon_while_chance_acts() -> None:
 
 def test_an_order_without_patience_always_has_the_whole_limit() -> None:
     """The learner's first update may take far longer than its later ones, or these than it."""
-    slot = Slot("learner", timeout_s=1800.0)
+    slot = WorkerSlot("learner", timeout_s=1800.0)
     answer(slot, give(slot, "restore"), 1.0)
     answer(slot, give(slot, "train", now=1.0), 2.0)
     give(slot, "train", now=2.0)
@@ -84,8 +84,8 @@ def test_an_order_without_patience_always_has_the_whole_limit() -> None:
     assert slot.is_late(1803.0)
 
 
-def test_pauses_are_for_lives_that_achieve_nothing() -> None:
-    """They grow from life to life that stores less than a chunk, and end with the first that stores one."""
+def test_pauses_are_for_incarnations_that_achieve_nothing() -> None:
+    """They grow with each incarnation that stores less than a chunk, and end with the first that stores one."""
     slot = quick_slot()
     pauses = []
     for stored in (63, 63, 63, 64, 0, 0):
@@ -97,10 +97,10 @@ def test_pauses_are_for_lives_that_achieve_nothing() -> None:
     assert not slot.given_up
 
 
-def test_ten_lives_in_a_row_without_a_chunk_are_enough() -> None:
-    """Lives that get an order done and store little are not restarted for ever."""
+def test_ten_incarnations_in_a_row_without_a_chunk_are_enough() -> None:
+    """Incarnations that complete an order and store little are not restarted for ever."""
     slot = quick_slot()
-    for _ in range(SHORT_LIVES_IN_A_ROW):
+    for _ in range(SHORT_INCARNATIONS_IN_A_ROW):
         assert not slot.given_up
         slot.succeeded()
         slot.lost(100.0, "it died", USEFUL_STEPS - 1)
@@ -113,17 +113,17 @@ def test_only_a_worker_without_a_place_may_be_silent_for_ever() -> None:
     give(slot, "greet")
     assert slot.waits_for_place
     assert not slot.is_late(1e6)
-    slot.got_place(1e6)
+    slot.started(1e6)
     assert not slot.waits_for_place
     assert not slot.is_late(1e6 + 300.0 + START_S)
     assert slot.is_late(1e6 + 301.0 + START_S)
 
 
-def test_the_next_life_waits_for_a_place_of_its_own() -> None:
+def test_the_next_incarnation_waits_for_a_place_of_its_own() -> None:
     """A worker that was lost in its place says nothing of where the next one is."""
     slot = quick_slot()
     give(slot, "greet")
-    slot.got_place(1.0)
+    slot.started(1.0)
     slot.lost(400.0, "it gave no answer")
     assert slot.failures == 1
     assert not slot.waits_for_place, "nobody is there"

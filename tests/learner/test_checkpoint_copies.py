@@ -20,8 +20,7 @@ from patience import PATIENCE_S
 from small_runs import small_settings
 
 from dreamfleet.common.errors import UserError
-from dreamfleet.deploy.run.train import train
-from dreamfleet.deploy.run_directory import RunDirectory
+from dreamfleet.deploy.run.runs import train
 from dreamfleet.learner.checkpoints.copies import CheckpointCopies
 from dreamfleet.learner.checkpoints.store import CheckpointStore
 from dreamfleet.learner.checkpoints.url import check_checkpoint_url
@@ -392,4 +391,4 @@ def inline_run(directory: Path, env_steps: int) -> int:
         train={"env_steps": env_steps, "prefill": 100, "ratio": 4.0},
         records={"checkpoint_every": 10, "checkpoint_url": "faulty://box"},
     )
-    return train(RunDirectory(directory), settings, inline=True, address=None)
+    return train(settings, directory=directory, inline=True).exit_code

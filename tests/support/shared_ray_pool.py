@@ -16,9 +16,9 @@ from patience import PATIENCE_S
 
 from dreamfleet.actors.environments.make import probe_environment
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.deploy.fleet.callbacks import Watcher
-from dreamfleet.deploy.fleet.fleet import Fleet
-from dreamfleet.deploy.fleet.worker_slot import Slot
+from dreamfleet.deploy.fleet.callbacks import Callbacks
+from dreamfleet.deploy.fleet.fleet_state import FleetState
+from dreamfleet.deploy.fleet.worker_slot import WorkerSlot
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.workers import ray_pool
 from dreamfleet.deploy.workers.pool import Worker
@@ -79,7 +79,10 @@ def share_ray(monkeypatch: Any) -> None:
     monkeypatch.setattr(ray_pool, "LearnerProcess", Unscheduled(CheckingLearner))
 
 
-class Attendant(Watcher):
+Plot = Callable[[FleetState, "Attendant"], Iterator[None]]
+
+
+class Attendant(Callbacks):
     """Asserts at every order what the service promises of its counters, and lets a plot unfold, a bit at every turn.
 
     The run goes on until the plot has come to its end, however slow the machine, and then collects some steps more.
@@ -95,7 +98,9 @@ class Attendant(Watcher):
         plot: given the fleet and the attendant, yields until its next moment has come, and injects its faults.
     """
 
-    def __init__(self, pool: SharedRayPool, plot: Callable[[Fleet, Attendant], Iterator[None]] | None = None) -> None:
+    def __init__(
+        self, pool: SharedRayPool, plot: Callable[[FleetState, Attendant], Iterator[None]] | None = None
+    ) -> None:
         self.acknowledged: Counter[tuple[int, int]] = Counter()
         self.restored_from: list[int] = []
         self.saved_at: list[int] = []
@@ -105,32 +110,36 @@ class Attendant(Watcher):
         self._unfolding: Iterator[None] | None = None
         self._most_steps = 0
 
-    def restored(self, fleet: Fleet, decisions: list[str]) -> None:
-        self.restored_from.append(fleet.updates)
+    def on_start(self, fleet: FleetState, decisions: list[str]) -> None:
+        self.restored_from.append(fleet.ledger.updates)
 
-    def collected(self, fleet: Fleet, slot: Slot, report: Any) -> None:
+    def on_steps(self, fleet: FleetState, slot: WorkerSlot, report: Any) -> None:
         assert slot.worker
         self.acknowledged[self._pool.lives[slot.worker]] += report.steps
 
-    def trained(self, fleet: Fleet, report: Any) -> None:
-        assert fleet.updates <= fleet.ratio.updates_allowed(self._pool.counters().total_steps), "the ratio is exceeded"
+    def on_updates(self, fleet: FleetState, report: Any) -> None:
+        assert fleet.ledger.updates <= fleet.ledger.ratio.updates_allowed(self._pool.counters().total_steps), (
+            "the ratio is exceeded"
+        )
 
-    def saved(self, fleet: Fleet, facts: dict[str, Any]) -> None:
+    def on_checkpoint(self, fleet: FleetState, facts: dict[str, Any]) -> None:
         self.saved_at.append(facts["updates"])
         self.last_facts = facts
 
-    def turned(self, fleet: Fleet) -> None:
-        assert fleet.env_steps >= self._most_steps, "acknowledged steps are gone"
-        self._most_steps = fleet.env_steps
+    def on_turn(self, fleet: FleetState) -> None:
+        assert fleet.ledger.env_steps >= self._most_steps, "acknowledged steps are gone"
+        self._most_steps = fleet.ledger.env_steps
         if self.restored_from:
-            self.ahead.append((fleet.env_steps, fleet.ledger.updates_allowed - fleet.updates))
+            self.ahead.append((fleet.ledger.env_steps, fleet.ledger.updates_allowed - fleet.ledger.updates))
         if self._plot:
             self._unfolding = self._unfolding or self._plot(fleet, self)
             try:
                 next(self._unfolding)
             except StopIteration:
                 self._plot = None
-                fleet.ledger.ratio = dataclasses.replace(fleet.ratio, env_steps=fleet.env_steps + STEPS_AFTER_PLOT)
+                fleet.ledger.ratio = dataclasses.replace(
+                    fleet.ledger.ratio, env_steps=fleet.ledger.env_steps + STEPS_AFTER_PLOT
+                )
 
     def lives_of(self, actor: int) -> list[int]:
         """Return the incarnations of an actor that have had steps acknowledged, oldest first."""

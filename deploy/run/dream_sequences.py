@@ -1,7 +1,8 @@
-"""`dreamfleet dream`: lets a run's model dream of recorded sequences, beside what happened."""
+"""The sequences that a run's model dreams of: held out of training, as long as there are any."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,33 +37,41 @@ class Sequences(NamedTuple):
     note: str
 
 
-class RecordedDream(NamedTuple):
-    """A dream and how its sequences differ from what was asked for (see `Sequences`)."""
+@dataclass(frozen=True)
+class RecordedDream:
+    """A dream of recorded sequences, and the files that show it.
+
+    Attributes:
+        note: as in `Sequences`.
+    """
 
     result: DreamResult
     note: str
+    files: list[Path]
 
-
-def dream_command(run: RunDirectory, sequences: int, context: int | None, horizon: int | None) -> int:
-    """Dream, write the files and say how far the dream holds; return the exit code."""
-    dreamt, files = dream_of(run, sequences, context, horizon)
-    print(describe_dream(dreamt))
-    for file in files:
-        print(file)
-    return 0
+    def describe(self) -> str:
+        """Return in a sentence how far the dream holds, and if need be another on its sequences."""
+        result, note = self.result, f" ({self.note})" if self.note else ""
+        count, until = result.truth.shape[0], result.beats_both_until
+        seen = f"{count} sequences, {result.context} steps seen, {result.horizon} imagined"
+        if not until:
+            return (
+                f"{seen}: no better than repeating the last frame and the mean frame at the first imagined step{note}"
+            )
+        better = f"better than repeating the last frame and than the mean frame at each of the first {until} steps"
+        return f"{seen}: {better}{note}"
 
 
 def dream_of(
     run: RunDirectory, sequences: int = 32, context: int | None = None, horizon: int | None = None
-) -> tuple[RecordedDream, list[Path]]:
-    """Return a dream of held-out sequences with the run's newest checkpoint, and the files it was written to.
+) -> RecordedDream:
+    """Return a dream of held-out sequences with the run's newest checkpoint, written to files in the run.
 
-    Where no held-out sequence is long enough the horizon is halved, again and again; where that does not help, the
-    dream is of a sequence that was trained on, which shows at least whether anything was learnt.
+    Where no held-out sequence is long enough the horizon is halved repeatedly; where that does not help, the dream is
+    of a sequence that was trained on, which shows at least whether anything was learnt.
 
     Args:
         run: an existing run, which may be training meanwhile.
-        sequences: how many.
         context: steps seen; the run's `records.picture_context` by default.
         horizon: steps imagined; what remains of `records.picture_steps` by default.
 
@@ -87,20 +96,7 @@ def dream_of(
     finally:
         replay.close()
     result = dream(model, drawn.arrays, seen, seed=settings.seed)
-    return RecordedDream(result, drawn.note), write_dream(run.path / "dream", result, fps=DREAM_FRAMES_PER_S)
-
-
-def describe_dream(dreamt: RecordedDream) -> str:
-    """Return in a sentence how far the dream holds, and if need be another on what it is of."""
-    result = dreamt.result
-    until, horizon = result.beats_both_until, result.horizon
-    seen = f"{result.truth.shape[0]} sequences, {result.context} steps seen, {horizon} imagined"
-    note = f" ({dreamt.note})" if dreamt.note else ""
-    if not until:
-        return f"{seen}: no better than repeating the last frame and the mean frame at the first imagined step{note}"
-    return (
-        f"{seen}: better than repeating the last frame and than the mean frame at each of the first {until} steps{note}"
-    )
+    return RecordedDream(result, drawn.note, write_dream(run.path / "dream", result, fps=DREAM_FRAMES_PER_S))
 
 
 def _draw(replay: ShardedReplay, step_format: StepFormat, sequences: int, context: int, horizon: int) -> Sequences:

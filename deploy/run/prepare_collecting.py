@@ -1,4 +1,4 @@
-"""`dreamfleet collect`: collects a dataset of exactly so many steps, and no more."""
+"""What is checked before a dataset is collected, and the settings that it is collected with."""
 
 from __future__ import annotations
 
@@ -6,55 +6,43 @@ import logging
 import shlex
 import shutil
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from dreamfleet.common.acting.make_policy import make_policy
+import numpy as np
+
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.experience.steps import StepFormat
-from dreamfleet.common.formatting import format_bytes, format_duration
+from dreamfleet.common.formatting import format_bytes
 from dreamfleet.common.process_log import LogRecord
 from dreamfleet.common.settings.resolve import resolve
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.deploy.fleet.fleet import Fleet
-from dreamfleet.deploy.fleet.train_ratio import TrainRatio
-from dreamfleet.deploy.monitoring.run_callbacks import RunWatcher
-from dreamfleet.deploy.run.goal import Goal
-from dreamfleet.deploy.run.session import Session, check_modes, check_same_spaces, probe
+from dreamfleet.deploy.fleet.ledger import TrainRatio
+from dreamfleet.deploy.run.prepare import RunSpec, check_modes, check_same_spaces, probe
 from dreamfleet.deploy.run_directory import RunDirectory
+from dreamfleet.learner.acting_weights import load_acting_weights
 from dreamfleet.replay.report import count_steps
 from dreamfleet.replay.shards import plan_shards, shard_paths
 
-if TYPE_CHECKING:
-    import numpy as np
-
 OVERHEAD = 1.1
-"""What is stored takes at most so many times its raw bytes, headers included; mostly a tenth of them."""
+"""What is stored takes at most this factor of its raw bytes, headers included; mostly a tenth of them."""
 LEAST_CAPACITY_GB = 1.0
 
-log = logging.getLogger("dreamfleet")
 
-
-def collect(
+def prepare_collecting(
     run: RunDirectory,
     settings: Settings,
     steps: int | None,
+    policy: RunDirectory | None,
+    checkpoint: str,
     inline: bool,
     address: str | None,
-    policy: RunDirectory | None = None,
-    checkpoint: str = "newest",
-) -> int:
-    """Start or continue a dataset; return the exit code.
-
-    A dataset is a run's directory without a learner's files: `dreamfleet train --dataset` trains from it.
+) -> RunSpec:
+    """Check a start of a dataset, new or continued.
 
     Args:
-        run: its directory.
-        settings: resolved; for an existing dataset, over those it has.
+        settings: for an existing dataset, those that it is to have now.
         steps: environment steps that it is to hold in the end; `train.env_steps` if None.
-        inline: all in this process, without Ray.
-        address: a Ray cluster to join; None starts Ray here.
-        policy: a run whose learned policy acts, exploring as it did; None acts by chance.
+        policy: a run whose learned policy acts, exploring as it did; None for chance.
         checkpoint: of that run, "newest" or "best".
 
     Raises:
@@ -66,24 +54,19 @@ def collect(
     if run.kind() == "train" or any(run.checkpoints.glob("*.pt")):
         raise UserError(f"flag --out: {run.shown} is a training run; name another directory for the dataset.")
     spaces = probe(run, settings, old)
-    make_policy(settings, spaces, settings.actors.environments, seed=0)  # says so if it does not fit the action
-    remarks: list[LogRecord] = []
-    weights = _weights(settings, spaces, policy, checkpoint, remarks)
-    wanted = _wanted(run, settings, steps, remarks)
+    log_records: list[LogRecord] = []
+    weights = _weights(settings, spaces, policy, checkpoint, log_records)
+    wanted = _wanted(run, settings, steps, log_records)
     shards = shard_paths(run.replay, settings.replay.shards)  # some may be of a start that asked for more
     settings = keep_all(settings, spaces, wanted, len(shards))
-    plan_shards(run.replay, settings.replay, settings.learner.sequence_length, settings.seed)  # a fault leaves nothing
+    plan_shards(
+        run.replay, settings.replay, settings.learner.sequence_length, settings.seed
+    )  # raises before a file is made
     run.create("--out")
-    remarks += _disk_remarks(run, settings, len(shards))
+    log_records += _disk_warnings(run, settings, len(shards))
     acting = ["--policy", str(policy.shown)] if policy else []
-    goal = Goal(
-        learns=False,
-        ratio=TrainRatio(settings.train.ratio, 1, prefill=wanted, env_steps=wanted),  # no update is ever allowed
-        sum_up=lambda fleet, watcher: _sum_up(run, fleet, watcher),
-        come_back=shlex.join(["dreamfleet", "collect", "--out", str(run.shown), *acting]),
-        weights=weights,
-    )
-    return Session(run, old, settings, spaces, goal, inline, address, remarks).play()
+    command = shlex.join(["dreamfleet", "collect", "--out", str(run.shown), *acting])
+    return RunSpec(run, False, old, settings, spaces, TrainRatio(wanted), log_records, command, weights)
 
 
 def settings_to_collect(
@@ -126,7 +109,7 @@ def keep_all(settings: Settings, spaces: Spaces, steps: int, shards: int) -> Set
 
 
 def _weights(
-    settings: Settings, spaces: Spaces, policy: RunDirectory | None, checkpoint: str, remarks: list[LogRecord]
+    settings: Settings, spaces: Spaces, policy: RunDirectory | None, checkpoint: str, log_records: list[LogRecord]
 ) -> tuple[int, np.ndarray] | None:
     """Return the version and the weights that the actors act with, None for chance; say which they are.
 
@@ -143,24 +126,24 @@ def _weights(
         return None
     if kind == "random":
         raise UserError(f"flag --policy: behaviour.kind of {policy.shown} is random: there is no learned policy in it.")
-    from dreamfleet.learner.acting_weights import load_acting_weights
-
     check_same_spaces(policy, spaces)
     weights = load_acting_weights(policy.checkpoints, settings, checkpoint)
     text = f"policy: {kind} of {policy.shown} at update {weights[0]:,}, exploring as in training"
-    remarks.append((logging.INFO, text))
+    log_records.append((logging.INFO, text))
     return weights
 
 
-def _wanted(run: RunDirectory, settings: Settings, steps: int | None, remarks: list[LogRecord]) -> int:
+def _wanted(run: RunDirectory, settings: Settings, steps: int | None, log_records: list[LogRecord]) -> int:
     """Return the steps that the dataset is to hold in the end: those that it holds already at least."""
     wanted, held = steps or settings.train.env_steps, count_steps(run.replay)
     if held > wanted:
-        remarks.append((logging.INFO, f"{run.shown} holds {held:,} steps already, more than the {wanted:,} asked for"))
+        log_records.append(
+            (logging.INFO, f"{run.shown} holds {held:,} steps already, more than the {wanted:,} asked for")
+        )
     return max(wanted, held)
 
 
-def _disk_remarks(run: RunDirectory, settings: Settings, shards: int) -> list[LogRecord]:
+def _disk_warnings(run: RunDirectory, settings: Settings, shards: int) -> list[LogRecord]:
     """Say so if the dataset might not fit on the disk; how well it will compress is not known yet."""
     needed, free = settings.replay.capacity_gb * 1e9 / shards, shutil.disk_usage(run.path).free
     if not needed > free > 0:
@@ -168,26 +151,3 @@ def _disk_remarks(run: RunDirectory, settings: Settings, shards: int) -> list[Lo
     text = (f"the disk of {run.shown} has {format_bytes(free)} free; uncompressed the dataset would take up to "
             f"{format_bytes(needed)}, mostly it takes a tenth of that")  # fmt: skip
     return [(logging.WARNING, text)]
-
-
-def _sum_up(run: RunDirectory, fleet: Fleet, watcher: RunWatcher) -> None:
-    steps = fleet.env_steps
-    lines = [f"env steps    {steps:,}{fleet.ledger.simulator.describe(steps)}"]
-    held = int(watcher.last_replay.get("steps", steps))
-    if held < steps:
-        log.warning("%s holds %d of the %d steps collected: the oldest were dropped, since an earlier start gave the "
-                    "replay too little room", run.shown, held, steps)  # fmt: skip
-    if watcher.last_replay.get("bytes_stored"):
-        stored, raw = (watcher.last_replay[name] for name in ("bytes_stored", "bytes_raw"))
-        lines.append(f"stored       {format_bytes(stored)}, {raw / stored:.1f} times smaller than raw")
-    if watcher.progress:
-        overall = watcher.progress.overall()
-        lines.append(
-            f"rate         {overall['env_steps_per_s']:.1f} env steps/s; {format_duration(overall['seconds'])} in all"
-        )
-    if fleet.restarts:
-        lines.append(f"replaced     {fleet.restarts} workers, see the log")
-    lines.append(f"dataset      {run.shown}")
-    command = shlex.join(["dreamfleet", "train", "--dataset", str(run.shown), "--preset", "NAME"])
-    lines.append(f"train on it  {command}")
-    log.info("done:\n  %s", "\n  ".join(lines))

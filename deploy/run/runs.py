@@ -1,0 +1,354 @@
+"""Train, collect, evaluate and dream as functions: where the parts of a run are put together.
+
+    settings ─ checked against environment and directory ─▶ RunSpec        prepare_training, prepare_collecting
+    the directory's lock, the log, signals, state.json                     open_session
+    a pool of workers: actors, learner and replay, on Ray or inline        RayPool, InlinePool
+    the fleet loop, which orders them about                                Fleet
+    what it reports: TensorBoard, metrics, pictures, status line           RunCallbacks, and yours
+
+The command line reads arguments and calls these functions; so does a script or a notebook, after
+`import dreamfleet as df`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from dreamfleet.actors.environment_batch import EnvironmentFailedError
+from dreamfleet.actors.evaluator import play_episodes
+from dreamfleet.common.acting.make_policy import make_policy
+from dreamfleet.common.acting.policy import PublishedWeights
+from dreamfleet.common.errors import UserError
+from dreamfleet.common.settings.resolve import leaves, resolve
+from dreamfleet.common.settings.schema import Settings
+from dreamfleet.common.video import write_webm
+from dreamfleet.deploy.fleet.callbacks import Callbacks
+from dreamfleet.deploy.fleet.fleet import Fleet
+from dreamfleet.deploy.fleet.fleet_config import FleetConfig
+from dreamfleet.deploy.fleet.ledger import Ledger
+from dreamfleet.deploy.monitoring.run_callbacks import RunCallbacks
+from dreamfleet.deploy.run.dream_sequences import RecordedDream, dream_of
+from dreamfleet.deploy.run.prepare import RunSpec
+from dreamfleet.deploy.run.prepare_collecting import prepare_collecting
+from dreamfleet.deploy.run.prepare_training import prepare_training
+from dreamfleet.deploy.run.session import open_session
+from dreamfleet.deploy.run.stop import StopRequest
+from dreamfleet.deploy.run.summary import summarise_collecting, summarise_training
+from dreamfleet.deploy.run_directory import RunDirectory
+from dreamfleet.deploy.workers.pool import Pool
+from dreamfleet.learner.acting_weights import load_acting_weights
+
+Environment = str | Callable[..., Any]
+"""An environment's id, or a function or class at the top level of a module, a script or a notebook."""
+
+log = logging.getLogger("dreamfleet")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a start of a run ended.
+
+    Attributes:
+        directory: of the run or dataset.
+        env_steps: environment steps that it holds or held; `updates` made by its learner.
+        metrics: the learner's newest, by name.
+        stopped: why it ended before its goal: a signal's name, or what a callback said; empty if it did not.
+        exit_code: 0, or 130 after Ctrl-C and 143 after SIGTERM.
+    """
+
+    directory: Path
+    env_steps: int
+    updates: int
+    metrics: Mapping[str, float]
+    stopped: str = ""
+    exit_code: int = 0
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Episodes that were played with a run's policy.
+
+    Attributes:
+        updates: of the checkpoint that acted; None for chance.
+        cut_short: episodes that were ended by `max_steps`.
+        directory: with results.json and the videos.
+    """
+
+    policy: str
+    updates: int | None
+    seed: int
+    returns: list[float]
+    lengths: list[int]
+    cut_short: int
+    mean: float
+    std: float
+    directory: Path
+
+
+def make_settings(*presets: str, **sections: Any) -> Settings:
+    """Return settings: the presets, each over the one before it, and values over these.
+
+    Args:
+        presets: names of built-in presets, or paths of YAML files.
+        sections: values by section, such as `train={"env_steps": 4000}, seed=1`.
+
+    Raises:
+        UserError: if a preset or a setting does not exist, or a value does not fit.
+    """
+    flags = [(path, yaml.safe_dump(value, default_flow_style=True)) for path, value in leaves(sections)]
+    return resolve(presets, flags)
+
+
+def train(
+    settings: Settings | None = None,
+    environment: Environment | None = None,
+    directory: str | Path | None = None,
+    callbacks: Sequence[Callbacks] = (),
+    *,
+    inline: bool = False,
+    address: str | None = None,
+) -> RunResult:
+    """Start or resume a training run.
+
+    Args:
+        settings: those of the run from now on; None for those that it has, or the defaults.
+        environment: instead of `settings.env.id`.
+        directory: of the run; a new one under runs/ if None.
+        callbacks: called as things happen.
+        inline: all in this process, without Ray.
+        address: of a Ray cluster to join; None starts Ray here.
+
+    Raises:
+        UserError: if the settings, the environment, the dataset or the directory are at fault.
+        RunFailedError: if the run cannot go on, with the cause; what it has is kept.
+    """
+    run = _directory(directory, environment or "train")
+    spec = prepare_training(run, _settings(settings, environment, run), inline, address)
+    run.create()
+    return _run(spec, callbacks, inline, address)
+
+
+def collect(
+    settings: Settings | None = None,
+    environment: Environment | None = None,
+    directory: str | Path | None = None,
+    callbacks: Sequence[Callbacks] = (),
+    *,
+    steps: int | None = None,
+    policy: str | Path | None = None,
+    checkpoint: str = "newest",
+    inline: bool = False,
+    address: str | None = None,
+) -> RunResult:
+    """Start or continue a dataset: a run's directory without a learner's files, which `train.dataset` trains on.
+
+    Args:
+        settings: as in `train`, and likewise the arguments up to `callbacks`, `inline` and `address`.
+        steps: environment steps that it is to hold in the end; `train.env_steps` if None.
+        policy: directory of a run whose learned policy acts, exploring as it did; None for chance.
+        checkpoint: of that run, "newest" or "best".
+
+    Raises:
+        UserError: if the settings, the environment, the policy or the directory are at fault.
+        RunFailedError: if no actor can go on, with the cause; what was collected is kept.
+    """
+    run = _directory(directory, environment or "collect")
+    acting = RunDirectory(Path(policy)).existing("--policy") if policy else None
+    if settings is None and acting and not run.config_file.exists():
+        settings = acting.settings()
+    settings = _settings(settings, environment, run)
+    spec = prepare_collecting(run, settings, steps, acting, checkpoint, inline, address)
+    return _run(spec, callbacks, inline, address)
+
+
+def _run(spec: RunSpec, callbacks: Sequence[Callbacks], inline: bool, address: str | None) -> RunResult:
+    """Put the parts together, and run to the end or until somebody stops it."""
+    from dreamfleet.deploy.monitoring.metrics_writer import MetricsWriter
+
+    run, settings = spec.run, spec.settings
+    with open_session(spec) as session:
+        exporter = None if inline else _exporter(spec)
+        with (
+            closing(_open_pool(spec, session.stop, inline, address)) as pool,
+            closing(MetricsWriter(run, exporter)) as writer,
+        ):
+            session.has_workers = True
+            # The settings are written once the checkpoint is found to fit them.
+            written = RunCallbacks(
+                settings, writer, session.console, session.state, lambda: run.write(settings, spec.spaces)
+            )
+            weights = PublishedWeights(spec.weights[0], pool.publish(spec.weights[1])) if spec.weights else None
+            fleet = Fleet(
+                pool,
+                FleetConfig.of(settings, spec.learns),
+                Ledger(spec.ratio, session.simulator),
+                [written, *callbacks],
+                session.stop.asked,
+                weights=weights,
+            )
+            done = fleet.run()
+            written.write_last_row(done)
+        stop, ledger = session.stop, done.ledger
+        stopped = signal.Signals(stop.signal_number).name if stop else done.stop_reason
+        if stopped:
+            session.state.stopped(f"by {stopped}")
+            updates = f" and {ledger.updates} updates" if spec.learns else ""
+            log.info("stopped at %d env steps%s; `%s` continues.", ledger.env_steps, updates, spec.resume_command)
+        else:
+            (summarise_training if spec.learns else summarise_collecting)(run, done, written)
+    return RunResult(run.path, ledger.env_steps, ledger.updates, written.last_metrics, stopped, stop.exit_code)
+
+
+def _open_pool(spec: RunSpec, stop: StopRequest, inline: bool, address: str | None) -> Pool:
+    if inline:
+        from dreamfleet.deploy.workers.inline_pool import InlinePool
+
+        log.info("mode: inline, everything in this process")
+        pool = InlinePool(spec.settings, spec.spaces, spec.run, stop)
+        stop.then(pool.interrupt)
+        return pool
+    from dreamfleet.deploy.workers.ray_pool import RayPool
+
+    where = f"Ray cluster at {address}" if address else "Ray on this machine"
+    log.info("mode: %s, actors: %s", where, _describe_actors(spec.settings))
+    return RayPool(spec.settings, spec.spaces, spec.run, address)
+
+
+def _describe_actors(settings: Settings) -> str:
+    if settings.train.dataset:
+        return f"none, training on the dataset {Path(settings.train.dataset)}"
+    count = "as many as there is room for" if settings.actors.count == "auto" else settings.actors.count
+    return f"{count}, of {settings.actors.environments} environments each"
+
+
+def _exporter(spec: RunSpec) -> Any:
+    """Return what shows the scalars to Prometheus, through Ray."""
+    from dreamfleet.deploy.monitoring.prometheus import PrometheusExporter
+
+    ratio = spec.ratio
+    wanted = {"env_steps": ratio.env_steps, "updates": ratio.updates, "ratio": ratio.ratio}
+    return PrometheusExporter(spec.run.path.resolve().name, wanted)
+
+
+def evaluate(
+    directory: str | Path,
+    environment: Environment | None = None,
+    *,
+    episodes: int = 10,
+    seed: int = 0,
+    videos: int = 0,
+    max_steps: int = 0,
+    checkpoint: str = "newest",
+    say: Callable[[str], None] = log.info,
+) -> EvaluationResult:
+    """Play episodes with a run's policy, without exploring; write results and videos into the run.
+
+    Args:
+        directory: of the run, which may be training meanwhile.
+        environment: another than the run's, which must show and take the same.
+        seed: of the first episode.
+        videos: how many episodes, from the first on, are filmed.
+        max_steps: environment steps after which an episode is cut; 0 for never.
+        checkpoint: "newest" or "best"; a run that acts by chance needs none.
+        say: called with a line as each episode ends.
+
+    Raises:
+        UserError: if there is no checkpoint, it does not fit the run's settings, or the environment fails.
+    """
+    run = RunDirectory(Path(directory)).existing()
+    settings = _settings(run.settings(), environment, run)
+    kind = settings.behaviour.kind
+    weights = None if kind == "random" else load_acting_weights(run.checkpoints, settings, checkpoint)
+    of = f" of update {weights[0]}, without exploring" if weights else ""
+    say(f"playing {episodes} episodes of {settings.env.id} with the policy '{kind}'{of}")
+    played = 0
+
+    def announce(result: Any, is_cut: bool) -> None:
+        nonlocal played
+        note = ", cut there by --max-steps" if is_cut else ""
+        say(f"  episode {played}: return {result.total_reward:.2f}, {result.length} steps{note}")
+        played += 1
+
+    try:
+        found = play_episodes(
+            settings.env,
+            lambda spaces: make_policy(settings, spaces, 1, seed, explores=weights is None, weights=weights),
+            episodes,
+            seed,
+            record=min(videos, episodes),
+            max_steps=max_steps,
+            announce=announce,
+        )
+    except EnvironmentFailedError as error:
+        raise UserError(f"{error}.") from error
+    returns = [episode.total_reward for episode in found.episodes]
+    lengths = [episode.length for episode in found.episodes]
+    folder = run.path / "eval"
+    mean, std = float(np.mean(returns)), float(np.std(returns))
+    updates = weights[0] if weights else None
+    result = EvaluationResult(kind, updates, seed, returns, lengths, found.cut_short, mean, std, folder)
+    folder.mkdir(exist_ok=True)
+    written = {name: value for name, value in asdict(result).items() if name != "directory"}
+    (folder / "results.json").write_text(json.dumps(written, indent=1))
+    for number, frames in enumerate(found.videos):
+        write_webm(folder / f"episode-{number}.webm", frames, found.fps)
+    say(f"return {mean:.2f} ± {std:.2f} over {episodes} episodes, mean length {np.mean(lengths):.1f}")
+    if videos and not found.videos:
+        say("no video: the environment renders no frames and shows no pictures")
+    say(f"written to {folder}")
+    return result
+
+
+def dream(
+    directory: str | Path, *, sequences: int = 32, context: int | None = None, horizon: int | None = None
+) -> RecordedDream:
+    """Let a run's model dream of held-out sequences, beside what happened; write videos, strips and errors.
+
+    Args:
+        directory: of the run, which may be training meanwhile.
+        context: steps seen; the run's `records.picture_context` by default.
+        horizon: steps imagined; what remains of `records.picture_steps` by default.
+
+    Raises:
+        UserError: if the run has no checkpoint, or holds no sequence that is longer than the context.
+    """
+    return dream_of(RunDirectory(Path(directory)).existing(), sequences, context, horizon)
+
+
+def environment_id(environment: Environment) -> str:
+    """Return the id of an environment, `module:name` for a function or class.
+
+    Raises:
+        UserError: if it cannot be found by a name.
+    """
+    if isinstance(environment, str):
+        return environment
+    name = getattr(environment, "__qualname__", "")
+    if not name or "<" in name:
+        raise UserError(
+            f"environment {environment!r} has no name by which actors find it: give an id, or a function or class "
+            "that is defined at the top level of a module, a script or a notebook."
+        )
+    return f"{environment.__module__}:{name}"
+
+
+def _directory(directory: str | Path | None, label: Environment) -> RunDirectory:
+    return RunDirectory.new(environment_id(label)) if directory is None else RunDirectory(Path(directory))
+
+
+def _settings(settings: Settings | None, environment: Environment | None, run: RunDirectory) -> Settings:
+    if settings is None:
+        settings = run.settings() if run.config_file.exists() else Settings()
+    if environment is None:
+        return settings
+    return settings.model_copy(update={"env": settings.env.model_copy(update={"id": environment_id(environment)})})

@@ -1,0 +1,83 @@
+"""The summary at the end of a run: what was done, and where everything is."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from dreamfleet.common.errors import UserError
+from dreamfleet.common.formatting import format_bytes, format_duration
+from dreamfleet.deploy.fleet.fleet_state import FleetState
+from dreamfleet.deploy.monitoring.run_callbacks import RunCallbacks
+from dreamfleet.deploy.run.dream_sequences import dream_of
+from dreamfleet.deploy.run_directory import RunDirectory
+
+log = logging.getLogger("dreamfleet")
+
+
+def summarise_training(run: RunDirectory, fleet: FleetState, seen: RunCallbacks) -> None:
+    """Dream once more of held-out sequences, and log what was done."""
+    ledger = fleet.ledger
+    lines = [f"env steps    {ledger.env_steps:,}{ledger.simulator.describe(ledger.env_steps)}"]
+    lines.append(
+        f"updates      {ledger.updates:,} (ratio {ledger.ratio.reached(ledger.env_steps, ledger.updates):.1f})"
+    )
+    for name in ("total", "reconstruction", "kl", "reward", "continue"):
+        first, last = (metrics.get(f"loss/{name}") for metrics in (seen.first_metrics, seen.last_metrics))
+        if first is not None and last is not None:
+            lines.append(f"{'losses' if name == 'total' else '':<12} {name} {first:.4g} → {last:.4g}")
+    if seen.progress:
+        overall = seen.progress.overall()
+        rates = f"{overall['env_steps_per_s']:.1f} env steps/s, {overall['updates_per_s']:.2f} updates/s"
+        lines.append(f"rates        {rates}; {format_duration(overall['seconds'])} in all")
+    lines += [*_replaced(fleet), *_dream_lines(run), f"run          {run.shown}"]
+    if seen.last_picture:
+        lines.append(f"picture      {seen.last_picture}")
+    if seen.last_video:
+        lines.append(f"             {seen.last_video}")
+    lines.append(f"TensorBoard  {_tensorboard_command(run.shown / run.tensorboard.name)}")
+    log.info("done:\n  %s", "\n  ".join(lines))
+
+
+def summarise_collecting(run: RunDirectory, fleet: FleetState, seen: RunCallbacks) -> None:
+    """Log what was collected, and the command that trains on it."""
+    steps = fleet.ledger.env_steps
+    lines = [f"env steps    {steps:,}{fleet.ledger.simulator.describe(steps)}"]
+    held = int(seen.last_replay.get("steps", steps))
+    if held < steps:
+        cause = "the oldest were dropped, since an earlier start gave the replay too little room"
+        log.warning("%s holds %d of the %d steps collected: %s", run.shown, held, steps, cause)
+    if seen.last_replay.get("bytes_stored"):
+        stored, raw = (seen.last_replay[name] for name in ("bytes_stored", "bytes_raw"))
+        lines.append(f"stored       {format_bytes(stored)}, {raw / stored:.1f} times smaller than raw")
+    if seen.progress:
+        overall = seen.progress.overall()
+        rate = f"{overall['env_steps_per_s']:.1f} env steps/s"
+        lines.append(f"rate         {rate}; {format_duration(overall['seconds'])} in all")
+    command = shlex.join(["dreamfleet", "train", "--dataset", str(run.shown), "--preset", "NAME"])
+    lines += [*_replaced(fleet), f"dataset      {run.shown}", f"train on it  {command}"]
+    log.info("done:\n  %s", "\n  ".join(lines))
+
+
+def _replaced(fleet: FleetState) -> list[str]:
+    restarts = fleet.roster.restarts
+    return [f"replaced     {restarts} workers, see the log"] if restarts else []
+
+
+def _dream_lines(run: RunDirectory) -> list[str]:
+    try:
+        dream = dream_of(run)
+    except UserError as error:
+        return [f"dream        none: {error}"]
+    return [f"dream        {dream.describe()}", *(f"             {file}" for file in dream.files)]
+
+
+def _tensorboard_command(directory: Path) -> str:
+    """Return a command that a shell can run, also where the virtual environment is not activated."""
+    beside = Path(sys.executable).with_name("tensorboard")
+    near = os.path.relpath(beside)
+    program = "tensorboard" if not beside.exists() else str(beside) if near.startswith("..") else near
+    return shlex.join([program, "--logdir", str(directory)])
