@@ -1,4 +1,4 @@
-"""The run directory: where everything of one run lies."""
+"""The directory of a run or a dataset: its paths and its small files."""
 
 from __future__ import annotations
 
@@ -18,20 +18,11 @@ from dreamfleet.deploy.state import STATE_NAME, read_state
 
 
 class RunDirectory:
-    """Paths and small files of one run.
+    """Paths and small files of one run; the README says what each holds.
 
     Attributes:
         path: the directory, absolute: an environment may change the working directory.
-        shown: the same as it was given, for what is said of a flag.
-        config_file: the resolved settings.
-        spaces_file: what the environment shows and takes.
-        replay: the chunk log.
-        checkpoints: what the learner goes on from.
-        tensorboard: event files.
-        pictures: stills and videos of the model at work, and of episodes.
-        metrics_file: the same scalars as TensorBoard's, a JSON object a line.
-        evaluations_file: what each evaluation found, a JSON object a line.
-        log_file: what the run said.
+        shown: the directory as it was given, for messages.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,10 +37,11 @@ class RunDirectory:
         self.metrics_file = path / "metrics.jsonl"
         self.evaluations_file = path / "evaluations.jsonl"
         self.log_file = path / "train.log"
+        self._folders = (self.replay, self.checkpoints, self.tensorboard, self.pictures)
 
     @staticmethod
     def new(label: str) -> RunDirectory:
-        """Return a directory under runs/ that is not there yet, named after the label and the time."""
+        """Return a new directory under runs/, named by the label and the time."""
         stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(label).stem).strip("-").lower()
         base = Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         path, number = base, 1
@@ -80,23 +72,20 @@ class RunDirectory:
         raise UserError(f"{named} is neither a run nor a dataset: it holds no config.yaml.{hint}")
 
     def check_usable(self, flag: str = "--run") -> None:
-        """Refuse a path that holds something that is no run.
-
-        Raises:
-            UserError: if it does.
-        """
-        if self.path.exists() and not self.config_file.is_file():
-            if not self.path.is_dir():
-                raise UserError(f"flag {flag}: {self.shown} is a file, not a directory.")
-            if not self._holds_nothing():
-                raise UserError(
-                    f"flag {flag}: {self.shown} holds files, but no run (no config.yaml); name another directory."
-                )
+        """Raise UserError if the path holds something that is not a run."""
+        if not self.path.exists() or self.config_file.is_file():
+            return
+        if not self.path.is_dir():
+            raise UserError(f"flag {flag}: {self.shown} is a file, not a directory.")
+        if not self._is_unused():
+            raise UserError(
+                f"flag {flag}: {self.shown} holds files, but no run (no config.yaml); name another directory."
+            )
 
     def kind(self) -> str:
-        """Return the command that this is of, "train" or "collect", as its newest start says; "" if none ever said."""
+        """Return the command of the newest start, "train" or "collect"; "" if it is not known."""
         state = read_state(self.path)
-        if state is not None:
+        if state:
             return state.kind
         imported = self.replay.is_dir() and not self.checkpoints.exists()
         return "collect" if imported else ""
@@ -107,28 +96,22 @@ class RunDirectory:
         return self.kind() == "collect"
 
     def discard(self) -> None:
-        """Remove a run that was just made and has come to nothing; one that holds anything else is left as it is."""
-        if self._holds_nothing():
+        """Remove a new run in which nothing was collected; one that holds anything is left alone."""
+        if self._is_unused():
             shutil.rmtree(self.path)
 
-    def _holds_nothing(self) -> bool:
-        """Whether there is no more here than a start makes before it collects, as one that was killed leaves it."""
+    def _is_unused(self) -> bool:
+        """Whether there is no more here than a start makes before it collects, even one that was killed meanwhile."""
         made = {self.config_file, self.spaces_file, self.log_file, self.path / STATE_NAME, self.path / LOCK_NAME}
         unfinished = {self.config_file.with_suffix(".tmp"), self.path / f"{STATE_NAME}.tmp"}
-        folders = (self.replay, self.checkpoints, self.tensorboard, self.pictures)
-        there = set(self.path.iterdir())
-        return there <= {*made, *unfinished, *folders} and not any(
-            folder.is_dir() and any(folder.iterdir()) for folder in folders
+        return {*self.path.iterdir()} <= {*made, *unfinished, *self._folders} and not any(
+            folder.is_dir() and any(folder.iterdir()) for folder in self._folders
         )
 
     def create(self, flag: str = "--run") -> None:
-        """Make the directory and its folders.
-
-        Raises:
-            UserError: if that fails.
-        """
+        """Make the directory and its folders; raise UserError if that fails."""
         try:
-            for folder in (self.path, self.replay, self.checkpoints, self.tensorboard, self.pictures):
+            for folder in (self.path, *self._folders):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"flag {flag}: {self.shown} cannot be made: {error.strerror}.") from None
@@ -138,11 +121,11 @@ class RunDirectory:
         return (Path(settings.train.dataset) / "replay", True) if settings.train.dataset else (self.replay, False)
 
     def settings(self) -> Settings:
-        """Return the settings that the run was last started with."""
+        """Return the settings of the last start."""
         return resolve(base=self.config_file)
 
     def write(self, settings: Settings, spaces: Spaces) -> None:
-        """Write the settings and the spaces; a run killed in the middle keeps those that it had."""
+        """Write the settings and the spaces; a run that is killed meanwhile keeps the old ones."""
         unfinished = self.config_file.with_suffix(".tmp")
         write_settings(settings, unfinished)
         _replace_synced(unfinished, self.config_file)
@@ -153,7 +136,7 @@ class RunDirectory:
         """Return the spaces of the run's environment.
 
         Raises:
-            UserError: if the run never came as far as to write them.
+            UserError: if there are none yet, or they are damaged.
         """
         try:
             return Spaces.from_json(json.loads(self.spaces_file.read_text()))
@@ -167,7 +150,7 @@ class RunDirectory:
 
 
 def _replace_synced(new: Path, target: Path) -> None:
-    """Give a file its name once it is on the disk: after a crash of the machine there is the old one or the new."""
+    """Rename a file once it is on the disk: after a crash of the machine there is the old one or the new."""
     with new.open("rb") as file:
         os.fsync(file.fileno())
     new.replace(target)

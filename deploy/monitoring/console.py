@@ -1,4 +1,4 @@
-"""What the user sees: lines that stay, and on a terminal a progress bar with one status line, written over."""
+"""What the user sees: lines that stay and, on a terminal, a progress bar with a status line that is rewritten."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ BAR_WIDTH = 26
 class Console(logging.Handler):
     """Prints the log and a status line without mixing them.
 
-    On a terminal the status is one line at the bottom, rewritten, and begins with a progress bar; elsewhere a status is
-    an ordinary line, printed when the caller says it is due.
+    Elsewhere than on a terminal each status is an ordinary line.
 
     Args:
         stream: where to print, stdout by default.
@@ -34,19 +33,15 @@ class Console(logging.Handler):
         self.is_terminal = self._stream.isatty()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a log record; warnings and errors say that they are."""
+        """Print a log record, with its level if it is a warning or an error."""
         if getattr(record, "only_to_file", False):
             return
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        self.say(prefix + record.getMessage())
-
-    def say(self, text: str) -> None:
-        """Print a line that stays."""
         self.clear()
-        self._write(text + "\n")
+        self._write(f"{prefix}{record.getMessage()}\n")
 
     def status(self, text: str, share: float) -> None:
-        """Show how things stand, and which share of the whole is done, in [0, 1]."""
+        """Show the status and the share of the run that is done, in [0, 1]."""
         if not self.is_terminal:
             self._write(text + "\n")
             return
@@ -60,11 +55,10 @@ class Console(logging.Handler):
         from tqdm import tqdm
 
         layout = "{percentage:3.0f}%|{bar}|"
-        return str(tqdm.format_meter(share, 1, 0, ncols=BAR_WIDTH, bar_format=layout, ascii=not self._draws_blocks))
+        return str(tqdm.format_meter(share, 1, 0, ncols=BAR_WIDTH, bar_format=layout, ascii=not self._has_blocks()))
 
-    @property
-    def _draws_blocks(self) -> bool:
-        """Whether the terminal's encoding has the characters of a bar."""
+    def _has_blocks(self) -> bool:
+        """Return whether the terminal's encoding has the characters of a bar."""
         try:
             "█▏".encode(self._stream.encoding or "ascii")
         except (UnicodeEncodeError, LookupError):
@@ -72,7 +66,7 @@ class Console(logging.Handler):
         return True
 
     def clear(self) -> None:
-        """Take the status line away, so that whatever is printed next stands alone."""
+        """Remove the status line, so that what is printed next has a line of its own."""
         if self._shown:
             self._write("\r" + " " * self._shown + "\r")
             self._shown = 0
@@ -84,7 +78,7 @@ class Console(logging.Handler):
 
 @contextmanager
 def open_log(console: Console, file: Path) -> Iterator[None]:
-    """Send what the process logs to the console and, with times, to a file, while the block runs."""
+    """Log to the console and, with times, to a file, while the block runs."""
     logger = logging.getLogger(LOGGER_NAME)
     before = logger.level, logger.propagate
     to_file = logging.FileHandler(file)
@@ -110,7 +104,7 @@ def open_log(console: Console, file: Path) -> Iterator[None]:
 
 @contextmanager
 def quiet_log() -> Iterator[None]:
-    """Print nothing of what the process logs while the block runs, where no log is open."""
+    """Print nothing of what is logged while the block runs, unless a log is open."""
     logger, nowhere = logging.getLogger(LOGGER_NAME), logging.NullHandler()
     logger.addHandler(nowhere)
     try:

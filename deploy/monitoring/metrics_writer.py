@@ -1,19 +1,19 @@
-"""The run's records: TensorBoard, metrics.jsonl, pictures and videos."""
+"""Writes a run's metrics: TensorBoard, metrics.jsonl, evaluations.jsonl, pictures and videos."""
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import cv2
 import numpy as np
 
+from dreamfleet.common.formatting import finite_or_none
 from dreamfleet.common.video import encode_gif, write_webm
 from dreamfleet.deploy.run_directory import RunDirectory
 
@@ -21,64 +21,65 @@ if TYPE_CHECKING:
     from dreamfleet.deploy.monitoring.prometheus import PrometheusExporter
 
 FILM_EVERY = 0.05
-"""Share of a run's environment steps between two films: with up to a megabyte each, some twenty in all."""
+"""Share of a run's environment steps between two films of evaluations: twenty in all, each of up to a megabyte."""
 
 log = logging.getLogger("dreamfleet")
 
 
 class MetricsWriter:
-    """Writes scalars, pictures and videos of a run, to files and to TensorBoard alike.
+    """Writes to files and to TensorBoard alike, after what earlier starts of the run wrote; `begin` comes first.
+
+    In metrics.jsonl `time` is that since 1970, and `run_seconds` leaves out the pauses between the starts. In
+    TensorBoard evaluations are a run of their own, `evaluation`, over environment steps: rows of the others are purged
+    by number of updates where a learner was lost, and that would remove evaluations with equal numbers of steps.
 
     Args:
-        run: the run's directory; what an earlier start of the run wrote is continued.
+        run: the run's directory.
         prometheus: exports the scalars as well.
     """
 
     def __init__(self, run: RunDirectory, prometheus: PrometheusExporter | None = None) -> None:
         self._run = run
         self._prometheus = prometheus
-        self._metrics = run.metrics_file.open("a", buffering=1)
+        self._metrics: TextIO | None = None
         self._board: Any = None
         self._evaluation_board: Any = None
         self._film_due: float | None = None  # environment steps; None: the first one of this start is shown
-        self._begun = time.monotonic()
+        self._started = time.monotonic()
         self._seconds_before: float | None = None  # of the run's earlier starts; None until it is known
 
     def begin(self, updates: int) -> None:
-        """Begin to record after so many updates; what a lost learner had recorded beyond them is dropped."""
+        """Start or resume after a number of updates; what a lost learner had written beyond them is dropped."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._metrics.close()
-        dropped = drop_rows_beyond(self._run.metrics_file, updates)
+        for file in (self._metrics, self._board):
+            if file:
+                file.close()
+        dropped, seconds = _drop_rows_beyond(self._run.metrics_file, updates)
         if self._seconds_before is None:  # else a learner was lost: the clock goes on
-            self._seconds_before = last_seconds(self._run.metrics_file)
-        self._metrics = self._run.metrics_file.open("a", buffering=1)
+            self._seconds_before = seconds
         if dropped:
             log.info("metrics: %d rows of updates beyond %d are dropped: these are made again", dropped, updates)
-        if self._board:
-            self._board.close()
+        # Each line is flushed: the last rows of a run that is killed are there.
+        self._metrics = self._run.metrics_file.open("a", buffering=1)
         purge_step = updates + 1 if updates or dropped else None
         self._board = SummaryWriter(str(self._run.tensorboard), purge_step=purge_step)
 
     def scalars(self, values: Mapping[str, float], env_steps: int, updates: int) -> None:
-        """Write one row of scalars; TensorBoard's axis is the number of updates."""
+        """Write one row; TensorBoard's axis is the number of updates, and what is not finite is null in JSON."""
+        assert self._metrics
         if self._prometheus:
             self._prometheus.export(values, env_steps, updates)
         row = {name: float(value) for name, value in values.items()}
-        finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
-        head = self._moment() | {"env_steps": env_steps, "updates": updates}
-        self._metrics.write(json.dumps(head | finite) + "\n")
+        totals = {"env_steps": env_steps, "updates": updates}
+        self._metrics.write(json.dumps({**self._times(), **totals, **finite_or_none(row)}) + "\n")
         for name, value in row.items():
             self._board.add_scalar(name, value, updates)
 
     def evaluation(self, found: Mapping[str, Any]) -> None:
-        """Write an evaluation to evaluations.jsonl; in TensorBoard its axis is the number of environment steps.
-
-        There it is a run of its own, `evaluation`: where updates are made again, what is purged of the others' rows is
-        purged by number of updates, and would take evaluations at as many environment steps with it.
-        """
+        """Write an evaluation: `env_steps`, `updates`, `mean` and `std` of the returns, and what else is known."""
         with self._run.evaluations_file.open("a") as file:
-            file.write(json.dumps(self._moment() | dict(found)) + "\n")
+            file.write(json.dumps({**self._times(), **found}) + "\n")
         if self._prometheus:
             self._prometheus.export({"evaluation/return": found["mean"]}, found["env_steps"], found["updates"])
         for name, key in (("return", "mean"), ("return_std", "std")):
@@ -100,10 +101,10 @@ class MetricsWriter:
         return file
 
     def film(self, gif: bytes, env_steps: int, of_steps: int) -> bool:
-        """Show an evaluation's first episode in TensorBoard's run `evaluation`, unless one was shown shortly before.
+        """Show an evaluation's first episode, a GIF image, in TensorBoard, unless one was shown shortly before.
 
         Args:
-            gif: the episode as a GIF image.
+            gif: the episode.
             env_steps: at which it was evaluated.
             of_steps: environment steps of the whole run: a film is shown each `FILM_EVERY` of them, and the last one.
 
@@ -118,10 +119,9 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Write what is left and close the files."""
-        self._metrics.close()
-        for board in (self._board, self._evaluation_board):
-            if board:
-                board.close()
+        for file in (self._metrics, self._board, self._evaluation_board):
+            if file:
+                file.close()
 
     def _evaluations(self) -> Any:
         from torch.utils.tensorboard import SummaryWriter
@@ -129,14 +129,13 @@ class MetricsWriter:
         self._evaluation_board = self._evaluation_board or SummaryWriter(str(self._run.tensorboard / "evaluation"))
         return self._evaluation_board
 
-    def _moment(self) -> dict[str, float]:
-        """Return the time, since 1970 and of the run alone: without the pauses between its starts."""
-        seconds = (self._seconds_before or 0.0) + time.monotonic() - self._begun
+    def _times(self) -> dict[str, float]:
+        seconds = (self._seconds_before or 0.0) + time.monotonic() - self._started
         return {"time": round(time.time(), 3), "run_seconds": round(seconds, 1)}
 
 
 def _add_gif(board: Any, name: str, gif: bytes, step: int) -> None:
-    """Have TensorBoard show a GIF image; torch's `add_video` would want an old moviepy."""
+    """Have TensorBoard show a GIF image; torch's `add_video` would need an old moviepy."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     width, height = (int.from_bytes(gif[at : at + 2], "little") for at in (6, 8))
@@ -144,37 +143,34 @@ def _add_gif(board: Any, name: str, gif: bytes, step: int) -> None:
     board._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
 
-def last_seconds(file: Path) -> float:
-    """Return the `run_seconds` of the last row of a metrics.jsonl; 0 where there is none, as in an older run's."""
-    lines = file.read_bytes().splitlines() if file.exists() else []
-    return float(json.loads(lines[-1]).get("run_seconds", 0.0)) if lines else 0.0
+def _drop_rows_beyond(file: Path, updates: int) -> tuple[int, float]:
+    """Drop the rows of a metrics.jsonl that are of more updates, and lines that a crash left torn.
 
-
-def drop_rows_beyond(file: Path, updates: int) -> int:
-    """Drop the rows of a metrics.jsonl that tell of more than so many updates, and a line that a crash left torn.
-
-    The file is written anew under another name and renamed, so that a crash at any instant leaves the old or the new.
+    The file is replaced by a new one that is synced before, so that a crash at any instant leaves the old or the new;
+    it is left alone if there is nothing to drop.
 
     Returns:
-        How many whole rows were dropped.
+        How many whole rows were dropped, and the `run_seconds` of the last one kept: 0 if there is none.
     """
     lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
-    numbers = [_updates_of(line) for line in lines]
-    kept = [line for line, number in zip(lines, numbers, strict=True) if number is not None and number <= updates]
-    if len(kept) < len(lines):
+    rows = [_parse_row(line) for line in lines]
+    kept = [bool(row) and row["updates"] <= updates for row in rows]
+    if not all(kept):
         new = file.with_name(file.name + ".tmp")
         with new.open("wb") as out:
-            out.writelines(kept)
+            out.writelines(line for line, is_kept in zip(lines, kept, strict=True) if is_kept)
             out.flush()
             os.fsync(out.fileno())
         new.replace(file)
-    return sum(number is not None and number > updates for number in numbers)
+    last = [row for row, is_kept in zip(rows, kept, strict=True) if is_kept][-1:]
+    seconds = float(last[0].get("run_seconds", 0.0)) if last else 0.0  # rows of an older version have none
+    return sum(bool(row) for row in rows) - sum(kept), seconds
 
 
-def _updates_of(line: bytes) -> int | None:
-    """Return the number of updates that a row tells of; None if it is no whole row."""
+def _parse_row(line: bytes) -> dict[str, Any]:
+    """Return a row, or an empty one if the line is torn."""
     try:
         row = json.loads(line)
-        return int(row["updates"]) if line.endswith(b"\n") else None
+        return {**row, "updates": int(row["updates"])} if line.endswith(b"\n") else {}
     except (ValueError, KeyError, TypeError):
-        return None
+        return {}

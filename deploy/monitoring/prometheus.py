@@ -1,9 +1,7 @@
-"""Shows a run to Prometheus: each row of scalars sets metrics that Ray exports beside its own, with `ray_` before them.
+"""Exports a run to Prometheus: each row of scalars sets metrics that Ray exports beside its own, prefixed with `ray_`.
 
-Ray's metrics agent answers on every node, also without its dashboard, so this costs nothing where nobody looks.
-
-There are no histograms: a row is a mean over seconds already, and the sum that Ray exports of a histogram is made of
-its buckets' midpoints, so that its mean would be wrong.
+Ray's metrics agent answers on every node, with or without its dashboard. There are no histograms: a row is a mean over
+seconds already, and Ray computes the sum of a histogram from its buckets' midpoints, so that its mean would be wrong.
 """
 
 from __future__ import annotations
@@ -14,71 +12,71 @@ from typing import NamedTuple
 from ray.util.metrics import Counter, Gauge
 
 
-class Meter(NamedTuple):
-    """A metric: the scalar that feeds it, and what it tells."""
+class Metric(NamedTuple):
+    """The scalar that sets a metric, and Prometheus' description of it."""
 
-    source: str
+    scalar: str
     description: str
 
 
 COUNTERS = {
-    "dreamfleet_env_steps_total": Meter(
+    "dreamfleet_env_steps_total": Metric(
         "env_steps", "Environment steps stored; the first value is what the run had before."
     ),
-    "dreamfleet_updates_total": Meter(
+    "dreamfleet_updates_total": Metric(
         "updates", "Updates made; those that a lost learner had not saved are made, and counted, again."
     ),
-    "dreamfleet_episodes_total": Meter("episode/count", "Episodes that ended since this start of the run."),
+    "dreamfleet_episodes_total": Metric("episode/count", "Episodes that ended since this start of the run."),
 }
-"""Metrics that only rise; `export` says how each is fed."""
+"""Metrics that only rise."""
 
 GAUGES = {
-    "dreamfleet_env_steps_wanted": Meter("wanted/env_steps", "Environment steps that the run is to collect in all."),
-    "dreamfleet_updates_wanted": Meter("wanted/updates", "Updates that the run is to make in all."),
-    "dreamfleet_train_ratio": Meter("fleet/ratio", "Replayed steps per environment step after the prefill."),
-    "dreamfleet_train_ratio_wanted": Meter("wanted/ratio", "The train ratio asked for."),
-    "dreamfleet_actors": Meter("fleet/actors", "Actors alive."),
-    "dreamfleet_actors_wanted": Meter("fleet/actors_wanted", "Actors that there should be."),
+    "dreamfleet_env_steps_wanted": Metric("wanted/env_steps", "Environment steps that the run is to collect in all."),
+    "dreamfleet_updates_wanted": Metric("wanted/updates", "Updates that the run is to make in all."),
+    "dreamfleet_train_ratio": Metric("fleet/ratio", "Replayed steps per environment step after the prefill."),
+    "dreamfleet_train_ratio_wanted": Metric("wanted/ratio", "The train ratio asked for."),
+    "dreamfleet_actors": Metric("fleet/actors", "Actors alive."),
+    "dreamfleet_actors_wanted": Metric("fleet/actors_wanted", "Actors that there should be."),
     # Ray's counters cannot be 0, and Prometheus does not see the step from nothing to 1: so this one is a gauge.
-    "dreamfleet_restarts": Meter("fleet/restarts", "Workers replaced since this start of the run."),
-    "dreamfleet_actors_wait_fraction": Meter("fleet/actors_wait_fraction", "Share of time that actors had no order."),
-    "dreamfleet_learner_wait_fraction": Meter(
+    "dreamfleet_restarts": Metric("fleet/restarts", "Workers replaced since this start of the run."),
+    "dreamfleet_actors_wait_fraction": Metric("fleet/actors_wait_fraction", "Share of time that actors had no order."),
+    "dreamfleet_learner_wait_fraction": Metric(
         "fleet/learner_wait_fraction", "Share of time that the learner had no order or no batch."
     ),
-    "dreamfleet_weights_age_updates": Meter(
+    "dreamfleet_weights_age_updates": Metric(
         "fleet/actor_weights_age_updates", "Updates made since the oldest weights that an actor acts with."
     ),
-    "dreamfleet_staleness_mean_updates": Meter(
+    "dreamfleet_staleness_mean_updates": Metric(
         "staleness/mean", "Updates between the weights that chose an action and its training, mean over a batch."
     ),
-    "dreamfleet_staleness_median_updates": Meter("staleness/p50", "The same, median over the batches of a row."),
-    "dreamfleet_staleness_late_updates": Meter("staleness/p90", "The same, what nine tenths stay below."),
-    "dreamfleet_staleness_max_updates": Meter("staleness/max", "The same, most in a batch."),
-    "dreamfleet_held_out_loss": Meter("held_out/loss", "Loss of the last checkpoint on what is never trained on."),
-    "dreamfleet_gradient_norm": Meter("gradient/norm", "Norm of the gradient before it is clipped."),
-    "dreamfleet_episode_return": Meter("episode/return", "Mean return of the episodes that ended in the last row."),
-    "dreamfleet_episode_length_steps": Meter("episode/length", "Mean length of these in environment steps."),
-    "dreamfleet_replay_steps": Meter("replay/steps", "Environment steps that the replay holds."),
-    "dreamfleet_replay_dropped_steps": Meter("replay/dropped_steps", "Steps dropped to stay within the capacity."),
-    "dreamfleet_replay_valid_starts": Meter("replay/valid_starts", "Steps at which a training sequence can begin."),
-    "dreamfleet_replay_bytes": Meter("replay/bytes_stored", "Bytes on disk."),
-    "dreamfleet_replay_raw_bytes": Meter("replay/bytes_raw", "Bytes that the stored steps would take unpacked."),
-    "dreamfleet_replay_index_bytes": Meter("replay/index_bytes", "Memory of the replay's index."),
-    "dreamfleet_replay_shards": Meter("replay/shards", "Replay processes that answer."),
-    "dreamfleet_replay_damaged_chunks": Meter("replay/damaged_chunks", "Chunks whose checksum was found wrong."),
+    "dreamfleet_staleness_median_updates": Metric("staleness/p50", "The same, median over the batches of a row."),
+    "dreamfleet_staleness_late_updates": Metric("staleness/p90", "The same, what nine tenths stay below."),
+    "dreamfleet_staleness_max_updates": Metric("staleness/max", "The same, most in a batch."),
+    "dreamfleet_held_out_loss": Metric("held_out/loss", "Loss of the last checkpoint on what is never trained on."),
+    "dreamfleet_gradient_norm": Metric("gradient/norm", "Norm of the gradient before it is clipped."),
+    "dreamfleet_episode_return": Metric("episode/return", "Mean return of the episodes that ended in the last row."),
+    "dreamfleet_episode_length_steps": Metric("episode/length", "Mean length of these in environment steps."),
+    "dreamfleet_replay_steps": Metric("replay/steps", "Environment steps that the replay holds."),
+    "dreamfleet_replay_dropped_steps": Metric("replay/dropped_steps", "Steps dropped to stay within the capacity."),
+    "dreamfleet_replay_valid_starts": Metric("replay/valid_starts", "Steps at which a training sequence can begin."),
+    "dreamfleet_replay_bytes": Metric("replay/bytes_stored", "Bytes on disk."),
+    "dreamfleet_replay_raw_bytes": Metric("replay/bytes_raw", "Bytes that the stored steps would take unpacked."),
+    "dreamfleet_replay_index_bytes": Metric("replay/index_bytes", "Memory of the replay's index."),
+    "dreamfleet_replay_shards": Metric("replay/shards", "Replay processes that answer."),
+    "dreamfleet_replay_damaged_chunks": Metric("replay/damaged_chunks", "Chunks whose checksum was found wrong."),
 }
-"""Metrics that rise and fall, by the scalar of the same row that sets them."""
+"""Metrics that rise and fall."""
 
 PARTS = {
-    "dreamfleet_loss": Meter("loss/{part}", "Training loss, by its parts."),
-    "dreamfleet_learner_time_fraction": Meter("learner/{part}_fraction", "How the learner's time in orders divides."),
-    "dreamfleet_actor_time_fraction": Meter("actor/{part}_fraction", "How the actors' time in orders divides."),
+    "dreamfleet_loss": Metric("loss/{part}", "Training loss, by its parts."),
+    "dreamfleet_learner_time_fraction": Metric("learner/{part}_fraction", "How the learner's time in orders divides."),
+    "dreamfleet_actor_time_fraction": Metric("actor/{part}_fraction", "How the actors' time in orders divides."),
 }
-"""Gauges with a tag `part`, which is the middle of the name of the scalar that sets them."""
+"""Gauges with a tag `part`, which is the middle of the scalar's name."""
 
 
 class PrometheusExporter:
-    """Sets Ray's metrics of one run; each has the tag `run`, so that a cluster's runs can be told apart.
+    """Sets Ray's metrics of one run; each has the tag `run`, which tells the runs of a cluster apart.
 
     Args:
         run_label: the run's name, such as that of its directory.
@@ -86,36 +84,32 @@ class PrometheusExporter:
     """
 
     def __init__(self, run_label: str, wanted: Mapping[str, float] | None = None) -> None:
-        tags = {"run": run_label}
         self._wanted = {f"wanted/{name}": value for name, value in (wanted or {}).items()}
-        self._counters = {name: Counter(name, meter.description, ("run",)) for name, meter in COUNTERS.items()}
-        self._gauges = {name: Gauge(name, meter.description, ("run",)) for name, meter in GAUGES.items()}
-        self._parts = {name: Gauge(name, meter.description, ("run", "part")) for name, meter in PARTS.items()}
+        self._counters = {name: Counter(name, metric.description, ("run",)) for name, metric in COUNTERS.items()}
+        self._gauges = {name: Gauge(name, metric.description, ("run",)) for name, metric in GAUGES.items()}
+        self._parts = {name: Gauge(name, metric.description, ("run", "part")) for name, metric in PARTS.items()}
         for metric in [*self._counters.values(), *self._gauges.values(), *self._parts.values()]:
-            metric.set_default_tags(tags)
-        self._seen = {"env_steps": 0.0, "updates": 0.0}  # what the counters of totals were last fed
+            metric.set_default_tags({"run": run_label})
+        self._totals = {"env_steps": 0, "updates": 0}  # of the last row
 
     def export(self, scalars: Mapping[str, float], env_steps: int, updates: int) -> None:
-        """Export one row; what it lacks stays as it was.
+        """Set the metrics of one row; a metric whose scalar it lacks stays as it was.
 
-        Args:
-            scalars: as they go to TensorBoard.
-            env_steps: of the run so far.
-            updates: likewise; a total that falls back, as a lost learner's, counts on from where it fell to.
+        Totals that fall back, as a lost learner's updates do, count on from there.
         """
         row = {**self._wanted, **scalars}
-        new = {"episode/count": row.get("episode/count", 0.0)}
-        for name, total in (("env_steps", env_steps), ("updates", updates)):
-            new[name] = total - self._seen[name]
-            self._seen[name] = total
-        for name, meter in COUNTERS.items():
-            if new[meter.source] > 0:  # Ray's counters refuse 0
-                self._counters[name].inc(float(new[meter.source]))
-        for name, meter in GAUGES.items():
-            if meter.source in row:
-                self._gauges[name].set(float(row[meter.source]))
-        for name, meter in PARTS.items():
-            head, tail = meter.source.split("{part}")
+        totals = {"env_steps": env_steps, "updates": updates}
+        new = {name: total - self._totals[name] for name, total in totals.items()}
+        self._totals = totals
+        new["episode/count"] = int(row.get("episode/count", 0))
+        for name, metric in COUNTERS.items():
+            if new[metric.scalar] > 0:  # Ray's counters refuse 0
+                self._counters[name].inc(float(new[metric.scalar]))
+        for name, metric in GAUGES.items():
+            if metric.scalar in row:
+                self._gauges[name].set(float(row[metric.scalar]))
+        for name, metric in PARTS.items():
+            head, tail = metric.scalar.split("{part}")
             for scalar, value in row.items():
                 if scalar.startswith(head) and scalar.endswith(tail):
                     part = scalar.removeprefix(head).removesuffix(tail)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dreamfleet.common.video import encode_gif
-from dreamfleet.deploy.monitoring.metrics_writer import MetricsWriter, drop_rows_beyond
+from dreamfleet.deploy.monitoring.metrics_writer import MetricsWriter
 from dreamfleet.deploy.run_directory import RunDirectory
 
 
@@ -103,13 +103,13 @@ def test_a_run_s_seconds_leave_out_the_pauses_between_its_starts(
     assert row_seconds(run.evaluations_file) == [47.0]
 
 
-def test_rows_are_left_alone_where_none_is_too_many(tmp_path: Path) -> None:
+def test_rows_are_left_alone_where_none_is_too_many(run: RunDirectory) -> None:
     """Nothing is written anew without need, and a missing file is no fault."""
-    file = tmp_path / "metrics.jsonl"
-    assert drop_rows_beyond(file, 3) == 0
+    file = run.metrics_file
+    begun(run, 3).close()
     file.write_text('{"updates": 3}\n')
     before = file.stat()
-    assert drop_rows_beyond(file, 3) == 0
+    begun(run, 3).close()
     assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 

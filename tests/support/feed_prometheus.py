@@ -24,8 +24,8 @@ def main() -> None:
         _system_config={"metrics_report_interval_ms": 1000},
     )  # fmt: skip
     exporter = PrometheusExporter(label, {"env_steps": 100_000, "updates": 10_000, "ratio": 32.0})
-    row = {meter.source: 1.0 for meter in GAUGES.values()} | {"episode/count": 2.0}
-    row |= {meter.source.format(part=part): 0.5 for meter in PARTS.values() for part in ("wait", "total")}
+    row = {metric.scalar: 1.0 for metric in GAUGES.values()} | {"episode/count": 2.0}
+    row |= {metric.scalar.format(part=part): 0.5 for metric in PARTS.values() for part in ("wait", "total")}
     print(f"{temporary}/prom_metrics_service_discovery.json", flush=True)
     for turn in range(1, int(LONGEST_S / PAUSE_S)):
         exporter.export(row, env_steps=64 * turn, updates=8 * turn)
