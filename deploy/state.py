@@ -30,7 +30,6 @@ LEAST_PAUSE_S = 5.0
 SILENCE_S = 60.0
 """How long a driver on another host may be silent; hosts' clocks may differ by some seconds."""
 WARNINGS_KEPT = 3
-"""How many of the last warnings and errors state.json holds."""
 
 log = logging.getLogger(LOGGER_NAME)
 
@@ -44,7 +43,7 @@ class LoggedWarning(BaseModel):
 
 
 class WarningSummary(BaseModel):
-    """How many warnings and errors were logged since the last start, and the last of them; None: not known."""
+    """How many warnings and errors this start logged, None if that is not known, and the last of them."""
 
     count: int | None = None
     last: list[LoggedWarning] = []
@@ -53,7 +52,7 @@ class WarningSummary(BaseModel):
 class RunState(BaseModel):
     """What state.json holds; fields with a default may be missing in the file of an earlier version.
 
-    `format` is the version of the layout. Each time is there in words, for people, and in seconds since 1970.
+    Each time is there in words, for people, and in seconds since 1970; `counted` is the counters' time.
     """
 
     model_config = ConfigDict(strict=True)
@@ -71,18 +70,28 @@ class RunState(BaseModel):
     counters: dict[str, int | float | None]
     counted: str = ""
     counted_unix: float = 0.0
-    """Of the counters."""
     state: Literal["running", "stopped", "finished", "failed"]
     reason: str
     complaints: WarningSummary = WarningSummary()
     updated: str = ""
     updated_unix: float
 
+    def reason_killed(self, now: float) -> str:
+        """Return why a driver that says `running` must have been killed, or "" if it may well be running."""
+        if self.process_space and self.process_space == process_space():
+            start = process_start(self.pid)
+            is_alive = start is not None and start == self.process_start
+            return "" if is_alive else f"its process {self.pid} is gone"
+        silent_s, allowed_s = now - self.updated_unix, max(SILENCE_S, 6 * self.pause_s)
+        if silent_s <= allowed_s:
+            return ""
+        return f"it says running, but wrote nothing for {silent_s:.0f} s (up to {allowed_s:.0f} s would be usual)"
+
 
 class StateWriter(logging.Handler):
     """Writes a run's state while the block runs, and at its end how it ended.
 
-    The state is `running` with the newest counters and with the warnings and errors that were logged; at the end
+    The state is `running`, with the newest counters and the warnings and errors that are logged meanwhile; at the end
     `finished`, or `failed` with the exception that leaves the block, unless `stopped` was called. That the file cannot
     be written is logged once and ends nothing.
 
@@ -99,7 +108,6 @@ class StateWriter(logging.Handler):
         self._due = 0.0
         self._has_warned = False
         self._stop_reason = ""
-        now = time.time()
         self._state = RunState(
             kind=kind,
             dreamfleet=__version__,
@@ -108,26 +116,24 @@ class StateWriter(logging.Handler):
             process_space=process_space(),
             host=socket.gethostname(),
             pause_s=self._pause_s,
-            started=_readable(now),
-            started_unix=round(now, 3),
             counters={},
             state="running",
             reason="",
             complaints=WarningSummary(count=0),
             updated_unix=0.0,
+            **_times("started"),
         )
 
     def beat(self, counters: Mapping[str, Any]) -> None:
         """Say that the run goes on, and how far it is; most calls return at once."""
-        is_first, now = not self._state.counters, time.time()
-        self._state.counters = dict(counters)
-        self._state.counted, self._state.counted_unix = _readable(now), round(now, 3)
+        is_first = not self._state.counters
+        self._update(counters=dict(counters), **_times("counted"))
         if is_first or time.monotonic() >= self._due:
             self._write()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write down a warning or an error at once: the driver may be killed next."""
-        self._add_warning(record.created, record.levelname, self.format(record))
+        self._add_warning(record.levelname, self.format(record))
         self._write()
 
     def stopped(self, reason: str) -> None:
@@ -143,36 +149,36 @@ class StateWriter(logging.Handler):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         log.removeHandler(self)
-        state = self._state
         if isinstance(error, KeyboardInterrupt):
-            state.state, state.reason = "stopped", "Ctrl-C"
+            self._update(state="stopped", reason="Ctrl-C")
         elif error is not None:
-            state.state, state.reason = "failed", str(error) or type(error).__name__
-            self._add_warning(time.time(), "ERROR", state.reason)
+            self._update(state="failed", reason=str(error) or type(error).__name__)
+            self._add_warning("ERROR", self._state.reason)
         elif self._stop_reason:
-            state.state, state.reason = "stopped", self._stop_reason
+            self._update(state="stopped", reason=self._stop_reason)
         else:
-            state.state = "finished"
+            self._update(state="finished")
         self._write()
         self.close()
 
-    def _add_warning(self, time_unix: float, level: str, text: str) -> None:
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        shown = " … ".join(lines[:1] + lines[1:][-1:])
-        warning = LoggedWarning(time=_readable(time_unix), level=level.lower(), text=shown)
+    def _update(self, **fields: Any) -> None:
+        for name, value in fields.items():
+            setattr(self._state, name, value)
+
+    def _add_warning(self, level: str, text: str) -> None:
+        first, *more = [line.strip() for line in text.splitlines() if line.strip()] or [""]
+        warning = LoggedWarning(time=_times("at")["at"], level=level.lower(), text=" … ".join([first, *more[-1:]]))
         old = self._state.complaints
-        self._state.complaints = WarningSummary(
-            count=(old.count or 0) + 1, last=[*old.last[1 - WARNINGS_KEPT :], warning]
-        )
+        kept = [*old.last, warning][-WARNINGS_KEPT:]
+        self._update(complaints=WarningSummary(count=(old.count or 0) + 1, last=kept))
 
     def _write(self) -> None:
         """Write under another name and rename, so that a reader finds the old or the new."""
         new = self._file.with_name(STATE_NAME + ".tmp")
         self.acquire()  # other threads may log
         try:
-            now = time.time()
             self._due = time.monotonic() + self._pause_s
-            self._state.updated, self._state.updated_unix = _readable(now), round(now, 3)
+            self._update(**_times("updated"))
             new.write_text(self._state.model_dump_json(indent=1))  # numbers that are not finite become null
             new.replace(self._file)
         except OSError as error:
@@ -185,38 +191,16 @@ class StateWriter(logging.Handler):
 
 def read_state(directory: Path) -> RunState | None:
     """Return what state.json says, or None if there is none that can be read."""
-    try:
+    with suppress(OSError, ValueError):
         return RunState.model_validate_json((directory / STATE_NAME).read_bytes())
-    except (OSError, ValueError):
-        return None
-
-
-def reason_killed(state: RunState, now: float) -> str:
-    """Return why a driver that says `running` must have been killed, or "" if it may well be running.
-
-    Args:
-        state: as `read_state` gave it.
-        now: seconds since 1970.
-    """
-    if state.process_space and state.process_space == process_space():
-        start = process_start(state.pid)
-        alive = start is not None and start == state.process_start
-        return "" if alive else f"its process {state.pid} is gone"
-    silent_s = now - state.updated_unix
-    allowed_s = max(SILENCE_S, 6 * state.pause_s)
-    if silent_s <= allowed_s:
-        return ""
-    return f"it says running, but wrote nothing for {silent_s:.0f} s (up to {allowed_s:.0f} s would be usual)"
+    return None
 
 
 def seconds_left(counters: Mapping[str, Any]) -> float | None:
-    """Return the time left at present rates: the longer of collecting and training.
+    """Return the time left at present rates, the longer of collecting and training; None if no rate is known.
 
     Args:
-        counters: as in state.json; those needed are NAME, wanted/NAME and fleet/NAME_per_s of env_steps and updates.
-
-    Returns:
-        None if no rate is known or nothing is left.
+        counters: as in state.json: NAME, wanted/NAME and fleet/NAME_per_s of env_steps and updates, where known.
     """
     left = []
     for name in ("env_steps", "updates"):
@@ -228,7 +212,7 @@ def seconds_left(counters: Mapping[str, Any]) -> float | None:
 
 
 def process_start(pid: int) -> int | None:
-    """Return when a process of this space started, in clock ticks since the boot; None if there is no such process.
+    """Return when a process of this space started, in clock ticks since the boot, or None if there is none.
 
     It distinguishes a process from a later one with the same number.
     """
@@ -246,5 +230,6 @@ def process_space() -> str:
     return ""
 
 
-def _readable(time_unix: float) -> str:
-    return datetime.fromtimestamp(time_unix, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def _times(name: str) -> dict[str, Any]:
+    now = datetime.now(UTC)
+    return {name: now.strftime("%Y-%m-%dT%H:%M:%SZ"), f"{name}_unix": round(now.timestamp(), 3)}

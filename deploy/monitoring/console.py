@@ -82,10 +82,8 @@ def open_log(console: Console, file: Path) -> Iterator[None]:
     logger = logging.getLogger(LOGGER_NAME)
     before = logger.level, logger.propagate
     to_file = logging.FileHandler(file)
-    formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime
-    formatter.default_time_format = "%Y-%m-%dT%H:%M:%SZ"
-    formatter.default_msec_format = ""
     to_file.setFormatter(formatter)
     logger.setLevel(logging.INFO)
     logger.propagate = False

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.fleet.ledger import TrainRatio
 from dreamfleet.deploy.run_directory import RunDirectory
-from dreamfleet.deploy.state import RunState, WarningSummary, read_state, reason_killed, seconds_left
+from dreamfleet.deploy.state import RunState, WarningSummary, read_state, seconds_left
 from dreamfleet.learner.checkpoints.facts import best_of, merit_of, number_of
 
 ROWS_TAIL_BYTES = 100_000
@@ -43,7 +44,7 @@ class CheckpointStatus(BaseModel):
 
 
 class Checkpoints(BaseModel):
-    """How many checkpoints have facts, and these of the newest and of the best."""
+    """Those that have facts."""
 
     count: int
     newest: CheckpointStatus | None
@@ -82,32 +83,36 @@ class RunStatus(BaseModel):
 def read_run_status(run: RunDirectory) -> RunStatus:
     """Return the status of a run or a dataset of any state."""
     now = time.time()
-    settings: Settings | None = None
-    complaint = ""
-    try:
-        settings = run.settings()
-    except UserError as error:  # those of another version may not fit this one
-        complaint = str(error)
+    settings, complaint = _settings(run)
     state = read_state(run.path)
     checkpoints = _checkpoints(run.checkpoints)
     driver = _of_state(state, now) if state else _without_state(run, settings, checkpoints.newest, now)
+    wanted = _wanted(settings, driver["kind"]) if settings else {}
     return RunStatus(
         directory=str(run.path),
         environment=settings.env.id if settings else None,
         **driver,
-        figures=_figures(run, settings, state, checkpoints.newest, driver["kind"]),
+        figures=_figures(run, wanted, state, checkpoints.newest),
         checkpoints=checkpoints,
-        evaluation=next(reversed(list(_last_rows(run.evaluations_file))), None),
+        evaluation=next(reversed(_last_rows(run.evaluations_file)), None),
         replay_capacity_bytes=settings.replay.capacity_gb * 1e9 if settings else None,
         disk_bytes=_disk(run.path),
         complaint_about_config=complaint,
-        pictures=[str(file) for file in _newest_pictures(run)],
+        pictures=_newest_pictures(run.path),
     )
+
+
+def _settings(run: RunDirectory) -> tuple[Settings | None, str]:
+    """Return the settings, or None and why they cannot be read: those of another version may not fit this one."""
+    try:
+        return run.settings(), ""
+    except UserError as error:
+        return None, str(error)
 
 
 def _of_state(state: RunState, now: float) -> dict[str, Any]:
     """Return what state.json says of the process that drives the run; one that was killed cannot say so itself."""
-    killed = reason_killed(state, now) if state.state == "running" else ""
+    killed = state.reason_killed(now) if state.state == "running" else ""
     names = {"kind", "host", "pid", "dreamfleet", "started_unix", "updated_unix", "complaints"}
     return state.model_dump(include=names) | {
         "state": "killed" if killed else state.state,
@@ -120,8 +125,7 @@ def _without_state(
     run: RunDirectory, settings: Settings | None, newest: CheckpointStatus | None, now: float
 ) -> dict[str, Any]:
     """Return what the files and their age say of a run that has no state.json."""
-    written = [file.stat().st_mtime for file in (run.metrics_file, run.log_file) if file.exists()]
-    updated = max(written, default=None)
+    updated = max((file.stat().st_mtime for file in (run.metrics_file, run.log_file) if file.exists()), default=None)
     allowed_s = max(QUIET_S, 6 * settings.records.log_every_s if settings else 0.0)
     if updated is not None and now - updated <= allowed_s:
         state, reason = "running", "there is no state.json; its files were written a short while ago"
@@ -137,37 +141,6 @@ def _without_state(
     }
 
 
-def _figures(
-    run: RunDirectory,
-    settings: Settings | None,
-    state: RunState | None,
-    newest: CheckpointStatus | None,
-    kind: str | None,
-) -> dict[str, Any]:
-    """Return the newest value of each figure."""
-    of_newest = {"updates": newest.updates, "env_steps": newest.env_steps} if newest else {}
-    figures: dict[str, Any] = dict(of_newest)  # the least that is known; rows and state are mostly newer
-    if settings:
-        figures |= _wanted(settings, kind)
-    counted = state.counted_unix if state else 0.0
-    for row in _last_rows(run.metrics_file):
-        counted = max(counted, row.get("time", 0.0))
-        # Of an earlier start the totals still hold; how fast it went and who waited does not.
-        is_earlier = state is not None and row.get("time", 0.0) < state.started_unix
-        figures |= {
-            name: value
-            for name, value in row.items()
-            if value is not None and not (is_earlier and name.startswith("fleet/"))
-        }
-    figures.pop("time", None)
-    if state:
-        figures |= {name: value for name, value in state.counters.items() if value is not None}
-    if newest and newest.saved_unix > counted and newest.updates > (figures.get("updates") or 0):
-        figures |= {name: value for name, value in of_newest.items() if value}
-    figures.setdefault("seconds_left", seconds_left(figures))
-    return figures
-
-
 def _wanted(settings: Settings, kind: str | None) -> dict[str, float]:
     """Return what the settings ask for."""
     ratio = TrainRatio.of(settings)
@@ -178,41 +151,54 @@ def _wanted(settings: Settings, kind: str | None) -> dict[str, float]:
     return {"wanted/env_steps": ratio.env_steps, "wanted/updates": ratio.updates, "wanted/ratio": ratio.ratio}
 
 
-def _last_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the last rows of a file of JSON lines, oldest first; torn lines are passed over."""
-    try:
-        with file.open("rb") as rows:
-            rows.seek(max(0, rows.seek(0, os.SEEK_END) - ROWS_TAIL_BYTES))
-            lines = rows.read().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            yield row
+def _figures(
+    run: RunDirectory, wanted: dict[str, float], state: RunState | None, newest: CheckpointStatus | None
+) -> dict[str, Any]:
+    """Return the newest value of each figure."""
+    saved = _known({"updates": newest.updates, "env_steps": newest.env_steps}) if newest else {}
+    figures: dict[str, Any] = saved | wanted  # rows and state are mostly newer than the checkpoint
+    counted, started = (state.counted_unix, state.started_unix) if state else (0.0, 0.0)
+    for row in _last_rows(run.metrics_file):
+        row_time = row.pop("time", 0.0)
+        counted = max(counted, row_time)
+        if row_time < started:  # of an earlier start the totals still hold; how fast it went and who waited does not
+            row = {name: value for name, value in row.items() if not name.startswith("fleet/")}  # noqa: PLW2901
+        figures |= _known(row)
+    if state:
+        figures |= _known(state.counters)
+    if newest and newest.saved_unix > counted and newest.updates > (figures.get("updates") or 0):
+        figures |= saved
+    figures.setdefault("seconds_left", seconds_left(figures))
+    return figures
+
+
+def _known(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def _last_rows(file: Path) -> list[dict[str, Any]]:
+    """Return the last rows of a file of JSON lines, oldest first; torn lines are passed over."""
+    rows = []
+    with suppress(OSError), file.open("rb") as lines:
+        lines.seek(max(0, lines.seek(0, os.SEEK_END) - ROWS_TAIL_BYTES))
+        for line in lines:
+            with suppress(ValueError):
+                rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def _checkpoints(directory: Path) -> Checkpoints:
     """Read the checkpoints' facts, no tensors. Damaged ones are passed over: the learner names them."""
     found: dict[int, CheckpointStatus] = {}
-    for file in sorted(directory.glob("*.json")):
-        if number_of(file.name, "json") is None:
-            continue
-        try:
-            facts = json.loads(file.read_bytes())
-            checkpoint = CheckpointStatus.model_validate(facts | {"saved_unix": file.stat().st_mtime})
-        except (OSError, ValueError, TypeError):
-            continue
-        found[checkpoint.updates] = checkpoint
+    for file in directory.glob("*.json"):
+        if number_of(file.name, "json") is not None:
+            with suppress(OSError, ValueError, TypeError):
+                facts = json.loads(file.read_bytes()) | {"saved_unix": file.stat().st_mtime}
+                checkpoint = CheckpointStatus.model_validate(facts)
+                found[checkpoint.updates] = checkpoint
     best = best_of({updates: merit_of(checkpoint.model_dump()) for updates, checkpoint in found.items()})
-    return Checkpoints(
-        count=len(found),
-        newest=found[max(found)] if found else None,
-        best=None if best is None else found[best],
-    )
+    newest = max(found, default=-1)
+    return Checkpoints(count=len(found), newest=found.get(newest), best=found.get(-1 if best is None else best))
 
 
 def _disk(directory: Path) -> dict[str, int]:
@@ -222,24 +208,17 @@ def _disk(directory: Path) -> dict[str, int]:
 
 def _size(path: Path) -> int:
     """Return the bytes of a file or of all files below; what vanishes meanwhile counts nothing."""
-    try:
+    with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             return sum(_size(Path(entry.path)) for entry in os.scandir(path))
         return path.lstat().st_size
-    except OSError:
-        return 0
+    return 0
 
 
-def _newest_pictures(run: RunDirectory) -> list[Path]:
+def _newest_pictures(run: Path) -> list[str]:
     """Return the newest picture and video of training, the last dream, and the newest video of an evaluation."""
-    newest = []
-    for pattern in ("pictures/*.png", "pictures/*.webm", "dream/dream.webm", "dream/dream.png", "eval/*.webm"):
-        newest += sorted(run.path.glob(pattern), key=_modified)[-1:]
-    return newest
-
-
-def _modified(file: Path) -> float:
-    try:
-        return file.stat().st_mtime
-    except OSError:
-        return 0.0
+    newest: list[Path] = []
+    with suppress(FileNotFoundError):  # one was removed meanwhile
+        for pattern in ("pictures/*.png", "pictures/*.webm", "dream/dream.webm", "dream/dream.png", "eval/*.webm"):
+            newest += sorted(run.glob(pattern), key=lambda file: file.stat().st_mtime)[-1:]
+    return [str(file) for file in newest]

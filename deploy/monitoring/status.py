@@ -33,11 +33,7 @@ Rows = Iterator[tuple[str, str]]
 
 
 def status(run: RunDirectory, as_json: bool) -> int:
-    """Print the status of a run or a dataset and return 0, whatever it is.
-
-    Args:
-        run: of any state, on any file system that this machine sees.
-        as_json: one JSON object instead of lines; numbers that are not finite become null.
+    """Print the status of a run or a dataset and return 0, whatever the status is.
 
     Raises:
         UserError: if there is no run, or it may not be read.
@@ -47,17 +43,13 @@ def status(run: RunDirectory, as_json: bool) -> int:
         found = read_run_status(run)
     except OSError as error:
         raise UserError(f"{run.shown} cannot be read: {error.strerror or error}.") from None
+    # Pydantic writes null for numbers that are not finite.
     print(found.model_dump_json(indent=1) if as_json else "\n".join(describe(found, time.time())))
     return 0
 
 
 def describe(found: RunStatus, now: float) -> list[str]:
-    """Return the lines for a reader.
-
-    Args:
-        found: the status.
-        now: seconds since 1970.
-    """
+    """Return the lines for a reader; `now` is in seconds since 1970."""
     rows = [*_progress_rows(found), *_model_rows(found), *_fleet_rows(found), *_file_rows(found, now)]
     return [*_head(found), "", *(f"{name:<{WIDTH}} {text}" for name, text in rows)]
 
@@ -91,16 +83,16 @@ def _progress_rows(found: RunStatus) -> Rows:
     parts = [_share(figures, "env_steps", "env steps")]
     if is_training:
         parts.append(_share(figures, "updates", "updates"))
-    left = figures.get("seconds_left")
-    if is_running and left:
-        parts.append(f"{format_duration(left)} left")
+    if is_running and figures["seconds_left"]:
+        parts.append(f"{format_duration(figures['seconds_left'])} left")
     yield "progress", ", ".join(parts)
-    if is_training and figures.get("fleet/ratio") is not None:
+    if is_training and "fleet/ratio" in figures:
         yield "train ratio", f"{figures['fleet/ratio']:.1f} of {figures.get('wanted/ratio', math.nan):g}"
-    steps, updates = figures.get("fleet/env_steps_per_s"), figures.get("fleet/updates_per_s")
-    if steps is not None:
-        of_updates = f", {updates:.2f} updates/s" if is_training and updates is not None else ""
-        yield "rates", f"{steps:.1f} env steps/s{of_updates}" + ("" if is_running else " at last")
+    if "fleet/env_steps_per_s" in figures:
+        rates = f"{figures['fleet/env_steps_per_s']:.1f} env steps/s"
+        if is_training and "fleet/updates_per_s" in figures:
+            rates += f", {figures['fleet/updates_per_s']:.2f} updates/s"
+        yield "rates", rates if is_running else f"{rates} at last"
     actors, learner = figures.get("fleet/actors_wait_fraction"), figures.get("fleet/learner_wait_fraction")
     if is_training and actors is not None and learner is not None:
         yield "waiting", f"actors {actors:.0%} of the time, learner {learner:.0%}{_bottleneck(actors, learner)}"
@@ -125,13 +117,14 @@ def _bottleneck(actors: float, learner: float) -> str:
 def _model_rows(found: RunStatus) -> Rows:
     """Yield losses and returns."""
     figures = found.figures
-    if figures.get("loss/total") is not None:
+    if "loss/total" in figures:
         names = [name for name in ("reconstruction", "kl", "reward", "continue") if f"loss/{name}" in figures]
-        yield "loss", ", ".join([f"{figures['loss/total']:.4g}", *(f"{n} {figures[f'loss/{n}']:.4g}" for n in names)])
-    if figures.get("staleness/mean") is not None:
+        parts = [f"{name} {figures[f'loss/{name}']:.4g}" for name in names]
+        yield "loss", ", ".join([f"{figures['loss/total']:.4g}", *parts])
+    if "staleness/mean" in figures:
         most = figures.get("staleness/max", math.nan)
         yield "staleness", f"mean {figures['staleness/mean']:.0f}, most {most:.0f} updates from acting to training"
-    if figures.get("episode/return") is not None:
+    if "episode/return" in figures:
         length = figures.get("episode/length", math.nan)
         yield "episodes", f"return {figures['episode/return']:.4g}, length {length:.0f} steps (mean of the last ones)"
     if found.evaluation:
@@ -143,18 +136,17 @@ def _model_rows(found: RunStatus) -> Rows:
 def _fleet_rows(found: RunStatus) -> Rows:
     """Yield the workers and what the replay holds."""
     figures = found.figures
-    alive, wanted, restarts = (figures.get(f"fleet/{name}") for name in ("actors", "actors_wanted", "restarts"))
-    if alive is not None and found.state == "running":
-        of_wanted = f" of {wanted:.0f}" if wanted is not None else ""
-        yield "actors", f"{alive:.0f}{of_wanted} alive"
-    if restarts:
-        yield "replaced", f"{restarts:.0f} workers since this start; the log says why"
-    if figures.get("replay/steps") is None:
+    if "fleet/actors" in figures and found.state == "running":
+        of_wanted = f" of {figures['fleet/actors_wanted']:.0f}" if "fleet/actors_wanted" in figures else ""
+        yield "actors", f"{figures['fleet/actors']:.0f}{of_wanted} alive"
+    if figures.get("fleet/restarts"):
+        yield "replaced", f"{figures['fleet/restarts']:.0f} workers since this start; the log says why"
+    if "replay/steps" not in figures:
         return
     parts = [f"{figures['replay/steps']:,.0f} steps"]
     stored, raw = figures.get("replay/bytes_stored"), figures.get("replay/bytes_raw")
+    capacity = found.replay_capacity_bytes
     if stored:
-        capacity = found.replay_capacity_bytes
         parts.append(format_bytes(stored) + (f" of {format_bytes(capacity)}" if capacity else ""))
         if raw:
             parts.append(f"{raw / stored:.1f} times smaller than raw")
@@ -196,7 +188,6 @@ def _warning_rows(found: RunStatus) -> Rows:
 
 
 def _measured(checkpoint: CheckpointStatus) -> str:
-    """Return how good a checkpoint was found to be: by its evaluation, else by its held-out loss."""
     if checkpoint.evaluation_return is not None:
         return f", evaluation return {checkpoint.evaluation_return:.4g}"
     return "" if checkpoint.held_out_loss is None else f", held-out loss {checkpoint.held_out_loss:.4g}"

@@ -25,7 +25,7 @@ from dreamfleet.deploy import state as state_module
 from dreamfleet.deploy.command_line import main
 from dreamfleet.deploy.monitoring.run_status import read_run_status
 from dreamfleet.deploy.run_directory import RunDirectory
-from dreamfleet.deploy.state import STATE_NAME, StateWriter, process_start, read_state, reason_killed
+from dreamfleet.deploy.state import STATE_NAME, StateWriter, process_start, read_state
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNTERS = {
@@ -231,8 +231,8 @@ def test_a_process_with_a_dead_one_s_number_is_not_taken_for_it(run: RunDirector
         state = read_state(run.path)
     assert state
     assert state.process_start
-    assert reason_killed(state, time.time()) == ""
-    assert reason_killed(state.model_copy(update={"process_start": state.process_start - 1}), time.time())
+    assert state.reason_killed(time.time()) == ""
+    assert state.model_copy(update={"process_start": state.process_start - 1}).reason_killed(time.time())
     assert process_start(2**22 + 1) is None
 
 
@@ -245,11 +245,11 @@ def test_a_driver_elsewhere_is_taken_for_killed_once_it_is_silent(
     assert state
     often = state.model_copy(update={"pause_s": 5.0})
     monkeypatch.setattr(state_module, "process_space", lambda: "another boot")
-    assert reason_killed(state, state.updated_unix + 119) == ""
-    assert "wrote nothing for 121 s" in reason_killed(state, state.updated_unix + 121)
-    assert reason_killed(often, state.updated_unix + 59) == ""
-    assert reason_killed(often, state.updated_unix + 61)
-    assert reason_killed(state, state.updated_unix - 30) == ""  # a clock that is behind
+    assert state.reason_killed(state.updated_unix + 119) == ""
+    assert "wrote nothing for 121 s" in state.reason_killed(state.updated_unix + 121)
+    assert often.reason_killed(state.updated_unix + 59) == ""
+    assert often.reason_killed(state.updated_unix + 61)
+    assert state.reason_killed(state.updated_unix - 30) == ""  # a clock that is behind
 
 
 # Without state.json, or with a bad one ----------------------------------------------------------------------------
