@@ -15,22 +15,19 @@ from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.process_log import LogRecord, WorkerLog
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.learner.hardware import TorchThreads
-from dreamfleet.learner.learner import Learner, TrainReport
-from dreamfleet.learner.pictures.pictures import Pictures
-from dreamfleet.learner.publishing_learner import PublishingLearner, Restored
+from dreamfleet.learner.learner import Learner, Restored, TrainReport
+from dreamfleet.learner.pictures.comparison import Pictures
 from dreamfleet.replay.ray_replay import RayReplay
 from dreamfleet.replay.sharded import ShardedReplay
 
 
 @ray.remote(concurrency_groups={"health": 1})  # type: ignore[call-overload]  # missing in Ray's overloads
 class LearnerProcess:
-    """A `PublishingLearner` in a process of its own, whose weights go to Ray's object store.
+    """A `Learner` in a process of its own, whose weights go to Ray's object store; its orders are the learner's.
 
     Args:
-        settings: the run's.
-        spaces: of its environment, as `Spaces.to_json` gives them.
+        spaces: as `Spaces.to_json` gives them.
         replay: handles of the processes of the replay's shards, in order.
-        run_directory: path of the run.
         busy_cores: cores of this machine that actors keep busy.
         set_to: the threads that torch was set to, where the run was started.
     """
@@ -46,46 +43,46 @@ class LearnerProcess:
     ) -> None:
         self._log = WorkerLog.install()
         shards = ShardedReplay([RayReplay(server) for server in replay], settings.seed, "learner: replay")
-        self._life = (settings, Spaces.from_json(spaces), shards, Path(run_directory), True, busy_cores, set_to)
-        self._built: PublishingLearner | None = None
+        directory = Path(run_directory)
+        self._arguments = (settings, Spaces.from_json(spaces), shards, directory, True, busy_cores, set_to, ray.put)
+        self._built: Learner | None = None
 
     @property
-    def _learner(self) -> PublishingLearner:
+    def _learner(self) -> Learner:
         """Built at the first order: an error in an actor's constructor would come with pages of Ray's own."""
         if self._built is None:
-            learner = Learner(*self._life)
-            self._built = PublishingLearner(learner, self._life[0].learner.publish_every, ray.put)
+            self._built = Learner(*self._arguments)
         return self._built
 
     def restore(self) -> Restored:
-        """Go on from the newest checkpoint, if any."""
+        """See `Learner.restore`; what was logged meanwhile is among the decisions."""
         restored = self._learner.restore()
         return restored._replace(decisions=[*restored.decisions, *(text for _, text in self._log.take())])
 
     def train(self, updates: int) -> TrainReport:
-        """Make so many updates; the report holds the weights if a new version was due."""
+        """See `Learner.train`."""
         return dataclasses.replace(self._learner.train(updates), log_records=self._log.take())
 
     def save(self, facts: dict[str, Any]) -> tuple[dict[str, Any], PublishedWeights]:
-        """Write a checkpoint; return its facts and its weights."""
+        """See `Learner.save`."""
         return self._learner.save(facts)
 
     def record_evaluation(self, updates: int, found: dict[str, Any]) -> bool:
-        """Add what an evaluation found to a checkpoint's facts; False if it is gone."""
+        """See `Learner.record_evaluation`."""
         return self._learner.record_evaluation(updates, found)
 
+    def draw_pictures(self) -> Pictures | None:
+        """See `Learner.draw_pictures`."""
+        return self._learner.draw_pictures()
+
     def finish(self) -> list[LogRecord]:
-        """Wait for the copy of the last checkpoint, and return what this process logged since its last train order."""
+        """See `Learner.finish`; return what this process logged since its last train order."""
         self._learner.finish()
         return self._log.take()
 
-    def draw_pictures(self) -> Pictures | None:
-        """Return pictures of what the model sees and predicts, or None while there is no sequence for them."""
-        return self._learner.draw_pictures()
-
     @ray.method(concurrency_group="health")
     def finish_early(self) -> None:
-        """End train orders after the update being made."""
+        """See `Learner.finish_early`; answered while it trains."""
         if self._built:
             self._built.finish_early()
 

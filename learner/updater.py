@@ -18,8 +18,7 @@ from dreamfleet.learner.behaviour.actor_critic import ActorCritic, BehaviourLoss
 from dreamfleet.learner.behaviour.imagination import imagine
 from dreamfleet.learner.compilation import Compilation, compile_region
 from dreamfleet.learner.hardware import Hardware
-from dreamfleet.learner.optimiser.adaptive_clipping import clip_adaptively, find_parts
-from dreamfleet.learner.optimiser.optimiser import ParameterGroup, correct_epsilon, make_optimiser
+from dreamfleet.learner.optimiser import ParameterGroup, clip_adaptively, correct_epsilon, find_parts, make_optimiser
 from dreamfleet.learner.world_model_loss import world_model_loss
 
 

@@ -12,9 +12,8 @@ from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.learner.checkpoints.restore import load_world_model
-from dreamfleet.learner.pictures.illustration import longest_episode
-from dreamfleet.learner.pictures.open_loop import DreamResult, dream
-from dreamfleet.learner.pictures.open_loop_files import write_dream
+from dreamfleet.learner.pictures.comparison import write_dream
+from dreamfleet.learner.pictures.open_loop import DreamResult, dream, longest_episode
 from dreamfleet.replay.compressed_batch import decompress
 from dreamfleet.replay.interface import NotEnoughExperienceError
 from dreamfleet.replay.sharded import ShardedReplay

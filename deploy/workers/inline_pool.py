@@ -26,7 +26,6 @@ from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.workers.pool import Counters, Worker, WorkerFailedError
 from dreamfleet.learner.hardware import torch_threads
 from dreamfleet.learner.learner import Learner
-from dreamfleet.learner.publishing_learner import PublishingLearner
 from dreamfleet.replay.interface import DirectChunkWriter, Shard
 from dreamfleet.replay.sharded import shard_of
 from dreamfleet.replay.shards import open_shards
@@ -152,7 +151,7 @@ class InlinePool:
         with own_torch_state():
             self._learner = Learner(self._settings, self._spaces, self._replay, self._run.path, prefetch=False,
                                     set_to=self._threads)  # fmt: skip
-        return Worker("learner", PublishingLearner(self._learner, self._settings.learner.publish_every, np.copy))
+        return Worker("learner", self._learner)
 
     def stop(self, worker: Worker) -> None:
         """Forget a worker and its orders."""
@@ -242,7 +241,7 @@ class InlinePool:
         torch.set_num_threads(self._threads.number)
 
     def _carry_out(self, worker: Worker, method: str, *arguments: Any) -> Any:
-        if isinstance(worker.target, PublishingLearner):
+        if isinstance(worker.target, Learner):
             with own_torch_state():  # whatever environments have set for themselves
                 return getattr(worker.target, method)(*arguments)
         if isinstance(worker.target, InlineEvaluator):

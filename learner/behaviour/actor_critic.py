@@ -19,21 +19,13 @@ from dreamfleet.common.acting.agent_networks import AgentNetworks
 from dreamfleet.common.model.rssm import State
 from dreamfleet.common.model.world_model import WorldModel
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.learner.behaviour.actor_critic_losses import (
-    Value,
-    advantages,
-    policy_loss,
-    replay_value_loss,
-    value_loss,
-)
-from dreamfleet.learner.behaviour.critic import Critic
+from dreamfleet.learner.behaviour.critic import Critic, Value, replay_value_loss, value_loss
 from dreamfleet.learner.behaviour.imagination import Imagined
-from dreamfleet.learner.behaviour.return_normaliser import ReturnNormaliser
-from dreamfleet.learner.behaviour.returns import discount_weights, lambda_returns, replay_returns
+from dreamfleet.learner.behaviour.returns import ReturnNormaliser, discount_weights, lambda_returns, replay_returns
 
 
 class BehaviourLosses(NamedTuple):
-    """What is descended: the actor's loss, the critic's, and the critic's on the replay with its weight; with metrics.
+    """The losses of an update with their metrics; `replay_value` is the critic's on the replay, with its weight.
 
     Where the gradient comes through the model (`ActorCritic.through_model`), the policy's loss reaches everything: its
     gradient is to be taken for the actor's parameters alone.
@@ -50,8 +42,8 @@ class Outlook(NamedTuple):
 
     Attributes:
         reward: (N, H + 1), the model's mean.
-        continuation: (N, H + 1), how much of what follows counts, the discount included.
-        value: (N, H + 1), what the returns are made of.
+        continuation: (N, H + 1), as for `lambda_returns`.
+        value: (N, H + 1), from which the returns are computed.
         returns: (N, H).
         weight: (N, H), how much each state counts.
     """
@@ -67,15 +59,9 @@ class ActorCritic(nn.Module):
     """An actor, its critic, and what they need to learn; as a module it holds all that a checkpoint must.
 
     Attributes:
-        actor: the agent's.
-        critic: of the states' values.
         slow: the critic's slow copy, or None.
         normaliser: of the returns, or None.
         through_model: whether the actor's gradient comes through the model (V1; V2 for boxes), else it is REINFORCE.
-
-    Args:
-        agent: with an actor.
-        settings: the run's.
     """
 
     def __init__(self, agent: AgentNetworks, settings: Settings) -> None:
@@ -107,7 +93,7 @@ class ActorCritic(nn.Module):
         """Return the losses of one update; the return normaliser takes its returns in.
 
         Args:
-            agent: whose actor this is.
+            agent: the owner of the actor.
             imagined: its futures from `states`, with a graph if the gradient comes through the model.
             states: (B, T, …), inferred from the batch, with their graph: the replayed value loss reaches the model.
             batch: `reward`, `is_last` and `is_terminal`, (B, T).
@@ -151,9 +137,7 @@ class ActorCritic(nn.Module):
         """Return what lies ahead of features (N, H + 1, F), with a graph if the gradient comes through the model.
 
         Args:
-            model: rewards and continuations.
-            features: with their graph, if any.
-            value: the critic on them, detached.
+            value: the critic on the features, detached.
             slow: the slow critic's means on them.
         """
         with torch.set_grad_enabled(self.through_model):
@@ -161,13 +145,13 @@ class ActorCritic(nn.Module):
             goes_on = model.predict_continue(features).mean if model.continuation is not None else None
             continuation = torch.full_like(reward, self._discount) if goes_on is None else self._discount * goes_on
             if self._settings.slow_critic == "target":
-                judged = self._slow_mean(features) if self.through_model else slow
+                expected = self._slow_mean(features) if self.through_model else slow
             else:
-                judged = self.critic(features).mean if self.through_model else value.mean.detach()
-            assert judged is not None
-            returns = lambda_returns(reward, judged, continuation, self._settings.return_lambda)
+                expected = self.critic(features).mean if self.through_model else value.mean.detach()
+            assert expected is not None
+            returns = lambda_returns(reward, expected, continuation, self._settings.return_lambda)
         weight = discount_weights(continuation, with_first=goes_on is not None)
-        return Outlook(reward.detach(), continuation.detach(), judged.detach(), returns, weight)
+        return Outlook(reward.detach(), continuation.detach(), expected.detach(), returns, weight)
 
     def _policy_loss(
         self, agent: AgentNetworks, features: Tensor, actions: Tensor, outlook: Outlook, advantage: Tensor
@@ -178,20 +162,8 @@ class ActorCritic(nn.Module):
         with torch.set_grad_enabled(not self.through_model or scale > 0):
             policy = agent.policy(features[:, :-1])
             entropy = _entropy(policy)  # (N, H)
-        if self.through_model:
-            loss = policy_loss(
-                "dynamics", outlook.weight, returns=outlook.returns, entropy=entropy, entropy_scale=scale
-            )
-        else:
-            loss = policy_loss(
-                "reinforce",
-                outlook.weight,
-                returns=outlook.returns,
-                log_prob=policy.log_prob(actions),
-                advantage=advantage,
-                entropy=entropy,
-                entropy_scale=scale,
-            )
+        objective = outlook.returns if self.through_model else reinforce_objective(policy.log_prob(actions), advantage)
+        loss = policy_loss(objective, outlook.weight, entropy, scale)
         return loss, entropy.mean()
 
     def _replay_value_loss(self, states: State, batch: Mapping[str, Tensor], ahead: Tensor) -> Tensor:
@@ -199,7 +171,6 @@ class ActorCritic(nn.Module):
 
         Args:
             states: (B, T, …) with their graph.
-            batch: the sequences.
             ahead: (N,), the imagined return of each state.
         """
         if not self._settings.replay_value_scale:
@@ -219,6 +190,39 @@ class ActorCritic(nn.Module):
     def _slow_mean(self, features: Tensor) -> Tensor | None:
         """Return the slow critic's means (…) for features (…, F), with a graph to these alone; None without one."""
         return self.slow(features).mean if self.slow is not None else None
+
+
+def advantages(returns: Tensor, value: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+    """Return (R_t − v_t)/scale (…, H), without gradient.
+
+    Args:
+        returns: R_0 … R_{H−1}, (…, H).
+        value: v_0 … v_H of the online critic, (…, H + 1).
+        scale: of the return normaliser.
+    """
+    return ((returns - value[..., :-1]) / scale).detach()
+
+
+def reinforce_objective(log_prob: Tensor, advantage: Tensor) -> Tensor:
+    """Return log π(sg(a))·sg(advantage) (…, H), to be maximised (V3; V2 for choices).
+
+    Args:
+        log_prob: (…, H), of the actions taken in the states 0 … H − 1, which must not carry a gradient themselves.
+        advantage: (…, H).
+    """
+    return log_prob * advantage.detach()
+
+
+def policy_loss(objective: Tensor, weight: Tensor, entropy: Tensor, entropy_scale: float) -> Tensor:
+    """Return −mean(sg(weight)·(objective + entropy_scale·entropy)), a scalar; see `value_loss` for the mean.
+
+    Args:
+        objective: (…, H), of the states 0 … H − 1: `reinforce_objective`, or the returns themselves, whose gradient
+            comes through the model and the sampled actions (V1, equation 7; V2 for boxes).
+        weight: (…, H), how much each state counts.
+        entropy: (…, H), of the policy.
+    """
+    return -(weight.detach() * (objective + entropy_scale * entropy)).mean()
 
 
 def _entropy(policy: ActionDistribution) -> Tensor:

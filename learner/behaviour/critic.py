@@ -1,6 +1,6 @@
-"""The critic: what lies ahead of a state, and its slow copy.
+"""The critic: what lies ahead of a state, its slow copy, and its losses.
 
-Shapes: F feature.
+Shapes: H horizon, T time, F feature. Imagined sequences have the states 0 … H along the last axis (see `returns.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from torch import Tensor
 from dreamfleet.common.model.distributions import BINS, Gaussian, TwoHot, symexp_bins
 from dreamfleet.common.model.heads import Head
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.learner.behaviour.actor_critic_losses import Value
+
+Value = Gaussian | TwoHot
+"""A critic's output: V1 and V2's Normal of unit deviation, V3's bins."""
 
 
 class Critic(Head):
@@ -49,3 +51,37 @@ class Critic(Head):
     def approach(self, other: Critic, share: float) -> None:
         """Move every parameter a share of the way to another critic's; with 1 this is a copy of it."""
         torch._foreach_lerp_(list(self.parameters()), list(other.parameters()), share)
+
+
+def value_loss(value: Value, returns: Tensor, weight: Tensor, slow: Tensor | None = None) -> Tensor:
+    """Return −mean(sg(weight)·(log p(sg(R)) + log p(sg(slow)))), a scalar.
+
+    With a Normal of unit deviation this is V1's and V2's loss, its constant included; with bins V3's cross-entropy,
+    whose second part keeps the critic near its slow copy. The mean is over the states 0 … H − 1 and everything before
+    that axis: the lengths are fixed, so it is the mean over the horizon, then over B and T.
+
+    Args:
+        value: the critic in the states 0 … H, (…, H + 1).
+        returns: R_0 … R_{H−1}, (…, H).
+        weight: (…, H).
+        slow: means of the slow critic in the states 0 … H, (…, H + 1); left out, the second part is.
+    """
+    predicted = value.without_last()
+    log_prob = predicted.log_prob(returns.detach())
+    if slow is not None:
+        log_prob = log_prob + predicted.log_prob(slow[..., :-1].detach())
+    return -(weight.detach() * log_prob).mean()
+
+
+def replay_value_loss(value: Value, returns: Tensor, is_last: Tensor, slow: Tensor | None = None) -> Tensor:
+    """Return the value loss of replayed sequences, a scalar: `value_loss` with the weight 1 − is_last (V3).
+
+    The mean is over all steps, those without weight included. The gradient reaches whatever the critic read.
+
+    Args:
+        value: the critic in the states 0 … T − 1, (…, T).
+        returns: of `replay_returns`, (…, T − 1).
+        is_last: (…, T).
+        slow: means of the slow critic, (…, T).
+    """
+    return value_loss(value, returns, 1.0 - is_last[..., :-1].to(returns.dtype), slow)

@@ -17,7 +17,7 @@ from dreamfleet.common.settings.schema import Settings
 from dreamfleet.learner.behaviour.actor_critic import ActorCritic
 from dreamfleet.learner.checkpoints.facts import DamagedCheckpointError
 from dreamfleet.learner.checkpoints.store import CheckpointStore
-from dreamfleet.learner.optimiser.optimiser import check_kind
+from dreamfleet.learner.optimiser import check_kind
 
 
 def load_world_model(

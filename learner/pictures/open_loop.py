@@ -1,8 +1,8 @@
-"""Open-loop imagination beside the truth: how far ahead a model knows what will be seen.
+"""Open-loop imagination beside the truth: how far ahead a model predicts what will be seen.
 
-A dream sees the first `context` steps of a sequence, then goes on from the actions alone. At each horizon its error is
-set beside those of two predictions that need no model: that nothing moves (the last seen frame again) and that
-everything is as on average (the mean frame). A model that has learnt nothing of what moves is no better than these.
+A dream sees the first `context` steps of a sequence and imagines the others from the actions alone. At each horizon its
+error is compared with those of two predictions that need no model: the last seen frame again, and the mean frame. A
+model that has learnt nothing of what moves is no better than these.
 
 Shapes: B sequences, T steps, H horizon (steps imagined, T - context).
 """
@@ -25,11 +25,11 @@ from dreamfleet.common.model.world_model import WorldModel
 
 Batch = Mapping[str, np.ndarray]
 _GROUP = 8
-"""Sequences that are dreamt of at once: what bounds the memory."""
+"""Sequences that are imagined at once, which bounds the memory."""
 
 
 class Unrolled(NamedTuple):
-    """What a model makes of sequences: each entry of the observation as (B, T, …), pictures in bytes, and the rewards.
+    """A model's view of sequences: each entry of the observation as (B, T, …), pictures in bytes, and the rewards.
 
     Attributes:
         reconstruction: each step from the state that has seen it.
@@ -54,15 +54,13 @@ class HorizonErrors(NamedTuple):
 
 @dataclass(frozen=True)
 class DreamResult:
-    """One dream of several sequences, and how good it was.
+    """One dream of several sequences, and its errors.
 
     Attributes:
         observation: name of the entry that was compared.
         is_image: whether it is a picture; errors are then per pixel in units of [0, 1], else per dimension as it is.
-        context: steps seen.
         truth: (B, T, …) of that entry.
         imagination: (B, T, …): reconstructed while seen, then one sampled future.
-        true_reward: (B, T).
         predicted_reward: (B, T), along `imagination`.
         errors: at horizons 1 to H.
         beats_both_until: the greatest horizon up to which the model is better than both others at each; 0 if at none.
@@ -86,21 +84,17 @@ class DreamResult:
         return self.truth.shape[1] - self.context
 
 
-def dream(
-    model: WorldModel, batch: Batch, context: int, samples: int = 4, seed: int = 0, mean_frame: np.ndarray | None = None
-) -> DreamResult:
-    """Let a model dream on from the first steps of sequences, and compare with what happened.
+def dream(model: WorldModel, batch: Batch, context: int, samples: int = 4, seed: int = 0) -> DreamResult:
+    """Have a model imagine what follows the first steps of sequences, and compare with what happened.
 
-    The prediction that is measured is the mean of several sampled futures, since the mean frame that it is set against
-    is a mean too; the one that is shown is a single sample.
+    The prediction that is measured is the mean of several sampled futures, since the mean frame that it is compared
+    with is a mean too; the one that is shown is a single sample.
 
     Args:
-        model: on any device; its mode is put back.
+        model: on any device; its mode is restored.
         batch: fields of the step format (B, T, …), none of which runs into another episode.
         context: steps seen, at least 1 and less than T.
         samples: futures to sample.
-        seed: of the samples.
-        mean_frame: of the experience that was trained on; by default that of this batch.
 
     Raises:
         ValueError: if the context leaves nothing to predict, or a sequence runs into another episode.
@@ -113,8 +107,7 @@ def dream(
         unroll(model, {name: part[g : g + _GROUP] for name, part in batch.items()}, context, samples) for g in groups
     ]
     mean = np.concatenate([group.mean_prediction[spec.name] for group in dreams])
-    mean_frame = None if mean_frame is None else in_units(mean_frame, spec)
-    errors = horizon_errors(in_units(truth, spec), in_units(mean, spec), context, mean_frame)
+    errors = horizon_errors(in_units(truth, spec), in_units(mean, spec), context)
     return DreamResult(
         observation=spec.name,
         is_image=spec.is_image,
@@ -130,12 +123,11 @@ def dream(
 
 
 def unroll(model: WorldModel, batch: Batch, context: int, samples: int = 1) -> Unrolled:
-    """Return what a model rebuilds of sequences and what it predicts after `context` steps; chance is torch's.
+    """Return a model's reconstructions of sequences, and its predictions after `context` steps; chance is torch's.
 
     Args:
-        model: on any device; its mode is put back.
+        model: on any device; its mode is restored.
         batch: fields of the step format (B, T, …).
-        context: steps seen.
         samples: futures whose mean is taken, each from a state sampled anew.
 
     Raises:
@@ -145,7 +137,7 @@ def unroll(model: WorldModel, batch: Batch, context: int, samples: int = 1) -> U
     if not 1 <= context < steps:
         raise ValueError(f"a context of {context} steps leaves nothing to predict of {steps}")
     if batch["is_first"][:, 1:].any():
-        raise ValueError("a sequence runs into another episode, which no actions can tell of")
+        raise ValueError("a sequence runs into another episode, which its actions cannot predict")
     device = next(model.parameters()).device
     names = [spec.name for spec in model.spaces.observations]
     tensors = {name: torch.as_tensor(batch[name], device=device) for name in (*names, "action", "is_first")}
@@ -154,36 +146,29 @@ def unroll(model: WorldModel, batch: Batch, context: int, samples: int = 1) -> U
         actions = previous_actions(encode_actions(model.spaces.action, tensors["action"]), is_first)
         embedding = model.encode({name: tensors[name] for name in names})
         seen = model.observe(embedding, actions, is_first).states
-        ahead = _go_on(model, seen, actions, context)
+        ahead = _continue(model, seen, actions, context)
         prediction = _shown(model, model.decode(ahead.feature))
         mean = {name: value.astype(np.float32) / samples for name, value in prediction.items()}
         for _ in range(samples - 1):
             again = model.observe(embedding[:, :context], actions[:, :context], is_first[:, :context]).states
-            for name, value in _shown(model, model.decode(_go_on(model, again, actions, context).feature)).items():
+            for name, value in _shown(model, model.decode(_continue(model, again, actions, context).feature)).items():
                 mean[name] += value.astype(np.float32) / samples
         reward = model.predict_reward(ahead.feature).mean.float().cpu().numpy()
         return Unrolled(_shown(model, model.decode(seen.feature)), prediction, mean, reward)
 
 
-def _go_on(model: WorldModel, seen: State, actions: Tensor, context: int) -> State:
+def _continue(model: WorldModel, seen: State, actions: Tensor, context: int) -> State:
     """Return the states (B, T, …): those seen up to `context`, then imagined ones."""
     imagined = model.imagine(seen.map(lambda part: part[:, context - 1]), actions[:, context:])
     return State(*(torch.cat([s[:, :context], i], dim=1) for s, i in zip(seen, imagined, strict=True)))
 
 
-def horizon_errors(
-    truth: np.ndarray, prediction: np.ndarray, context: int, mean_frame: np.ndarray | None = None
-) -> HorizonErrors:
-    """Return the mean squared errors of three predictions at each horizon.
+def horizon_errors(truth: np.ndarray, prediction: np.ndarray, context: int) -> HorizonErrors:
+    """Return the mean squared errors at each horizon after `context`, for truth and prediction (B, T, …).
 
-    Args:
-        truth: (B, T, …).
-        prediction: likewise; only what lies after `context` counts.
-        context: steps seen.
-        mean_frame: (…); by default the mean over B and T of `truth`, frames to be predicted among them, which is the
-            best that any one frame can do.
+    The mean frame is that of the whole truth, frames to be predicted among them: the best that any one frame can do.
     """
-    mean_frame = truth.mean(axis=(0, 1)) if mean_frame is None else mean_frame
+    mean_frame = truth.mean(axis=(0, 1))
     ahead = truth[:, context:]
 
     def error(guess: np.ndarray) -> np.ndarray:
@@ -194,9 +179,18 @@ def horizon_errors(
 
 
 def beats_both_until(errors: HorizonErrors) -> int:
-    """Return the greatest horizon k such that the model is better than both others at each of 1 to k; 0 if not at 1."""
+    """Return the greatest horizon k such that the model is better than both others at each of 1 to k, or 0."""
     better = (errors.model < errors.last_frame) & (errors.model < errors.mean_frame)
     return len(better) if better.all() else int(np.argmin(better))
+
+
+def longest_episode(batch: Mapping[str, np.ndarray], most: int) -> dict[str, np.ndarray]:
+    """Return a batch of one: the sequence with the longest first episode, cut to that and to `most` steps."""
+    firsts = batch["is_first"].astype(bool).copy()
+    firsts[:, 0] = False
+    lengths = np.where(firsts.any(axis=1), firsts.argmax(axis=1), firsts.shape[1])
+    row = int(lengths.argmax())
+    return {name: array[row : row + 1, : min(int(lengths[row]), most)] for name, array in batch.items()}
 
 
 def shown_observation(spaces: Spaces) -> ObservationSpec:
@@ -216,7 +210,7 @@ def _shown(model: WorldModel, means: Mapping[str, Tensor]) -> dict[str, np.ndarr
 
 @contextmanager
 def _eval_mode(model: WorldModel) -> Iterator[None]:
-    """Measure without noise on the pictures and with batch norm's running statistics, then go back to what was."""
+    """Without noise on the pictures and with batch norm's running statistics; the mode is restored."""
     was_training = model.training
     model.eval()
     try:

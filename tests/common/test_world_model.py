@@ -14,8 +14,7 @@ from dreamfleet.common.model.world_model import WorldModel
 from dreamfleet.common.settings.model import LossSettings, ModelSettings
 from dreamfleet.common.settings.resolve import resolve
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.learner.optimiser.adaptive_clipping import clip_adaptively
-from dreamfleet.learner.optimiser.optimiser import ParameterGroup, make_optimiser
+from dreamfleet.learner.optimiser import ParameterGroup, clip_adaptively, make_optimiser
 from dreamfleet.learner.world_model_loss import world_model_loss
 
 pytestmark = pytest.mark.numeric

@@ -11,7 +11,8 @@ from torch import Tensor
 from dreamfleet.common.acting.action_distributions import action_distribution
 from dreamfleet.common.experience.spaces import ActionSpec
 from dreamfleet.common.model.distributions import Gaussian, TwoHot, symexp_bins
-from dreamfleet.learner.behaviour.actor_critic_losses import advantages, policy_loss, replay_value_loss, value_loss
+from dreamfleet.learner.behaviour.actor_critic import advantages, policy_loss, reinforce_objective
+from dreamfleet.learner.behaviour.critic import replay_value_loss, value_loss
 from dreamfleet.learner.behaviour.returns import discount_weights, lambda_returns
 
 pytestmark = pytest.mark.numeric
@@ -36,15 +37,7 @@ def test_advantages_belong_to_the_state_before_the_return() -> None:
 def test_v3s_policy_loss_is_reinforce_with_entropy() -> None:
     """Minus the mean of weight·(log π·advantage + 3e-4·entropy), added up element by element."""
     weight, log_prob, advantage, entropy = (random(N, H, seed=seed) for seed in range(4))
-    loss = policy_loss(
-        "reinforce",
-        weight,
-        returns=torch.full((N, H), math.nan),
-        log_prob=log_prob,
-        advantage=advantage,
-        entropy=entropy,
-        entropy_scale=3e-4,
-    )
+    loss = policy_loss(reinforce_objective(log_prob, advantage), weight, entropy, 3e-4)
     total = sum(
         weight[n, t].item() * (log_prob[n, t].item() * advantage[n, t].item() + 3e-4 * entropy[n, t].item())
         for n in range(N)
@@ -57,10 +50,7 @@ def test_reinforce_reaches_the_policy_alone() -> None:
     """Through log π and the entropy; neither weight nor advantage passes a gradient on."""
     parts = [random(N, H, seed=seed).requires_grad_() for seed in range(4)]
     weight, log_prob, advantage, entropy = parts
-    loss = policy_loss(
-        "reinforce", weight, returns=advantage, log_prob=log_prob, advantage=advantage, entropy=entropy,
-        entropy_scale=0.5,
-    )  # fmt: skip
+    loss = policy_loss(reinforce_objective(log_prob, advantage), weight, entropy, 0.5)
     gradients = torch.autograd.grad(loss, parts, allow_unused=True)
     assert gradients[0] is None
     assert gradients[2] is None
@@ -71,21 +61,11 @@ def test_reinforce_reaches_the_policy_alone() -> None:
 def test_v1s_policy_loss_is_minus_the_weighted_return() -> None:
     """The gradient goes through the returns; the weights pass none on."""
     weight, returns = random(N, H, seed=0).requires_grad_(), random(N, H, seed=1).requires_grad_()
-    loss = policy_loss("dynamics", weight, returns=returns)
+    loss = policy_loss(returns, weight, torch.zeros(N, H), 0.0)
     assert loss.item() == pytest.approx(-(weight * returns).mean().item())
     (gradient,) = torch.autograd.grad(loss, returns, retain_graph=True)
     assert torch.allclose(gradient, -weight / (N * H))
     assert torch.autograd.grad(loss, weight, allow_unused=True) == (None,)
-
-
-def test_v2s_policy_loss_mixes_both() -> None:
-    """A tenth of the one and nine tenths of the other, with the entropy counted once."""
-    weight, log_prob, advantage, entropy, returns = (random(N, H, seed=seed) for seed in range(5))
-    parts = {"returns": returns, "log_prob": log_prob, "advantage": advantage}
-    mixed = policy_loss("both", weight, **parts, entropy=entropy, entropy_scale=2e-3, mix=0.1)
-    dynamics, reinforce = (policy_loss(kind, weight, **parts) for kind in ("dynamics", "reinforce"))
-    expected = 0.1 * dynamics + 0.9 * reinforce - 2e-3 * (weight * entropy).mean()
-    assert mixed.item() == pytest.approx(expected.item())
 
 
 def test_v1s_gradient_through_the_dynamics_is_that_of_finite_differences() -> None:
@@ -103,7 +83,8 @@ def test_v1s_gradient_through_the_dynamics_is_that_of_finite_differences() -> No
         value = torch.stack([torch.zeros_like(values[0]), *values], -1)
         continuation = torch.full_like(reward, 0.99)
         weight = discount_weights(continuation, with_first=False)
-        return policy_loss("dynamics", weight, returns=lambda_returns(reward, value, continuation, 0.95))
+        returns = lambda_returns(reward, value, continuation, 0.95)
+        return policy_loss(returns, weight, torch.zeros_like(returns), 0.0)
 
     policy = torch.cat([random(N, H, 1, seed=1), random(N, H, 1, seed=2) - 5.0], -1).requires_grad_()
     assert torch.autograd.gradcheck(loss, policy)
@@ -119,15 +100,9 @@ def test_reinforce_estimates_the_gradient_of_the_expected_return() -> None:
     losses = []
     for choice in range(3):
         log_prob = action_distribution("tanh_normal", raw, spec).log_prob(torch.eye(3, dtype=torch.float64)[choice])
-        losses.append(
-            policy_loss(
-                "reinforce",
-                torch.ones(1, dtype=torch.float64),
-                returns=gains[choice][None],
-                log_prob=log_prob[None],
-                advantage=advantages(gains[choice][None], torch.tensor([0.7, 9.0], dtype=torch.float64)),
-            )
-        )
+        advantage = advantages(gains[choice][None], torch.tensor([0.7, 9.0], dtype=torch.float64))
+        objective = reinforce_objective(log_prob[None], advantage)
+        losses.append(policy_loss(objective, torch.ones_like(advantage), torch.zeros_like(advantage), 0.0))
     mean = (raw.detach().softmax(-1) * torch.stack(losses)).sum()
     assert torch.allclose(torch.autograd.grad(mean, raw)[0], expected)
 
@@ -158,26 +133,22 @@ def cross_entropy(logits: Tensor, target: float, bins: Tensor) -> float:
     return -((1 - share) * log_p[above - 1] + share * log_p[above]).item()
 
 
-@pytest.mark.parametrize("slow_scale", [None, 1.0, 0.5])
-def test_v3s_value_loss_is_a_cross_entropy_with_the_slow_critic(slow_scale: float | None) -> None:
-    """weight·(CE to the return + scale·CE to the slow critic's mean), element by element in float64."""
+@pytest.mark.parametrize("has_slow", [False, True])
+def test_v3s_value_loss_is_a_cross_entropy_with_the_slow_critic(has_slow: bool) -> None:
+    """weight·(CE to the return + CE to the slow critic's mean), element by element in float64."""
     bins = symexp_bins().double()
     logits, returns, slow = random(N, H + 1, 255, seed=0), 30 * random(N, H, seed=1), 5 * random(N, H + 1, seed=2)
     weight = random(N, H, seed=3).sigmoid()
     for tensor in (logits, returns, slow, weight):
         tensor.requires_grad_()
     critic = TwoHot(logits, bins)
-    loss = (
-        value_loss(critic, returns, weight)
-        if slow_scale is None
-        else value_loss(critic, returns, weight, slow, slow_scale)
-    )
+    loss = value_loss(critic, returns, weight, slow if has_slow else None)
     total = 0.0
     for n in range(N):
         for t in range(H):
             part = cross_entropy(logits[n, t], returns[n, t].item(), bins)
-            if slow_scale is not None:
-                part += slow_scale * cross_entropy(logits[n, t], slow[n, t].item(), bins)
+            if has_slow:
+                part += cross_entropy(logits[n, t], slow[n, t].item(), bins)
             total += weight[n, t].item() * part
     assert loss.item() == pytest.approx(total / (N * H))
     to_logits, *others = torch.autograd.grad(loss, [logits, returns, slow, weight], allow_unused=True)

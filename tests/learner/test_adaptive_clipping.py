@@ -13,8 +13,7 @@ from dreamfleet.common.acting.agent_networks import AgentNetworks
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.model.layers import ForkedLinear
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.learner.optimiser.adaptive_clipping import clip_adaptively, find_parts
-from dreamfleet.learner.optimiser.laprop import LaProp
+from dreamfleet.learner.optimiser import LaProp, clip_adaptively, find_parts
 
 pytestmark = pytest.mark.numeric
 

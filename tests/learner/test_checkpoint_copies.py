@@ -339,20 +339,20 @@ def test_a_learner_goes_on_from_the_url_when_its_directory_is_lost(tmp_path: Pat
         return Learner(settings, square_format().spaces, replay, tmp_path / directory, prefetch=False)
 
     first = learner("first")
-    assert first.restore() is None
+    assert first.restore().facts is None
     first.train(2)
-    saved = first.save({"env_steps": 17})
+    saved, _ = first.save({"env_steps": 17})
     first.finish()
     expected = first.train(2).metrics
 
     second = learner("second")
-    assert second.restore() == saved
+    assert second.restore().facts == saved
     assert any(f"update 2 was fetched from {url}" in decision for decision in second.decisions)
     assert any("start: from the checkpoint of update 2" in decision for decision in second.decisions)
     assert second.train(2).metrics == expected
 
     again = learner("first")
-    assert again.restore() == saved
+    assert again.restore().facts == saved
     assert not any("fetched" in decision for decision in again.decisions)
     replay.close()
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dreamfleet.learner.optimiser.adaptive_clipping import clip_adaptively
-from dreamfleet.learner.optimiser.laprop import LaProp
+from dreamfleet.learner.optimiser import LaProp, clip_adaptively
 
 pytestmark = pytest.mark.numeric
 

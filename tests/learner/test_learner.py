@@ -12,15 +12,16 @@ from make_chunks import cut, make_stream
 from moving_square import play_square, square_format, square_replay
 from small_runs import small_settings
 
+from dreamfleet.common.acting.agent_networks import flatten
+from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.schema import ReplaySettings, Settings
-from dreamfleet.learner.bad_batch import write_arrays
+from dreamfleet.learner.batches import staleness, write_arrays
 from dreamfleet.learner.checkpoints.restore import load_world_model
 from dreamfleet.learner.learner import Learner
 from dreamfleet.learner.pictures.open_loop import dream
-from dreamfleet.learner.staleness import staleness
 from dreamfleet.replay.compressed_batch import decompress
 from dreamfleet.replay.interface import NotEnoughExperienceError
 from dreamfleet.replay.replay import Replay
@@ -83,10 +84,10 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(
     first = learner_on(replay, tmp_path / "cut", settings, prefetch)
     first.train(4)
     first.draw_pictures()  # neither pictures nor measuring may disturb the run
-    saved = first.save({"env_steps": 17})
+    saved, _ = first.save({"env_steps": 17})
     first.close()
     second = learner_on(replay, tmp_path / "cut", settings, prefetch)
-    assert second.restore() == saved
+    assert second.restore().facts == saved
     resumed = second.train(4)
     second.close()
 
@@ -114,7 +115,7 @@ def test_every_update_has_its_own_batch_and_noise(replay: Replay, tmp_path: Path
         learner_on(replay, tmp_path, small_settings().model_copy(update={"seed": 4})),
     )
     assert not same_weights(one, other)
-    batches = [one._fetch(number)["image"] for number in (1, 2)]
+    batches = [one._batches.fetch(number)["image"] for number in (1, 2)]
     assert not torch.equal(*batches)
 
 
@@ -125,10 +126,10 @@ def test_metrics_are_means_and_weights_follow_the_updates(replay: Replay, tmp_pa
     single = [one_by_one.train(1).metrics["loss/total"] for _ in range(3)]
     assert report.metrics["loss/total"] == pytest.approx(np.mean(single), rel=1e-5)
     assert report.metrics["gradient/norm"] > 0
-    assert set(report.timings) == {"wait", "transfer", "forward_backward", "optimiser"}
-    version, flat = in_one.weights()
-    assert version == report.updates == 3
-    assert flat.size == sum(tensor.numel() for tensor in in_one.model.acting_parameters().values())
+    assert set(report.timings) == {"wait", "transfer", "forward_backward", "optimiser", "publish"}
+    published = in_one.publish()
+    assert published.version == report.updates == 3
+    assert published.handle.size == sum(tensor.numel() for tensor in in_one.model.acting_parameters().values())
     assert in_one.train(0).metrics == {}
 
 
@@ -156,6 +157,41 @@ def test_staleness_is_a_distribution_over_what_weights_chose() -> None:
     assert (found["staleness/p50"], found["staleness/max"]) == (4.5, 9.0)
     assert found["staleness/p90"] == pytest.approx(8.1)
     assert staleness([3], [np.full(4, -1)]) == {"staleness/by_chance": 1.0}
+
+
+# Publishing ----------------------------------------------------------------------------------------------------------
+
+
+def publishing(replay: Replay, directory: Path, every: int) -> tuple[Learner, list[np.ndarray]]:
+    """Return a learner that publishes every so often, and where its weights go."""
+    put: list[np.ndarray] = []
+
+    def handle_of(flat: np.ndarray) -> str:
+        put.append(flat)
+        return f"object {len(put)}"
+
+    settings = small_settings(learner={"publish_every": every})
+    return Learner(settings, SPACES, replay, directory, prefetch=False, put=handle_of), put
+
+
+def test_the_first_weights_are_published_at_the_start(replay: Replay, tmp_path: Path) -> None:
+    """Actors have weights before the first update, and after a restart those that were restored."""
+    first, _ = publishing(replay, tmp_path, 16)
+    assert first.restore()[:2] == (0, PublishedWeights(0, "object 1"))
+    first.train(2)
+    assert first.save({})[1] == PublishedWeights(2, "object 2")
+    second, _ = publishing(replay, tmp_path, 16)
+    assert second.restore()[:2] == (2, PublishedWeights(2, "object 1"))
+
+
+def test_weights_are_published_once_per_so_many_updates(replay: Replay, tmp_path: Path) -> None:
+    """An order that passes a multiple of `publish_every` publishes once, at its end; the others publish nothing."""
+    learner, put = publishing(replay, tmp_path, 4)
+    learner.restore()
+    published = [learner.train(updates).published for updates in (2, 2, 2, 2, 2, 10)]
+    assert [weights and weights.version for weights in published] == [None, 4, None, 8, None, 20]
+    assert len(put) == 4
+    assert np.array_equal(put[-1], flatten(learner.agent.acting_parameters()))
 
 
 # What must not be trained on -----------------------------------------------------------------------------------------
@@ -211,7 +247,7 @@ def test_arrays_of_any_name_can_be_saved(tmp_path: Path) -> None:
 def test_without_a_checkpoint_it_begins_anew(replay: Replay, tmp_path: Path) -> None:
     """No checkpoint is no error, and the decision is told."""
     learner = learner_on(replay, tmp_path)
-    assert learner.restore() is None
+    assert learner.restore().facts is None
     assert any("from the beginning" in decision for decision in learner.decisions)
 
 

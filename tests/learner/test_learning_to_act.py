@@ -126,7 +126,7 @@ def test_every_dreamer_resumes_bit_for_bit(tmp_path: Path, preset: str) -> None:
     ):
         assert mine.keys() == others.keys()
         assert all(torch.equal(mine[name], others[name]) for name in mine)
-    assert (flatten(whole.agent.acting_parameters()) == second.weights()[1]).all()
+    assert (flatten(whole.agent.acting_parameters()) == second.publish().handle).all()
 
 
 def test_dreaming_needs_no_actor(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_dreaming_needs_no_actor(tmp_path: Path) -> None:
     model, _ = load_world_model(tmp_path / "checkpoints", settings.model)
     replay.close()
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in learner.model.state_dict().items())
-    assert learner.weights()[1].size > flatten(model.acting_parameters()).size
+    assert learner.publish().handle.size > flatten(model.acting_parameters()).size
 
 
 @pytest.mark.parametrize(

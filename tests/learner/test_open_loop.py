@@ -18,18 +18,18 @@ from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.model.world_model import WorldModel
 from dreamfleet.common.video import to_rgb
 from dreamfleet.learner.pictures.charts import BLUE, Curve, draw_chart
-from dreamfleet.learner.pictures.illustration import longest_episode
+from dreamfleet.learner.pictures.comparison import write_dream
+from dreamfleet.learner.pictures.frames import draw_panels, draw_strips, enlarge
 from dreamfleet.learner.pictures.open_loop import (
     DreamResult,
     HorizonErrors,
     beats_both_until,
     dream,
     horizon_errors,
+    longest_episode,
     shown_observation,
     unroll,
 )
-from dreamfleet.learner.pictures.open_loop_files import write_dream
-from dreamfleet.learner.pictures.pictures import draw_panels, draw_strips, enlarge
 
 Batch = dict[str, np.ndarray]
 
@@ -62,7 +62,6 @@ def test_errors_are_those_worked_out_by_hand() -> None:
             (0.25**2 + 0.625**2 + 0.25**2 + 0.375**2) / 4,
         ]
     )
-    assert horizon_errors(truth, prediction, 1, mean_frame=np.zeros(2)).mean_frame.tolist() == [0.5, 0.75, 0.25]
 
 
 @pytest.mark.parametrize(

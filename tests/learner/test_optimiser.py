@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dreamfleet.common.settings.schema import LearnerSettings
-from dreamfleet.learner.optimiser.optimiser import ParameterGroup, correct_epsilon, make_optimiser
+from dreamfleet.learner.optimiser import ParameterGroup, correct_epsilon, make_optimiser
 
 pytestmark = pytest.mark.numeric
 

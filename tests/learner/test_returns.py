@@ -9,8 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from dreamfleet.learner.behaviour.return_normaliser import ReturnNormaliser, percentiles
-from dreamfleet.learner.behaviour.returns import discount_weights, lambda_returns, replay_returns
+from dreamfleet.learner.behaviour.returns import (
+    ReturnNormaliser,
+    discount_weights,
+    lambda_returns,
+    percentiles,
+    replay_returns,
+)
 
 pytestmark = pytest.mark.numeric
 

@@ -1,30 +1,16 @@
-"""Pictures of what a model saw and imagined: strips and videos that a stranger can read.
+"""Frames of sequences laid out as strips, panels and walls, with names, steps and numbers.
 
 Frames are uint8 RGB (T, H, W, 3) here; `common/video.py` makes them of whatever an environment shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
-from dreamfleet.common.video import to_rgb
-from dreamfleet.learner.pictures.charts import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    WHITE,
-    Colour,
-    Curve,
-    draw_chart,
-    draw_text,
-)
+from dreamfleet.learner.pictures.charts import BLACK, GREEN, ORANGE, WHITE, Colour, draw_text
 
 _LABELS = 104
 """Pixels left of the rows of a strip, for their names."""
@@ -32,42 +18,8 @@ _LINE = 20
 """Height of a line of text in pixels."""
 _GAP = 4
 """Pixels between two panels."""
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """What to show of a model at one moment of its training.
-
-    Attributes:
-        still: (H, W, 3), uint8 RGB.
-        video: (T, H, W, 3), uint8 RGB, or None where there is nothing that moves (vector observations).
-        facts: what it shows, as plain data: `observation`, `held_out`, `context`, `steps`.
-    """
-
-    still: np.ndarray
-    video: np.ndarray | None
-    facts: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One sequence: the truth, what the model rebuilt of it, and what it predicted.
-
-    Attributes:
-        truth: (T, H, W, C) uint8, or (T, D) for vectors.
-        reconstruction: likewise, each step seen by the model.
-        prediction: likewise; from step `context` on, from the actions alone.
-        context: steps seen before the prediction.
-        true_reward: (T,); `predicted_reward` belongs to `prediction`.
-        predicted_reward: (T,).
-    """
-
-    truth: np.ndarray
-    reconstruction: np.ndarray
-    prediction: np.ndarray
-    context: int
-    true_reward: np.ndarray
-    predicted_reward: np.ndarray
+_COLUMNS_SEEN, _COLUMNS_IMAGINED = 3, 8
+"""Most columns of a strip before and after the context."""
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -86,23 +38,18 @@ def draw_strips(
     rows: Sequence[tuple[str, np.ndarray]],
     context: int,
     footer: Sequence[tuple[str, np.ndarray]] = (),
-    columns_seen: int = 3,
-    columns_imagined: int = 8,
 ) -> np.ndarray:
     """Return a picture (H, W, 3) of sequences as rows of frames, with the steps above and numbers below.
 
     Args:
-        title: what it shows.
         rows: name and frames (T, H, W, 3) of each row, all of one shape.
         context: the first step that was imagined.
         footer: name and values (T,) of each line of numbers under the frames.
-        columns_seen: at most so many of the steps before `context`.
-        columns_imagined: at most so many of the others.
     """
     steps = len(rows[0][1])
     columns = [
-        *_spread(0, min(context, steps), min(columns_seen, context)),
-        *_spread(min(context, steps), steps, min(columns_imagined, steps - context)),
+        *_spread(0, min(context, steps), min(_COLUMNS_SEEN, context)),
+        *_spread(min(context, steps), steps, min(_COLUMNS_IMAGINED, steps - context)),
     ]
     rows = [(name, enlarge(frames[columns], 80)) for name, frames in rows]
     height, width = (size + _GAP for size in rows[0][1].shape[1:3])
@@ -129,11 +76,11 @@ def draw_strips(
 
 
 def draw_panels(panels: Sequence[tuple[str, np.ndarray]], captions: Sequence[str], context: int) -> np.ndarray:
-    """Return a video (T, H, W, 3) of panels side by side, each under its name, over a line that tells of the step.
+    """Return a video (T, H, W, 3) of panels side by side, each under its name, over a line about the step.
 
     Args:
         panels: name and frames (T, H, W, 3) of each, all of one shape.
-        captions: for each step what to write under the panels, after its number and whether it was seen.
+        captions: for each step a text to add after its number and whether it was seen.
         context: the first step that was imagined; from there on the names are orange.
     """
     panels = [(name, enlarge(frames, 128)) for name, frames in panels]
@@ -179,53 +126,6 @@ def draw_wall(rows: Sequence[tuple[str, np.ndarray]], context: int) -> np.ndarra
     return video
 
 
-def compare_images(comparison: Comparison, title: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the still and the video of truth, reconstruction, open-loop prediction and its error."""
-    truth, reconstruction, prediction = (
-        to_rgb(images) for images in (comparison.truth, comparison.reconstruction, comparison.prediction)
-    )
-    error = difference(truth, prediction)
-    rewards = [("true reward", comparison.true_reward), ("open-loop reward", comparison.predicted_reward)]
-    rows = [
-        ("truth", truth),
-        ("reconstruction\n(sees each step)", reconstruction),
-        (f"open loop\n(sees the first {comparison.context})", prediction),
-        ("error:\n|truth - open loop|", error),
-    ]
-    captions = [
-        f"reward: true {true:+.2f}, open loop {predicted:+.2f}"
-        for true, predicted in zip(comparison.true_reward, comparison.predicted_reward, strict=True)
-    ]
-    panels = [("truth", truth), ("reconstruction", reconstruction), ("open loop", prediction), ("error", error)]
-    return (
-        draw_strips(title, rows, comparison.context, rewards),
-        draw_panels(panels, captions, comparison.context),
-    )
-
-
-def compare_vectors(comparison: Comparison, title: str, most: int = 6) -> np.ndarray:
-    """Return charts (H, W, 3) one under the other: truth and prediction of `most` dimensions and the reward."""
-    steps = np.arange(len(comparison.truth))
-    pairs = [
-        (f"dimension {number}", comparison.truth[:, number], comparison.prediction[:, number])
-        for number in range(min(most, comparison.truth.shape[1]))
-    ]
-    pairs.append(("reward", comparison.true_reward, comparison.predicted_reward))
-    charts = [
-        draw_chart(
-            [Curve("truth", steps, true, GREY), Curve("open loop", steps, predicted, BLUE)],
-            f"{title}: {name}" if number == 0 else name,
-            "step",
-            name,
-            size=(720, 220),
-            marker=(comparison.context, "imagined from here"),
-            from_zero=False,
-        )
-        for number, (name, true, predicted) in enumerate(pairs)
-    ]
-    return np.concatenate(charts)
-
-
 def _spread(start: int, stop: int, count: int) -> list[int]:
     """Return `count` numbers spread evenly over [start, stop), both ends among them where there are two or more."""
     if count == 1:
@@ -234,7 +134,7 @@ def _spread(start: int, stop: int, count: int) -> list[int]:
 
 
 def _draw_heading(picture: np.ndarray, x: int, width: int, step: int, context: int) -> None:
-    """Write a column's step, and under it a bar that tells whether the model saw it."""
+    """Write a column's step, and under it a bar coloured by whether the model saw it."""
     seen = step < context
     draw_text(picture, f"{step}", x + 2, 2 * _LINE - 4, BLACK)
     draw_text(picture, "seen" if seen else "imagined", x + 2, 3 * _LINE - 6, GREEN if seen else ORANGE, 0.38)
