@@ -20,7 +20,7 @@ from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ObservationSpec, Spaces
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.run_directory import RunDirectory
-from dreamfleet.learner.acting_weights import load_acting_weights
+from dreamfleet.learner.checkpoints.restore import load_acting_weights
 
 
 class Agent:

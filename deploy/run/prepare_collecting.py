@@ -19,7 +19,7 @@ from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.fleet.ledger import TrainRatio
 from dreamfleet.deploy.run.prepare import RunSpec, check_modes, check_same_spaces, probe
 from dreamfleet.deploy.run_directory import RunDirectory
-from dreamfleet.learner.acting_weights import load_acting_weights
+from dreamfleet.learner.checkpoints.restore import load_acting_weights
 from dreamfleet.replay.report import count_steps
 from dreamfleet.replay.shards import plan_shards, shard_paths
 

@@ -46,7 +46,7 @@ from dreamfleet.deploy.run.stop import StopRequest
 from dreamfleet.deploy.run.summary import summarise_collecting, summarise_training
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.workers.pool import Pool
-from dreamfleet.learner.acting_weights import load_acting_weights
+from dreamfleet.learner.checkpoints.restore import load_acting_weights
 
 Environment = str | Callable[..., Any]
 """An environment's id, or a function or class at the top level of a module, a script or a notebook."""

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from dreamfleet.common.acting.agent_networks import AgentNetworks
+from dreamfleet.common.acting.agent_networks import AgentNetworks, flatten
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import Spaces, first_difference
 from dreamfleet.common.model.world_model import WorldModel
@@ -37,6 +38,23 @@ def load_world_model(
     model = WorldModel(Spaces.from_json(facts["spaces"]), settings).to(device)
     load_parameters(model, state["model"], f"The checkpoint of update {facts['updates']}")
     return model.eval(), facts
+
+
+def load_acting_weights(checkpoints: Path, settings: Settings, which: str = "newest") -> tuple[int, np.ndarray]:
+    """Return the updates of a run's newest or best whole checkpoint, and its weights as the learner published them.
+
+    Raises:
+        UserError: if there is none, or it is not of a model of these settings.
+    """
+    state, facts = find_checkpoint(checkpoints, which)
+    origin = f"The checkpoint of update {facts['updates']}"
+    agent = AgentNetworks(Spaces.from_json(facts["spaces"]), settings)
+    load_parameters(agent.world_model, state["model"], origin)
+    kind = settings.behaviour.kind
+    actor_critic = ActorCritic(agent, settings) if kind == "actor_critic" else None
+    load_behaviour(actor_critic, state.get("behaviour"), kind, origin)
+    with torch.no_grad():
+        return int(facts["updates"]), flatten(agent.acting_parameters())
 
 
 def find_checkpoint(

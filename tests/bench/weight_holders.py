@@ -15,7 +15,7 @@ TIMEOUT_S = 60.0
 
 @ray.remote
 class Publisher:
-    """Publishes weights as `PublishingLearner` does: one object per version, kept by its owner until the next."""
+    """Publishes weights as `Learner` does: one object per version, kept by its owner until the next."""
 
     def __init__(self) -> None:
         self._published: PublishedWeights | None = None

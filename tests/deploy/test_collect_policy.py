@@ -11,7 +11,7 @@ from dreamer_run import train_small_dreamer
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.deploy.command_line import main
 from dreamfleet.deploy.run_directory import RunDirectory
-from dreamfleet.learner.acting_weights import load_acting_weights
+from dreamfleet.learner.checkpoints.restore import load_acting_weights
 from dreamfleet.replay.report import describe
 from dreamfleet.replay.shards import shard_directories
 
