@@ -31,17 +31,19 @@ COUNTERS = {
 """Metrics that only rise."""
 
 GAUGES = {
-    "dreamfleet_env_steps_wanted": Metric("wanted/env_steps", "Environment steps that the run is to collect in all."),
-    "dreamfleet_updates_wanted": Metric("wanted/updates", "Updates that the run is to make in all."),
+    "dreamfleet_env_steps_wanted": Metric("wanted/env_steps", "Environment steps that the run is to collect in total."),
+    "dreamfleet_updates_wanted": Metric("wanted/updates", "Updates that the run is to make in total."),
     "dreamfleet_train_ratio": Metric("fleet/ratio", "Replayed steps per environment step after the prefill."),
     "dreamfleet_train_ratio_wanted": Metric("wanted/ratio", "The train ratio asked for."),
     "dreamfleet_actors": Metric("fleet/actors", "Actors alive."),
-    "dreamfleet_actors_wanted": Metric("fleet/actors_wanted", "Actors that there should be."),
+    "dreamfleet_actors_wanted": Metric("fleet/actors_wanted", "Actors wanted."),
     # Ray's counters cannot be 0, and Prometheus does not see the step from nothing to 1: so this one is a gauge.
     "dreamfleet_restarts": Metric("fleet/restarts", "Workers replaced since this start of the run."),
-    "dreamfleet_actors_wait_fraction": Metric("fleet/actors_wait_fraction", "Share of time that actors had no order."),
+    "dreamfleet_actors_wait_fraction": Metric(
+        "fleet/actors_wait_fraction", "Share of time that actors waited for an order."
+    ),
     "dreamfleet_learner_wait_fraction": Metric(
-        "fleet/learner_wait_fraction", "Share of time that the learner had no order or no batch."
+        "fleet/learner_wait_fraction", "Share of time that the learner waited for an order or a batch."
     ),
     "dreamfleet_weights_age_updates": Metric(
         "fleet/actor_weights_age_updates", "Updates made since the oldest weights that an actor acts with."
@@ -50,17 +52,17 @@ GAUGES = {
         "staleness/mean", "Updates between the weights that chose an action and its training, mean over a batch."
     ),
     "dreamfleet_staleness_median_updates": Metric("staleness/p50", "The same, median over the batches of a row."),
-    "dreamfleet_staleness_late_updates": Metric("staleness/p90", "The same, what nine tenths stay below."),
-    "dreamfleet_staleness_max_updates": Metric("staleness/max", "The same, most in a batch."),
-    "dreamfleet_held_out_loss": Metric("held_out/loss", "Loss of the last checkpoint on what is never trained on."),
+    "dreamfleet_staleness_late_updates": Metric("staleness/p90", "The same, 90th percentile."),
+    "dreamfleet_staleness_max_updates": Metric("staleness/max", "The same, maximum in a batch."),
+    "dreamfleet_held_out_loss": Metric("held_out/loss", "Loss of the last checkpoint on held-out sequences."),
     "dreamfleet_gradient_norm": Metric("gradient/norm", "Norm of the gradient before it is clipped."),
     "dreamfleet_episode_return": Metric("episode/return", "Mean return of the episodes that ended in the last row."),
-    "dreamfleet_episode_length_steps": Metric("episode/length", "Mean length of these in environment steps."),
+    "dreamfleet_episode_length_steps": Metric("episode/length", "Mean length of those episodes in environment steps."),
     "dreamfleet_replay_steps": Metric("replay/steps", "Environment steps that the replay holds."),
     "dreamfleet_replay_dropped_steps": Metric("replay/dropped_steps", "Steps dropped to stay within the capacity."),
-    "dreamfleet_replay_valid_starts": Metric("replay/valid_starts", "Steps at which a training sequence can begin."),
+    "dreamfleet_replay_valid_starts": Metric("replay/valid_starts", "Steps at which a training sequence can start."),
     "dreamfleet_replay_bytes": Metric("replay/bytes_stored", "Bytes on disk."),
-    "dreamfleet_replay_raw_bytes": Metric("replay/bytes_raw", "Bytes that the stored steps would take unpacked."),
+    "dreamfleet_replay_raw_bytes": Metric("replay/bytes_raw", "Bytes that the stored steps would take uncompressed."),
     "dreamfleet_replay_index_bytes": Metric("replay/index_bytes", "Memory of the replay's index."),
     "dreamfleet_replay_shards": Metric("replay/shards", "Replay processes that answer."),
     "dreamfleet_replay_damaged_chunks": Metric("replay/damaged_chunks", "Chunks whose checksum was found wrong."),

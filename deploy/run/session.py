@@ -56,12 +56,11 @@ def open_session(spec: RunSpec) -> Iterator[Session]:
         state = StateWriter(run.path, "train" if spec.learns else "collect", spec.settings.records.log_every_s)
         session = Session(console, stop, state, simulator)
         try:
-            with open_log(console, run.log_file), _logged_failures(spec):
+            with open_log(console, run.log_file), _logged_failures(spec), state:  # which keeps warnings from here on
                 _log_start(spec)
                 if not spec.old:  # an old run's are written over once its checkpoint is found to fit the new ones
                     run.write(spec.settings, spec.spaces)
-                with state:
-                    yield session
+                yield session
         except UserError:
             if not spec.old and not session.has_workers:
                 run.discard()

@@ -19,11 +19,13 @@ import pytest
 from patience import PATIENCE_S
 
 from dreamfleet.common.errors import RunFailedError, UserError
-from dreamfleet.common.settings.resolve import write_settings
+from dreamfleet.common.settings.resolve import resolve, write_settings
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy import state as state_module
 from dreamfleet.deploy.command_line import main
 from dreamfleet.deploy.monitoring.run_status import read_run_status
+from dreamfleet.deploy.run.prepare_training import prepare_training
+from dreamfleet.deploy.run.session import open_session
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.state import STATE_NAME, StateWriter, process_start, read_state
 
@@ -197,6 +199,18 @@ def test_warnings_are_written_down_as_they_are_logged(run: RunDirectory) -> None
     assert found.count == 5
     assert [(entry.level, entry.text) for entry in found.last] == [("warning", f"warning {n}") for n in (2, 3, 4)]
     assert read_run_status(run).complaints == found
+
+
+def test_warnings_of_a_run_s_beginning_are_kept_too(run: RunDirectory) -> None:
+    """Those of settings and environment are logged before there are any workers."""
+    flags = [("env.id", "CartPole-v1"), ("env.grey", "true"), ("env.image_size", "64")]
+    run.config_file.unlink()
+    spec = prepare_training(run, resolve(flags=flags), inline=True, address=None)
+    with open_session(spec):
+        pass
+    found = read_run_status(run).complaints
+    assert found.count
+    assert any(entry.text.startswith("without effect: env.image_size 64") for entry in found.last)
 
 
 def test_a_stop_by_a_signal_is_told_of_as_such(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
