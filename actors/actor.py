@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from dreamfleet.actors.collector import Collector, CollectReport, build_collector
-from dreamfleet.actors.environments.handover import Handover
+from dreamfleet.actors.environments.user_objects import SentCode
 from dreamfleet.actors.evaluator import EvaluationReport, evaluate_weights
 from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.process_log import WorkerLog
@@ -20,62 +20,56 @@ from dreamfleet.common.settings.schema import Settings
 from dreamfleet.replay.ray_replay import RayChunkWriter
 
 WEIGHTS_TIMEOUT_S = 30.0
-"""New weights that do not arrive within this time are left for the next order."""
+"""New weights that do not arrive within this time are tried again with the next order."""
 
 
 @ray.remote
 class ActorProcess:
-    """Owns K environments and one policy, and sends what they show to the replay.
+    """Owns K environments and one policy, and sends their steps to the replay.
 
-    Whoever creates it hides the GPUs from it; it computes on one thread, and by chance imports no torch.
+    Whoever creates it hides the GPUs from it; it computes on one thread, and with random actions it imports no torch.
 
     Args:
         settings: the run's.
         actor: number of the actor.
-        incarnation: which of its lives this is.
+        incarnation: number of its incarnation.
         replay: handle of the replay's process.
-        handover: what this process needs of the one that started the run, if anything.
-
-    Raises:
-        UserError: if the environment cannot be made.
+        sent_code: what this process needs of the one that started the run, if anything.
     """
 
     def __init__(
-        self, settings: Settings, actor: int, incarnation: int, replay: Any, handover: Handover | None = None
+        self, settings: Settings, actor: int, incarnation: int, replay: Any, sent_code: SentCode | None = None
     ) -> None:
         cv2.setNumThreads(1)
-        if handover:
-            handover.take(ray.get_runtime_context().get_node_id())
+        if sent_code:
+            sent_code.install(ray.get_runtime_context().get_node_id())
         self._log = WorkerLog.install()
-        self._life = (settings, actor, incarnation, RayChunkWriter(replay))
+        self._settings, self._actor, self._incarnation, self._replay = settings, actor, incarnation, replay
         self._built: Collector | None = None
 
     @property
     def _collector(self) -> Collector:
-        """Built at the first order: an error in an actor's constructor would come with pages of Ray's own."""
+        """Built at the first order: an error in an actor's constructor would come with pages of Ray's own text."""
         if self._built is None:
-            self._built = build_collector(*self._life)
+            self._built = build_collector(self._settings, self._actor, self._incarnation, RayChunkWriter(self._replay))
         return self._built
 
     def greet(self) -> str:
-        """Return the name of the machine: the actor has its place."""
+        """Return the name of the machine; an answer means that Ray has placed the actor."""
         return platform.node()
 
     def collect(self, steps: int, weights: PublishedWeights | None) -> CollectReport:
-        """Adopt the weights if they are newer, and collect exactly so many steps over all environments.
-
-        Args:
-            steps: environment steps.
-            weights: the newest version, or None before the first.
+        """Adopt the weights, None before the first version, if they are newer; collect exactly this many steps.
 
         Raises:
+            UserError: if the environment cannot be made.
             EnvironmentFailedError: if an environment fails.
         """
         lost = int(weights is not None and not self._adopt(weights))
         try:
             report = self._collector.collect(steps)
         except Exception:
-            self.close()  # what its environments started would outlive this process
+            self.close()  # processes that its environments started would outlive this one
             raise
         report.weights_lost = lost
         report.log_records = self._log.take()
@@ -88,7 +82,7 @@ class ActorProcess:
             UserError: if the environment cannot be made.
         """
         flat = ray.get(weights.handle, timeout=WEIGHTS_TIMEOUT_S)
-        report = evaluate_weights(self._life[0], weights.version, flat)
+        report = evaluate_weights(self._settings, weights.version, flat)
         return dataclasses.replace(report, log_records=self._log.take())
 
     def close(self) -> None:
@@ -96,16 +90,12 @@ class ActorProcess:
         if self._built is not None:
             self._built.close()
 
-    def describe(self) -> dict[str, Any]:
-        """Return what the environments show and take, as `Spaces.from_json` takes it."""
-        return self._collector.spaces.to_json()
-
     def ping(self) -> int:
-        """Return the process's number: it lives."""
+        """Return the process id."""
         return os.getpid()
 
     def _adopt(self, weights: PublishedWeights) -> bool:
-        """Adopt weights if they are newer; return False if they cannot be had, as after the learner's death."""
+        """Adopt weights if they are newer; return False if they cannot be fetched, as after the learner's death."""
         if weights.version <= self._collector.version:
             return True
         try:

@@ -13,10 +13,10 @@ import numpy as np
 
 from dreamfleet.actors.environment_batch import EnvironmentBatch, EnvironmentFailedError
 from dreamfleet.actors.environments.wrappers import step_counter
-from dreamfleet.actors.stream import Stream
 from dreamfleet.common.acting.make_policy import make_policy
 from dreamfleet.common.acting.policy import Policy
 from dreamfleet.common.errors import UserError, WrongHereError
+from dreamfleet.common.experience.chunk import ChunkKey, encode_chunk
 from dreamfleet.common.experience.spaces import zero_action
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.process_log import LogRecord
@@ -27,17 +27,19 @@ from dreamfleet.common.stop_sign import NeverStop, StepInterrupted, StopSign
 log = logging.getLogger(__name__)
 
 TIMINGS = ("environment", "policy", "encode", "push")
+FLUSH_TIMEOUT_S = 120.0
+"""How long an order may wait at its end until all its chunks are stored."""
 
 
-class Sink(Protocol):
-    """Where chunks go."""
+class ChunkWriter(Protocol):
+    """Stores encoded chunks."""
 
-    def append(self, record: bytes) -> None:
-        """Take a record; may return before it is stored."""
+    def append(self, chunk: bytes, /) -> None:
+        """Accept a chunk; may return before it is stored."""
         ...
 
     def flush(self, timeout_s: float) -> None:
-        """Return once all records taken are stored, or raise an error."""
+        """Return once all accepted chunks are stored, or raise an error."""
         ...
 
 
@@ -51,19 +53,19 @@ class EpisodeResult:
 
 @dataclass
 class CollectReport:
-    """What one order collected.
+    """The result of one order.
 
     Attributes:
         steps: environment steps stored and acknowledged.
-        simulator_steps: steps of the simulator that they took: none where an episode begins (but no-op starts), and as
-            many as the action was repeated everywhere else.
+        simulator_steps: steps of the simulator that they took: none where an episode begins (except for no-op starts),
+            and as many as the action was repeated everywhere else.
         episodes: the episodes that ended.
-        timings: seconds spent in "environment", "policy", "encode" and "push".
+        timings: seconds spent in each of `TIMINGS`.
         version: version of the weights that acted last.
         raw_bytes: bytes of the steps before compression; `stored_bytes` after it.
         stored_bytes: see `raw_bytes`.
+        weights_lost: how often newer weights could not be fetched and the old ones went on acting.
         log_records: what the actor's process logged since the last order.
-        weights_lost: times that newer weights could not be fetched, so that the old ones went on acting.
     """
 
     steps: int
@@ -78,61 +80,60 @@ class CollectReport:
 
 
 class CollectorBrokenError(RuntimeError):
-    """A collector was asked for more after an order of its failed."""
+    """A collector got an order after an earlier one failed."""
 
 
 class Collector:
-    """Steps K environments with one policy and sends what they show as chunks.
+    """Steps K environments with one policy and writes their steps as chunks.
 
     It works in rounds: all environments step, the policy chooses their K actions at once, and the K steps are recorded.
-    An order may end within a round; the next one records what is left of it first. So the steps do not depend on how
-    they are divided into orders, and any number of them is met exactly. Chunks are cut from all streams at once, at the
-    end of an order and when 64 rounds are there: after an order that ended within a round, some hold 63 steps.
+    An order may end within a round; the next one first records the rest of it. So the steps do not depend on how they
+    are divided into orders, and every order is met exactly. Chunks are cut from all streams at once, at the end of an
+    order and when 64 rounds are there; after an order that ended within a round, some hold 63 steps.
 
     Args:
         environments: the batch of K environments.
         policy: chooses their actions.
-        sink: takes the chunks.
+        writer: stores the chunks.
         step_format: the arrays of a step.
-        actor: number of the actor; `incarnation` is which of its lives this is.
-        incarnation: see `actor`.
-        flush_timeout_s: how long an order may wait at its end until all its chunks are stored.
+        actor: number of the actor.
+        incarnation: number of its incarnation.
 
     Attributes:
-        spaces: what the environments show and take.
+        spaces: the environments' observations and action.
     """
 
     def __init__(
         self,
         environments: EnvironmentBatch,
         policy: Policy,
-        sink: Sink,
+        writer: ChunkWriter,
         step_format: StepFormat,
         actor: int,
         incarnation: int,
-        flush_timeout_s: float = 120.0,
     ) -> None:
         self.spaces = step_format.spaces
         self._policy = policy
-        self._environments, self._sink, self._format = environments, sink, step_format
-        self._flush_timeout_s = flush_timeout_s
-        self._rounds = environments.rounds
+        self._environments, self._writer, self._format = environments, writer, step_format
+        self._buffer = environments.buffer
+        self._actor, self._incarnation = actor, incarnation
         count = len(environments)
-        self._streams = [Stream(step_format, environments, k, actor, incarnation) for k in range(count)]
+        self._chunks_cut = [0] * count  # of each stream
+        self._steps_cut = [0] * count
         self._actions = zero_action(step_format.spaces.action, count)
         self._version = 0
         self._next = 0  # the environment whose step of the current round is recorded next
-        self._sent = 0  # how many had their step of the first row's round recorded, and sent, by an order before
+        self._sent = 0  # number of environments whose first step in the buffer an earlier order has sent
         self._counters = [counter for env in environments.environments if (counter := step_counter(env))]
-        self._taken_before = [0] * count  # by the counters, before the current round
+        self._counted_before = [0] * count  # by the counters, before the current round
         self._simulator_steps = 0  # of all steps recorded
-        self._resets = 0  # sent by the order under way
-        self._begun = False
-        self._broken = False  # within an order, and for ever after one that failed
+        self._resets = 0  # sent by the current order
+        self._has_begun = False
+        self._is_broken = False  # during an order, and for good once one has failed
 
     @property
     def version(self) -> int:
-        """Version of the weights that the policy has now."""
+        """Version of the policy's current weights."""
         return self._policy.version
 
     def adopt(self, version: int, weights: np.ndarray) -> None:
@@ -144,22 +145,22 @@ class Collector:
         self._environments.close()
 
     def collect(self, steps: int, stop: StopSign | None = None) -> CollectReport:
-        """Collect exactly so many environment steps, over all K environments, and return once all are acknowledged.
+        """Collect exactly this many environment steps, over all K environments, and return once all are acknowledged.
 
-        Asked to stop it collects no more, and returns once those that it has are acknowledged; it is of no more use
-        then if a step was interrupted.
+        Once `stop` asks for it no more are collected, and those that exist are acknowledged. If that interrupted a
+        step, the collector cannot be used any more.
 
         Raises:
-            EnvironmentFailedError: if an environment fails. The collector is lost with it; what was recorded before is
-                stored, if that can be done.
-            CollectorBrokenError: if an earlier order failed: going on would leave out the steps that were lost.
+            EnvironmentFailedError: if an environment fails. The collector is lost with it; the steps recorded before
+                are stored, if possible.
+            CollectorBrokenError: if an earlier order failed: continuing would leave out the steps that were lost.
         """
-        if self._broken:
+        if self._is_broken:
             raise CollectorBrokenError("an earlier order of this collector failed; its streams cannot go on")
-        self._broken = True
+        self._is_broken = True
         self._resets = 0
         report, stop = CollectReport(0), NeverStop() if stop is None else stop
-        rounds, is_last, count = self._rounds, self._environments.is_last, len(self._streams)
+        buffer, is_last, count = self._buffer, self._environments.is_last, len(self._environments)
         is_interrupted = False
         while report.steps < steps and not stop.asked():
             if self._next == 0 and not self._begin_round(report, stop):
@@ -170,35 +171,39 @@ class Collector:
                 self._report_episodes(start, until, report)
             report.steps += until - start
             self._next = 0 if until == count else until
-            if until == count and rounds.is_full:
+            if until == count and buffer.is_full:
                 self._send(report)
         self._send_all(report)
         report.simulator_steps = self._count_simulator_steps(report.steps, 0 if is_interrupted else self._next or count)
         report.raw_bytes = report.steps * self._format.step_bytes
         report.version = self._version
-        self._broken = is_interrupted
+        self._is_broken = is_interrupted
         return report
 
     def _begin_round(self, report: CollectReport, stop: StopSign) -> bool:
-        """Bring all environments to their next step, and choose all actions there; False if that was interrupted."""
+        """Step all environments and choose their next actions; return False if that was interrupted."""
         environments, policy, timings = self._environments, self._policy, report.timings
         began = perf_counter()
         if self._counters:
-            self._taken_before = [counter.taken for counter in self._counters]
+            self._counted_before = [counter.count for counter in self._counters]
         try:
             stop.may_interrupt = True
-            self._step()
+            if self._has_begun:
+                environments.step(self._actions)
+            else:
+                environments.reset()
+                self._has_begun = True
         except StepInterrupted:
-            self._rounds.take_back()
+            self._buffer.discard_current()
             return False
         except EnvironmentFailedError:
-            self._rounds.take_back()
-            with suppress(Exception):  # its own failure is what is to be heard of
+            self._buffer.discard_current()
+            with suppress(Exception):  # the environment's own failure is the one to report
                 self._send_all(report)
             raise
         finally:
             stop.may_interrupt = False
-        current = self._rounds.current
+        current = self._buffer.current
         stepped = perf_counter()
         self._actions = current.action[...] = policy.act(current.observations, current.is_first)
         timings["policy"] += perf_counter() - stepped
@@ -207,28 +212,16 @@ class Collector:
             current.action[environments.is_last] = 0  # an episode's last action is not used
         if policy.version != self._version:
             self._version = policy.version
-            self._rounds.set_from_here("version", self._version)
+            self._buffer.set_from_here("version", self._version)
         return True
 
-    def _step(self) -> None:
-        if self._begun:
-            self._environments.step(self._actions)
-        else:
-            self._environments.reset()
-            self._begun = True
-
     def _count_simulator_steps(self, steps: int, recorded: int) -> int:
-        """Return the simulator steps of the steps of this order.
-
-        Args:
-            steps: how many these are.
-            recorded: how many environments had their step of the current round recorded.
-        """
+        """Return the simulator steps of an order's steps; `recorded` environments had the current round recorded."""
         if not self._counters:  # one for each action
             return steps - self._resets
-        taken = sum(counter.taken for counter in self._counters[:recorded]) + sum(self._taken_before[recorded:])
-        self._simulator_steps, before = taken, self._simulator_steps
-        return taken - before
+        counted = sum(counter.count for counter in self._counters[:recorded]) + sum(self._counted_before[recorded:])
+        self._simulator_steps, before = counted, self._simulator_steps
+        return counted - before
 
     def _report_episodes(self, start: int, stop: int, report: CollectReport) -> None:
         """Report the episodes that end with the current steps of environments `start` to `stop`."""
@@ -239,27 +232,40 @@ class Collector:
 
     def _send_all(self, report: CollectReport) -> None:
         """Send all recorded steps, and return once everything sent is stored."""
-        if self._rounds.row >= 0:
+        if self._buffer.row >= 0:
             self._send(report)
         with _timed(report, "push"):
-            self._sink.flush(self._flush_timeout_s)
+            self._writer.flush(FLUSH_TIMEOUT_S)
 
     def _send(self, report: CollectReport) -> None:
-        """Send all recorded steps, a chunk of each stream, and make room for more."""
-        rounds, within = self._rounds, self._next > 0
-        for k, stream in enumerate(self._streams):
+        """Send all recorded steps, a chunk of each stream, and clear the buffer."""
+        buffer, is_within = self._buffer, self._next > 0
+        for k in range(len(self._environments)):
             start = 1 if k < self._sent else 0
-            stop = rounds.row if within and k >= self._next else rounds.row + 1
+            stop = buffer.row if is_within and k >= self._next else buffer.row + 1
             if start == stop:
                 continue
             with _timed(report, "encode"):
-                record = stream.cut({name: array[start:stop, k] for name, array in rounds.arrays.items()})
-            self._resets += int(np.count_nonzero(rounds.arrays["is_first"][start:stop, k]))
-            report.stored_bytes += len(record)
+                chunk = self._cut_chunk(k, {name: array[start:stop, k] for name, array in buffer.arrays.items()})
+            self._resets += int(np.count_nonzero(buffer.arrays["is_first"][start:stop, k]))
+            report.stored_bytes += len(chunk)
             with _timed(report, "push"):
-                self._sink.append(record)
-        rounds.restart(keep=within)
+                self._writer.append(chunk)
+        buffer.clear(keep_current=is_within)
         self._sent = self._next
+
+    def _cut_chunk(self, k: int, arrays: dict[str, np.ndarray]) -> bytes:
+        """Return the next chunk of the stream of environment `k`, whose arrays are (steps, *shape).
+
+        Raises:
+            EnvironmentFailedError: if a vector observation holds a number that is not finite.
+        """
+        self._environments.check_vectors(k, self._steps_cut[k], arrays)
+        key = ChunkKey(self._actor, self._incarnation, k, self._chunks_cut[k])
+        chunk = encode_chunk(self._format, key, self._steps_cut[k], arrays)
+        self._chunks_cut[k] += 1
+        self._steps_cut[k] += len(arrays["reward"])
+        return chunk
 
 
 def environment_seeds(settings: Settings, actor: int, incarnation: int) -> list[int]:
@@ -270,8 +276,8 @@ def environment_seeds(settings: Settings, actor: int, incarnation: int) -> list[
     ]
 
 
-def build_collector(settings: Settings, actor: int, incarnation: int, sink: Sink) -> Collector:
-    """Return the collector of one life of an actor, made as the settings say.
+def build_collector(settings: Settings, actor: int, incarnation: int, writer: ChunkWriter) -> Collector:
+    """Return the collector of one incarnation of an actor, made as the settings say.
 
     Raises:
         WrongHereError: if the environment cannot be made.
@@ -281,12 +287,12 @@ def build_collector(settings: Settings, actor: int, incarnation: int, sink: Sink
         environments = EnvironmentBatch(settings.env, seeds, actor)
     except UserError as error:
         raise WrongHereError(str(error)) from error
-    except KeyboardInterrupt as error:  # of its own making: here Ctrl-C is taken by others
+    except KeyboardInterrupt as error:  # raised by the environment itself: Ctrl-C is handled elsewhere in this process
         raise WrongHereError(f"env.id '{settings.env.id}' could not be made: KeyboardInterrupt.") from error
     policy_seed = derive_seed(settings.seed, "policy", actor, incarnation)
     policy = make_policy(settings, environments.spaces, len(seeds), policy_seed)
     log.info("actor %d, incarnation %d: environments' seeds %s", actor, incarnation, seeds)
-    return Collector(environments, policy, sink, StepFormat(environments.spaces), actor, incarnation)
+    return Collector(environments, policy, writer, StepFormat(environments.spaces), actor, incarnation)
 
 
 @contextmanager

@@ -1,39 +1,117 @@
-"""Several environments stepped as a batch, each giving the stream of steps that common/experience/steps.py draws."""
+"""Several environments stepped as a batch, and the buffer that their steps are written into.
+
+What a step holds, and how its fields are aligned in time, is drawn in `common/experience/steps.py`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from dreamfleet.actors.environments.make import describe_spaces, make_environment
 from dreamfleet.actors.environments.user_code import LARGEST, close_environment, describe, flag_of, reward_of
-from dreamfleet.actors.rounds import Rounds
 from dreamfleet.actors.spaces.action_spaces import action_converter
 from dreamfleet.actors.spaces.vectors import VectorBounds
-from dreamfleet.common.experience.steps import StepFormat
+from dreamfleet.common.experience.steps import CHUNK_STEPS, StepFormat
 from dreamfleet.common.settings.schema import EnvironmentSettings
 from dreamfleet.common.stop_sign import StepInterrupted
 
+_FLAGS = ("is_first", "is_last", "is_terminal")
+
 
 class EnvironmentFailedError(RuntimeError):
-    """An environment raised an error, or gave a number that is none; the sentence says which one and where."""
+    """An environment raised an error or returned a value that cannot be stored; the sentence says which and where."""
+
+
+class BatchStep:
+    """One step of each of K environments, as views of the buffer's arrays.
+
+    Attributes:
+        observations: by name, (K, *shape).
+        each: for each environment the names and arrays (*shape) of its own observations.
+        reward: (K,); likewise `action` (K, *stored_shape), `is_first`, `is_last` and `is_terminal`.
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray], row: int, observations: list[str]) -> None:
+        fields = {name: array[row] for name, array in arrays.items()}
+        self.observations = {name: fields[name] for name in observations}
+        self.each = [
+            [(name, array[k, ...]) for name, array in self.observations.items()] for k in range(len(fields["reward"]))
+        ]
+        self.action, self.reward = fields["action"], fields["reward"]
+        self.is_first, self.is_last, self.is_terminal = (fields[name] for name in _FLAGS)
+
+
+class StepBuffer:
+    """The last steps of K environments, up to `CHUNK_STEPS` of each.
+
+    Observations are written once, into these arrays: the policy reads them there, and chunks are cut from them. A cheap
+    environment steps in microseconds, so the buffer does as little as possible for each step: its views are made once,
+    flags are False until they are set, and the numbers of episode and version are set for all following steps.
+
+    Attributes:
+        arrays: every field of the format by name, (CHUNK_STEPS, K, *shape).
+        row: index of the current step in them, -1 before the first.
+        current: the current step.
+    """
+
+    def __init__(self, step_format: StepFormat, count: int) -> None:
+        self.arrays = {
+            field.name: np.zeros((CHUNK_STEPS, count, *field.shape), field.dtype) for field in step_format.fields
+        }
+        observations = [spec.name for spec in step_format.spaces.observations]
+        self._steps = [BatchStep(self.arrays, row, observations) for row in range(CHUNK_STEPS)]
+        self.row = -1
+        self.current = self._steps[-1]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for another step."""
+        return self.row == CHUNK_STEPS - 1
+
+    def advance(self) -> None:
+        """Begin the next step; a full buffer is cleared first."""
+        if self.row == CHUNK_STEPS - 1:
+            self.clear()
+        self.row += 1
+        self.current = self._steps[self.row]
+
+    def discard_current(self) -> None:
+        """Forget the current step, which was not finished; the one before it becomes the current one."""
+        self.row -= 1
+        self.current = self._steps[self.row]
+
+    def set_from_here(self, name: str, number: int, k: int | slice = slice(None)) -> None:
+        """Set `episode` of one environment, or `version` of all, for the current and all following steps."""
+        self.arrays[name][self.row :, k] = number
+
+    def clear(self, keep_current: bool = False) -> None:
+        """Forget all steps, or all but the current one."""
+        for name in ("episode", "version"):
+            self.arrays[name][:] = self.arrays[name][self.row]
+        if keep_current:
+            for array in self.arrays.values():
+                array[0] = array[self.row]
+        for name in _FLAGS:
+            self.arrays[name][int(keep_current) :] = False
+        self.row = int(keep_current) - 1
+        self.current = self._steps[self.row]
 
 
 class EnvironmentBatch:
-    """K environments and the step each of them is at.
+    """K environments and the current step of each.
 
     Args:
         settings: which environment, and how it is wrapped.
-        seeds: for each of the K environments the seed of its first reset; later episodes go on from its generator.
+        seeds: for each of the K environments the seed of its first reset; later episodes continue its generator.
         actor: number of the actor they belong to, for messages.
 
     Attributes:
-        spaces: what they show and take.
-        bounds: what they declare of their vectors.
-        rounds: where they write what they show; actions and versions are for whoever chooses those.
+        spaces: their observations and action.
+        buffer: where they write their steps; actions and versions are written by the caller.
         is_last: whether the current step of each ends its episode.
-        returns: sum of the rewards of each one's episode so far; `lengths` its steps (actions taken).
+        returns: sum of the rewards in the current episode of each; `lengths` its steps (actions taken).
         lengths: see `returns`.
 
     Raises:
@@ -45,9 +123,9 @@ class EnvironmentBatch:
         self._seeds = list(seeds)
         self.environments = [make_environment(settings) for _ in self._seeds]
         self.spaces = describe_spaces(self.environments[0])
-        self.bounds = VectorBounds(self.environments[0].observation_space)
+        self._vector_bounds = VectorBounds(self.environments[0].observation_space)
         self._to_environment = action_converter(self.environments[0].action_space)
-        self.rounds = Rounds(StepFormat(self.spaces), len(self))
+        self.buffer = StepBuffer(StepFormat(self.spaces), len(self))
         self._episode = [-1] * len(self)
         self.is_last = [False] * len(self)
         self.returns = [0.0] * len(self)
@@ -63,54 +141,69 @@ class EnvironmentBatch:
         Raises:
             EnvironmentFailedError: if one of them raises an error.
         """
-        self.rounds.advance()
+        self.buffer.advance()
         for k, seed in enumerate(self._seeds):
-            self._begin(k, seed)
+            self._begin_episode(k, seed)
 
     def step(self, actions: np.ndarray) -> None:
-        """Bring every environment to its next step: one at its episode's last begins the next, its action unused.
+        """Take one step in every environment; one whose episode has ended begins the next, its action unused.
 
         Args:
             actions: stored actions, (K, *stored_shape).
 
         Raises:
-            EnvironmentFailedError: if one of them raises an error, ends the process, or gives a reward or an end that
-                is none.
+            EnvironmentFailedError: if one of them raises an error, ends the process, or returns an invalid reward or
+                flag.
         """
-        self.rounds.advance()
+        self.buffer.advance()
         for k, ended in enumerate(self.is_last):
             if ended:
-                self._begin(k, None)
+                self._begin_episode(k, None)
             else:
-                self._advance(k, actions[k])
+                self._step_one(k, actions[k])
 
     def close(self) -> None:
-        """Close all environments; that one fails at it is a warning, and keeps none of the others open."""
+        """Close all environments; a failure to close is a warning, and does not keep the others open."""
         for env in self.environments:
             close_environment(env, self._settings.id)
 
-    def failure(self, k: int, cause: str) -> EnvironmentFailedError:
-        """Return the error that says where environment `k` is and what befell it."""
+    def check_vectors(self, k: int, first_step: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Check the vectors in steps of environment `k`, each array (steps, *shape), from `first_step` of its stream.
+
+        Raises:
+            EnvironmentFailedError: if one holds a number that is not finite.
+        """
+        for spec in self.spaces.vectors:
+            fault = self._vector_bounds.fault(spec.name, arrays[spec.name])
+            if fault:
+                t, clause = fault
+                raise self._failure(
+                    k,
+                    f"its observation '{spec.name}' at step {first_step + t} of its stream "
+                    f"(episode {arrays['episode'][t]}) {clause}",
+                )
+
+    def _failure(self, k: int, cause: str) -> EnvironmentFailedError:
         return EnvironmentFailedError(
             f"environment '{self._settings.id}' (actor {self._actor}, environment {k}) failed in episode "
             f"{max(self._episode[k], 0)} at step {self.lengths[k]}: {cause}"
         )
 
-    def _begin(self, k: int, seed: int | None) -> None:
+    def _begin_episode(self, k: int, seed: int | None) -> None:
         self._episode[k] += 1
         self.is_last[k], self.returns[k], self.lengths[k] = False, 0.0, 0
         try:
             observation, _ = self.environments[k].reset(seed=seed)
-            self._show(k, observation)
+            self._write_observation(k, observation)
         except StepInterrupted:
             raise
         except BaseException as error:
-            raise self.failure(k, f"at its reset: {describe(error)}") from error
-        self.rounds.set_from_here("episode", self._episode[k], k)
-        self.rounds.current.is_first[k] = True
-        self.rounds.current.reward[k] = 0.0
+            raise self._failure(k, f"at its reset: {describe(error)}") from error
+        self.buffer.set_from_here("episode", self._episode[k], k)
+        self.buffer.current.is_first[k] = True
+        self.buffer.current.reward[k] = 0.0
 
-    def _advance(self, k: int, action: np.ndarray) -> None:
+    def _step_one(self, k: int, action: np.ndarray) -> None:
         self.lengths[k] += 1
         try:
             observation, reward, terminated, truncated, _ = self.environments[k].step(self._to_environment(action))
@@ -118,18 +211,18 @@ class EnvironmentBatch:
                 reward = reward_of(reward)
             if terminated is not False or truncated is not False:
                 terminated, truncated = flag_of("terminated", terminated), flag_of("truncated", truncated)
-            self._show(k, observation)
+            self._write_observation(k, observation)
         except StepInterrupted:
             raise
         except BaseException as error:
-            raise self.failure(k, describe(error)) from error
+            raise self._failure(k, describe(error)) from error
         self.returns[k] += reward
-        current = self.rounds.current
+        current = self.buffer.current
         current.reward[k] = reward
         if terminated or truncated:
             self.is_last[k] = current.is_last[k] = True
             current.is_terminal[k] = terminated
 
-    def _show(self, k: int, observation: dict[str, np.ndarray]) -> None:
-        for name, array in self.rounds.current.each[k]:
+    def _write_observation(self, k: int, observation: dict[str, np.ndarray]) -> None:
+        for name, array in self.buffer.current.each[k]:
             array[...] = observation[name]

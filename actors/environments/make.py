@@ -15,15 +15,19 @@ The wrappers, from the inside out, Gymnasium's own wherever it has one:
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from contextlib import suppress
 from itertools import islice
+from typing import Any
 
 import gymnasium
 from gymnasium import wrappers
 
-from dreamfleet.actors.environments.loading import load_environment
-from dreamfleet.actors.environments.other_interfaces import describe_old_interface
-from dreamfleet.actors.environments.rendering import why_nothing_is_drawn
-from dreamfleet.actors.environments.suites import Environment
+from dreamfleet.actors.environments.lookup import Make, find_environment
+from dreamfleet.actors.environments.other_interfaces import describe_old_interface, describe_other
+from dreamfleet.actors.environments.rendering import log_library, prepare_library, why_nothing_is_drawn
+from dreamfleet.actors.environments.suites import Environment, Suite, is_of_gymnasium, known_spec, suite_of
 from dreamfleet.actors.environments.user_code import (
     WrongStepError,
     close_environment,
@@ -32,7 +36,7 @@ from dreamfleet.actors.environments.user_code import (
     process_kept,
     reward_of,
 )
-from dreamfleet.actors.environments.user_objects import cause_of
+from dreamfleet.actors.environments.user_objects import cause_of, find_object, search_working_directory
 from dreamfleet.actors.spaces.action_spaces import describe_action, random_actions
 from dreamfleet.actors.spaces.entries import NamedEntries
 from dreamfleet.actors.spaces.observations import (
@@ -44,11 +48,13 @@ from dreamfleet.actors.spaces.observations import (
 )
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ObservationSpec, Spaces
+from dreamfleet.common.process_log import log_once
 from dreamfleet.common.settings.schema import EnvironmentSettings
 
 __all__ = ["Environment", "describe_spaces", "make_environment", "probe_environment"]
 
 _PROBE_STEPS = 4
+_WRAPPER = "a gymnasium.Wrapper or a function that is given an environment and returns one"
 
 
 @exits_are_errors
@@ -60,9 +66,21 @@ def make_environment(settings: EnvironmentSettings, render: bool = False) -> Env
         render: make it so that `render()` returns frames, if it can.
 
     Raises:
-        UserError: if it cannot be made or has spaces that are not supported.
+        UserError: if it or a wrapper is not found, cannot be made, is no `gymnasium.Env`, or has spaces that are not
+            supported.
     """
-    suite, env = load_environment(settings, render)
+    search_working_directory()
+    if _runs_user_code(settings):
+        prepare_library()
+    user_wrappers = [(name, _find_wrapper(name), arguments) for name, arguments in settings.named_wrappers]
+    suite, make = find_environment(settings.id)
+    env = _call(settings, suite, make, render)
+    log_library()
+    try:
+        env = _wrap_as_user_says(env, user_wrappers)
+    except UserError:
+        close_environment(env, settings.id)
+        raise
     try:
         describe_action(env.action_space)
         env = suite.repeat(suite.show(env, settings), settings)
@@ -83,7 +101,7 @@ def make_environment(settings: EnvironmentSettings, render: bool = False) -> Env
 
 
 def describe_spaces(env: Environment) -> Spaces:
-    """Return what an environment from `make_environment` shows and takes."""
+    """Return the spaces of an environment from `make_environment`."""
     assert isinstance(env.observation_space, gymnasium.spaces.Dict), "make_environment makes Dict observations"
     observations = [
         ObservationSpec(name, box.shape or (), str(box.dtype)) for name, box in env.observation_space.spaces.items()
@@ -96,11 +114,11 @@ def describe_spaces(env: Environment) -> Spaces:
 def probe_environment(settings: EnvironmentSettings) -> Spaces:
     """Make one environment, try it for a few random actions, close it, and return its spaces.
 
-    Whoever starts actors does this first, so that a wrong environment is one sentence and not a crash of each actor.
+    This is done before actors are started, so that a wrong environment is one sentence and not a crash of each actor.
 
     Raises:
-        UserError: if it cannot be made, has spaces that are not supported, or fails at once, also by showing what its
-            space denies.
+        UserError: if it cannot be made, has spaces that are not supported, or fails at once, also by contradicting its
+            spaces.
     """
     env = make_environment(settings)
     try:
@@ -121,20 +139,108 @@ def probe_environment(settings: EnvironmentSettings) -> Spaces:
         close_environment(env, settings.id)
 
 
-def _try(env: Environment, settings: EnvironmentSettings) -> None:
-    """Reset and take a few random actions; the conversion of observations checks their shapes and types."""
-    shown = [env.reset(seed=0)[0]]
-    for action in islice(random_actions(env.action_space, seed=0), _PROBE_STEPS):
-        observation, reward, terminated, truncated, _ = env.step(action)
-        shown.append(observation)
-        reward_of(reward)
-        if flag_of("terminated", terminated) or flag_of("truncated", truncated):
-            shown.append(env.reset()[0])
-    check_first_observations(env.observation_space, shown, settings.pictures)
+def _runs_user_code(settings: EnvironmentSettings) -> bool:
+    """Return whether code runs that is neither Gymnasium's own nor a suite's, and may import MuJoCo."""
+    if settings.wrappers or ":" in settings.id:
+        return True
+    return not is_of_gymnasium(known_spec(settings.id)) and not suite_of(settings.id).prefixes
+
+
+def _find_wrapper(name: str) -> Callable[..., Any]:
+    found = find_object(name, f"env.wrappers '{name}'")
+    if not callable(found):
+        raise UserError(f"env.wrappers '{name}' is {type(found).__name__}: it should be {_WRAPPER}.")
+    wrapper: Callable[..., Any] = found
+    return wrapper
+
+
+def _wrap_as_user_says(env: Environment, user_wrappers: list[tuple[str, Callable[..., Any], Any]]) -> Environment:
+    """Return the environment in the user's wrappers, each with its name and arguments; the first is the innermost.
+
+    Raises:
+        UserError: if one fails, or does not return an environment.
+    """
+    for name, wrapper, arguments in user_wrappers:
+        given = f"arguments {arguments}" if arguments else "no arguments"
+        try:
+            wrapped = wrapper(env, **arguments)
+        except Exception as error:
+            raise UserError(
+                f"env.wrappers '{name}' could not be put around the environment with {given}: {cause_of(error)}"
+            ) from error
+        if not isinstance(wrapped, gymnasium.Env):
+            kind = f"the class {wrapped.__name__}" if isinstance(wrapped, type) else type(wrapped).__name__
+            raise UserError(f"env.wrappers '{name}' returned {kind}: it should be {_WRAPPER}.")
+        env = wrapped
+    return env
+
+
+def _call(settings: EnvironmentSettings, suite: Suite, make: Make, render: bool) -> Environment:
+    """Return the environment that `make` makes of the settings' arguments, once more to be drawn if that is wanted."""
+    is_drawn, kwargs = render or settings.observe != "own", suite.arguments(settings)
+    try:
+        env = _checked(make(**kwargs), settings)
+        if not is_drawn or _is_undrawn(env, settings, suite) or "render_mode" in kwargs or not _can_render(env, make):
+            return env
+        close_environment(env, settings.id)
+        try:
+            return make(**kwargs, render_mode="rgb_array")
+        except TypeError as error:
+            if "render_mode" not in str(error):
+                raise
+            log_once(f"'{settings.id}' is not drawn: it takes no render_mode")  # whatever its metadata say
+            return make(**kwargs)
+    except UserError:
+        raise
+    except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
+        raise UserError(f"env.id '{settings.id}' needs a package that is not installed: {cause_of(error)}") from error
+    except Exception as error:
+        given = f"env.kwargs {settings.kwargs}" if settings.kwargs else "no env.kwargs"
+        raise UserError(
+            f"env.id '{settings.id}' could not be made with {given}: {cause_of(error)}{why_nothing_is_drawn()}"
+        ) from error
+
+
+def _checked(env: Any, settings: EnvironmentSettings) -> Environment:
+    """Return what was made if it is an environment; otherwise close it, since it may have started processes.
+
+    Raises:
+        UserError: if it is no environment, with what it is.
+    """
+    if isinstance(env, gymnasium.Env):
+        return env
+    with suppress(Exception):
+        env.close()
+    raise UserError(f"env.id '{settings.id}' returned {describe_other(env)}.")
+
+
+def _is_undrawn(env: Environment, settings: EnvironmentSettings, suite: Suite) -> bool:
+    """Return whether this machine cannot draw the environment; known once it is made and has imported what draws it.
+
+    Raises:
+        UserError: if rendered pictures were to be observed; the environment is closed then.
+    """
+    reason = suite.cannot_render()
+    if reason and settings.observe != "own":
+        close_environment(env, settings.id)
+        raise UserError(f"env.observe {settings.observe}: '{settings.id}' cannot be drawn on this machine: {reason}.")
+    if reason:
+        log_once(f"'{settings.id}' is not drawn, so there will be no video of it: {reason}")
+    return bool(reason)
+
+
+def _can_render(env: Environment, make: Make) -> bool:
+    """Return whether the environment can render frames and its function takes a render mode."""
+    try:
+        parameters = inspect.signature(make).parameters
+    except ValueError:  # of a function in C
+        return False
+    takes = "render_mode" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return takes and "rgb_array" in (env.metadata.get("render_modes") or [])
 
 
 def _show_rendered(env: Environment, settings: EnvironmentSettings) -> Environment:
-    """Return the environment with what it renders instead of its observations or beside them, as env.observe says."""
+    """Return the environment with its rendered picture instead of or beside its observations, as env.observe says."""
     if settings.observe == "own":
         return env
     if env.render_mode != "rgb_array":
@@ -146,3 +252,15 @@ def _show_rendered(env: Environment, settings: EnvironmentSettings) -> Environme
     return wrappers.AddRenderObservation(
         env, render_only=settings.observe == "rendered", render_key="image", obs_key="own"
     )
+
+
+def _try(env: Environment, settings: EnvironmentSettings) -> None:
+    """Reset and take a few random actions; the conversion of observations checks their shapes and types."""
+    observations = [env.reset(seed=0)[0]]
+    for action in islice(random_actions(env.action_space, seed=0), _PROBE_STEPS):
+        observation, reward, terminated, truncated, _ = env.step(action)
+        observations.append(observation)
+        reward_of(reward)
+        if flag_of("terminated", terminated) or flag_of("truncated", truncated):
+            observations.append(env.reset()[0])
+    check_first_observations(env.observation_space, observations, settings.pictures)

@@ -1,4 +1,4 @@
-"""Environments of other interfaces than Gymnasium's: said in words what they are, and what would be right."""
+"""Environments of other interfaces than Gymnasium's: sentences on what they are, and on what would be right."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import gymnasium
 from gymnasium.experimental.functional import FuncEnv
 from gymnasium.vector import VectorEnv
 
-_FUNCTIONAL = ("brax", "gymnax", "jumanji", "mujoco_playground", "navix", "pgx", "xminigrid")
-"""Packages whose environments are functions of their state, as JAX wants it."""
-_RESET = "reset(self, *, seed=None, options=None)"
+_FUNCTIONAL = {"brax", "gymnax", "jumanji", "mujoco_playground", "navix", "pgx", "xminigrid"}
+"""Packages whose environments are functions of their state, as in JAX."""
+_OLD_STEP = (
+    "Gymnasium's returns {}(observation, reward, terminated, truncated, info); shimmy.GymV21CompatibilityV0(env=...) "
+    "adapts one of the package gym"
+)
 
 
 def describe_other(value: Any) -> str:
-    """Return what something is that is no `gymnasium.Env`, and what is wanted instead: the end of a sentence."""
-    packages = {kind.__module__.partition(".")[0] for kind in type(value).__mro__}
-    kind = type(value).__name__
+    """Return what a value is that is no `gymnasium.Env`, and what it should be: the end of a sentence."""
+    packages, kind = _packages(value), type(value).__name__
     if value is None:
         return "nothing (None): it should return a gymnasium.Env; is a `return` missing"
     if isinstance(value, type):
@@ -35,8 +37,14 @@ def describe_other(value: Any) -> str:
             f"a PettingZoo environment of several agents ({kind}, {form}): one agent is trained here, so it should "
             "return a gymnasium.Env that shows what one of them sees and plays the others itself"
         )
-    if _is_functional(value, packages):
-        return _functional(kind)
+    if isinstance(value, list | tuple) and value and _is_functional(value[0]):  # gymnax.make returns parameters too
+        return describe_other(value[0])
+    if _is_functional(value):
+        return (
+            f"a functional environment ({kind}), which is handed its state and random key at each step, as in JAX: it "
+            "should return a gymnasium.Env that keeps them, such as Gymnasium's FunctionalJaxEnv, gymnax's "
+            "GymnaxToGymWrapper or Brax's GymWrapper makes"
+        )
     if packages & {"dm_env", "dm_control"} or all(
         callable(getattr(value, name, None)) for name in ("observation_spec", "action_spec", "step")
     ):
@@ -50,24 +58,29 @@ def describe_other(value: Any) -> str:
             f"an environment of the old package gym ({kind}): it should return a gymnasium.Env, which shimmy."
             f"{_old_gym_adapter()}(env=...) makes of it (pip install shimmy)"
         )
+    if isinstance(value, list | tuple) and value and (callable(value[0]) or hasattr(value[0], "step")):
+        return (
+            f"a {kind} of {len(value)}: it should return one environment, and `--actors.environments {len(value)}` "
+            "steps several in each actor"
+        )
     if isinstance(value, list | tuple):
-        return _several(value)
+        return f"a {kind}: it should return a gymnasium.Env"
     if hasattr(value, "reset") and hasattr(value, "step"):
         return f"{kind}, which can be reset and stepped, but is no gymnasium.Env: its class should derive from that"
     return f"{kind}: it should return a gymnasium.Env"
 
 
 def describe_old_interface(env: gymnasium.Env[Any, Any]) -> str:
-    """Return what is old in how an environment is reset and stepped, or an empty string; asked after it has failed.
+    """Return what is old in the interface of an environment that has failed, or an empty string.
 
-    Each layer is tried, the innermost first, so that a wrapper of the user's is told from what it wraps.
+    Each layer is tried, the innermost first, so that a wrapper of the user's is told from the environment in it.
     """
     layers = [env]
     while isinstance(layers[-1], gymnasium.Wrapper):
         layers.append(layers[-1].env)
     for layer in reversed(layers):
         try:
-            found = _old_in(layer)
+            found = _old_in_layer(layer)
         except Exception:  # noqa: BLE001 (it fails for another reason, which the caller knows)
             return ""
         if found:
@@ -75,39 +88,30 @@ def describe_old_interface(env: gymnasium.Env[Any, Any]) -> str:
     return ""
 
 
-def _old_in(env: gymnasium.Env[Any, Any]) -> str:
-    """Return what is old in one layer, of which those below are as they should be.
-
-    Raises:
-        Exception: whatever it raises.
-    """
+def _old_in_layer(env: gymnasium.Env[Any, Any]) -> str:
+    """Return what is old in one layer, below which everything is right; raises whatever the environment raises."""
     parameters = inspect.signature(env.reset).parameters.values()
     takes_seed = any(one.name == "seed" or one.kind is one.VAR_KEYWORD for one in parameters)
-    shown = env.reset()
-    if not (isinstance(shown, tuple) and len(shown) == 2 and isinstance(shown[1], dict)):
-        return (
-            "reset returns the observation alone, as the old Gym's did: Gymnasium's returns (observation, info), and "
-            f"step (observation, reward, terminated, truncated, info); {_way_out()}"
-        )
+    begun = env.reset()
+    if not (isinstance(begun, tuple) and len(begun) == 2 and isinstance(begun[1], dict)):
+        wanted = _OLD_STEP.format("(observation, info), and step ")
+        return f"reset returns the observation alone, as the old Gym's did: {wanted}"
     if not takes_seed:
-        return f"reset takes no seed: Gymnasium's is {_RESET}"
+        return "reset takes no seed: Gymnasium's is reset(self, *, seed=None, options=None)"
     stepped = env.step(env.action_space.sample())
     if isinstance(stepped, tuple) and len(stepped) == 4:
         return (
-            "step returns four values, (observation, reward, done, info), as the old Gym's did: Gymnasium's returns "
-            f"(observation, reward, terminated, truncated, info); {_way_out()}"
+            f"step returns four values, (observation, reward, done, info), as the old Gym's did: {_OLD_STEP.format('')}"
         )
     if not (isinstance(stepped, tuple) and len(stepped) == 5):
-        return f"step returns {_shape(stepped)}, not (observation, reward, terminated, truncated, info)"
+        shape = f"a tuple of {len(stepped)}" if isinstance(stepped, tuple) else f"a {type(stepped).__name__}"
+        return f"step returns {shape}, not (observation, reward, terminated, truncated, info)"
     return ""
 
 
-def _way_out() -> str:
-    return "shimmy.GymV21CompatibilityV0(env=...) adapts one of the package gym"
-
-
-def _shape(value: Any) -> str:
-    return f"a tuple of {len(value)}" if isinstance(value, tuple) else f"a {type(value).__name__}"
+def _packages(value: Any) -> set[str]:
+    """Return the packages that define the classes of a value."""
+    return {kind.__module__.partition(".")[0] for kind in type(value).__mro__}
 
 
 def _old_gym_adapter() -> str:
@@ -116,34 +120,12 @@ def _old_gym_adapter() -> str:
     return "GymV26CompatibilityV0" if is_new else "GymV21CompatibilityV0"
 
 
-def _is_functional(value: Any, packages: set[str]) -> bool:
-    """Return whether an environment is handed its state and its random numbers instead of keeping them."""
-    if isinstance(value, FuncEnv) or packages & set(_FUNCTIONAL):
+def _is_functional(value: Any) -> bool:
+    """Return whether an environment is passed its state and its random numbers instead of keeping them."""
+    if isinstance(value, FuncEnv) or _packages(value) & _FUNCTIONAL:
         return True
     try:
         first = next(iter(inspect.signature(value.reset).parameters), "")
     except (AttributeError, TypeError, ValueError):
         return False
     return first in ("key", "rng", "rng_key", "prng_key")
-
-
-def _functional(kind: str) -> str:
-    return (
-        f"a functional environment ({kind}), which is handed its state and random key at each step, as in JAX: it "
-        "should return a gymnasium.Env that keeps them, such as Gymnasium's FunctionalJaxEnv, gymnax's "
-        "GymnaxToGymWrapper or Brax's GymWrapper makes"
-    )
-
-
-def _several(values: list[Any] | tuple[Any, ...]) -> str:
-    """Return what a list or tuple is: `gymnax.make` returns an environment and its parameters, others several."""
-    first = values[0] if values else None
-    if first is not None and _is_functional(first, {kind.__module__.partition(".")[0] for kind in type(first).__mro__}):
-        return _functional(type(first).__name__)
-    name = type(values).__name__
-    if first is not None and (callable(first) or hasattr(first, "step")):
-        return (
-            f"a {name} of {len(values)}: it should return one environment, and `--actors.environments {len(values)}` "
-            "steps several in each actor"
-        )
-    return f"a {name}: it should return a gymnasium.Env"

@@ -1,6 +1,6 @@
-"""Which library MuJoCo draws with, where there is no screen: chosen by trying, before MuJoCo is imported.
+"""The library with which MuJoCo draws where there is no screen: chosen by trying, before MuJoCo is imported.
 
-MuJoCo and dm_control read the variable MUJOCO_GL once, as they are imported, and without it they take the library that
+MuJoCo and dm_control read the variable MUJOCO_GL once, when they are imported, and without it they use the library that
 opens windows, which fails on a server. So a process chooses first and imports then; processes that it starts inherit
 the choice.
 """
@@ -19,16 +19,16 @@ from dreamfleet.common.process_log import log_once
 
 VARIABLE = "MUJOCO_GL"
 FOUND_VARIABLE = "DREAMFLEET_FOUND_GL"
-"""Says for processes that inherit both that the value was found by trying, and not given by the user."""
+"""Tells processes that inherit both variables that the value was found by trying, and not given by the user."""
 LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}
-"""What can draw without a screen, the fastest first (EGL uses a GPU where there is one), by its name in MUJOCO_GL."""
+"""The libraries that need no screen, by their value of MUJOCO_GL, the fastest first (EGL uses a GPU if it can)."""
 ADVICE = (
     "on Debian and Ubuntu `apt-get install libegl1 libgl1-mesa-dri` brings EGL, `apt-get install libosmesa6` OSMesa"
 )
 _NOTHING = ("off", "false", "0", "disable", "disabled")
-"""The values of MUJOCO_GL by which MuJoCo draws nothing."""
+"""The values of MUJOCO_GL with which MuJoCo draws nothing."""
 _WINDOWS = ("glfw", "glx", "on", "true", "1", "enable", "enabled", "")
-"""The values by which it draws by way of a hidden window, which needs a screen all the same."""
+"""The values with which it draws through a hidden window, which needs a screen too."""
 _TRIAL_TIMEOUT_S = 120
 _TRIAL = """
 import importlib, sys
@@ -45,38 +45,38 @@ print("drawn")
 
 @dataclass(frozen=True)
 class Choice:
-    """What MuJoCo draws with: what to tell of it, and why nothing can be drawn, "" if something can."""
+    """The chosen library: a line for the log, and why nothing can be drawn; each "" if there is nothing to say."""
 
-    told: str = ""
+    line: str = ""
     refusal: str = ""
 
 
 def choose_library() -> str:
-    """Have a library chosen that MuJoCo draws with, announce it, and return why nothing can be drawn, if so.
+    """Choose the library with which MuJoCo draws, log it once, and return why nothing can be drawn, or "".
 
     Raises:
-        UserError: if MUJOCO_GL is set to what MuJoCo does not know.
+        UserError: if MUJOCO_GL has a value that MuJoCo does not know.
     """
     chosen = choice()
-    if chosen.told:
-        log_once(chosen.told)
+    if chosen.line:
+        log_once(chosen.line)
     return chosen.refusal
 
 
 def prepare_library() -> None:
-    """Have a library chosen, before code is imported that may import MuJoCo; nothing is said if it never does."""
+    """Choose a library before code is imported that may import MuJoCo; nothing is logged, since it may never do so."""
     if VARIABLE not in os.environ and importlib.util.find_spec("mujoco"):
         choice()
 
 
-def announce_library() -> str:
-    """Announce what MuJoCo draws with, if it is used at all, and return why nothing can be drawn, if so."""
+def log_library() -> str:
+    """Log the library if MuJoCo is imported, and return why nothing can be drawn, or ""."""
     return choose_library() if "mujoco" in sys.modules else ""
 
 
 def why_nothing_is_drawn() -> str:
-    """Return how to end a sentence about an environment that failed: why MuJoCo draws nothing, if that may be it."""
-    refusal = announce_library()
+    """Return the end of a sentence on an environment that failed: why MuJoCo draws nothing, if it may be the cause."""
+    refusal = log_library()
     return f"; {refusal}" if refusal else ""
 
 
@@ -84,23 +84,24 @@ def why_nothing_is_drawn() -> str:
 def choice() -> Choice:
     """Set MUJOCO_GL, unless it is set or MuJoCo is imported already, and return what was chosen.
 
-    Each library is tried in a process of its own, since one that fails cannot be unloaded. Where none works MUJOCO_GL
+    Each library is tried in a process of its own, since one that fails cannot be unloaded. If none works, MUJOCO_GL
     becomes `off`: then everything but drawing works.
 
     Raises:
-        UserError: if MUJOCO_GL is set to what MuJoCo does not know.
+        UserError: if MUJOCO_GL has a value that MuJoCo does not know.
     """
     given = os.environ.get(VARIABLE)
     if given is not None:
         return _given(given)
     if not sys.platform.startswith("linux") or "mujoco" in sys.modules:
-        return Choice()  # a Mac draws without a window by itself; and once MuJoCo is imported, it has chosen
+        return Choice()  # macOS draws without a window; and MuJoCo, once imported, has chosen
     failures: list[str] = []
     for value, name in LIBRARIES.items():
         failure = _try(value)
         if not failure:
             os.environ[VARIABLE] = os.environ[FOUND_VARIABLE] = value
-            return Choice(f"MuJoCo draws with {name}: it works here without a screen{_after(failures)}")
+            others = f", while {', '.join(failures)}" if failures else ""
+            return Choice(f"MuJoCo draws with {name}: it works here without a screen{others}")
         failures.append(f"{name} does not ({failure})")
     os.environ[VARIABLE] = "off"
     failed = ", ".join(failures)
@@ -108,7 +109,6 @@ def choice() -> Choice:
 
 
 def _given(value: str) -> Choice:
-    """Return the choice that MUJOCO_GL makes."""
     if value.lower() not in (*LIBRARIES, *_WINDOWS, *_NOTHING):
         known = ", ".join([*LIBRARIES, "glfw"])
         raise UserError(f"{VARIABLE} is '{value}', but must be one of {known} and off.{nearest(value, LIBRARIES)}")
@@ -118,17 +118,12 @@ def _given(value: str) -> Choice:
             f"{ADVICE}"
         )
     if value == os.environ.get(FOUND_VARIABLE):
-        return Choice()  # found by the process that started this one, which has told of it
+        return Choice()  # the process that started this one found it, and has logged it
     return Choice(f"MuJoCo draws with '{value}', as {VARIABLE} says")
 
 
-def _after(failures: list[str]) -> str:
-    """Return what to add where one library works after others failed."""
-    return f", while {', '.join(failures)}" if failures else ""
-
-
 def _try(value: str) -> str:
-    """Return the last line of why this library draws nothing in a fresh process, or an empty string if it does."""
+    """Try a library in a fresh process; return the last line of its failure, or an empty string if it draws."""
     command = [sys.executable, "-c", _TRIAL, value]
     environment = os.environ | {VARIABLE: value}
     try:
@@ -139,5 +134,5 @@ def _try(value: str) -> str:
         return f"no picture after {_TRIAL_TIMEOUT_S} s"
     if done.returncode == 0 and "drawn" in done.stdout:
         return ""
-    said = done.stderr.strip().splitlines()
-    return said[-1].strip() if said else f"ended with status {done.returncode}"
+    lines = done.stderr.strip().splitlines()
+    return lines[-1].strip() if lines else f"ended with status {done.returncode}"

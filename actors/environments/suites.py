@@ -1,4 +1,4 @@
-"""Families of environments that need something before or around them: the id decides which, arguments are env.kwargs.
+"""Families of environments that need something before or around them; the id decides which.
 
     id                        extra      what is done here
     dm_control/...            dmc        a library to draw with is chosen; the camera and the size of pictures
@@ -7,7 +7,7 @@
     Crafter...                crafter    an adapter to Gymnasium's interface
     Gymnasium's MuJoCo        dmc        a library to draw with is chosen
 
-A wrapper that comes with a suite is logged once: see `common/process_log.py`.
+A wrapper that comes with a suite is logged once.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 
 import gymnasium
 from gymnasium import spaces, wrappers
+from gymnasium.envs import registration
 from gymnasium.envs.registration import EnvSpec
 
 from dreamfleet.actors.environments import rendering
-from dreamfleet.actors.environments.registered_ids import known_spec
 from dreamfleet.actors.environments.wrappers import NoopStart, SimulatorSteps
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.process_log import log_once
@@ -34,9 +34,9 @@ class Suite:
     """Environments that need nothing special, and the base of those that do.
 
     Attributes:
-        name: as people call the suite.
-        prefixes: how its ids begin, in small letters.
-        modules: what must be imported to register its environments.
+        name: for messages.
+        prefixes: how its ids begin, in lower case.
+        modules: those whose import registers its environments.
         extra: the extra of this package that installs them.
     """
 
@@ -46,20 +46,20 @@ class Suite:
     extra = ""
 
     def register(self) -> None:
-        """Import what registers the suite's environments."""
+        """Register the suite's environments."""
         for module in self.modules:
             importlib.import_module(module)
 
     def arguments(self, settings: EnvironmentSettings) -> dict[str, Any]:
-        """Return the arguments an environment is made with: env.kwargs, and what the suite needs beside them."""
+        """Return the arguments of an environment: env.kwargs, and those that the suite adds."""
         return dict(settings.kwargs)
 
     def cannot_render(self) -> str:
         """Return why environments of this suite cannot be drawn on this machine, or an empty string."""
-        return rendering.announce_library()
+        return rendering.log_library()
 
     def show(self, env: Environment, settings: EnvironmentSettings) -> Environment:  # noqa: ARG002 (others need it)
-        """Return the environment with the observations that a model of this suite learns from."""
+        """Return the environment with the observations that a model learns from."""
         return env
 
     def repeat(self, env: Environment, settings: EnvironmentSettings) -> Environment:
@@ -79,13 +79,13 @@ class Mujoco(Suite):
     extra = "dmc"
 
     def register(self) -> None:
-        """Choose what draws, and only then import MuJoCo."""
+        """Choose the library that draws, and only then import MuJoCo."""
         if importlib.util.find_spec("mujoco"):
             rendering.choose_library()
         super().register()
 
     def cannot_render(self) -> str:
-        """Return why nothing can be drawn here, or an empty string."""
+        """Return why this machine cannot draw, or an empty string."""
         return rendering.choose_library()
 
 
@@ -97,7 +97,7 @@ class DeepMindControl(Mujoco):
     modules = ("dm_control", "shimmy")
 
     def arguments(self, settings: EnvironmentSettings) -> dict[str, Any]:
-        """Return env.kwargs, with the papers' camera, and pictures as big as they are used."""
+        """Return env.kwargs, with the papers' camera, and pictures drawn in the size in which they are used."""
         camera = 2 if "dm_control/quadruped" in settings.id else 0  # as in Dreamer's releases
         drawn: dict[str, Any] = {"camera_id": camera}
         if settings.observe != "own" and settings.image_size:
@@ -106,7 +106,7 @@ class DeepMindControl(Mujoco):
         return {**settings.kwargs, "render_kwargs": drawn | own if isinstance(own, dict) else own}
 
     def show(self, env: Environment, settings: EnvironmentSettings) -> Environment:  # noqa: ARG002 (others need it)
-        """Say how fast it runs: Shimmy takes the duration of a step for its frames per second."""
+        """Correct the frames per second, for which Shimmy gives the duration of a step."""
         env.unwrapped.metadata = {**env.metadata, "render_fps": 1 / env.unwrapped.dt}  # type: ignore[attr-defined]
         return env
 
@@ -120,15 +120,15 @@ class Atari(Suite):
     extra = "atari"
 
     def arguments(self, settings: EnvironmentSettings) -> dict[str, Any]:
-        """Return env.kwargs; the environment's own frame skip is off where env.action_repeat repeats."""
+        """Return env.kwargs; env.action_repeat turns off the environment's own frame skip."""
         return ({"frameskip": 1} if settings.action_repeat > 1 else {}) | settings.kwargs
 
     def repeat(self, env: Environment, settings: EnvironmentSettings) -> Environment:
         """Return the game in Gymnasium's preprocessing: each frame is the maximum of the repeat's last two."""
         shape = env.observation_space.shape or ()
-        if settings.action_repeat == 1 or len(shape) < 2:  # a frame for each step, or the machine's memory
+        if settings.action_repeat == 1 or len(shape) < 2:  # one frame a step, or RAM observations
             return super().repeat(env, settings)
-        if _shows_otherwise(env):  # AtariPreprocessing takes the screen from the emulator, past all wrappers
+        if _shows_otherwise(env):  # AtariPreprocessing reads the emulator's screen, past all wrappers
             log_once("Atari: without AtariPreprocessing, since a wrapper of env.wrappers changes what is shown")
             return super().repeat(env, settings)
         side = settings.image_size
@@ -162,7 +162,7 @@ class MiniGrid(Suite):
         if settings.observe == "rendered" or not isinstance(env.observation_space, spaces.Dict):
             return env
         if _shows_otherwise(env):
-            log_once("MiniGrid: as it is shown by a wrapper of env.wrappers, and no picture of ours")
+            log_once("MiniGrid: a wrapper of env.wrappers changes what is shown, so no picture is added")
             return env
         minigrid = importlib.import_module("minigrid.wrappers")
         env = minigrid.ImgObsWrapper(minigrid.RGBImgPartialObsWrapper(env))
@@ -200,27 +200,29 @@ def suite_of(name: str) -> Suite:
     return _MUJOCO if is_of_gymnasium(known_spec(name), "mujoco") else _OTHER
 
 
+def known_spec(name: str) -> EnvSpec | None:
+    """Return the current registration of an id, or None; without a version it means the latest."""
+    spec = gymnasium.registry.get(name)
+    if spec is not None:
+        return spec
+    try:
+        namespace, bare, version = registration.parse_env_id(name)
+    except gymnasium.error.Error:
+        return None
+    latest = registration.find_highest_version(namespace, bare) if version is None else None
+    return None if latest is None else gymnasium.registry.get(registration.get_env_id(namespace, bare, latest))
+
+
 def is_of_gymnasium(spec: EnvSpec | None, family: str = "") -> bool:
     """Return whether a registered environment is Gymnasium's own, and of this family."""
     return spec is not None and str(spec.entry_point).startswith(f"gymnasium.envs.{family}")
 
 
-def _shows_otherwise(env: Environment) -> bool:
-    """Return whether a wrapper changes the observations of the environment in it."""
-    layer = env
-    while isinstance(layer, gymnasium.Wrapper):
-        if isinstance(layer, gymnasium.ObservationWrapper):
-            return True
-        layer = layer.env
-    return env.observation_space != layer.observation_space
-
-
 def register_suite(suite: Suite, name: str) -> None:
-    """Make the suite's environments known to Gymnasium.
+    """Register the suite's environments with Gymnasium; `name` is the id for which this is needed.
 
     Raises:
-        UserError: if its package is not installed or cannot be imported, or MUJOCO_GL is wrong; `name` is the id for
-            which it is needed.
+        UserError: if its package is not installed or cannot be imported, or MUJOCO_GL is wrong.
     """
     try:
         suite.register()
@@ -236,3 +238,13 @@ def register_suite(suite: Suite, name: str) -> None:
             f"env.id '{name}' belongs to {suite.name}, whose package cannot be imported: "
             f"{type(error).__name__}: {str(error).rstrip('.')}. The extra '{suite.extra}' names versions that work."
         ) from error
+
+
+def _shows_otherwise(env: Environment) -> bool:
+    """Return whether a wrapper changes the observations of the environment inside it."""
+    layer = env
+    while isinstance(layer, gymnasium.Wrapper):
+        if isinstance(layer, gymnasium.ObservationWrapper):
+            return True
+        layer = layer.env
+    return env.observation_space != layer.observation_space

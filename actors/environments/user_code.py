@@ -1,4 +1,4 @@
-"""The user's code at its edges: whatever it raises or returns becomes what the rest can rely on, or one sentence."""
+"""The boundary to the user's code: what it returns is checked, and what it raises becomes one sentence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dreamfleet.common.torch_state import TorchState
 
 LARGEST = float(np.finfo(np.float32).max)
-"""The greatest reward that is stored as a number."""
+"""The largest reward that can be stored."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,50 +31,36 @@ log = logging.getLogger(__name__)
 
 
 class WrongStepError(ValueError):
-    """An environment returned what is no reward or no flag; the sentence says which, and what it is."""
+    """An environment returned an invalid reward or flag; the sentence says which, and what it is."""
 
 
 def reward_of(value: Any) -> float:
-    """Return what an environment gave as its reward, as a number that float32 holds.
-
-    An array of one element is taken for that number.
+    """Return an environment's reward as a number that float32 holds; an array of one element counts as that number.
 
     Raises:
-        WrongStepError: if it is no number, several, not finite, or too large.
+        WrongStepError: if it is not one finite number, or is too large.
     """
-    is_float = isinstance(value, float)  # which NumPy's float64 is, too, and compares in ten times the time
+    is_float = isinstance(value, float)  # NumPy's float64 is one too, and takes ten times as long to compare
     value = float(value) if is_float else _only_element("reward", value, "biuf", "one number is wanted")
-    if not -LARGEST <= value <= LARGEST:  # NaN is neither
+    if not -LARGEST <= value <= LARGEST:  # negated: NaN is found too
         beyond = f", and at most {LARGEST:.3g} is stored" if np.isfinite(value) else ""
         raise WrongStepError(f"its reward is {value:g}{beyond}")
     return float(value)
 
 
 def flag_of(name: str, value: Any) -> bool:
-    """Return what an environment gave as `terminated` or `truncated`; an array of one element is taken for that.
+    """Return an environment's `terminated` or `truncated`; an array of one element counts as that element.
 
     Raises:
-        WrongStepError: if it says neither yes nor no.
+        WrongStepError: if it is neither true nor false.
     """
     if isinstance(value, bool | np.bool_):
         return bool(value)
     return bool(_only_element(name, value, "biu", "True or False is wanted"))
 
 
-def _only_element(name: str, value: Any, kinds: str, wanted: str) -> Any:
-    try:
-        array = np.asarray(value)
-    except Exception as error:  # whatever the user's class raises, such as a tensor on a GPU
-        raise WrongStepError(f"its {name} is a {type(value).__name__} ({error}): {wanted}") from error
-    if array.size != 1 and array.dtype.kind in "biuf":
-        raise WrongStepError(f"its {name} is an array of shape {array.shape}: {wanted}")
-    if array.size != 1 or array.dtype.kind not in kinds:
-        raise WrongStepError(f"its {name} is {value!r:.80}: {wanted}")
-    return array.item()
-
-
 def describe(error: BaseException) -> str:
-    """Return in words what the user's code raised; one that ends the process is named for what it does."""
+    """Return an error of the user's code in words."""
     if isinstance(error, WrongStepError):
         return str(error)
     if isinstance(error, SystemExit):
@@ -84,7 +70,7 @@ def describe(error: BaseException) -> str:
 
 
 def exits_are_errors(function: Callable[P, R]) -> Callable[P, R]:
-    """Have a function of an environment's settings say so where the user's code would end the process.
+    """Decorate a function of an environment's settings: user code that calls `sys.exit` in it does not end the process.
 
     Raises:
         UserError: instead of SystemExit.
@@ -102,20 +88,21 @@ def exits_are_errors(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def close_environment(env: gymnasium.Env[Any, Any], name: str) -> None:
-    """Close an environment; one that fails at that is a warning, since it is not needed any more."""
+    """Close an environment; a failure is a warning, since it is not needed any more."""
     try:
         env.close()
-    except BaseException as error:  # noqa: BLE001 (nothing that a simulator does at its end may end a run)
+    except BaseException as error:  # noqa: BLE001 (no failure of a simulator at its end may end a run)
         log.warning("environment '%s' failed as it was closed: %s", name, describe(error))
 
 
 @contextmanager
 def process_kept() -> Iterator[None]:
-    """Put back at the end what user code may change of its process: working directory, signals, torch's defaults.
+    """Restore at the end what user code may change of its process: working directory, signals, torch's defaults.
 
-    For code that is done with by then, such as an environment that was only tried out: one that goes on may need them.
+    This is for an environment that is only tried out; one that stays in use may need them as they are.
     """
-    directory, state = Path.cwd(), _torch_state()
+    directory = Path.cwd()
+    torch_state = _torch_state_class().now() if "torch" in sys.modules else None
     numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     handlers = {number: signal.getsignal(number) for number in numbers}
     try:
@@ -124,16 +111,28 @@ def process_kept() -> Iterator[None]:
         with suppress(OSError):  # it may have been removed
             os.chdir(directory)
         for number, handler in handlers.items():
-            if handler is not None:  # else it is not Python's
+            if handler is not None:  # otherwise it was not set by Python
                 signal.signal(number, handler)
-        if state is not None or (state := _torch_state(anew=True)) is not None:
-            state.set()
+        if torch_state is None and "torch" in sys.modules:  # the environment imported it
+            torch_state = _torch_state_class()()
+        if torch_state is not None:
+            torch_state.set()
 
 
-def _torch_state(anew: bool = False) -> TorchState | None:
-    """Return what torch goes by, now or at its beginning; None where torch is not imported, which takes seconds."""
-    if "torch" not in sys.modules:
-        return None
+def _only_element(name: str, value: Any, kinds: str, wanted: str) -> Any:
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # of the user's class, such as a tensor on a GPU
+        raise WrongStepError(f"its {name} is a {type(value).__name__} ({error}): {wanted}") from error
+    if array.size != 1 and array.dtype.kind in "biuf":
+        raise WrongStepError(f"its {name} is an array of shape {array.shape}: {wanted}")
+    if array.size != 1 or array.dtype.kind not in kinds:
+        raise WrongStepError(f"its {name} is {value!r:.80}: {wanted}")
+    return array.item()
+
+
+def _torch_state_class() -> type[TorchState]:
+    """Return `TorchState`, whose module imports torch, which takes seconds."""
     from dreamfleet.common.torch_state import TorchState
 
-    return TorchState() if anew else TorchState.now()
+    return TorchState

@@ -12,29 +12,29 @@ from dreamfleet.actors.spaces.action_spaces import null_action
 
 
 class SimulatorSteps(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Counts the steps of the environment below the wrappers that take several of them for one of ours.
+    """Counts simulator steps, below the wrappers that take several of them for one environment step.
 
-    It also looks at rewards and flags before they are summed and joined there, where a wrong one could not be named.
+    It also checks rewards and flags before these wrappers sum and join them, where a wrong one could not be named.
 
     Attributes:
-        taken: simulator steps, of all episodes.
+        count: simulator steps, of all episodes.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         super().__init__(env)
-        self.taken = 0
+        self.count = 0
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Take one step and count it."""
-        self.taken += 1
+        self.count += 1
         observation, reward, terminated, truncated, info = self.env.step(action)
         if type(reward) is float and terminated is False and truncated is False:
-            return observation, reward, terminated, truncated, info  # as nearly always
+            return observation, reward, terminated, truncated, info  # the usual case, in the least time
         return observation, reward_of(reward), flag_of("terminated", terminated), flag_of("truncated", truncated), info
 
 
 def step_counter(env: gymnasium.Env[Any, Any]) -> SimulatorSteps | None:
-    """Return the counter among an environment's wrappers, or None: each step is then one of the simulator."""
+    """Return the counter among an environment's wrappers; None if each environment step is one of the simulator."""
     while isinstance(env, gymnasium.Wrapper):
         if isinstance(env, SimulatorSteps):
             return env
@@ -43,15 +43,11 @@ def step_counter(env: gymnasium.Env[Any, Any]) -> SimulatorSteps | None:
 
 
 class NoopStart(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Begins each episode with 0 to `noop_max` steps of the action that does nothing, so that they differ.
+    """Begins each episode with 0 to `noop_max` steps of the action that does nothing, so that episodes differ.
 
     The number is drawn uniformly from a generator that the first reset seeds. (The environment's own is not always of
-    Gymnasium's kind: DM Control has NumPy's older one.) Rewards on the way are dropped. An episode that ends meanwhile
-    is begun again, and the remaining steps are taken in the new one.
-
-    Args:
-        env: the environment.
-        noop_max: most steps.
+    Gymnasium's kind: DM Control has NumPy's older one.) Rewards on the way are dropped. If an episode ends meanwhile,
+    the environment is reset, and the remaining steps are taken in the new episode.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], noop_max: int) -> None:

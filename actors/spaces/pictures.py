@@ -65,7 +65,7 @@ def why_doubtful(space: spaces.Box) -> str:
         if not is_real(space) and int(space.high.max()) - int(space.low.min()) + 1 > MOST_SYMBOLS:
             return ""
     if axes > 3:
-        return "a picture has (H, W) or (H, W, C), and a wrapper of your own can join a stack's channels to make it one"
+        return "a picture has (H, W) or (H, W, C); a stack becomes one by joining its channels in a wrapper of your own"
     if is_real(space) and not _is_unit_real(space):
         return "a picture's reals are from 0 to 1 or from 0 to 255"
     if is_real(space) and axes == 2:

@@ -126,8 +126,8 @@ class RunCallbacks(Callbacks):
         found = f"return {mean:.4g} ± {std:.3g} over {len(report.returns)} episodes{cut}"
         extremes = f"best {max(report.returns):.4g}, worst {min(report.returns):.4g}"
         log.info("evaluation at %s env steps, update %d: %s, %s", f"{env_steps:,}", report.version, found, extremes)
-        if report.film:
-            self._records.film(report.film, env_steps, self._settings.train.env_steps)
+        if report.gif:
+            self._records.film(report.gif, env_steps, self._settings.train.env_steps)
         self._records.evaluation(
             {
                 "env_steps": env_steps,

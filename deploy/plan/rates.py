@@ -115,7 +115,7 @@ def measuring_collector(settings: Settings) -> Iterator[Collector]:
     from dreamfleet.actors.collector import build_collector
     from dreamfleet.actors.environment_batch import EnvironmentFailedError
 
-    collector = build_collector(settings, actor=0, incarnation=0, sink=_Nowhere())
+    collector = build_collector(settings, actor=0, incarnation=0, writer=_Nowhere())
     try:
         yield collector
     except EnvironmentFailedError as error:

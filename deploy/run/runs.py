@@ -287,7 +287,7 @@ def evaluate(
             seed,
             record=min(videos, episodes),
             max_steps=max_steps,
-            announce=announce,
+            on_episode=announce,
         )
     except EnvironmentFailedError as error:
         raise UserError(f"{error}.") from error

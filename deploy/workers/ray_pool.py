@@ -18,7 +18,7 @@ from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError, RayTaskError
 
 from dreamfleet.actors.actor import ActorProcess
-from dreamfleet.actors.environments.handover import Handover
+from dreamfleet.actors.environments.user_objects import SentCode
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.experience.steps import StepFormat
@@ -83,7 +83,7 @@ class RayPool:
         """Look at what the cluster has, and start the replay."""
         settings = self._settings
         here = ray.get_runtime_context().get_node_id()
-        self._handover = None if settings.train.dataset else Handover.of(settings.env, here)
+        self._sent_code = None if settings.train.dataset else SentCode.of(settings.env, here)
         self._placement = Placement(settings)
         if not self._is_local:
             self._placement.check_home(self._run.path)
@@ -136,7 +136,7 @@ class RayPool:
         options = self._placement.actor_options() | {"max_restarts": 0, "runtime_env": {"env_vars": quiet}}
         server = self._servers[shard_of(actor, self._replay.alive)]
         actor_class: Any = ActorProcess
-        target = actor_class.options(**options).remote(self._settings, actor, incarnation, server, self._handover)
+        target = actor_class.options(**options).remote(self._settings, actor, incarnation, server, self._sent_code)
         self._actors.append(Worker(f"actor {actor}", target))
         return self._actors[-1]
 
@@ -145,7 +145,7 @@ class RayPool:
         options = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": self._placement.at_home}
         options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}}
         actor_class: Any = ActorProcess
-        target = actor_class.options(**options).remote(self._settings, 0, 0, self._servers[0], self._handover)
+        target = actor_class.options(**options).remote(self._settings, 0, 0, self._servers[0], self._sent_code)
         return Worker("evaluator", target)
 
     def start_learner(self) -> Worker:

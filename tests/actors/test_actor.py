@@ -11,42 +11,31 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from chunk_shelf import start_shelf
 from patience import PATIENCE_S
 
 from dreamfleet.actors.actor import ActorProcess
 from dreamfleet.actors.environment_batch import EnvironmentFailedError
+from dreamfleet.actors.environments.make import probe_environment
+from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.experience.chunk import decode_chunk
-from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.schema import Settings
-
-
-class Shelf:
-    """Stands for the replay's server: keeps what it is sent."""
-
-    def __init__(self) -> None:
-        self._records: list[bytes] = []
-
-    def append(self, record: bytes) -> bool:
-        """Keep a record."""
-        self._records.append(record)
-        return True
-
-    def records(self) -> list[bytes]:
-        """Return all records."""
-        return self._records
 
 
 class Owner:
     """Puts weights, as the learner does: they die with it."""
 
-    def put(self, version: int) -> list[tuple[int, Any]]:
+    def put(self, version: int) -> PublishedWeights:
         """Return weights of this version."""
-        return [(version, ray.put(np.zeros(100_000, np.float32)))]
+        return PublishedWeights(version, ray.put(np.zeros(100_000, np.float32)))
 
 
-def start(shelf: Any, **kwargs: Any) -> Any:
-    settings = Settings.model_validate({"env": {"id": "counting_environment:make", "kwargs": kwargs, "image_size": 0}})
+def counting(**kwargs: Any) -> Settings:
+    return Settings.model_validate({"env": {"id": "counting_environment:make", "kwargs": kwargs, "image_size": 0}})
+
+
+def start(shelf: Any, settings: Settings) -> Any:
     return ActorProcess.options(num_cpus=0).remote(settings, 1, 2, shelf)  # type: ignore[attr-defined]
 
 
@@ -70,18 +59,19 @@ def wait_until_lost(reference: Any) -> None:
 @pytest.mark.usefixtures("local_ray")
 def test_newer_weights_are_adopted_and_lost_ones_leave_the_old() -> None:
     """Versions rise and never fall; weights whose owner died are counted, and collecting goes on."""
-    shelf = ray.remote(Shelf).options(num_cpus=0).remote()
+    shelf = start_shelf()
     owner = ray.remote(Owner).options(num_cpus=0).remote()
-    actor = start(shelf, length=10)
+    settings = counting(length=10)
+    actor = start(shelf, settings)
     three, two, four = (get(owner.put.remote(version)) for version in (3, 2, 4))
-    reports = [get(actor.collect.remote(5, weights)) for weights in ([], three, two)]
+    reports = [get(actor.collect.remote(5, weights)) for weights in (None, three, two)]
     ray.kill(owner)
-    wait_until_lost(four[0][1])
+    wait_until_lost(four.handle)
     reports.append(get(actor.collect.remote(5, four)))
     assert [report.version for report in reports] == [0, 3, 3, 3]
     assert [report.weights_lost for report in reports] == [0, 0, 0, 1]
-    spaces = Spaces.from_json(get(actor.describe.remote()))
-    chunks = [decode_chunk(StepFormat(spaces), record) for record in get(shelf.records.remote())]
+    step_format = StepFormat(probe_environment(settings.env))
+    chunks = [decode_chunk(step_format, record) for record in get(shelf.chunks.remote())]
     assert np.concatenate([chunk["version"] for chunk in chunks]).tolist() == [0] * 5 + [3] * 15
     assert np.concatenate([chunk["count"][:, 2] for chunk in chunks]).tolist() == [*range(11), *range(9)]
     ray.kill(actor)
@@ -92,10 +82,10 @@ def test_newer_weights_are_adopted_and_lost_ones_leave_the_old() -> None:
 @pytest.mark.usefixtures("local_ray")
 def test_a_failing_environment_is_named_through_ray() -> None:
     """The caller gets the sentence and the cause's traceback; the process lives on to answer."""
-    shelf = ray.remote(Shelf).options(num_cpus=0).remote()
-    actor = start(shelf, fail_at=7)
+    shelf = start_shelf()
+    actor = start(shelf, counting(fail_at=7))
     with pytest.raises(ray.exceptions.RayTaskError) as error:
-        get(actor.collect.remote(20, []))
+        get(actor.collect.remote(20, None))
     assert isinstance(error.value.cause, EnvironmentFailedError)
     assert "actor 1, environment 0" in str(error.value.cause)
     assert "told to fail" in str(error.value)

@@ -25,8 +25,8 @@ def walk(batch: EnvironmentBatch, steps: int) -> dict[str, np.ndarray]:
     rows = []
     for _ in range(steps):
         rows.append(
-            {name: batch.rounds.arrays[name][batch.rounds.row].copy() for name in FLAGS}
-            | {name: array.copy() for name, array in batch.rounds.current.observations.items()}
+            {name: batch.buffer.arrays[name][batch.buffer.row].copy() for name in FLAGS}
+            | {name: array.copy() for name, array in batch.buffer.current.observations.items()}
         )
         batch.step(action)
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from dreamfleet.actors.environment_batch import EnvironmentFailedError
-from dreamfleet.actors.evaluator import Evaluation, _film, play_episodes
-from dreamfleet.actors.film import Film
+from dreamfleet.actors.evaluator import Evaluation, VideoRecorder, _record_frame, play_episodes
 from dreamfleet.common.acting.policy import Policy, RandomPolicy
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.settings.schema import EnvironmentSettings
@@ -92,7 +91,7 @@ def test_each_episode_is_announced_as_it_ends() -> None:
     for limit in (0, 4):
         play_episodes(
             settings, lambda spaces: Watching(spaces.action, 1, 0), 2, seed=1, max_steps=limit,
-            announce=lambda result, cut: told.append((result.length, cut)),
+            on_episode=lambda result, cut: told.append((result.length, cut)),
         )  # fmt: skip
     assert told == [(6, False), (6, False), (4, True), (4, True)]
     assert starts == [0, 1, 2, 3]
@@ -135,10 +134,10 @@ def test_pictures_of_any_channels_are_filmed_as_dreams_draw_them(channels: int) 
         render_mode = None
 
     picture = np.arange(16 * 16 * channels, dtype=np.uint8).reshape(16, 16, channels)
-    film = Film(side=16)
-    _film(Seen(), {"image": picture}, film)  # type: ignore[arg-type]
-    assert film.frames is not None
-    np.testing.assert_array_equal(film.frames[0], to_rgb(picture))
+    recorder = VideoRecorder(side=16)
+    _record_frame(Seen(), {"image": picture}, recorder)  # type: ignore[arg-type]
+    assert recorder.frames is not None
+    np.testing.assert_array_equal(recorder.frames[0], to_rgb(picture))
 
 
 def test_a_render_that_fails_ends_the_film_and_not_the_episode(
@@ -162,11 +161,11 @@ def test_a_render_that_fails_ends_the_film_and_not_the_episode(
 @pytest.mark.parametrize(("steps", "stride"), [(3, 1), (7, 1), (8, 2), (1000, 256)])
 def test_a_film_of_any_length_has_few_frames_spread_evenly(steps: int, stride: int) -> None:
     """Fewer than twice as many as asked for, each so many steps after the one before, from the beginning to the end."""
-    film = Film(side=1, most=4)
+    recorder = VideoRecorder(side=1, most=4)
     for step in range(steps):
-        if film.wants(step):
-            film.take(np.full((1, 1, 3), step % 251, np.uint8))
-    assert film.frames is not None
-    assert film.stride == stride
-    assert film.frames[:, 0, 0, 0].tolist() == [step % 251 for step in range(0, steps, stride)]
-    assert len(film.frames) < 8
+        if recorder.is_due(step):
+            recorder.add(np.full((1, 1, 3), step % 251, np.uint8))
+    assert recorder.frames is not None
+    assert recorder.stride == stride
+    assert recorder.frames[:, 0, 0, 0].tolist() == [step % 251 for step in range(0, steps, stride)]
+    assert len(recorder.frames) < 8

@@ -10,13 +10,17 @@ from typing import Any
 
 import gymnasium
 import pytest
+from chunk_shelf import start_shelf
 from gymnasium.envs import registration
+from patience import PATIENCE_S
 
-from dreamfleet.actors.environments import handover, other_interfaces, registered_ids, rendering
-from dreamfleet.actors.environments.handover import Handover
+from dreamfleet.actors.environments import lookup, other_interfaces, rendering, user_objects
 from dreamfleet.actors.environments.make import make_environment, probe_environment
+from dreamfleet.actors.environments.user_objects import SentCode
 from dreamfleet.common import process_log
 from dreamfleet.common.errors import UserError
+from dreamfleet.common.experience.chunk import parse_header
+from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.resolve import resolve, write_settings
 from dreamfleet.common.settings.schema import EnvironmentSettings, Settings
 
@@ -70,7 +74,7 @@ def _fresh_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     gymnasium.registry.clear()
     gymnasium.registry.update(before)
-    for cache in (registered_ids._plugins, registered_ids._load_plugin):
+    for cache in (lookup._plugins, lookup._load_plugin):
         cache.cache_clear()
     for module in [name for name in sys.modules if name.startswith(("registering", "plugged"))]:
         del sys.modules[module]
@@ -306,7 +310,7 @@ def test_what_mujoco_draws_with_is_chosen_before_user_code_is_imported(
 def test_nothing_is_tried_for_environments_that_are_known_not_to_use_mujoco(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gymnasium's own cost no trial of libraries, but for a wrapper of the user's."""
     tried: list[int] = []
-    monkeypatch.setattr("dreamfleet.actors.environments.loading.prepare_library", lambda: tried.append(1))
+    monkeypatch.setattr("dreamfleet.actors.environments.make.prepare_library", lambda: tried.append(1))
     load("CartPole-v1")
     assert not tried
     load("CartPole-v1", wrappers=["odd_interfaces:double"])
@@ -323,10 +327,14 @@ def test_what_lives_in_a_script_is_sent_to_actors_by_value(name: str, script: An
 
     settings = Settings.model_validate({"env": {"id": name, "wrappers": ["__main__:ScriptedWrapper"]}})
     found = probe_environment(settings.env)
-    given = Handover.of(settings.env, ray.get_runtime_context().get_node_id())
-    actor = ActorProcess.options(num_cpus=0).remote(settings, 0, 0, None, given)  # type: ignore[attr-defined]
-    assert ray.get(actor.describe.remote(), timeout=100) == found.to_json()
+    given = SentCode.of(settings.env, ray.get_runtime_context().get_node_id())
+    shelf = start_shelf()
+    actor = ActorProcess.options(num_cpus=0).remote(settings, 0, 0, shelf, given)  # type: ignore[attr-defined]
+    assert ray.get(actor.collect.remote(3, None), timeout=PATIENCE_S).steps == 3
+    (chunk,) = ray.get(shelf.chunks.remote(), timeout=PATIENCE_S)
+    assert parse_header(chunk).format_identity == StepFormat(found).identity, "the actor's spaces are the driver's"
     ray.kill(actor)
+    ray.kill(shelf)
 
 
 def test_what_a_script_holds_and_cannot_be_sent_is_one_sentence(script: Any) -> None:
@@ -335,7 +343,7 @@ def test_what_a_script_holds_and_cannot_be_sent_is_one_sentence(script: Any) -> 
 
     gymnasium.register("Locked-v0", entry_point=script.Scripted, kwargs={"reward": threading.Lock()})
     with pytest.raises(UserError, match=r"'Locked-v0' lives in the program .* write it into a module of its own"):
-        Handover.of(EnvironmentSettings(id="Locked-v0"), "here")
+        SentCode.of(EnvironmentSettings(id="Locked-v0"), "here")
 
 
 def test_a_script_that_does_not_run_here_is_one_sentence() -> None:
@@ -350,11 +358,11 @@ def test_the_library_that_draws_is_handed_over_on_one_machine(
     """An actor beside the driver tries nothing anew, one elsewhere does; modules are found where it finds them."""
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
     monkeypatch.setenv(rendering.FOUND_VARIABLE, "")
-    given = Handover.of(EnvironmentSettings(id="CartPole-v1"), "here")
+    given = SentCode.of(EnvironmentSettings(id="CartPole-v1"), "here")
     monkeypatch.delenv("MUJOCO_GL")
-    monkeypatch.setattr(handover, "_objects", {})
+    monkeypatch.setattr(user_objects, "_sent_objects", {})
     monkeypatch.setattr(sys, "path", [])
-    given.take(machine)
+    given.install(machine)
     assert rendering.os.environ.get("MUJOCO_GL") == expected
     assert sys.path == list(dict.fromkeys(given.search_path))
 

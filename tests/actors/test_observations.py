@@ -16,11 +16,9 @@ from dreamfleet.actors.environment_batch import EnvironmentBatch, EnvironmentFai
 from dreamfleet.actors.environments.make import describe_spaces, make_environment, probe_environment
 from dreamfleet.actors.spaces.entries import NamedEntries
 from dreamfleet.actors.spaces.observations import list_entries
-from dreamfleet.actors.stream import Stream
 from dreamfleet.common import process_log
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ObservationSpec
-from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.schema import EnvironmentSettings, Settings
 from dreamfleet.deploy.monitoring.run_callbacks import RunCallbacks
 
@@ -372,11 +370,10 @@ def drifting(**kwargs: Any) -> gymnasium.Env[Any, Any]:
 def collect(steps: int, **kwargs: Any) -> None:
     """Collect so many steps in one chunk, as an actor does."""
     batch = EnvironmentBatch(EnvironmentSettings(id=f"{__name__}:drifting", kwargs=kwargs, image_size=0), [1])
-    stream = Stream(StepFormat(batch.spaces), batch, 0, 0, 0)
     batch.reset()
     for _ in range(steps - 1):
         batch.step(np.zeros((1,), np.int32))
-    stream.cut({name: array[:steps, 0] for name, array in batch.rounds.arrays.items()})
+    batch.check_vectors(0, 0, {name: array[:steps, 0] for name, array in batch.buffer.arrays.items()})
 
 
 def test_a_chunk_of_vectors_is_held_against_their_bounds(told: dict[str, int]) -> None:

@@ -109,8 +109,8 @@ def test_arrays_of_one_element_are_taken(repeat: int) -> None:
     batch = walk(
         rude(repeat, returns={"reward": np.array([5.0]), "terminated": np.array([True])}), steps=3 if repeat == 1 else 2
     )
-    assert batch.rounds.current.reward.tolist() == [5.0, 5.0], "the end of an episode ends the repeat"
-    assert batch.rounds.current.is_terminal.all()
+    assert batch.buffer.current.reward.tolist() == [5.0, 5.0], "the end of an episode ends the repeat"
+    assert batch.buffer.current.is_terminal.all()
 
 
 # What it raises -------------------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def test_leaving_the_process_is_a_failure_of_the_environment(kind: str, words: s
         walk(rude(manners={kind: 0}))
     settings = Settings(env=rude(made=kind))
     with pytest.raises(UserError, match=rf"'rude_environment:make' could not be made: {words}"):
-        build_collector(settings, 0, 0, sink=None)  # type: ignore[arg-type]
+        build_collector(settings, 0, 0, writer=None)  # type: ignore[arg-type]
 
 
 def test_an_exit_at_the_first_steps_is_one_sentence() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from dreamfleet.actors.collector import Collector, Sink
+from dreamfleet.actors.collector import ChunkWriter, Collector
 from dreamfleet.actors.environment_batch import EnvironmentBatch
 from dreamfleet.actors.environments.make import Environment, make_environment, probe_environment
 from dreamfleet.actors.spaces.action_spaces import action_converter
@@ -78,11 +78,11 @@ def _race(name: str, steps: int, directory: Path, turns: int) -> Turns:
         replay.close()
 
 
-def _collector(settings: Settings, number: int, sink: Sink) -> Collector:
+def _collector(settings: Settings, number: int, writer: ChunkWriter) -> Collector:
     """Return a collector of one environment whose seeds are always the same; its chunks bear the number."""
     batch = EnvironmentBatch(settings.env, [_SEED])
     policy = make_policy(settings, batch.spaces, 1, _SEED)
-    return Collector(batch, policy, sink, StepFormat(batch.spaces), number, 0)
+    return Collector(batch, policy, writer, StepFormat(batch.spaces), number, 0)
 
 
 def _collect(collector: Collector, steps: int) -> None:

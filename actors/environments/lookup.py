@@ -1,11 +1,12 @@
-"""Environments by the id that they are registered under, as `gymnasium.make` takes it and a little beyond.
+"""From `env.id` to the function that makes the environment.
 
-An id is looked for until it is found:
+An id `module:attribute` is the user's function or class. Any other id is looked up among registered ones, as
+`gymnasium.make` does and a little further, until it is found:
 
-    1. where it is registered already, or by its suite's package: see suites.py
-    2. among installed packages that declare the entry point group `gymnasium.envs`
-    3. in a package of the name that stands before the id's slash: `gym_pusht/PushT-v0` imports `gym_pusht`
-    4. among what the process that started the run knew
+    1. among those registered already, or registered by its suite's package: see suites.py
+    2. in installed packages that declare the entry point group `gymnasium.envs`
+    3. in a package with the name before the id's slash: `gym_pusht/PushT-v0` imports `gym_pusht`
+    4. among those that the process that started the run has sent
 
 An id without a version means the latest.
 """
@@ -24,9 +25,15 @@ import gymnasium
 from gymnasium.envs import registration
 from gymnasium.envs.registration import EnvSpec
 
-from dreamfleet.actors.environments.handover import handed_over
 from dreamfleet.actors.environments.other_interfaces import describe_other
-from dreamfleet.actors.environments.user_objects import cause_of, import_module
+from dreamfleet.actors.environments.suites import Suite, known_spec, register_suite, suite_of
+from dreamfleet.actors.environments.user_objects import (
+    NoSuchAttributeError,
+    cause_of,
+    find_object,
+    import_module,
+    sent_object,
+)
 from dreamfleet.common.errors import UserError, nearest
 from dreamfleet.common.process_log import log_once
 
@@ -34,51 +41,51 @@ GROUP = "gymnasium.envs"
 """The entry point group by which packages register environments; an entry's name is their namespace."""
 _NO_NAMESPACE = ("__root__", "__internal__")
 
-
-def known_spec(name: str) -> EnvSpec | None:
-    """Return how an id is registered now, or None; without a version it means the latest."""
-    spec = gymnasium.registry.get(name)
-    if spec is not None:
-        return spec
-    try:
-        namespace, bare, version = registration.parse_env_id(name)
-    except gymnasium.error.Error:
-        return None
-    latest = registration.find_highest_version(namespace, bare) if version is None else None
-    return None if latest is None else gymnasium.registry.get(registration.get_env_id(namespace, bare, latest))
+Make = Callable[..., Any]
 
 
-def find_registered(name: str, where: str, module: str = "") -> EnvSpec:
-    """Return how an id is registered, after loading what may register it.
+def find_environment(name: str) -> tuple[Suite, Make]:
+    """Return the suite that an id belongs to, and the function that makes its environment.
 
-    Args:
-        name: the id, without a module.
-        where: the setting and the value that name it, for messages.
-        module: what was imported for it, which may have registered nothing.
+    In `module:name`, the name is an attribute of the module or, if it has no such attribute, an id that is registered
+    once the module is imported.
 
     Raises:
-        UserError: if it is not registered, with how to name the module that does.
+        UserError: if it is not found, or is not a function.
     """
-    spec = known_spec(name)
-    failures: list[str] = []
-    if spec is None:
-        failures = _load_plugins(name.rpartition("/")[0], module)
-        spec = known_spec(name) or _import_namespace(name, where) or handed_over(name)
-    if spec is None:
-        raise UserError(_unknown(name, where, module, failures))
-    if spec.id != name:
-        log_once(f"env.id '{name}' has no version: '{spec.id}', the latest, is taken")
-    return spec
+    module, colon, inside = name.rpartition(":") if name.count(":") == 1 else ("", "", name)
+    where = f"env.id '{name}'"
+    missing: NoSuchAttributeError | None = None
+    if colon and all(part.isidentifier() for part in inside.split(".")):
+        try:
+            return Suite(), _user_function(name, where)
+        except NoSuchAttributeError as error:
+            missing = error
+    elif colon:
+        import_module(module, where)
+    try:
+        suite = suite_of(inside)
+        if not module or known_spec(inside) is None:
+            register_suite(suite, inside)
+        return suite, _registered_maker(_find_spec(inside, where, module), where)
+    except UserError as error:
+        raise missing or error from error
 
 
-def maker_of(spec: EnvSpec, where: str) -> Callable[..., Any]:
-    """Return the function that makes a registered environment of its arguments."""
+def _user_function(name: str, where: str) -> Make:
+    found: Any = find_object(name, where)
+    if not callable(found):
+        raise UserError(f"{where} is {type(found).__name__}: it should be a function that returns a gymnasium.Env.")
+    make: Make = found
+    return make
 
+
+def _registered_maker(spec: EnvSpec, where: str) -> Make:
     def make(**kwargs: Any) -> Any:
         try:
             return gymnasium.make(spec, disable_env_checker=True, **kwargs)
         except TypeError as error:
-            if "gymnasium.Env" not in str(error):  # by which Gymnasium refuses what is no environment of its own
+            if "gymnasium.Env" not in str(error):  # Gymnasium's refusal of other interfaces
                 raise
             create: Any = spec.entry_point
             create = create if callable(create) else registration.load_env_creator(str(create))
@@ -87,18 +94,32 @@ def maker_of(spec: EnvSpec, where: str) -> Callable[..., Any]:
     return make
 
 
+def _find_spec(name: str, where: str, module: str) -> EnvSpec:
+    """Return the registration of an id, after loading what may register it; `module` was imported for it already."""
+    spec = known_spec(name)
+    failures: list[str] = []
+    if spec is None:
+        failures = _load_plugins(name.rpartition("/")[0], module)
+        spec = known_spec(name) or _import_namespace(name, where) or sent_object(name)
+    if spec is None:
+        raise UserError(_unknown(name, where, module, failures))
+    if spec.id != name:
+        log_once(f"env.id '{name}' has no version: '{spec.id}', the latest, is taken")
+    return spec
+
+
 @functools.cache
 def _plugins() -> list[tuple[str, EntryPoint]]:
-    """Return what installed packages declare, each with its namespace; some wrote that into the group's name."""
+    """Return the entry points of installed packages, each with its namespace: its name, or part of its group's name."""
     groups = [group for group in entry_points().groups if group.startswith(f"{GROUP}.")]
     found = [(entry.name, entry) for entry in entry_points(group=GROUP)]
     return found + [(group.removeprefix(f"{GROUP}."), entry) for group in groups for entry in entry_points(group=group)]
 
 
 def _load_plugins(namespace: str, module: str) -> list[str]:
-    """Have the named package register its environments, or all that may bring this namespace; return what failed.
+    """Load the entry points of the named module, or all of this namespace; return sentences on those that failed.
 
-    Others are left alone: they may be big, or broken, and cannot register an id of another namespace.
+    Others are not loaded: they may be slow or broken, and cannot register an id of another namespace.
     """
     failures: list[str] = []
     for plugin_namespace, entry in _plugins():
@@ -119,15 +140,14 @@ def _load_plugin(namespace: str, entry: EntryPoint) -> tuple[str, ...]:
             register = entry.load()
             if callable(register):
                 register()
-        except Exception as error:  # noqa: BLE001 (whatever a package raises is said beside the id that was not found)
+        except Exception as error:  # noqa: BLE001 (any error of the package becomes part of the message)
             return (f" '{entry.module}', which may register it, fails: {cause_of(error)}.",)
     return ()
 
 
 def _import_namespace(name: str, where: str) -> EnvSpec | None:
-    """Import the package that is called as the id's namespace, if there is one, and return what it registered."""
-    namespace = name.rpartition("/")[0]
-    plain = namespace.replace("-", "_")
+    """Import a package of the id's namespace, if there is one, and return what it registered."""
+    plain = name.rpartition("/")[0].replace("-", "_")
     for module in dict.fromkeys([plain, plain.lower()]):
         if module.isidentifier() and importlib.util.find_spec(module):
             import_module(module, where)
@@ -139,8 +159,8 @@ def _import_namespace(name: str, where: str) -> EnvSpec | None:
 
 
 def _unknown(name: str, where: str, module: str, failures: list[str]) -> str:
-    """Return the sentence of an id that nobody registered, with what failed to."""
-    adapter = _adapter_of_old_gym(name)
+    """Return the sentence on an id that is not registered."""
+    adapter = _old_gym_adapter(name)
     if adapter:
         full = f"{module}:{name}" if module else name
         # gym 0.26's own checker fails with NumPy 2
@@ -161,8 +181,8 @@ def _unknown(name: str, where: str, module: str, failures: list[str]) -> str:
     )
 
 
-def _adapter_of_old_gym(name: str) -> str:
-    """Return the id of Shimmy's adapter for an id that the package gym knows, if that is imported; else ""."""
+def _old_gym_adapter(name: str) -> str:
+    """Return the id of Shimmy's adapter for an id that the package gym, if imported, has registered; else ""."""
     registry = getattr(sys.modules.get("gym.envs.registration"), "registry", None)
     if isinstance(registry, dict):  # since 0.26
         return "GymV26Environment-v0" if name in registry else ""
