@@ -162,12 +162,12 @@ def _replay(given: argparse.Namespace) -> int:
         return inspect_replay.verify(given.directory)
     from dreamfleet.actors.spaces.entries import NamedEntries
     from dreamfleet.deploy.minari import exchange
-    from dreamfleet.deploy.minari.picture_change import PictureChange
 
     if given.action == "export":
         return exchange.export_replay(given.directory, given.out)
     named = NamedEntries(given.pictures, given.vectors, given.one_hot, prefix="")
-    return exchange.import_replay(given.directory, given.out, named, PictureChange(given.image_size, given.grey))
+    change = exchange.PictureChange(given.image_size, given.grey)
+    return exchange.import_replay(given.directory, given.out, named, change)
 
 
 def _presets(_: argparse.Namespace) -> int:

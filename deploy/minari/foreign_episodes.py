@@ -1,4 +1,4 @@
-"""Another tool's episodes, made steps of ours."""
+"""Episodes that another tool wrote, converted to our steps."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ class ForeignEpisodes:
     """Takes episodes as they are: each is whole, begins with a reset and ends where its data end.
 
     An episode of T transitions becomes T + 1 steps, laid out as in `common/experience/steps.py`. Its last step is
-    terminal if its last transition is; else it was cut short, marked or not. All episodes lie one after the other in
-    one stream.
+    terminal if its last transition is; else it was cut short, marked or not. All episodes follow each other in one
+    stream.
 
     Attributes:
         step_format: of the steps.
-        notes: sentences on what could not be taken as it is; complete once all pieces were read.
+        remarks: sentences on what could not be taken as it is; complete once all episodes were read.
 
     Args:
-        storage: where they come from; its spaces say what they are made of.
-        named: observations of which it is said what they are.
+        storage: where they come from, with its spaces.
+        named: what the user says of observations.
 
     Raises:
         UserError: if a space is not supported.
     """
 
     def __init__(self, storage: MinariStorage, named: NamedEntries) -> None:
-        self.notes: list[str] = []
+        self.remarks: list[str] = []
         try:
             self._entries = list_entries(storage.observation_space, image_size=0, grey=False, named=named)
             action = describe_action(storage.action_space)
@@ -50,11 +50,11 @@ class ForeignEpisodes:
         self._storage = storage
         self._rounded: dict[str, list[int]] = {}
         self.step_format = StepFormat(Spaces(tuple(entry.spec for entry in self._entries), action))
-        self.notes.append(f"observations: {', '.join(map(str, self._entries))}")
-        self._note_pictures()
+        self.remarks.append(f"observations: {', '.join(map(str, self._entries))}")
+        self._remark_on_pictures()
 
-    def pieces(self, episodes: Iterable[Mapping[str, Any]]) -> Iterator[StoredEpisode]:
-        """Yield each episode as a piece of stream 0 of actor 0.
+    def episodes(self, episodes: Iterable[Mapping[str, Any]]) -> Iterator[StoredEpisode]:
+        """Yield each episode, of stream 0 of actor 0.
 
         Raises:
             UserError: naming the first episode that contradicts its spaces or holds a number that is not finite.
@@ -69,9 +69,9 @@ class ForeignEpisodes:
             steps = np.arange(first_step, first_step + len(arrays["reward"]))
             yield StoredEpisode(0, 0, 0, first_step, steps // CHUNK_STEPS, arrays)
             first_step += len(steps)
-        self._note_rounding()
+        self._remark_on_rounding()
         if ends_inside:
-            self.notes.append(f"{ends_inside} transitions inside episodes are marked as their ends: not heeded")
+            self.remarks.append(f"{ends_inside} transitions inside episodes are marked as their ends: ignored")
 
     def _steps(self, episode: Mapping[str, Any], number: int) -> dict[str, np.ndarray]:
         """Return an episode's steps, each field as (T + 1, *shape)."""
@@ -102,7 +102,7 @@ class ForeignEpisodes:
         return converted
 
     def _actions(self, actions: Any, transitions: int) -> np.ndarray:
-        """Return stored actions, (T + 1, *shape), of which the last one, which nobody took, is zeros."""
+        """Return stored actions, (T + 1, *shape); the last, which nobody took, is zeros."""
         spec, space = self.step_format.spaces.action, self._storage.action_space
         stored = zero_action(spec, transitions + 1)
         rows = stored.reshape(transitions + 1, -1)
@@ -135,20 +135,20 @@ class ForeignEpisodes:
             counts[0] += int(np.sum(values.reshape(converted.shape) != converted))
             counts[1] += values.size
 
-    def _note_rounding(self) -> None:
+    def _remark_on_rounding(self) -> None:
         for name, (changed, count) in self._rounded.items():
             lost = f"{changed:,} of {count:,} numbers are rounded: not lossless" if changed else "no number has changed"
-            self.notes.append(f"{name} is stored as float32: {lost}")
+            self.remarks.append(f"{name} is stored as float32: {lost}")
 
-    def _note_pictures(self) -> None:
+    def _remark_on_pictures(self) -> None:
         from minari.dataset.minari_storage import is_image_space
 
         for entry in self._entries:
             space, name = self._space(entry), entry.spec.name
             if entry.spec.is_image and space.dtype != np.uint8:
-                self.notes.append(f"'{name}' ({space.dtype}) is stored as bytes from 0 to 255, rounded: not lossless")
+                self.remarks.append(f"'{name}' ({space.dtype}) is stored as bytes from 0 to 255, rounded: not lossless")
             if self._storage.jpeg_encoding and is_image_space(space):
-                self.notes.append(
+                self.remarks.append(
                     f"'{name}' was compressed as JPEG when the dataset was written, which is not lossless"
                 )
 

@@ -1,7 +1,7 @@
 """How our steps lie in a Minari dataset: which of its arrays holds what, and what is kept beside them.
 
-A piece of n steps (`replay/episodes.py`) becomes an episode of n observations and n - 1 transitions. With the names of
-`common/experience/steps.py`, for a whole episode of four steps:
+A stored episode (`replay/episodes.py`) of n steps becomes an episode of n observations and n - 1 transitions. With the
+names of `common/experience/steps.py`, for a whole episode of four steps:
 
     observations     o_0   o_1   o_2   o_3
     actions          a_0   a_1   a_2
@@ -10,24 +10,24 @@ A piece of n steps (`replay/episodes.py`) becomes an episode of n observations a
     truncations      0     0     not is_terminal_3
     infos/dreamfleet ...   n entries of each field of a step that is no observation, and of its place
 
-A piece that does not end is marked as truncated, as Minari's own collector marks an episode that it stops in the
-middle: whoever learns from it then bootstraps at its last observation, which is right, and never joins it to the next
-episode. The flags as they were stand in the infos. So do the first reward and the last action, for which Minari has no
-place.
+An episode whose end is not stored is marked as truncated, as Minari's own collector marks one that it stops in the
+middle: learners then bootstrap at its last observation, which is right, and never join it to the next episode. The
+infos hold the flags as they were, and the first reward and the last action, for which Minari has no place.
 
-A piece of one step has no transition, and Minari cannot hold it: such steps lie in a file of their own beside the data,
-which other tools do not see.
+A single step has no transition, and Minari cannot hold it: such steps lie in a file of their own beside the data, which
+other tools do not see.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
+from dreamfleet import __version__
 from dreamfleet.common.experience.spaces import ActionSpec, Spaces
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.replay.episodes import StoredEpisode
@@ -79,12 +79,12 @@ def action_space(spec: ActionSpec) -> spaces.Space[Any]:
     return spaces.Dict({CHOICES: spaces.MultiDiscrete(np.array(spec.choices)), REALS: box}) if spec.choices else box
 
 
-def to_episode(step_format: StepFormat, piece: StoredEpisode) -> dict[str, Any]:
-    """Return a piece of two steps or more as the arguments of Minari's `EpisodeBuffer`."""
-    arrays, action = piece.arrays, step_format.spaces.action
+def to_episode(step_format: StepFormat, stored: StoredEpisode) -> dict[str, Any]:
+    """Return two steps or more as the arguments of Minari's `EpisodeBuffer`."""
+    arrays, action = stored.arrays, step_format.spaces.action
     ended = arrays["is_last"][-1] & arrays["is_terminal"][-1]
-    terminations = np.zeros(len(piece) - 1, bool)
-    truncations = np.zeros(len(piece) - 1, bool)
+    terminations = np.zeros(len(stored) - 1, bool)
+    truncations = np.zeros(len(stored) - 1, bool)
     terminations[-1], truncations[-1] = ended, not ended
     observed = minari_names(step_format)
     ours = {field.name: arrays[field.name] for field in step_format.fields if field.name not in observed}
@@ -94,12 +94,12 @@ def to_episode(step_format: StepFormat, piece: StoredEpisode) -> dict[str, Any]:
         "rewards": arrays["reward"][1:],
         "terminations": terminations,
         "truncations": truncations,
-        "infos": {GROUP: {**ours, PLACE: _places(piece)}},
+        "infos": {GROUP: {**ours, PLACE: _places(stored)}},
     }
 
 
 def from_episode(step_format: StepFormat, episode: Mapping[str, Any]) -> StoredEpisode:
-    """Return the piece that `to_episode` made an episode of.
+    """Return the steps that `to_episode` was given.
 
     Observations, and rewards and actions as far as Minari has them, are taken from its own arrays, the rest from ours.
 
@@ -118,19 +118,19 @@ def from_episode(step_format: StepFormat, episode: Mapping[str, Any]) -> StoredE
             raise ValueError(f"'{name}' has {len(array)} entries beside {len(episode['rewards'])} rewards")
     arrays["reward"] = np.append(ours["reward"][:1], episode["rewards"]).astype(ours["reward"].dtype)
     arrays["action"] = np.concatenate([stored.astype(ours["action"].dtype), ours["action"][-1:]])
-    return _piece(places, arrays)
+    return _stored_episode(places, arrays)
 
 
-def write_single_steps(file: Path, step_format: StepFormat, pieces: list[StoredEpisode]) -> None:
-    """Write pieces of one step, which are no episodes to Minari."""
-    columns: dict[str, Any] = {PLACE: np.concatenate([_places(piece) for piece in pieces])}
+def write_single_steps(file: Path, step_format: StepFormat, steps: list[StoredEpisode]) -> None:
+    """Write single steps, which are no episodes to Minari."""
+    columns: dict[str, Any] = {PLACE: np.concatenate([_places(step) for step in steps])}
     for number, field in enumerate(step_format.fields):
-        columns[f"field_{number}"] = np.concatenate([piece.arrays[field.name] for piece in pieces])
+        columns[f"field_{number}"] = np.concatenate([step.arrays[field.name] for step in steps])
     np.savez(file, **columns)
 
 
 def read_single_steps(file: Path, step_format: StepFormat) -> list[StoredEpisode]:
-    """Return the pieces that `write_single_steps` wrote, none if there is no file.
+    """Return the steps that `write_single_steps` wrote, none if there is no file.
 
     Raises:
         OSError, ValueError, KeyError: if it is damaged; nothing in it is executed.
@@ -141,23 +141,54 @@ def read_single_steps(file: Path, step_format: StepFormat) -> list[StoredEpisode
         places = stored[PLACE]
         arrays = {field.name: stored[f"field_{n}"] for n, field in enumerate(step_format.fields)}
     return [
-        _piece(places[i : i + 1], {name: array[i : i + 1] for name, array in arrays.items()})
+        _stored_episode(places[i : i + 1], {name: array[i : i + 1] for name, array in arrays.items()})
         for i in range(len(places))
     ]
 
 
-def describe_dataset(name: str, settings: str | None, stored: Spaces, version: str) -> dict[str, Any]:
-    """Return the metadata of a dataset of ours, beside what Minari writes itself.
+def write_dataset(
+    target: Path, step_format: StepFormat, episodes: Iterable[StoredEpisode], metadata: dict[str, Any]
+) -> dict[str, int]:
+    """Write a dataset, one episode in memory at a time; return its number of episodes, transitions and single steps.
 
     Args:
-        name: the dataset's id.
-        settings: text of the run's `config.yaml`; None if it is not known.
-        stored: what the environment shows and takes.
-        version: of dreamfleet.
+        target: an empty directory; an absolute path, since Minari goes wrong with others.
+        step_format: the format of all steps.
+        episodes: what to write, in the order of their places.
+        metadata: of `describe_dataset`; the counts are added.
+    """
+    from minari.data_collector import EpisodeBuffer
+    from minari.dataset.minari_storage import MinariStorage
+
+    data = target / DATA_FOLDER
+    actions = action_space(step_format.spaces.action)
+    storage = MinariStorage.new(data, observation_space(step_format), actions, jpeg_encoding=False)
+    storage.update_metadata(metadata)
+    single: list[StoredEpisode] = []
+
+    def longer() -> Iterator[EpisodeBuffer]:
+        for episode in episodes:
+            if len(episode) == 1:
+                single.append(episode)
+            else:
+                yield EpisodeBuffer(**to_episode(step_format, episode))
+
+    storage.update_episodes(longer())
+    if single:
+        write_single_steps(data / SINGLE_STEPS_FILE, step_format, single)
+    counts = {"episodes": storage.total_episodes, "transitions": storage.total_steps, "single_steps": len(single)}
+    storage.update_metadata({GROUP: metadata[GROUP] | counts})
+    return counts
+
+
+def describe_dataset(name: str, settings: str | None, stored: Spaces) -> dict[str, Any]:
+    """Return the metadata of a dataset of ours, beside what Minari writes itself.
+
+    `name` is the dataset's id, and `settings` the text of the run's `config.yaml` if it is known.
     """
     import minari
 
-    ours = {"format": VERSION, "version": version, "settings": settings, "spaces": stored.to_json()}
+    ours = {"format": VERSION, "version": __version__, "settings": settings, "spaces": stored.to_json()}
     description = (
         "Written by dreamfleet. infos/dreamfleet holds the fields of each step as they were; an episode whose last "
         "is_last there is false is a piece of one, marked as truncated where it breaks off."
@@ -183,16 +214,16 @@ def _from_actions(spec: ActionSpec, actions: Any) -> np.ndarray:
     return stored.reshape(len(stored), *spec.stored_shape)
 
 
-def _places(piece: StoredEpisode) -> np.ndarray:
+def _places(stored: StoredEpisode) -> np.ndarray:
     """Return the place of each step, (n, 5)."""
-    places = np.empty((len(piece), 5), np.int64)
-    places[:, :3] = piece.place[:3]
-    places[:, 3] = piece.chunks
-    places[:, 4] = piece.first_step + np.arange(len(piece))
+    places = np.empty((len(stored), 5), np.int64)
+    places[:, :3] = stored.place[:3]
+    places[:, 3] = stored.chunks
+    places[:, 4] = stored.first_step + np.arange(len(stored))
     return places
 
 
-def _piece(places: np.ndarray, arrays: dict[str, np.ndarray]) -> StoredEpisode:
+def _stored_episode(places: np.ndarray, arrays: dict[str, np.ndarray]) -> StoredEpisode:
     first = places[0]
     same_stream = (places[:, :3] == first[:3]).all()
     if not same_stream or not (places[:, 4] == first[4] + np.arange(len(places))).all():

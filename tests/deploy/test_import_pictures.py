@@ -18,8 +18,7 @@ from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.resolve import resolve
 from dreamfleet.common.settings.schema import ReplaySettings, Settings
 from dreamfleet.deploy.command_line import main
-from dreamfleet.deploy.minari.exchange import export_replay, import_replay
-from dreamfleet.deploy.minari.picture_change import PictureChange
+from dreamfleet.deploy.minari.exchange import PictureChange, export_replay, import_replay
 from dreamfleet.deploy.run.prepare_training import prepare_training
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.replay.episodes import StoredStreams

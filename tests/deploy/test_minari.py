@@ -480,7 +480,7 @@ def tell(pieces, most_steps, verb):
         if number == 3:
             print("begun", flush=True)
             import time; time.sleep(600)
-exchange._tell = tell
+exchange._print_progress = tell
 from dreamfleet.deploy.command_line import main
 sys.exit(main(["replay", sys.argv[1], sys.argv[2], "--out", sys.argv[3]]))
 """

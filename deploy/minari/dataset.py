@@ -1,16 +1,18 @@
-"""A Minari dataset as a source of steps: ours, to be restored as it was, or anyone's, to be taken as it is."""
+"""A Minari dataset as it is read: one of ours, to be restored as it was, or anyone's, to be taken as it is."""
 
 from __future__ import annotations
 
 import heapq
 import json
+import os
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreamfleet.actors.spaces.entries import NOTHING_NAMED, NamedEntries
-from dreamfleet.common.errors import UserError
+from dreamfleet.actors.spaces.entries import NamedEntries
+from dreamfleet.common.errors import UserError, nearest
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.deploy.minari.foreign_episodes import ForeignEpisodes
@@ -28,11 +30,12 @@ from dreamfleet.replay.episodes import StoredEpisode
 if TYPE_CHECKING:
     from minari.dataset.minari_storage import MinariStorage
 
+_ID = re.compile(r"([-\w]+/)*[-\w]+-v\d+")
 _DAMAGE = (OSError, KeyError, ValueError, TypeError, IndexError, AttributeError, AssertionError, RuntimeError)
-"""What Minari and HDF5 raise for files that are not as they should be."""
+"""What Minari and HDF5 raise for files that are damaged."""
 
 
-class MinariSource:
+class MinariDataset:
     """A dataset in a directory of this machine.
 
     No environment is made and nothing is executed: Minari makes the environment of a dataset that does not tell its
@@ -40,34 +43,34 @@ class MinariSource:
 
     Attributes:
         data: where everything lies.
-        notes: sentences on what is not taken as it is; more come while `pieces` reads.
+        remarks: sentences on what is not taken as it is; more come while `episodes` reads.
 
     Args:
         directory: the dataset's, or the folder `data` in it.
-        named: observations of which it is said what they are; those of a dataset that dreamfleet wrote are known.
+        named: what the user says of observations; those of a dataset that dreamfleet wrote are known.
 
     Raises:
         UserError: if there is none, or none that can be read.
     """
 
-    def __init__(self, directory: Path, named: NamedEntries = NOTHING_NAMED) -> None:
+    def __init__(self, directory: Path, named: NamedEntries) -> None:
         inner = directory / DATA_FOLDER
         self.data = inner if inner.is_dir() else directory
         self._metadata = _read_metadata(directory, self.data / METADATA_FILE)
         self._storage = self._open()
         self._foreign = None if self._is_ours() else ForeignEpisodes(self._storage, named)
+        self.remarks: list[str] = self._foreign.remarks if self._foreign else []
         if not self._foreign and named.lists:
             flags = " and ".join(f"--{name}" for name in named.lists)
             raise UserError(f"{directory} was written by dreamfleet, which knows its observations: leave out {flags}.")
-        self.notes: list[str] = self._foreign.notes if self._foreign else []
         if self._foreign and GROUP in self._metadata:
-            self.notes.append(
+            self.remarks.append(
                 "another tool has added or removed episodes since dreamfleet wrote this: they are taken as they are now"
             )
 
     @property
     def most_steps(self) -> int:
-        """As many steps as there are, or more."""
+        """At least the number of steps that `episodes` yields."""
         return int(self._storage.total_steps) + int(self._storage.total_episodes) + len(self._single_steps)
 
     @property
@@ -88,11 +91,6 @@ class MinariSource:
         is_plain = isinstance(name, str) and ":" not in name and isinstance(arguments, dict)
         return (name, arguments) if is_plain else None
 
-    @property
-    def name(self) -> str:
-        """The dataset's id."""
-        return str(self._metadata.get("dataset_id", self.data))
-
     @cached_property
     def step_format(self) -> StepFormat:
         """The format of its steps once they are ours."""
@@ -103,19 +101,19 @@ class MinariSource:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{self.data / METADATA_FILE}: '{GROUP}': 'spaces' cannot be read: {error!r}.") from None
 
-    def pieces(self) -> Iterator[StoredEpisode]:
-        """Yield all episodes and pieces of episodes, in the order of their places.
+    def episodes(self) -> Iterator[StoredEpisode]:
+        """Yield all episodes and parts of episodes, in the order of their places.
 
         Raises:
             UserError: naming the episode that cannot be read.
         """
         if self._foreign:
-            yield from self._foreign.pieces(self._episodes())
+            yield from self._foreign.episodes(self._read())
         else:
-            yield from heapq.merge(self._own_pieces(), self._single_steps, key=lambda piece: piece.place)
+            yield from heapq.merge(self._own_episodes(), self._single_steps, key=lambda episode: episode.place)
 
-    def _own_pieces(self) -> Iterator[StoredEpisode]:
-        for number, episode in enumerate(self._episodes()):
+    def _own_episodes(self) -> Iterator[StoredEpisode]:
+        for number, episode in enumerate(self._read()):
             try:
                 yield from_episode(self.step_format, episode)
             except (ValueError, KeyError, TypeError) as error:
@@ -135,10 +133,9 @@ class MinariSource:
             raise UserError(f"{file} cannot be read: {error!r}.") from None
         if len(found) != self._metadata[GROUP].get("single_steps"):
             raise UserError(f"{file} is missing or has changed: it holds {len(found)} steps.")
-        return sorted(found, key=lambda piece: piece.place)
+        return sorted(found, key=lambda episode: episode.place)
 
-    def _episodes(self) -> Iterator[dict[str, Any]]:
-        """Yield all episodes as Minari gives them."""
+    def _read(self) -> Iterator[dict[str, Any]]:
         total = int(self._storage.total_episodes)
         episodes = iter(self._storage.get_episodes(range(total)))
         for number in range(total):
@@ -182,6 +179,40 @@ class MinariSource:
             )
         now = (self._storage.total_episodes, self._storage.total_steps)
         return now == (ours.get("episodes"), ours.get("transitions"))
+
+
+def find_dataset(named: Path) -> Path:
+    """Return the directory of a dataset that is named by it or by an id such as D4RL/door/human-v2.
+
+    A directory of that name comes first; an id that is not here is downloaded.
+
+    Raises:
+        UserError: if it is an id, and no dataset of that id is here or can be downloaded.
+    """
+    identity = named.as_posix()
+    if named.exists() or not _ID.fullmatch(identity):
+        return named
+    given = os.environ.get("MINARI_DATASETS_PATH")
+    root = Path(given) if given else Path.home() / ".minari" / "datasets"
+    if not (root / identity / DATA_FOLDER).is_dir():
+        _download(identity, root)
+    return root / identity
+
+
+def _download(identity: str, root: Path) -> None:
+    import minari
+
+    print(f"'{identity}' is not in {root}: Minari downloads it", flush=True)
+    try:
+        minari.download_dataset(identity)
+    except Exception as error:  # noqa: BLE001 (of HTTP, of a client for buckets, of Minari: all mean that there is none)
+        files = root.glob(f"**/{DATA_FOLDER}/{METADATA_FILE}")
+        known = [file.parent.parent.relative_to(root).as_posix() for file in files]
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise UserError(
+            f"'{identity}' is no directory, no Minari dataset in {root}, and cannot be downloaded ({reason})."
+            f"{nearest(identity, known)}"
+        ) from None
 
 
 def _read_metadata(directory: Path, file: Path) -> dict[str, Any]:
