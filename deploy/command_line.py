@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from functools import partial
 
 from dreamfleet.common.errors import RunFailedError, UserError
-from dreamfleet.common.settings.resolve import preset_names, preset_summary, resolve, resolve_with_sources
+from dreamfleet.common.settings.presets import preset_names, preset_summary
+from dreamfleet.common.settings.resolve import resolve, resolve_with_sources
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.parser import make_parser, parse
 from dreamfleet.deploy.workers.token import use_token

@@ -1,4 +1,4 @@
-"""Settings of the world model: which parts it is made of, how big they are, and what its loss weighs."""
+"""Settings of what is learnt: the world model, its loss, and the behaviour; and `Section`, the base of all settings."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ModelSettings(Section):
     vector_symlog: bool = False
     """Whether vectors are read and predicted as symlog(x), whatever their size."""
     recurrence: Literal["gru", "norm_gru", "block_gru"] = "gru"
-    """How h goes on: GRU cells, V2's cell with layer norm, or V3's cell of blocks."""
+    """The recurrence of h: GRU cells, V2's cell with layer norm, or V3's cell of blocks."""
     deterministic: int = Field(200, ge=1)
     """Width of the deterministic state h."""
     gru_layers: int = Field(1, ge=1)
@@ -153,11 +153,11 @@ class BehaviourSettings(Section):
     horizon: int = Field(15, ge=1)
     """Steps imagined ahead, by the planner and for the actor."""
     candidates: int = Field(1000, ge=2)
-    """Planner: action sequences tried at each iteration."""
+    """Planner: action sequences sampled in each iteration."""
     iterations: int = Field(10, ge=1)
-    """Planner: rounds of trying."""
+    """Planner: iterations of the cross-entropy method."""
     elites: int = Field(100, ge=1)
-    """Planner: the best so many candidates shape the next iteration's."""
+    """Planner: how many of the best candidates the next iteration is fitted to."""
     discount: float = Field(0.99, gt=0, le=1)
     """Discount per step; not read where a continue head with `loss.continue_horizon` carries the discount itself."""
     return_lambda: float = Field(0.95, ge=0, le=1)

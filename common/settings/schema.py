@@ -1,4 +1,4 @@
-"""All settings: their types, defaults and meanings. The text under each one is what `--help` shows."""
+"""All settings: their types, defaults and meanings. `--help` shows the text under each one."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class EnvironmentSettings(Section):
     """A Gymnasium id, also `module:Id-v0` as gymnasium.make takes it, or `module:function` of your own that returns a
     Gymnasium environment."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Arguments for the environment, for example `{continuous: false}`; naming another env.id forgets them, but for one
-    of the same namespace, such as `ALE/`."""
+    """Arguments for the environment, for example `{continuous: false}`; another env.id drops them, unless it is of the
+    same namespace, such as `ALE/`."""
     wrappers: tuple[str | dict[str, dict[str, Any]], ...] = ()
     """Wrappers of your own or Gymnasium's around the bare environment, the first the innermost:
-    `[gymnasium.wrappers:FlattenObservation, {my_module:MyWrapper: {size: 3}}]`; forgotten as env.kwargs are."""
+    `[gymnasium.wrappers:FlattenObservation, {my_module:MyWrapper: {size: 3}}]`; dropped as env.kwargs are."""
     action_repeat: int = Field(1, ge=1)
     """Simulator steps per environment step; their rewards are summed."""
     image_size: int = Field(64, ge=0)
@@ -28,23 +28,23 @@ class EnvironmentSettings(Section):
     grey: bool = False
     """Turn pictures grey."""
     pictures: tuple[str, ...] = ()
-    """Observations that are pictures, where that is doubtful: a name, or a list such as `[image]`, which is the name of
-    one that is no Dict. Channels may come first; values are brought from their declared bounds to 0-255."""
+    """Observations that are pictures, where that is not clear: a name, or a list such as `[image]`, the name of an
+    observation that is no Dict. Channels may come first; values are scaled from their declared bounds to 0-255."""
     vectors: tuple[str, ...] = ()
-    """Observations that are plain numbers, flattened: such as a matrix, a grid, or a choice that would be a one-hot."""
+    """Observations that are plain numbers, flattened, such as a matrix, a grid, or a choice that would be a one-hot."""
     one_hot: tuple[str, ...] = ()
-    """Observations of whole numbers that become a one-hot each, flattened: such as a board."""
+    """Observations of whole numbers, each of which becomes a one-hot, flattened, such as a board."""
     observe: Literal["own", "rendered", "both"] = "own"
     """What the model sees: the environment's own observations, the picture it renders instead, or both."""
     time_limit: int = Field(0, ge=0)
-    """End (truncate) episodes after so many environment steps; 0 leaves it to the environment."""
+    """End (truncate) episodes after this many environment steps; 0 leaves it to the environment."""
     noop_max: int = Field(0, ge=0)
-    """Begin each episode with 0 to so many simulator steps of the action that does nothing."""
+    """Begin each episode with 0 to this many simulator steps of the action that does nothing."""
 
     @field_validator("pictures", "vectors", "one_hot", mode="before")
     @classmethod
     def _names(cls, names: Any) -> Any:
-        """Take a name for a list of one, and whole numbers for names: parts of a Tuple are called 0, 1 and so on."""
+        """Accept one name for a list, and whole numbers for names: parts of a Tuple are called 0, 1 and so on."""
         names = list(names) if isinstance(names, list | tuple) else [names]
         return [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in names]
 
@@ -61,7 +61,7 @@ class EnvironmentSettings(Section):
     @field_validator("wrappers", mode="before")
     @classmethod
     def _names_of_wrappers(cls, wrappers: Any) -> Any:
-        """Take one name for a list of one, and refuse what is none."""
+        """Accept one name for a list, and refuse anything else that is not a name."""
         wrappers = [wrappers] if isinstance(wrappers, str) else wrappers
         for wrapper in wrappers if isinstance(wrappers, list | tuple) else [None]:
             name, arguments = next(iter(wrapper.items())) if isinstance(wrapper, dict) and wrapper else (wrapper, {})
@@ -86,19 +86,19 @@ class ActorSettings(Section):
     count: int | Literal["auto"] = 2
     """Actor processes; `auto` means as many as the cluster holds, now and as it grows and shrinks."""
     cpus: float = Field(1.0, gt=0)
-    """Logical CPUs that an actor takes of its node's, on a cluster; on one machine the actors share what there is."""
+    """Logical CPUs of its node that an actor takes on a cluster; on one machine the actors share all there are."""
     environments: int = Field(1, ge=1)
     """Environments per actor, stepped as one batch."""
     steps_per_order: int = Field(64, ge=1, le=4096)
-    """Environment steps of each environment that one order asks for."""
+    """Steps of each environment in one order to an actor."""
     hold_min: int = Field(1, ge=1)
-    """A random action is held for at least so many environment steps."""
+    """A random action is held for at least this many environment steps."""
     hold_max: int = Field(1, ge=1)
-    """A random action is held for at most so many environment steps."""
+    """A random action is held for at most this many environment steps."""
     action_weights: tuple[float, ...] = ()
-    """Relative frequencies of a discrete action's random choices; `[]`: all alike."""
+    """Relative frequencies of a discrete action's random choices; `[]`: all equal."""
     order_timeout_s: float = Field(300.0, gt=0)
-    """An actor that has not answered an order for so long is replaced; its start included, which has a minute more."""
+    """An actor that does not answer an order within this time is replaced; its start has a minute more."""
 
     @field_validator("count", mode="before")
     @classmethod
@@ -118,12 +118,12 @@ class ActorSettings(Section):
 
 
 class ReplaySettings(Section):
-    """The store of experience."""
+    """Where experience is stored."""
 
     capacity_gb: float = Field(4.0, gt=0)
-    """Most gigabytes (1e9 bytes) on disk; the oldest experience goes first."""
+    """Most gigabytes (1e9 bytes) on disk; the oldest experience is dropped first."""
     capacity_steps: int = Field(1_000_000, ge=1000)
-    """Most environment steps kept; the oldest go first."""
+    """Most environment steps kept; the oldest are dropped first."""
     across_episodes: bool = True
     """Whether a sequence may run from one episode into the next (`is_first` marks where); else it stays within one."""
     shards: int = Field(1, ge=1, le=64)
@@ -133,7 +133,7 @@ class ReplaySettings(Section):
     recent_steps: int = Field(10_000, ge=1)
     """How many of the newest steps `recent_fraction` draws from."""
     held_out_every: int = Field(10, ge=0)
-    """Of each stream's runs of 128 steps, one in so many (2 or more) is kept from training, to measure on; 0: none."""
+    """Of each stream's runs of 128 steps, one in this many (2 or more) is held out from training; 0: none."""
 
     @field_validator("held_out_every")
     @classmethod
@@ -178,12 +178,12 @@ class LearnerSettings(Section):
     prefetch: int = Field(2, ge=1, le=16)
     """Batches fetched ahead."""
     updates_per_order: int = Field(8, ge=1)
-    """Updates that one order asks for."""
+    """Updates in one order to the learner."""
     publish_every: int = Field(16, ge=1)
     """Updates between two published versions of the weights."""
     order_timeout_s: float = Field(1800.0, gt=0)
-    """A learner that has not answered an order for so long is replaced, from the last checkpoint; an evaluation may
-    take so long for each episode."""
+    """A learner that does not answer an order within this time is replaced, from the last checkpoint; an evaluation may
+    take this long for each episode."""
 
 
 class TrainSettings(Section):
@@ -213,7 +213,7 @@ class RecordSettings(Section):
     picture_every: int = Field(1000, ge=1)
     """Updates between two pictures of truth, reconstruction and prediction."""
     picture_context: int = Field(5, ge=1)
-    """Steps that a prediction sees before it goes on from the actions alone."""
+    """Steps that a prediction sees before it continues from the actions alone."""
     picture_steps: int = Field(50, ge=2)
     """Steps in a picture's sequence, those seen included."""
     evaluate_every: int = Field(0, ge=0)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from dreamfleet.common.errors import UserError
-from dreamfleet.common.settings.resolve import read_yaml
+from dreamfleet.common.settings.presets import read_yaml
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

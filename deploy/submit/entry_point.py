@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreamfleet.common.errors import UserError
-from dreamfleet.common.settings.resolve import preset_names, resolve
+from dreamfleet.common.settings.presets import preset_names
+from dreamfleet.common.settings.resolve import resolve
 from dreamfleet.deploy.parser import TAKE_SETTINGS, make_parser, parse
 
 MOST_BYTES = 100_000_000

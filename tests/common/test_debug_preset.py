@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dreamfleet.common.settings.resolve import describe_settings, preset_names, resolve
+from dreamfleet.common.settings.presets import preset_names
+from dreamfleet.common.settings.resolve import describe_settings, resolve
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.fleet.ledger import TrainRatio
 

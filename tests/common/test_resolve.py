@@ -7,14 +7,8 @@ from pathlib import Path
 import pytest
 
 from dreamfleet.common.errors import UserError
-from dreamfleet.common.settings.resolve import (
-    changes,
-    describe_settings,
-    preset_names,
-    preset_summary,
-    resolve,
-    write_settings,
-)
+from dreamfleet.common.settings.presets import preset_names, preset_summary
+from dreamfleet.common.settings.resolve import changes, describe_settings, resolve, write_settings
 from dreamfleet.common.settings.schema import Settings
 
 
@@ -59,8 +53,8 @@ def test_a_file_stands_on_the_presets_it_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("presets", "wanted"),
     [
-        ("[other.yaml]", ["mine.yaml", "stands on itself"]),
-        ("[mine.yaml]", ["mine.yaml", "stands on itself"]),
+        ("[other.yaml]", ["mine.yaml", "builds on itself"]),
+        ("[mine.yaml]", ["mine.yaml", "builds on itself"]),
         ("[smal]", ["mine.yaml: presets", "'smal'", "Did you mean 'small'"]),
         ("[absent.yaml]", ["mine.yaml: presets", "'absent.yaml'", "Built in are"]),
         ("small", ["mine.yaml", "'small'", "a list of names"]),
@@ -189,7 +183,7 @@ def test_episodes_too_short_for_any_sequence_are_refused() -> None:
 @pytest.mark.parametrize(
     ("content", "wanted"),
     [
-        ("seed: 1\nseed: 2\n", ["line 2", "'seed' stands there twice"]),
+        ("seed: 1\nseed: 2\n", ["line 2", "'seed' is there twice"]),
         ("seed: [1\n", ["not valid YAML"]),
         ("- 1\n", ["list"]),
         ("env: {idd: x}\n", ["'env.idd'", "Did you mean 'env.id'"]),
