@@ -1,4 +1,4 @@
-"""`dreamfleet status`: what is said of runs of every state, from their files alone."""
+"""`dreamfleet status`: what is shown of runs in every state, from their files alone."""
 
 from __future__ import annotations
 
@@ -82,10 +82,10 @@ def shown(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-# What is said -----------------------------------------------------------------------------------------------------
+# What is shown ----------------------------------------------------------------------------------------------------
 
 
-def test_a_running_run_is_told_of_with_all_its_figures(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_running_run_is_shown_with_all_its_figures(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     """Newest from state.json, and what that lacks from the last rows, the checkpoints and the disk."""
     with StateWriter(run.path, "train", 10.0) as state:
         add_row(run)
@@ -118,7 +118,7 @@ def test_a_running_run_is_told_of_with_all_its_figures(run: RunDirectory, capsys
         assert words in text, words
 
 
-def test_evaluations_are_told_of_and_decide_which_checkpoint_is_best(
+def test_evaluations_are_shown_and_decide_which_checkpoint_is_best(
     run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The last one found, and the checkpoint of the highest return, whatever another's held-out loss."""
@@ -213,7 +213,7 @@ def test_warnings_of_a_run_s_beginning_are_kept_too(run: RunDirectory) -> None:
     assert any(entry.text.startswith("without effect: env.image_size 64") for entry in found.last)
 
 
-def test_a_stop_by_a_signal_is_told_of_as_such(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stop_by_a_signal_is_shown_as_such(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     """Not finished, and how to go on."""
     with StateWriter(run.path, "train", 10.0) as state:
         state.stopped("by SIGTERM")
@@ -270,8 +270,8 @@ def test_a_driver_elsewhere_is_taken_for_killed_once_it_is_silent(
 
 
 @pytest.mark.parametrize("torn", [None, b"", b'{"format": 1, "state": "runn', b'{"format": 99}', b"[1]"])
-def test_without_a_whole_state_file_the_rest_tells(run: RunDirectory, torn: bytes | None) -> None:
-    """Rows, facts and log give the same figures; their age says whether it may be running."""
+def test_without_a_whole_state_file_the_other_files_are_read(run: RunDirectory, torn: bytes | None) -> None:
+    """Rows and facts give the same figures; their age says whether it may be running."""
     if torn is not None:
         (run.path / STATE_NAME).write_bytes(torn)
     add_checkpoint(run, 4, None)
@@ -345,7 +345,7 @@ def test_a_checkpoint_newer_than_all_else_says_how_far_it_is(run: RunDirectory) 
     assert read_run_status(run).figures["updates"] == 44
 
 
-def test_rates_of_an_earlier_start_are_not_told_as_today_s(run: RunDirectory) -> None:
+def test_rates_of_an_earlier_start_are_not_shown(run: RunDirectory) -> None:
     """A run that was just resumed has steps and no rates yet."""
     add_row(run, time=time.time() - 1000)
     with StateWriter(run.path, "train", 10.0):
