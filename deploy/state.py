@@ -133,6 +133,8 @@ class StateWriter(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write down a warning or an error at once: the driver may be killed next."""
+        if os.getpid() != self._state.pid:  # an environment's forked process has this handler too
+            return
         self._add_warning(record.levelname, self.format(record))
         self._write()
 

@@ -179,7 +179,7 @@ def _file_rows(found: RunStatus, now: float) -> Rows:
 def _warning_rows(found: RunStatus) -> Rows:
     log, complaints = Path(found.directory) / "train.log", found.complaints
     if complaints.count is None:
-        yield "warnings", f"not known: no state.json says how many there were; {log} has them"
+        yield "warnings", f"not known: state.json does not have them, {log} may"
     elif complaints.count:
         yield "warnings", f"{complaints.count} in {log}, at last:"
     for entry in complaints.last:
