@@ -21,7 +21,7 @@ from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.fleet.ledger import TrainRatio
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.state import RunState, WarningSummary, read_state, seconds_left
-from dreamfleet.learner.checkpoints.facts import best_of, merit_of, number_of
+from dreamfleet.learner.checkpoints.files import best_of, merit_of, number_of
 
 ROWS_TAIL_BYTES = 100_000
 """How much of the end of metrics.jsonl and evaluations.jsonl is read: some dozens of rows."""

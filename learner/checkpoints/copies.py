@@ -1,4 +1,4 @@
-"""Copies of a run's checkpoints at a URL: what outlives the learner's node."""
+"""Copies of a run's checkpoints at a URL, which outlive the learner's node."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from dreamfleet.common.errors import UserError
-from dreamfleet.learner.checkpoints.facts import (
+from dreamfleet.learner.checkpoints.files import (
     DamagedCheckpointError,
     file_name,
     merit_of,
@@ -26,17 +26,13 @@ _LOG = logging.getLogger(__name__)
 
 
 class CheckpointCopies:
-    """Keeps at a URL what a store keeps in its directory, in a thread beside the training.
+    """Copies the checkpoints of a store to a URL, in a thread beside the training.
 
-    The .pt is copied before the .json that vouches for it, so a copy that was cut off is not taken for a checkpoint.
-    One round copies at a time; it brings over all that is missing, so what failed is tried again by the next one.
+    The .pt is copied before its .json, so a copy that was cut off is not taken for a checkpoint. One round copies at a
+    time; it copies all that is missing, so that the next round repeats what failed.
 
     Attributes:
         decision: where checkpoints are copied to, as a sentence.
-
-    Args:
-        url: where to; see `CheckpointUrl`.
-        store: the checkpoints here.
 
     Raises:
         UserError: if the URL cannot be used.
@@ -49,7 +45,7 @@ class CheckpointCopies:
         self._wanted: int | None = None  # the newest checkpoint that no round has begun with
         self._is_copying = False
         self._facts: dict[int, dict[str, Any]] = {}  # of the checkpoints there, read once
-        self._told_of_later = False
+        self._has_warned = False
         self.decision = f"checkpoints: each is copied to {self._there.shown}"
 
     # Copying --------------------------------------------------------------------------------------------------------
@@ -72,7 +68,7 @@ class CheckpointCopies:
         return ended
 
     def _copy_what_is_wanted(self) -> None:
-        """Make rounds until no newer checkpoint is wanted; the body of the thread."""
+        """Copy until no newer checkpoint is wanted; the body of the thread."""
         while True:
             with self._change:
                 number, self._wanted = self._wanted, None
@@ -93,38 +89,38 @@ class CheckpointCopies:
                 )  # fmt: skip
 
     def _copy_missing(self, saved: int) -> None:
-        """Copy what is worth keeping and not there yet, the newest first."""
+        """Copy checkpoints that are worth keeping and not there yet, the newest first."""
         here = {}
         for number in self._store.numbers():
-            with suppress(DamagedCheckpointError):  # that is told of when it is loaded
+            with suppress(DamagedCheckpointError):  # loading it reports that
                 here[number] = self._store.facts(number)
         self._read_facts()
-        self._tell_of_later(saved)
+        self._warn_of_later(saved)
         for number in sorted(self._keep(here, saved) & here.keys(), reverse=True):
             if number <= saved and self._facts.get(number) != here[number]:
                 self._copy_one(number, here[number])
 
     def _copy_one(self, number: int, facts: dict[str, Any]) -> None:
-        tensors, vouching = file_name(number, "pt"), file_name(number, "json")
+        tensors, facts_name = file_name(number, "pt"), file_name(number, "json")
         folder = self._store.directory
         try:
-            with (folder / vouching).open("rb") as facts_file, (folder / tensors).open("rb") as tensors_file:
+            with (folder / facts_name).open("rb") as facts_file, (folder / tensors).open("rb") as tensors_file:
                 there = self._facts.pop(number, None)
                 if there is None or there["sha256"] != facts["sha256"]:  # else only the facts are others
-                    if vouching in self._there.names():
-                        self._there.remove(vouching)  # it vouches for a file that is about to be another one
+                    if facts_name in self._there.names():
+                        self._there.remove(facts_name)  # its tensors are about to be replaced
                     size = self._there.write(tensors, tensors_file)
                     if size not in (None, facts["bytes"]):
                         raise OSError(f"{tensors} arrived with {size} of its {facts['bytes']} bytes")
-                self._there.write(vouching, facts_file)
+                self._there.write(facts_name, facts_file)
         except FileNotFoundError:
-            if (folder / vouching).exists():
+            if (folder / facts_name).exists():
                 raise
             return  # dropped here meanwhile for newer ones, which the next round copies
         self._facts[number] = facts
 
     def _drop_old(self, saved: int) -> None:
-        """Drop copies by the rule by which the store drops its own."""
+        """Drop copies by the store's own rule."""
         names, keep = self._there.names(), self._keep({}, saved)
         for ending in ("json", "pt"):  # in this order: without its facts it is no checkpoint
             for name in names:
@@ -138,7 +134,7 @@ class CheckpointCopies:
         return worth_keeping(merits, saved, self._store.kept)
 
     def _read_facts(self) -> None:
-        """Read the facts of the copies that are not known yet, and forget those that are gone."""
+        """Read the facts of copies that are not known yet, and forget those that are gone."""
         numbers = self._numbers("json")
         self._facts = {number: facts for number, facts in self._facts.items() if number in numbers}
         for number in numbers - self._facts.keys():
@@ -146,10 +142,10 @@ class CheckpointCopies:
             with suppress(DamagedCheckpointError):  # a damaged copy counts as missing
                 self._facts[number] = parse_facts(b"".join(self._there.read(name)), name)
 
-    def _tell_of_later(self, saved: int) -> None:
+    def _warn_of_later(self, saved: int) -> None:
         later = max(self._facts, default=saved)
-        if later > saved and not self._told_of_later:
-            self._told_of_later = True
+        if later > saved and not self._has_warned:
+            self._has_warned = True
             _LOG.warning(
                 "%s holds a checkpoint of update %d, later than this run's of update %d: it is left there; "
                 "is it another run's?", self._there.shown, later, saved,
@@ -158,7 +154,7 @@ class CheckpointCopies:
     # Fetching -------------------------------------------------------------------------------------------------------
 
     def fetch(self) -> str | None:
-        """Bring the newest whole copy into the store's directory; return that as a sentence, or None without any.
+        """Fetch the newest whole copy into the store's directory; return that as a sentence, or None without any.
 
         A damaged copy is named in a warning and the one before it is taken.
 

@@ -1,4 +1,4 @@
-"""From a checkpoint back to a model: whatever does not fit is named."""
+"""From a checkpoint back to a model; the errors name what does not fit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dreamfleet.common.model.world_model import WorldModel
 from dreamfleet.common.settings.model import ModelSettings
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.learner.behaviour.actor_critic import ActorCritic
-from dreamfleet.learner.checkpoints.facts import DamagedCheckpointError
+from dreamfleet.learner.checkpoints.files import DamagedCheckpointError
 from dreamfleet.learner.checkpoints.store import CheckpointStore
 from dreamfleet.learner.optimiser import check_kind
 
@@ -25,11 +25,6 @@ def load_world_model(
     checkpoints: Path, settings: ModelSettings, device: str | torch.device = "cpu"
 ) -> tuple[WorldModel, dict[str, Any]]:
     """Return the model of a run's newest whole checkpoint, in eval mode, and the checkpoint's facts.
-
-    Args:
-        checkpoints: the directory of the checkpoints.
-        settings: those that it was trained with; the spaces are in the facts.
-        device: where to put it.
 
     Raises:
         UserError: if there is no checkpoint that is whole, or it is not of a model of these settings.
@@ -63,9 +58,7 @@ def find_checkpoint(
     """Return the state and the facts of a run's newest or best whole checkpoint.
 
     Args:
-        checkpoints: the directory of the checkpoints.
         which: "newest" or "best"; where none was measured the newest is the best.
-        device: where to put the tensors.
 
     Raises:
         UserError: if there is none.
@@ -82,9 +75,9 @@ def find_checkpoint(
 
 
 def check_fits(checkpoints: Path, settings: Settings, spaces: Spaces) -> None:
-    """Refuse settings that are of another model than a run's newest checkpoint, without loading or making either.
+    """Refuse settings of another model than that of a run's newest checkpoint, without loading or making either.
 
-    What cannot be read is passed over: the learner tells of it.
+    Checkpoints that cannot be read are skipped: the learner reports them.
 
     Raises:
         UserError: naming what differs.
@@ -105,12 +98,11 @@ def check_fits(checkpoints: Path, settings: Settings, spaces: Spaces) -> None:
 
 
 def load_parameters(model: torch.nn.Module, state: Mapping[str, torch.Tensor], origin: str) -> None:
-    """Put saved parameters into a model, or say which one does not fit.
+    """Load saved parameters into a model.
 
     Args:
-        model: what they are for.
         state: parameters and buffers by name.
-        origin: where they come from, for the message.
+        origin: the checkpoint, for the message.
 
     Raises:
         UserError: if a parameter is missing, unknown or of another shape; the model is unchanged.
@@ -120,7 +112,7 @@ def load_parameters(model: torch.nn.Module, state: Mapping[str, torch.Tensor], o
 
 
 def check_parameters(model: torch.nn.Module, state: Mapping[str, torch.Tensor], origin: str) -> None:
-    """Refuse parameters that do not fit a model; the arguments are those of `load_parameters`.
+    """Refuse parameters that do not fit a model, as `load_parameters` does.
 
     Raises:
         UserError: if a parameter is missing, unknown or of another shape.
@@ -142,13 +134,13 @@ def check_parameters(model: torch.nn.Module, state: Mapping[str, torch.Tensor], 
 def load_behaviour(
     actor_critic: torch.nn.Module | None, state: Mapping[str, torch.Tensor] | None, kind: str, origin: str
 ) -> None:
-    """Put a saved actor and critic into those of the settings.
+    """Load a saved actor and critic.
 
     Args:
-        actor_critic: what they are for, or None where the settings have none.
+        actor_critic: None where the settings have none.
         state: its parameters by name, or None where none was saved.
         kind: `behaviour.kind` of the settings.
-        origin: where they come from, for the message.
+        origin: the checkpoint, for the message.
 
     Raises:
         UserError: if there is one without the other, or a parameter is missing, unknown or of another shape.
@@ -161,7 +153,7 @@ def load_behaviour(
 def check_behaviour(
     actor_critic: torch.nn.Module | None, state: Mapping[str, torch.Tensor] | None, kind: str, origin: str
 ) -> None:
-    """Refuse a saved actor and critic that do not fit; the arguments are those of `load_behaviour`.
+    """Refuse a saved actor and critic that do not fit, as `load_behaviour` does.
 
     Raises:
         UserError: if there is one without the other, or a parameter is missing, unknown or of another shape.

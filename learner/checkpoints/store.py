@@ -1,11 +1,11 @@
-"""The checkpoints of a run: each is a file of tensors and, written after it, a file of facts that vouches for it.
+"""The checkpoints of a run: each is a file of tensors and a file of facts with their hash, written after it.
 
     checkpoint-000001000.pt      the state: tensors, numbers and names only, read with `weights_only=True`
     checkpoint-000001000.json    the facts: size and SHA-256 of the .pt, updates, steps, held-out loss, spaces, version
 
-Both are written under another name and synced before the first of them is renamed, the .pt: a checkpoint exists from
-the moment its .json has its name. What a crash leaves before that was never a checkpoint, and is passed over; between
-the two renames, the .json that waits under its other name vouches for the .pt, and the next start renames it.
+Both are written and synced under temporary names, then renamed, the .pt first: a checkpoint exists from the moment its
+.json has its name. Files that a crash leaves before that are no checkpoint, and are skipped. After a crash between the
+two renames, the next start finds the .pt to match the temporary .json and renames that.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ import hashlib
 import io
 import json
 import logging
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from dreamfleet import __version__
 from dreamfleet.common.errors import RunFailedError, UserError
-from dreamfleet.learner.checkpoints.facts import (
+from dreamfleet.learner.checkpoints.files import (
     FORMAT,
     DamagedCheckpointError,
     Merit,
@@ -33,21 +32,20 @@ from dreamfleet.learner.checkpoints.facts import (
     merit_of,
     number_of,
     parse_facts,
+    rename_synced,
+    temporary,
     to_json,
     worth_keeping,
+    write_synced,
 )
 
 _LOG = logging.getLogger(__name__)
 
 
 class CheckpointStore:
-    """The checkpoints in one directory, of which the newest and the best are kept.
+    """The checkpoints in one directory, of which the newest `kept` and the best are kept.
 
     Reading changes nothing in the directory, so that a run can be read while it trains.
-
-    Args:
-        directory: where they are; made when the first one is saved.
-        kept: how many of the newest to keep, beside the best.
     """
 
     def __init__(self, directory: Path, kept: int) -> None:
@@ -69,21 +67,18 @@ class CheckpointStore:
         Args:
             number: its number of updates; a checkpoint of the same number is replaced.
             state: tensors, numbers, strings, and lists and dicts of these.
-            facts: plain JSON data; `merit_of` says which are read to find the best.
-
-        Returns:
-            The facts as they were written.
+            facts: plain JSON data; `merit_of` says which are read to find the best. They are returned as written.
 
         Raises:
             UserError: if it cannot be written, for example because the disk is full; the others are untouched.
             RunFailedError: if the facts are not plain JSON data; nothing is written.
         """
         path = self._path(number, "pt")
-        self._facts_text(number, facts)  # before anything is written: facts that cannot be are no half checkpoint
+        self._facts_text(number, facts)  # fails before anything is written, if it fails
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            vouched = _write_synced(_temporary(path), lambda file: torch.save(dict(state), file))
-            text = self._facts_text(number, {**facts, **vouched})
+            size_and_hash = write_synced(temporary(path), lambda file: torch.save(dict(state), file))
+            text = self._facts_text(number, {**facts, **size_and_hash})
             self._finish(number, text)
         except OSError as error:
             raise UserError(
@@ -101,8 +96,8 @@ class CheckpointStore:
 
         Args:
             number: its number of updates.
-            facts: what its .json holds.
-            tensors: what its .pt holds, in pieces.
+            facts: its .json.
+            tensors: its .pt, in parts.
 
         Raises:
             DamagedCheckpointError: if it is torn or altered; nothing is written.
@@ -113,7 +108,7 @@ class CheckpointStore:
         tensors_file = self._path(number, "pt")
         self.directory.mkdir(parents=True, exist_ok=True)
         try:
-            came = _write_synced(_temporary(tensors_file), lambda file: [file.write(piece) for piece in tensors])
+            came = write_synced(temporary(tensors_file), lambda file: [file.write(part) for part in tensors])
             if known["updates"] != number or came != {name: known[name] for name in came}:
                 raise DamagedCheckpointError(
                     f"{tensors_file.name} has {came['bytes']} bytes of SHA-256 {came['sha256']:.8}…, and its facts say "
@@ -148,7 +143,7 @@ class CheckpointStore:
         """Return the newest checkpoint that is whole, as (state, facts), or None if there is none at all.
 
         A damaged one is named in a warning and the one before it is taken; so is one that was never finished, which
-        does not count: with nothing else there, there is none.
+        does not count as a checkpoint.
 
         Raises:
             UserError: if there are checkpoints and all are damaged, or they are of a format that is not known.
@@ -169,10 +164,10 @@ class CheckpointStore:
     def newest_outline(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """Return state and facts of the newest checkpoint that can be read, its tensors without values, or None.
 
-        It costs no reading of the values, so they are not verified: `load_newest` may yet take an earlier one.
+        The values are not read and so not verified: `load_newest` may yet take an earlier one.
         """
         for number in reversed(self.numbers()):
-            with suppress(Exception):  # load_newest is where damage is told of
+            with suppress(Exception):  # load_newest reports damage
                 facts = self.facts(number)
                 return torch.load(self._path(number, "pt"), weights_only=True, map_location="meta", mmap=True), facts
         return None
@@ -182,17 +177,17 @@ class CheckpointStore:
         return best_of(self._merits())
 
     def record_evaluation(self, number: int, found: Mapping[str, Any]) -> bool:
-        """Add what was found of a checkpoint to its facts, such as `evaluation_return`; False if it is gone.
+        """Add results such as `evaluation_return` to a checkpoint's facts; False if it is gone.
 
         Raises:
-            UserError: if it cannot be written.
-            RunFailedError: if what was found is not plain JSON data.
+            UserError: if they cannot be written.
+            RunFailedError: if they are not plain JSON data.
         """
         path = self._path(number, "json")
         try:
             text = self._facts_text(number, self.facts(number) | dict(found))
-            _write_synced(_temporary(path), lambda file: file.write(text))
-            _rename_synced(_temporary(path), path)
+            write_synced(temporary(path), lambda file: file.write(text))
+            rename_synced(temporary(path), path)
         except DamagedCheckpointError:
             return False
         except OSError as error:
@@ -202,7 +197,7 @@ class CheckpointStore:
         return True
 
     def facts(self, number: int) -> dict[str, Any]:
-        """Return the facts of one checkpoint, whose tensors are not looked at.
+        """Return the facts of one checkpoint; its tensors are not read.
 
         Raises:
             DamagedCheckpointError: if they are missing or not whole.
@@ -224,13 +219,13 @@ class CheckpointStore:
         """
         for path in self.directory.glob("checkpoint-*.json.tmp"):
             number = number_of(path.name.removesuffix(".tmp"), "json")
-            if number is not None and self._vouches(path, number):
-                _rename_synced(path, self._path(number, "json"))
+            if number is not None and self._matches(path, number):
+                rename_synced(path, self._path(number, "json"))
         for path in self.directory.glob("checkpoint-*.tmp"):
             path.unlink()
 
-    def _vouches(self, facts_file: Path, number: int) -> bool:
-        """Whether these facts are of the .pt that has this number's name."""
+    def _matches(self, facts_file: Path, number: int) -> bool:
+        """Whether these facts have the hash of the .pt of this number."""
         try:
             facts = parse_facts(facts_file.read_bytes(), facts_file)
             with self._path(number, "pt").open("rb") as file:
@@ -239,7 +234,7 @@ class CheckpointStore:
             return False
 
     def _facts_text(self, number: int, facts: Mapping[str, Any]) -> bytes:
-        """Return what the .json is to hold.
+        """Return the text of the .json.
 
         Raises:
             RunFailedError: if the facts are not plain JSON data.
@@ -254,25 +249,25 @@ class CheckpointStore:
             ) from error
 
     def _finish(self, number: int, facts: bytes) -> None:
-        """Make a checkpoint of the .pt that is written under its other name and these facts."""
-        _write_synced(_temporary(self._path(number, "json")), lambda file: file.write(facts))
+        """Make a checkpoint of the .pt that is written under its temporary name and these facts."""
+        write_synced(temporary(self._path(number, "json")), lambda file: file.write(facts))
         for ending in ("pt", "json"):
-            _rename_synced(_temporary(self._path(number, ending)), self._path(number, ending))
+            rename_synced(temporary(self._path(number, ending)), self._path(number, ending))
 
     def _remove_temporaries(self, number: int) -> None:
-        with suppress(OSError):  # a directory that cannot be written to has no rests either
+        with suppress(OSError):  # a directory that cannot be written to has none either
             for ending in ("pt", "json"):
-                _temporary(self._path(number, ending)).unlink(missing_ok=True)
+                temporary(self._path(number, ending)).unlink(missing_ok=True)
 
     def _merits(self) -> dict[int, Merit | None]:
         merits: dict[int, Merit | None] = {}
         for number in self.numbers():
-            with suppress(DamagedCheckpointError):  # load_newest is where damage is told of
+            with suppress(DamagedCheckpointError):  # load_newest reports damage
                 merits[number] = merit_of(self.facts(number))
         return merits
 
     def _prune(self, saved: int) -> None:
-        """Drop what is neither among the newest up to the one just saved nor the best; later ones are damaged."""
+        """Drop checkpoints that are not worth keeping; those later than the one just saved are damaged."""
         keep = worth_keeping(self._merits(), saved, self.kept)
         for ending in ("json", "pt"):  # in this order: without its facts it is no checkpoint
             for number in self._numbers(ending):
@@ -285,58 +280,3 @@ class CheckpointStore:
 
     def _path(self, number: int, ending: str) -> Path:
         return self.directory / file_name(number, ending)
-
-
-class _Recorder:
-    """A file that notes the size and hash of what is written to it, and the error that stopped it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._hash = hashlib.sha256()
-        self._bytes = 0
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        try:
-            self._file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-        self._hash.update(data)
-        self._bytes += memoryview(data).nbytes
-        return memoryview(data).nbytes
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def vouched(self) -> dict[str, Any]:
-        return {"bytes": self._bytes, "sha256": self._hash.hexdigest()}
-
-
-def _write_synced(path: Path, write: Callable[[Any], object]) -> dict[str, Any]:
-    """Let `write` fill the file, sync it, and return its size and hash."""
-    with path.open("wb") as file:
-        recorder = _Recorder(file)
-        try:
-            write(recorder)
-        except Exception:
-            if recorder.error is not None:  # torch wraps the system's error in one of its own
-                raise recorder.error from None
-            raise
-        file.flush()
-        os.fsync(file.fileno())
-    return recorder.vouched()
-
-
-def _rename_synced(source: Path, target: Path) -> None:
-    """Rename a file so that the new name outlives a crash of the machine."""
-    source.replace(target)
-    directory = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(path.name + ".tmp")

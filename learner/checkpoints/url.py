@@ -1,4 +1,4 @@
-"""A folder at an fsspec URL, as checkpoints are copied to: `s3://bucket/run`, `gs://…`, `file:///…`, `memory://…`."""
+"""A folder at an fsspec URL to which checkpoints are copied: `s3://bucket/run`, `gs://…`, `file:///…`, `memory://…`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from dreamfleet.common.errors import UserError, nearest
 
-PIECE_BYTES = 4_000_000
-"""What is read and written at a time."""
+PART_BYTES = 4_000_000
+"""Bytes read and written at a time."""
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
 _READ_ONLY = ("http", "https", "github", "data")
 _FORM = re.compile(r"(?:[a-z0-9]+::)*([a-z][a-z0-9+.-]*)://.*")
@@ -22,13 +22,10 @@ _USUAL = ("s3", "gs", "abfs", "file", "memory", "sftp", "hdfs", "webdav")
 
 
 class CheckpointUrl:
-    """The files in one folder of a filesystem that fsspec knows.
+    """The files in one folder of a filesystem that fsspec knows; the folder is made if need be.
 
     Attributes:
         shown: the URL as it may be printed: without user, password and query.
-
-    Args:
-        url: of the folder, which is made where the filesystem has folders.
 
     Raises:
         UserError: if fsspec has no such filesystem, a package is missing for it, or it cannot be opened.
@@ -42,7 +39,7 @@ class CheckpointUrl:
 
     def names(self) -> list[str]:
         """Return the names of the files; none where the folder is not there yet."""
-        self._filesystem.invalidate_cache()  # object stores' listings are kept otherwise, and other lives write too
+        self._filesystem.invalidate_cache()  # listings are cached, and other incarnations write too
         try:
             paths = self._filesystem.ls(self._root, detail=False)
         except FileNotFoundError:
@@ -50,15 +47,15 @@ class CheckpointUrl:
         return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in paths)
 
     def read(self, name: str) -> Iterator[bytes]:
-        """Yield a file in pieces."""
+        """Yield a file in parts."""
         with self._filesystem.open(self._path(name), "rb") as file:
-            while piece := file.read(PIECE_BYTES):
-                yield piece
+            while part := file.read(PART_BYTES):
+                yield part
 
     def write(self, name: str, source: BinaryIO) -> int | None:
         """Write a file and return how many bytes the filesystem now has of it, None if it cannot say."""
         with self._filesystem.open(self._path(name), "wb") as file:
-            shutil.copyfileobj(source, file, PIECE_BYTES)
+            shutil.copyfileobj(source, file, PART_BYTES)
         self._filesystem.invalidate_cache()
         size: int | None = self._filesystem.size(self._path(name))
         return size
@@ -129,7 +126,7 @@ def shown_url(text: str) -> str:
 
 
 def _secrets_of(url: str) -> list[str]:
-    """Return what of a URL no error message may show, the longest first."""
+    """Return the parts of a URL that no error message may show, the longest first."""
     parts = urlsplit(url)
     user, _, _ = parts.netloc.rpartition("@")
     password = user.partition(":")[2]

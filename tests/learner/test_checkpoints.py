@@ -133,7 +133,7 @@ def test_a_crash_while_saving_leaves_the_others(
 ) -> None:
     """Wherever the process dies, the newest whole checkpoint loads: also when the same one was being saved again."""
     store = store_with(tmp_path, [1, 2])
-    rename = checkpoints._rename_synced
+    rename = checkpoints.rename_synced
     done: list[Path] = []
 
     def rename_or_die(source: Path, target: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_crash_while_saving_leaves_the_others(
         done.append(target)
         rename(source, target)
 
-    monkeypatch.setattr(checkpoints, "_rename_synced", rename_or_die)
+    monkeypatch.setattr(checkpoints, "rename_synced", rename_or_die)
     child = os.fork()
     if child == 0:
         store.save(number, state_of(number), {"again": True})
@@ -161,14 +161,14 @@ def test_a_crash_between_the_renames_of_the_only_checkpoint_costs_nothing(
 ) -> None:
     """Saved again with other parameters, and killed when the new .pt has its name: the next start has the new one."""
     store = store_with(tmp_path, [2])
-    rename = checkpoints._rename_synced
+    rename = checkpoints.rename_synced
 
     def die_before_the_facts(source: Path, target: Path) -> None:
         if target.suffix == ".json":
             os._exit(9)
         rename(source, target)
 
-    monkeypatch.setattr(checkpoints, "_rename_synced", die_before_the_facts)
+    monkeypatch.setattr(checkpoints, "rename_synced", die_before_the_facts)
     child = os.fork()
     if child == 0:
         store.save(2, {"model": {"weight": torch.zeros(100)}, "updates": 2}, {})

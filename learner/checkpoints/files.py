@@ -1,20 +1,24 @@
-"""What a checkpoint's .json holds, what its files are called, and which checkpoints are worth keeping."""
+"""A checkpoint's two files: their names, the facts in the .json, which are worth keeping, and how they are written."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 import re
-from collections.abc import Mapping
-from typing import Any, TypeGuard
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, TypeGuard
 
 from dreamfleet import __version__
 from dreamfleet.common.errors import UserError
+from dreamfleet.common.formatting import finite_or_none
 
 FORMAT = 1
 """Version of the layout of state and facts."""
 Merit = tuple[int, float]
-"""What checkpoints are compared by: see `merit_of`."""
+"""Checkpoints are compared by this: see `merit_of`."""
 _NAME = re.compile(r"checkpoint-(\d{9,})\.(pt|json)")
 
 
@@ -34,11 +38,10 @@ def number_of(name: str, ending: str) -> int | None:
 
 
 def parse_facts(data: bytes, origin: object) -> dict[str, Any]:
-    """Return the facts of a checkpoint.
+    """Return the facts in a .json.
 
     Args:
-        data: what the .json holds.
-        origin: where it was read, for the message.
+        origin: its file or URL, for the message.
 
     Raises:
         DamagedCheckpointError: if they are not whole.
@@ -62,7 +65,7 @@ def parse_facts(data: bytes, origin: object) -> dict[str, Any]:
 
 
 def merit_of(facts: Mapping[str, Any]) -> Merit | None:
-    """Return how good a checkpoint is, the smaller the better, or None if nobody has measured it.
+    """Return how good a checkpoint is, the smaller the better, or None if it was not measured.
 
     Those whose policy was evaluated come first, by their return; then the others, by their held-out loss.
     """
@@ -84,8 +87,8 @@ def worth_keeping(merits: Mapping[int, Merit | None], saved: int, kept: int) -> 
     """Return which checkpoints to keep: the newest up to the one just saved, and the best.
 
     Args:
-        merits: of each by its number, None where it has none.
-        saved: the one just saved; later ones are damaged, or of another life.
+        merits: by the checkpoints' numbers, None where one was not measured.
+        saved: the one just saved; later ones are damaged, or of another incarnation.
         kept: how many of the newest.
     """
     newest = sorted(number for number in merits if number <= saved)[-kept:]
@@ -96,22 +99,73 @@ def worth_keeping(merits: Mapping[int, Merit | None], saved: int, kept: int) -> 
 def to_json(facts: Mapping[str, Any]) -> bytes:
     """Return facts as strict JSON; measurements that are not finite, alone or in a list, become null.
 
-    A loss that is not finite is no measurement. What describes something, such as spaces, is not changed: infinities
-    there have to be written in a way that reads back, or are refused.
+    A loss that is not finite is no measurement. Descriptions, such as the spaces, are not changed: infinities there
+    have to be written in a way that reads back, or are refused.
 
     Raises:
-        ValueError: if there is a number elsewhere that JSON cannot say, or facts contain themselves.
+        ValueError: if there is a number elsewhere that JSON cannot express, or facts contain themselves.
         TypeError: if a value is of no kind that JSON has.
     """
-    return json.dumps({name: _measured(fact) for name, fact in facts.items()}, indent=1, allow_nan=False).encode()
-
-
-def _measured(fact: Any) -> Any:
-    if isinstance(fact, list):
-        return [_measured(one) for one in fact]
-    return None if isinstance(fact, float) and not math.isfinite(fact) else fact
+    strict = {name: fact if isinstance(fact, dict) else finite_or_none(fact) for name, fact in facts.items()}
+    return json.dumps(strict, indent=1, allow_nan=False).encode()
 
 
 def _is_measurement(fact: Any) -> TypeGuard[float]:
-    """Whether this is a finite number; facts that were written elsewhere may hold anything."""
+    """Whether this is a finite number: facts that were written elsewhere may hold anything."""
     return isinstance(fact, int | float) and math.isfinite(fact)
+
+
+class _HashingFile:
+    """A file that keeps the size and hash of the bytes written to it, and the error that stopped it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self._bytes = 0
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self._hash.update(data)
+        self._bytes += memoryview(data).nbytes
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def size_and_hash(self) -> dict[str, Any]:
+        return {"bytes": self._bytes, "sha256": self._hash.hexdigest()}
+
+
+def write_synced(path: Path, write: Callable[[Any], object]) -> dict[str, Any]:
+    """Let `write` fill the file, sync it, and return its size and hash."""
+    with path.open("wb") as file:
+        hashing = _HashingFile(file)
+        try:
+            write(hashing)
+        except Exception:
+            if hashing.error is not None:  # torch wraps the system's error in one of its own
+                raise hashing.error from None
+            raise
+        file.flush()
+        os.fsync(file.fileno())
+    return hashing.size_and_hash()
+
+
+def rename_synced(source: Path, target: Path) -> None:
+    """Rename a file so that the new name outlives a crash of the machine."""
+    source.replace(target)
+    directory = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def temporary(path: Path) -> Path:
+    """Return the name that a file has until it is whole."""
+    return path.with_name(path.name + ".tmp")
