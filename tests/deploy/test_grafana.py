@@ -33,34 +33,21 @@ NEEDS_GPU = "ray_node_gpus_utilization"
 LABEL = "a run"
 
 
-def test_the_dashboard_has_the_shape_that_grafana_imports() -> None:
-    """A uid, a schema, variables for data source and run; panels that have a place, a unit and a description."""
+def test_grafana_can_import_the_dashboard() -> None:
+    """It brings no id, which would overwrite another dashboard; its data source and its run are chosen in Grafana."""
     assert DASHBOARD["uid"] == "dreamfleet"
-    assert DASHBOARD["title"]
-    assert DASHBOARD["schemaVersion"] >= 36
-    assert "id" not in DASHBOARD  # Grafana gives it; one in the file would overwrite another dashboard
+    assert "id" not in DASHBOARD
     variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
     assert variables["datasource"]["type"] == "datasource"
-    assert variables["run"]["query"]["query"] == "label_values(ray_dreamfleet_env_steps_total, run)"
+    metric = re.search(r"label_values\(ray_(\w+), run\)", variables["run"]["query"]["query"])
+    assert metric
+    assert metric[1] in COUNTERS
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
     for panel in PANELS:
         assert panel["title"], panel
         assert panel["description"], panel["title"]
-        assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
         assert panel["targets"], panel["title"]
         assert all(target["datasource"]["uid"] == "${datasource}" for target in panel["targets"]), panel["title"]
-        assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"]), panel["title"]
-
-
-def test_no_two_panels_overlap() -> None:
-    """Every panel has a place of its own on the grid of 24 columns."""
-    taken: dict[tuple[int, int], str] = {}
-    for panel in DASHBOARD["panels"]:
-        place = panel["gridPos"]
-        assert place["x"] + place["w"] <= 24
-        for x in range(place["x"], place["x"] + place["w"]):
-            for y in range(place["y"], place["y"] + place["h"]):
-                assert taken.setdefault((x, y), panel["title"]) == panel["title"]
 
 
 def test_the_dashboard_shows_exactly_the_metrics_there_are() -> None:

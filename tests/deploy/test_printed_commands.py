@@ -42,9 +42,9 @@ def test_tensorboard_and_submit(tmp_path: Path) -> None:
 
 def test_no_command_is_printed_with_a_bare_path() -> None:
     """In the sources no command in backticks has a value put into it: it is put together by shlex, whole."""
-    for file in (
-        path for room in ("actors", "common", "deploy", "learner", "replay") for path in (ROOT / room).glob("*.py")
-    ):
-        for line in file.read_text().splitlines():
-            for command in re.findall(r"`((?:dreamfleet|ray|kubectl|tensorboard) [^`]*\{[^`]*)`", line):
-                assert command == "dreamfleet {command}", f"{file.name}: {command}"
+    rooms = ("actors", "common", "deploy", "learner", "replay")
+    files = [file for room in rooms for file in (ROOT / room).rglob("*.py")]
+    assert len(files) > 100
+    for file in files:
+        for command in re.findall(r"`((?:dreamfleet|ray|kubectl|tensorboard) [^`\n]*\{[^`\n]*)`", file.read_text()):
+            assert command == "dreamfleet {command}", f"{file}: {command}"
