@@ -155,12 +155,12 @@ def _dream(given: argparse.Namespace) -> int:
 
 
 def _replay(given: argparse.Namespace) -> int:
-    from dreamfleet.deploy.run import inspect_replay
+    from dreamfleet.replay.report import print_faults, print_info
 
     if given.action == "info":
-        return inspect_replay.info(given.directory)
+        return print_info(given.directory)
     if given.action == "verify":
-        return inspect_replay.verify(given.directory)
+        return print_faults(given.directory)
     from dreamfleet.actors.spaces.entries import NamedEntries
     from dreamfleet.deploy.minari import exchange
 

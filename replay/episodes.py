@@ -1,16 +1,16 @@
-"""Stored streams read back as episodes, or the pieces of episodes that are there, and episodes cut into records again.
+"""Stored streams read back as episodes, or what is stored of them, and episodes cut into chunks again.
 
 Nothing is changed, and a run may be writing meanwhile: seen is what was stored when the directories were opened. Memory
-is bounded: of each chunk its place is kept, of the steps those of one episode and one chunk.
+is bounded: of all chunks the headers are kept, of the steps those of one episode and one chunk.
 """
 
 from __future__ import annotations
 
 import resource
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
@@ -19,24 +19,24 @@ from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.blocks import DamagedChunkError
 from dreamfleet.common.experience.chunk import ChunkKey, decode_chunk, encode_chunk
 from dreamfleet.common.experience.steps import CHUNK_STEPS, StepFormat
-from dreamfleet.replay.segment import Damage, DamagedSegmentError, Segment, open_segments, scan, segment_paths
-from dreamfleet.replay.segment_log import check_same_format, read_format
+from dreamfleet.replay.segment import Damage, DamagedSegmentError, StoredChunk, open_segments, segment_paths
+from dreamfleet.replay.segment_log import check_same_format, read_chunks, read_format
 
 _SPARE_FILES = 256
 
 
 class StoredEpisode(NamedTuple):
-    """Following steps of one episode: all that are stored without a gap.
+    """Consecutive steps of one episode: all that are stored without a gap.
 
-    A whole episode begins with `is_first` and ends with `is_last`. A piece lacks its beginning or its end where that
-    was dropped, was never sent, or is still to come.
+    A whole episode begins with `is_first` and ends with `is_last`. Another lacks its beginning or its end, which was
+    dropped, was never sent, or is still to come; one with a gap in the middle is two of these.
 
     Attributes:
-        actor: which actor wrote it; likewise `incarnation` and `stream`.
-        incarnation: see `actor`.
-        stream: see `actor`.
+        actor: actor that wrote it.
+        incarnation: of the actor.
+        stream: of the incarnation.
         first_step: number of its first step in its stream.
-        chunks: sequence number of the chunk that each step lies in, (n,).
+        chunks: number of the chunk that each step lies in, (n,).
         arrays: the steps, each field as (n, *shape).
     """
 
@@ -49,47 +49,40 @@ class StoredEpisode(NamedTuple):
 
     @property
     def place(self) -> tuple[int, int, int, int]:
-        """Where it lies among all pieces: they come in the order of their places."""
+        """Where it lies among all episodes: they come in the order of their places."""
         return self.actor, self.incarnation, self.stream, self.first_step
 
     def __len__(self) -> int:
-        """Return how many steps it has."""
+        """Return the number of its steps."""
         return len(self.chunks)
 
 
 class _Part(NamedTuple):
-    """Following steps of one chunk and one episode."""
+    """Consecutive steps of one chunk and one episode."""
 
     key: ChunkKey
     first_step: int
     arrays: Mapping[str, np.ndarray]
 
+    def __len__(self) -> int:
+        return len(self.arrays["reward"])
+
     @property
     def stop(self) -> int:
-        return self.first_step + len(self.arrays["reward"])
+        return self.first_step + len(self)
 
     def between(self, start: int, stop: int) -> _Part:
         """Return its steps from `start` to `stop`, counted from its own first."""
         return _Part(self.key, self.first_step + start, {name: a[start:stop] for name, a in self.arrays.items()})
 
 
-class _Place(NamedTuple):
-    """Where a chunk is stored."""
-
-    key: ChunkKey
-    segment: Segment
-    offset: int
-    size: int
-    first_step: int
-
-
-class StoredStreams:
+class StoredStreams(AbstractContextManager["StoredStreams"]):
     """All streams that are stored in some replay directories, the shards of one replay.
 
     Attributes:
         step_format: the format of all steps.
-        steps: how many there are.
-        faults: a sentence for everything that was passed over, or stored twice; more come while `pieces` reads.
+        steps: number of steps stored.
+        faults: a sentence for everything that was passed over, or stored twice; more come while `episodes` reads.
 
     Args:
         directories: one or more; each is opened without changing it.
@@ -101,20 +94,20 @@ class StoredStreams:
     def __init__(self, directories: Sequence[Path]) -> None:
         _allow_open_files(sum(len(segment_paths(directory)) for directory in directories))
         self.faults: list[str] = []
-        self.steps = 0
         self._opened = [(directory, open_segments(directory, writable=False)) for directory in directories]
         try:
             self.step_format = self._find_format()
-            self._places = sorted(self._find_chunks(), key=lambda place: place.key)
+            self._chunks = self._find_chunks()
         except BaseException:
             self.close()
             raise
+        self.steps = sum(chunk.header.steps for chunk in self._chunks)
 
     def episodes(self) -> Iterator[StoredEpisode]:
-        """Yield all episodes and pieces of episodes, stream by stream, each stream in order."""
+        """Yield all episodes, stream by stream, each stream in order."""
         parts: list[_Part] = []
-        for chunk in self._read_chunks():
-            for part in _split_by_episode(chunk):
+        for chunk in self._chunks:
+            for part in self._read_by_episode(chunk):
                 if parts and not _continues(parts[-1], part):
                     yield _join(parts)
                     parts = []
@@ -128,12 +121,7 @@ class StoredStreams:
             for segment in segments:
                 segment.close()
 
-    def __enter__(self) -> StoredStreams:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _find_format(self) -> StepFormat:
@@ -144,7 +132,7 @@ class StoredStreams:
                 try:
                     header, _ = segment.read_header()
                 except DamagedSegmentError:
-                    continue  # `_find_chunks` tells
+                    continue  # `_find_chunks` reports it
                 found = found or read_format(directory, header)
                 check_same_format(directory, header, found)
         if found is None:
@@ -152,93 +140,80 @@ class StoredStreams:
             raise UserError(f"{names} holds no replay: there is no intact file 'segment-*.dfl' in it.")
         return found
 
-    def _find_chunks(self) -> list[_Place]:
-        """Return where every chunk is; what a crash or a writer left unfinished at the very end is no fault."""
-        places: dict[ChunkKey, _Place] = {}
-        for segments in (segments for _, segments in self._opened):
-            for segment in segments:
-                try:
-                    _, start = segment.read_header()
-                except DamagedSegmentError as error:
-                    self.faults.append(f"{segment.path}: {error}; the records in it are taken one by one.")
-                    start = 0
-                for piece in scan(segment, self.step_format, start, bodies=False):
-                    if isinstance(piece, Damage):
-                        if segment is not segments[-1] or piece.stop != segment.size:
-                            size = piece.stop - piece.offset
-                            self.faults.append(f"{segment.path}: {size} bytes at byte {piece.offset}: {piece.reason}.")
-                        continue
-                    header = piece.header
-                    if header.key in places:
-                        self.faults.append(f"{segment.path}: {header.key} at byte {piece.offset} is stored twice.")
-                        continue
-                    self.steps += header.steps
-                    places[header.key] = _Place(
-                        header.key, segment, piece.offset, header.record_bytes, header.first_step
-                    )
-        return list(places.values())
+    def _find_chunks(self) -> list[StoredChunk]:
+        """Return all chunks in the order of their keys; what is unfinished at the very end is no fault."""
+        chunks: dict[ChunkKey, StoredChunk] = {}
+        for _, segments in self._opened:
+            for found in read_chunks(segments, self.step_format):
+                if isinstance(found, Damage):
+                    if found.segment is not segments[-1] or not found.is_at_the_end:
+                        self.faults.append(str(found))
+                elif found.header.key in chunks:
+                    path, key = found.segment.path, found.header.key
+                    self.faults.append(f"{path}: {key} at byte {found.offset} is stored twice.")
+                else:
+                    header = found.header._replace(blocks=())  # most of its memory, and needed by nobody
+                    chunks[header.key] = found._replace(header=header)
+        return sorted(chunks.values(), key=lambda chunk: chunk.header.key)
 
-    def _read_chunks(self) -> Iterator[_Part]:
-        """Yield all chunks in the order of their keys, without those that turn out to be damaged."""
-        for place in self._places:
-            try:
-                arrays = decode_chunk(self.step_format, place.segment.read(place.offset, place.size))
-            except DamagedChunkError as error:
-                self.faults.append(f"{place.segment.path}: {place.key} at byte {place.offset}: {error}.")
-            else:
-                yield _Part(place.key, place.first_step, arrays)
+    def _read_by_episode(self, chunk: StoredChunk) -> Iterator[_Part]:
+        """Yield a chunk's steps, cut where an episode ends; none if it turns out to be damaged."""
+        key = chunk.header.key
+        try:
+            arrays = decode_chunk(self.step_format, chunk.read())
+        except DamagedChunkError as error:
+            self.faults.append(f"{chunk.segment.path}: {key} at byte {chunk.offset}: {error}.")
+            return
+        first, last = arrays["is_first"], arrays["is_last"]
+        whole = _Part(key, chunk.header.first_step, arrays)
+        cuts = np.flatnonzero(first[1:] | last[:-1]) + 1
+        for start, stop in pairwise([0, *cuts.tolist(), len(first)]):
+            yield whole.between(start, stop)
 
 
-def cut_chunks(step_format: StepFormat, pieces: Iterable[StoredEpisode]) -> Iterator[bytes]:
-    """Yield the records of the chunks that pieces came from: what `StoredStreams.pieces` takes apart, put together.
+def cut_chunks(step_format: StepFormat, episodes: Iterable[StoredEpisode]) -> Iterator[bytes]:
+    """Yield the encoded chunks that episodes came from: what `StoredStreams.episodes` takes apart, put together.
 
-    Args:
-        step_format: the format of all steps.
-        pieces: in the order of their places.
+    `episodes` come in the order of their places.
 
     Raises:
-        ValueError: if steps are missing from the middle of a chunk or between two that follow each other, if they are
-            not in order, or an array is not as the format wants it.
+        ValueError: if steps are missing from the middle of a chunk or between two consecutive ones, if they are not in
+            order, or an array is not as the format wants it.
     """
     parts: list[_Part] = []
-    for part in (part for piece in pieces for part in _split_by_chunk(piece)):
+    for part in (part for episode in episodes for part in _split_by_chunk(episode)):
         before = parts[-1] if parts else None
         if before:
             _check_order(before, part)
             if part.key != before.key:
-                yield _record(step_format, parts)
+                yield _encode(step_format, parts)
                 parts = []
         parts.append(part)
     if parts:
-        yield _record(step_format, parts)
+        yield _encode(step_format, parts)
 
 
-def _split_by_episode(chunk: _Part) -> Iterator[_Part]:
-    first, last = chunk.arrays["is_first"], chunk.arrays["is_last"]
-    cuts = np.flatnonzero(first[1:] | last[:-1]) + 1
-    edges = [0, *cuts.tolist(), len(first)]
+def _split_by_chunk(episode: StoredEpisode) -> Iterator[_Part]:
+    edges = [0, *(np.flatnonzero(np.diff(episode.chunks)) + 1).tolist(), len(episode)]
     for start, stop in pairwise(edges):
-        yield chunk.between(start, stop)
-
-
-def _split_by_chunk(piece: StoredEpisode) -> Iterator[_Part]:
-    edges = [0, *(np.flatnonzero(np.diff(piece.chunks)) + 1).tolist(), len(piece)]
-    for start, stop in pairwise(edges):
-        key = ChunkKey(*piece.place[:3], int(piece.chunks[start]))
-        yield _Part(key, piece.first_step, piece.arrays).between(start, stop)
+        key = ChunkKey(*episode.place[:3], int(episode.chunks[start]))
+        yield _Part(key, episode.first_step, episode.arrays).between(start, stop)
 
 
 def _continues(before: _Part, after: _Part) -> bool:
-    """Whether a part goes on with the episode of the one before it."""
+    """Whether a part continues the episode of the one before it."""
     follows = before.key[:3] == after.key[:3] and before.stop == after.first_step
     return follows and not (after.arrays["is_first"][0] or before.arrays["is_last"][-1])
 
 
 def _join(parts: Sequence[_Part]) -> StoredEpisode:
-    lengths = [len(part.arrays["reward"]) for part in parts]
-    chunks = np.repeat(np.array([part.key.number for part in parts], np.int64), lengths)
-    arrays = {name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays}
-    return StoredEpisode(*parts[0].key[:3], parts[0].first_step, chunks, arrays)
+    numbers = np.array([part.key.number for part in parts], np.int64)
+    chunks = np.repeat(numbers, [len(part) for part in parts])
+    return StoredEpisode(*parts[0].key[:3], parts[0].first_step, chunks, _concatenate(parts))
+
+
+def _concatenate(parts: Sequence[_Part]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays}
 
 
 def _check_order(before: _Part, after: _Part) -> None:
@@ -252,16 +227,15 @@ def _check_order(before: _Part, after: _Part) -> None:
         raise ValueError(f"{after.key} comes after {before.key}")
 
 
-def _record(step_format: StepFormat, parts: Sequence[_Part]) -> bytes:
-    steps = sum(len(part.arrays["reward"]) for part in parts)
+def _encode(step_format: StepFormat, parts: Sequence[_Part]) -> bytes:
+    steps = sum(len(part) for part in parts)
     if steps > CHUNK_STEPS:
         raise ValueError(f"{parts[0].key} has {steps} steps, more than {CHUNK_STEPS}")
-    arrays = {name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays}
-    return encode_chunk(step_format, parts[0].key, parts[0].first_step, arrays)
+    return encode_chunk(step_format, parts[0].key, parts[0].first_step, _concatenate(parts))
 
 
 def _allow_open_files(count: int) -> None:
-    """Raise this process's limit of open files to what is needed, as far as the system lets it."""
+    """Raise this process's limit of open files to what is needed, as far as the system allows it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + _SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -1,11 +1,11 @@
-"""The index: which chunks there are, and at which of their steps a training sequence may start.
+"""The index: which chunks are stored, and at which of their steps a training sequence may start.
 
-A training sequence is cut from what is stored under following sequence numbers of one stream, with the held-out steps
-left out. A start is valid if it is not held out, `T` steps can be cut from it on and, unless sequences may run across
-episodes, none after the first is `is_first` or follows held-out steps. So each step that is not held out is in as many
-sequences as any other, but for the first and last of a stream. For each chunk the valid starts are one 64-bit mask.
-Masks are kept up to date when a chunk comes or goes, so that a draw is: any listed chunk, any of 64 bits, again if the
-bit is not set. Each valid start is as likely as any other, and a draw costs the same however much is stored.
+A training sequence is cut from chunks with consecutive numbers of one stream, with the held-out steps left out. A start
+is valid if it is not held out, `T` steps can be cut from it on and, unless sequences may continue across episodes, none
+after the first is `is_first` or follows held-out steps. So each step that is not held out is in as many sequences as
+any other, except the first and last of a stream. For each chunk the valid starts are one 64-bit mask. Masks are updated
+when a chunk comes or goes, so that a draw is: any listed chunk, any of 64 bits, again if the bit is not set. Each valid
+start is as likely as any other, and a draw costs the same however much is stored.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from typing import NamedTuple
 import numpy as np
 
 from dreamfleet.common.experience.chunk import ChunkHeader, ChunkKey
-from dreamfleet.replay.chunk_table import ChunkTable, Row
-from dreamfleet.replay.draw_order import DrawOrder
+from dreamfleet.replay.chunk_table import ChunkEntry, ChunkTable, DrawOrder
 from dreamfleet.replay.segment_log import Location
-from dreamfleet.replay.starts import StartRules, ones, set_bits
+from dreamfleet.replay.starts import StartRules, ones
 
 _DICT_ENTRY_BYTES = 72  # two integers outside the dict's own table
 
 
 class ChunkSlice(NamedTuple):
-    """Steps `start` to `stop` of a chunk, which fill a batch's row from its step `at` on.
+    """Steps `start` to `stop` of a chunk, which fill a sequence of a batch from its step `at` on.
 
-    It `begins` anew at the row's first step, and where held-out steps were left out before it.
+    `begins` is True for the first slice of a sequence, and where held-out steps were left out before it: there an
+    episode seems to begin.
     """
 
-    row: int
+    sequence: int
     at: int
     chunk: int
     start: int
@@ -40,7 +40,7 @@ class ChunkSlice(NamedTuple):
 
 
 class _Stream:
-    """The chunks of one stream by sequence number, and the newest of it that was dropped (-1: none)."""
+    """The chunks of one stream by number, and the newest number of it that was dropped (-1: none)."""
 
     def __init__(self) -> None:
         self.chunks: dict[int, int] = {}
@@ -59,8 +59,8 @@ class Index:
 
     Args:
         sequence_length: T.
-        across_episodes: whether a sequence may run on into the next episode.
-        held_out_every: of each stream's steps one in so many is never trained on; see `StartRules`.
+        across_episodes: see `StartRules`.
+        held_out_every: see `StartRules`.
     """
 
     def __init__(self, sequence_length: int, across_episodes: bool, held_out_every: int) -> None:
@@ -85,13 +85,8 @@ class Index:
         """Take in a chunk that `knows` did not know."""
         key = header.key
         number = self._stream_number(key[:3])
-        front_bytes = header.blocks[0].offset + header.blocks[0].stored_bytes
         held_out = self._rules.held_out_steps(header)
-        row = Row(
-            number, key.number, header.first_step, header.steps, header.first_mask, held_out, 0, location.segment,
-            location.offset, front_bytes, header.oldest_version, header.newest_version, False,
-        )  # fmt: skip
-        chunk = self._table.add(row)
+        chunk = self._table.add(ChunkEntry.of(header, number, held_out, location))
         self._streams[number].chunks[key.number] = chunk
         self.next_incarnation = max(self.next_incarnation, key.incarnation + 1)
         self.chunks += 1
@@ -107,39 +102,37 @@ class Index:
 
     def remove(self, chunk: int) -> None:
         """Take out one chunk, if it is still there, because it turned out damaged; its steps become a gap."""
-        if not self.holds(chunk):
-            return
-        number, sequence = self._forget(chunk)
-        self._refresh(number, sequence - 1)
+        if self.holds(chunk):
+            stream, number = self._forget(chunk)
+            self._refresh(stream, number - 1)
 
     def evict(self, segments: Iterable[int]) -> None:
         """Take out the chunks of the oldest segments, and remember that their keys were stored."""
         newest = max(segments, default=-1)
-        place = self._table.column("segment")
-        stop = self._table.base + int(np.searchsorted(place, newest, side="right"))
+        stop = self._table.base + int(np.searchsorted(self._table.column("segment"), newest, side="right"))
         edges = []
         for chunk in range(self._table.base, stop):
             if self._table[chunk].steps:
-                number, sequence = self._forget(chunk)
-                self._streams[number].dropped = max(self._streams[number].dropped, sequence)
-                edges.append((number, sequence - 1))
-        for number, sequence in edges:
-            self._refresh(number, sequence)
+                stream, number = self._forget(chunk)
+                self._streams[stream].dropped = max(self._streams[stream].dropped, number)
+                edges.append((stream, number - 1))
+        for stream, number in edges:
+            self._refresh(stream, number)
         self._table.drop_before(stop)
         self._order.compact(self._table)
 
     def dropped(self) -> list[tuple[int, int, int, int]]:
-        """Return (actor, incarnation, stream, sequence) of the newest dropped chunk of every stream that lost one."""
+        """Return (actor, incarnation, stream, number) of the newest dropped chunk of every stream that lost one."""
         newest = ((key, self._streams[number].dropped) for key, number in self._numbers.items())
-        return [(*key, sequence) for key, sequence in newest if sequence >= 0]
+        return [(*key, number) for key, number in newest if number >= 0]
 
     def remember_dropped(self, dropped: Iterable[Iterable[int]]) -> None:
         """Take over what `dropped` returned before a restart."""
-        for actor, incarnation, stream, sequence in dropped:
+        for actor, incarnation, stream, number in dropped:
             known = self._streams[self._stream_number((actor, incarnation, stream))]
-            known.dropped = max(known.dropped, sequence)
+            known.dropped = max(known.dropped, number)
 
-    def row(self, chunk: int) -> Row:
+    def entry(self, chunk: int) -> ChunkEntry:
         """Return what is known of a chunk."""
         return self._table[chunk]
 
@@ -152,23 +145,23 @@ class Index:
         return int(oldest.min()), int(newest.max())
 
     def longest(self) -> tuple[int, int]:
-        """Return the most steps of a stream that follow each other, and the most of an episode that are trained on.
+        """Return the most consecutive steps of a stream, and the most of an episode that are trained on.
 
         This looks at every step: it is meant for when nothing can be trained on.
         """
         in_stream = in_episode = 0
         for stream in self._streams:
-            for chunk, row in ((chunk, self._table[chunk]) for chunk in stream.chunks.values()):
-                if any(True for _ in self._beside(stream, row, -1)):
-                    continue  # no first chunk of a stream or behind a gap
-                followed, played = 0, 0
-                for _, follower in [(chunk, row), *self._beside(stream, row, 1)]:
-                    followed += follower.steps
+            for entry in (self._table[chunk] for chunk in stream.chunks.values()):
+                if any(True for _ in self._beside(stream, entry, -1)):
+                    continue  # neither the first chunk of a stream nor the first after a gap
+                steps = played = 0
+                for follower in [entry, *(beside for _, beside in self._beside(stream, entry, 1))]:
+                    steps += follower.steps
                     for t in range(follower.steps):
                         begins = follower.first_mask >> t & 1
                         played = 0 if follower.held_out >> t & 1 else 1 if begins else played + 1
                         in_episode = max(in_episode, played)
-                in_stream = max(in_stream, followed)
+                in_stream = max(in_stream, steps)
         return in_stream, in_episode
 
     @property
@@ -182,40 +175,37 @@ class Index:
         return self._table.nbytes + self._order.nbytes + dicts + _DICT_ENTRY_BYTES * self.chunks
 
     def draw(self, rng: np.random.Generator, count: int, recent_fraction: float, recent_steps: int) -> list[ChunkSlice]:
-        """Return the pieces of `count` sequences, drawn with replacement; there must be a valid start.
+        """Return the slices of `count` sequences, drawn with replacement; there must be a valid start.
 
-        Args:
-            rng: the source of chance.
-            count: sequences to draw.
-            recent_fraction: probability that a sequence starts among the newest steps.
-            recent_steps: how many steps those are, to the next whole chunk.
+        A sequence starts with probability `recent_fraction` among the newest `recent_steps` steps, rounded up to whole
+        chunks.
         """
         recent_chunks = -(-recent_steps * self.chunks // self.steps)
         starts = self._order.draw(rng, count, self._table, self.valid_starts, recent_fraction, recent_chunks)
         return [
-            piece for row, (chunk, start) in enumerate(starts) for piece in self._cut(row, chunk, start, self._length)
+            part
+            for sequence, (chunk, start) in enumerate(starts)
+            for part in self._cut(sequence, chunk, start, self._length)
         ]
 
     def draw_held_out(self, rng: np.random.Generator, count: int, length: int) -> list[ChunkSlice] | None:
-        """Return the pieces of `count` windows of `length` held-out steps, each within an episode; None if none fits.
+        """Return the slices of `count` sequences of `length` held-out steps of one episode; None if none fits.
 
-        This looks at every chunk with held-out steps: it is meant for now and then.
+        This looks at every chunk with held-out steps: it is meant for occasional use.
         """
-        chunks, masks = [], []
-        for chunk in sorted(self._held_out):
-            mask = self._held_out_starts(chunk, length)
-            if mask:
-                chunks.append(chunk)
-                masks.append(mask)
-        if not chunks:
+        masks = {chunk: mask for chunk in sorted(self._held_out) if (mask := self._held_out_starts(chunk, length))}
+        if not masks:
             return None
-        ends = np.cumsum([mask.bit_count() for mask in masks])
-        pieces = []
-        for row, pick in enumerate(rng.integers(0, ends[-1], count)):
+        chunks = list(masks)
+        ends = np.cumsum([mask.bit_count() for mask in masks.values()])
+        slices = []
+        for sequence, pick in enumerate(rng.integers(0, ends[-1], count)):
             at = int(np.searchsorted(ends, pick, side="right"))
             nth = int(pick) - (int(ends[at - 1]) if at else 0)
-            pieces += self._cut(row, chunks[at], set_bits(masks[at])[nth], length, held_out=True)
-        return pieces
+            mask = masks[chunks[at]]
+            start = [bit for bit in range(mask.bit_length()) if mask >> bit & 1][nth]
+            slices += self._cut(sequence, chunks[at], start, length, held_out=True)
+        return slices
 
     def _stream_number(self, key: tuple[int, int, int]) -> int:
         number = self._numbers.setdefault(key, len(self._streams))
@@ -225,44 +215,44 @@ class Index:
         return number
 
     def _forget(self, chunk: int) -> tuple[int, int]:
-        """Take a chunk out of all but the table, and return its stream's number and its sequence number."""
-        row = self._table[chunk]
-        stream = self._streams[row.stream]
-        del stream.chunks[row.sequence]
+        """Take a chunk out of all but the table, and return its stream's number and its own."""
+        entry = self._table[chunk]
+        stream = self._streams[entry.stream]
+        del stream.chunks[entry.number]
         if not stream.chunks:
             stream.chunks = {}  # an emptied dict keeps its table
         self._held_out.discard(chunk)
         self.chunks -= 1
-        self.steps -= row.steps
-        self.episodes -= row.first_mask.bit_count()
-        self.valid_starts -= row.valid.bit_count()
+        self.steps -= entry.steps
+        self.episodes -= entry.first_mask.bit_count()
+        self.valid_starts -= entry.valid.bit_count()
         self._table.set(chunk, "valid", 0)
         self._table.set(chunk, "steps", 0)
-        return row.stream, row.sequence
+        return entry.stream, entry.number
 
-    def _refresh(self, number: int, sequence: int) -> None:
-        """Work out the valid starts of a chunk that came, or lost its follower, and of those that reach into it."""
+    def _refresh(self, number: int, chunk_number: int) -> None:
+        """Update the valid starts of a chunk that came, or lost its follower, and of those that reach into it."""
         stream = self._streams[number]
-        here = stream.chunks.get(sequence)
+        here = stream.chunks.get(chunk_number)
         if here is None:
             return
-        row = self._table[here]
-        run = [*self._trained_on_beside(stream, row, -1)[::-1], (here, row)]
+        entry = self._table[here]
+        run = [*self._reached(stream, entry, -1)[::-1], (here, entry)]
         settled = len(run)
-        run += self._trained_on_beside(stream, row, 1)
-        starts = self._rules.training([row for _, row in run], self._length)
-        for (chunk, row), valid in zip(run[:settled], starts, strict=False):
-            if valid != row.valid:
-                self.valid_starts += valid.bit_count() - row.valid.bit_count()
+        run += self._reached(stream, entry, 1)
+        starts = self._rules.training([entry for _, entry in run], self._length)
+        for (chunk, entry), valid in zip(run[:settled], starts, strict=False):
+            if valid != entry.valid:
+                self.valid_starts += valid.bit_count() - entry.valid.bit_count()
                 self._table.set(chunk, "valid", valid)
-            if valid and not row.listed:
+            if valid and not entry.listed:
                 self._table.set(chunk, "listed", 1)
                 self._order.append(chunk)
 
-    def _trained_on_beside(self, stream: _Stream, row: Row, towards: int) -> list[tuple[int, Row]]:
+    def _reached(self, stream: _Stream, entry: ChunkEntry, towards: int) -> list[tuple[int, ChunkEntry]]:
         """Return the chunks beside one, nearest first, until they hold the other training steps of a sequence."""
         run, reach = [], self._length - 1
-        for chunk, beside in self._beside(stream, row, towards):
+        for chunk, beside in self._beside(stream, entry, towards):
             if reach <= 0:
                 break
             run.append((chunk, beside))
@@ -270,45 +260,39 @@ class Index:
             reach -= stop - start
         return run
 
-    def _beside(self, stream: _Stream, row: Row, towards: int) -> Iterator[tuple[int, Row]]:
-        """Yield the chunks beside one, nearest first, up to a gap.
-
-        Args:
-            stream: of the chunk.
-            row: the chunk.
-            towards: 1 for the chunks after it, -1 for those before it.
-        """
-        while (chunk := stream.chunks.get(row.sequence + towards)) is not None:
+    def _beside(self, stream: _Stream, entry: ChunkEntry, towards: int) -> Iterator[tuple[int, ChunkEntry]]:
+        """Yield the chunks after one (`towards` 1) or before it (-1), nearest first, up to a gap."""
+        while (chunk := stream.chunks.get(entry.number + towards)) is not None:
             beside = self._table[chunk]
-            earlier, later = (row, beside) if towards > 0 else (beside, row)
+            earlier, later = (entry, beside) if towards > 0 else (beside, entry)
             if earlier.first_step + earlier.steps != later.first_step:
                 return
             yield chunk, beside
-            row = beside
+            entry = beside
 
     def _held_out_starts(self, chunk: int, length: int) -> int:
-        row = self._table[chunk]
-        run, steps = [row], row.steps
-        for _, beside in self._beside(self._streams[row.stream], row, 1):
-            if steps >= row.steps + length - 1 or not beside.held_out:
+        entry = self._table[chunk]
+        run, steps = [entry], entry.steps
+        for _, beside in self._beside(self._streams[entry.stream], entry, 1):
+            if steps >= entry.steps + length - 1 or not beside.held_out:
                 break
             run.append(beside)
             steps += beside.steps
-        return self._rules.held_out(run, length) & ones(row.steps)
+        return self._rules.held_out(run, length) & ones(entry.steps)
 
-    def _cut(self, row: int, chunk: int, start: int, length: int, held_out: bool = False) -> list[ChunkSlice]:
-        """Return the pieces of the sequence of `length` steps, all held out or all not, that starts at `start`."""
-        pieces, at, begins, entry = [], 0, True, self._table[chunk]
+    def _cut(self, sequence: int, chunk: int, start: int, length: int, held_out: bool = False) -> list[ChunkSlice]:
+        """Return the slices of the sequence of `length` steps, all held out or all not, that starts at `start`."""
+        slices, at, begins, entry = [], 0, True, self._table[chunk]
         while True:
             end = entry.steps if held_out else entry.trained_on[1]
             stop = min(end, start + length - at)
             if start < stop:
-                pieces.append(ChunkSlice(row, at, chunk, start, stop, begins))
+                slices.append(ChunkSlice(sequence, at, chunk, start, stop, begins))
                 at, begins = at + stop - start, False
             if at == length:
-                return pieces
+                return slices
             begins |= end < entry.steps
-            chunk = self._streams[entry.stream].chunks[entry.sequence + 1]
+            chunk = self._streams[entry.stream].chunks[entry.number + 1]
             entry = self._table[chunk]
             start = 0 if held_out else entry.trained_on[0]
             begins |= start > 0

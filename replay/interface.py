@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from dreamfleet.common.errors import RunFailedError
 from dreamfleet.common.process_log import LogRecord
 from dreamfleet.replay.compressed_batch import CompressedBatch
-from dreamfleet.replay.shortage import Shortage
+
+_ENOUGH_SEQUENCES = 20
+"""A replay with steps for this many sequences shows how long the episodes of a random policy are."""
+_ENOUGH_STREAMS = 10
+"""This many streams for each environment show how many steps one has before it breaks off."""
 
 
 class NotEnoughExperienceError(Exception):
@@ -17,6 +22,86 @@ class NotEnoughExperienceError(Exception):
 
 class ReplayLostError(RunFailedError):
     """A replay's process does not answer and was not restarted in time, or no shard of a replay is left."""
+
+
+class Counters(NamedTuple):
+    """What a replay counts.
+
+    Attributes:
+        total_steps: environment steps ever stored, each once, those dropped since included.
+        valid_starts: steps at which a training sequence may start.
+        next_incarnation: 1 + the greatest incarnation of any chunk ever stored; 0 if there was none.
+    """
+
+    total_steps: int
+    valid_starts: int
+    next_incarnation: int
+
+
+class Shortage(NamedTuple):
+    """What a replay without a valid start holds.
+
+    Attributes:
+        length: T, steps of a training sequence.
+        across_episodes: whether a sequence may continue into the next episode.
+        steps: steps stored.
+        dropped: steps that were stored once and are no more.
+        streams: streams of which something is stored: one for each environment in each incarnation of its actor.
+        longest_stream: most consecutive steps of one stream.
+        longest_episode: most consecutive steps of one episode that are not held out.
+    """
+
+    length: int
+    across_episodes: bool
+    steps: int
+    dropped: int
+    streams: int
+    longest_stream: int
+    longest_episode: int
+
+    @staticmethod
+    def of_all(shards: Sequence[Shortage]) -> Shortage:
+        """Return the shortage of several shards together."""
+        _, _, steps, dropped, streams, stream, episode = zip(*shards, strict=True)
+        return Shortage(*shards[0][:2], sum(steps), sum(dropped), sum(streams), max(stream), max(episode))
+
+    def cause(self, share: float, environments: int, collected: int) -> str:
+        """Return in words why more steps of the same kind would not help; nothing while they may.
+
+        Args:
+            share: share collected of all environment steps that are to be collected.
+            environments: environments of all actors at a time.
+            collected: steps collected since this start of the run.
+        """
+        if self.longest_stream >= self.length:
+            may_help = share < 1 and self.steps < _ENOUGH_SEQUENCES * self.length
+            return "" if may_help else self._cause_in_episodes(share)
+        most = f"at most {self.longest_stream} consecutive steps in each"
+        if self.dropped and collected >= self.steps:
+            return (
+                f"the replay keeps {self.steps}, {most} of {self.streams} streams, and drops older ones: "
+                "raise replay.capacity_steps or replay.capacity_gb, or lower learner.sequence_length"
+            )
+        if self.streams >= _ENOUGH_STREAMS * environments:
+            return (
+                f"they are of {self.streams} short streams of environments, {most}: see in the log what ends them, or "
+                f"set learner.sequence_length to {self.longest_stream} or less"
+            )
+        if share >= 1 or 2 * self.longest_stream < share * self.length:  # streams grow one after another
+            return (
+                f"they are of {self.streams} environments, {most}: raise train.env_steps, or lower "
+                "actors.count, actors.environments or learner.sequence_length"
+            )
+        return ""
+
+    def _cause_in_episodes(self, share: float) -> str:
+        """Return the cause where there are streams that are long enough."""
+        if self.across_episodes:  # a held-out run ends after some steps, or with the training run
+            return "" if share < 1 else "they are held out; raise train.env_steps, or set replay.held_out_every to 0"
+        return (
+            f"the longest episode has {self.longest_episode} steps, and with replay.across_episodes false a sequence "
+            f"stays within one: set that to true, or learner.sequence_length to {self.longest_episode} or less"
+        )
 
 
 class ExperienceReplay(Protocol):
@@ -40,11 +125,8 @@ class ExperienceReplay(Protocol):
         """Return sequences of `length` steps of one episode that are never trained on; None if there is none."""
         ...
 
-    def counters(self) -> tuple[int, int, int]:
-        """Return (total_steps, valid_starts, next_incarnation).
-
-        `total_steps` counts environment steps ever stored, each once, those dropped since included; `valid_starts`
-        counts steps at which a training sequence may start; `next_incarnation` is 1 + the greatest ever stored, or 0.
+    def counters(self) -> Counters:
+        """Return what is stored, in numbers.
 
         Raises:
             OSError: if reading or writing failed before, so that a bad disk does not go unnoticed.

@@ -1,6 +1,7 @@
-"""Reports on a replay, of all shards or of one, without Ray and without changing it; a run may be writing meanwhile.
+"""`dreamfleet replay info` and `verify`: reports on a replay, of all shards or of one, without Ray and read-only.
 
-A report is of what was there when it began: all files are opened first, so that none can vanish under it.
+A run may be writing meanwhile. A report is of what was there when it began: all files are opened first, so that none
+can vanish under it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.blocks import DamagedChunkError, read_small_fields
-from dreamfleet.common.experience.chunk import ChunkHeader, decode_chunk
+from dreamfleet.common.experience.chunk import ChunkKey, decode_chunk
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.formatting import format_bytes
 from dreamfleet.common.lock import LOCK_NAME
@@ -26,27 +27,36 @@ from dreamfleet.replay.segment import (
     DamagedSegmentError,
     Segment,
     SegmentHeader,
+    StoredChunk,
     open_segments,
-    scan,
     segment_paths,
 )
-from dreamfleet.replay.segment_log import read_format
+from dreamfleet.replay.segment_log import read_chunks, read_format
 from dreamfleet.replay.shards import shard_directories
 
 
-class _Shard(NamedTuple):
-    """A shard with its open files, oldest first; `newest` is the newest of their headers that is intact."""
-
-    directory: Path
-    segments: list[Segment]
-    step_format: StepFormat
-    newest: SegmentHeader
+def print_info(directory: Path) -> int:
+    """Print what the replay of a run, or in a directory, holds; return the exit code."""
+    for name, value in describe(_replay_in(directory)).items():
+        print(f"{name:<22} {value}")
+    return 0
 
 
-class _Record(NamedTuple):
-    header: ChunkHeader
-    segment: Segment
-    offset: int
+def print_faults(directory: Path) -> int:
+    """Check every chunk of the replay of a run, or in a directory, and print what is wrong; return 1 if anything is."""
+    faults = verify(_replay_in(directory))
+    for fault in faults:
+        print(fault)
+    print("no fault found" if not faults else f"{len(faults)} faults found")
+    return 1 if faults else 0
+
+
+def _replay_in(directory: Path) -> Path:
+    """Return the replay in a run's directory, or the directory itself: a replay's, or one shard's."""
+    if not directory.is_dir():
+        raise UserError(f"{directory} is no directory: give a run's directory, a replay's or a shard's.")
+    inner = directory / "replay"
+    return inner if inner.is_dir() else directory
 
 
 def describe(directory: Path) -> dict[str, Any]:
@@ -57,27 +67,27 @@ def describe(directory: Path) -> dict[str, Any]:
     """
     with _opened(directory) as shards:
         step_format = shards[0].step_format
-        held = {shard.directory.name: list(_whole_records(shard)) for shard in shards}
-        records = [record for stored in held.values() for record in stored]
-        returns, lengths = _episodes(records, step_format)
-    segments = [segment for shard in shards for segment in shard.segments]
-    headers = [record.header for record in records]
+        held = {shard.directory.name: list(shard.chunks()) for shard in shards}
+        chunks = [chunk for stored in held.values() for chunk in stored]
+        returns, lengths = _episodes(chunks, step_format)
+    headers = [chunk.header for chunk in chunks]
     steps = sum(header.steps for header in headers)
-    stored = sum(segment.size for segment in segments)
+    stored = sum(shard.bytes_stored for shard in shards)
     raw = steps * step_format.step_bytes
     newest = {shard.segments[-1] for shard in shards}
-    since = sum(record.header.steps for record in records if record.segment in newest)
+    since = sum(chunk.header.steps for chunk in chunks if chunk.segment in newest)
+    versions = [version for header in headers for version in (header.oldest_version, header.newest_version)]
     facts: dict[str, Any] = {
         "steps": steps,
         "total_steps": sum(shard.newest.steps_before for shard in shards) + since,
-        "chunks": len(records),
+        "chunks": len(chunks),
         "streams": len({header.key[:3] for header in headers}),
         "actors": len({header.key.actor for header in headers}),
-        "segments": len(segments),
+        "segments": sum(len(shard.segments) for shard in shards),
         "bytes_stored": stored,
         "bytes_raw": raw,
         "compression": round(raw / max(stored, 1), 2),
-        "versions": _span([header.oldest_version for header in headers], [header.newest_version for header in headers]),
+        "versions": f"{min(versions)} to {max(versions)}" if versions else "none",
         "complete_episodes": len(returns),
     }
     if returns:
@@ -85,51 +95,71 @@ def describe(directory: Path) -> dict[str, Any]:
         facts["return_std"] = round(float(np.std(returns)), 3)
         facts["return_min_max"] = f"{min(returns):.3f} to {max(returns):.3f}"
         facts["length_mean"] = round(float(np.mean(lengths)), 1)
-    for field in step_format.fields:
-        facts[f"field {field.name}"] = f"{field.dtype} {field.shape}"
-    return facts | (_shares(shards, held) if len(shards) > 1 else {})
+    facts |= {f"field {field.name}": f"{field.dtype} {field.shape}" for field in step_format.fields}
+    for shard in shards if len(shards) > 1 else []:
+        headers = [chunk.header for chunk in held[shard.directory.name]]
+        actors = len({header.key.actor for header in headers})
+        share = f"{sum(header.steps for header in headers)} steps of {actors} actor{'s' * (actors != 1)}"
+        facts[shard.directory.name] = f"{share} in {format_bytes(shard.bytes_stored)}"
+    return facts
 
 
 def count_steps(directory: Path) -> int:
-    """Return how many steps were ever stored in a replay, those since dropped included; only newest files are read."""
+    """Return the steps ever stored in a replay, those since dropped included; only the newest files are read."""
     if not any(segment_paths(shard) for shard in shard_directories(directory)):
         return 0
     with _opened(directory) as shards:
-        newest = [shard._replace(segments=shard.segments[-1:]) for shard in shards]
-        return sum(
-            shard.newest.steps_before + sum(record.header.steps for record in _whole_records(shard)) for shard in newest
-        )
+        newest = [chunk for shard in shards for chunk in shard._replace(segments=shard.segments[-1:]).chunks()]
+        return sum(shard.newest.steps_before for shard in shards) + sum(chunk.header.steps for chunk in newest)
 
 
 def verify(directory: Path) -> list[str]:
     """Read and decompress everything, and return a sentence for each fault; no sentence means that all is well.
 
-    While another process has a shard locked, a torn record at the end of its newest file is no fault: it is just being
+    While another process has a shard locked, a torn chunk at the end of its newest file is no fault: it is just being
     written.
 
     Raises:
         UserError: if the directory holds no replay, neither in shards nor itself.
     """
-    # Asked first: a run that ends meanwhile leaves no tail that looks like a fault.
+    # Looked at first: a run that ends meanwhile leaves no tail that looks like a fault.
     written = {shard for shard in _shards_of(directory) if _is_locked(shard)}
+    chunks: list[StoredChunk] = []
+    by_key: dict[ChunkKey, StoredChunk] = {}
     with _opened(directory) as shards:
         faults = [fault for shard in shards for fault in _segment_faults(shard)]
-        keys: dict[tuple[int, ...], _Record] = {}
-        records: list[_Record] = []
         for shard in shards:
-            for piece in _records(shard, bodies=True, unfinished=shard.directory in written):
-                if isinstance(piece, str):
-                    faults.append(piece)
+            unfinished = shard.segments[-1] if shard.directory in written else None
+            for found in read_chunks(shard.segments, shard.step_format, bodies=True):
+                if isinstance(found, Damage):
+                    if not (found.segment is unfinished and found.is_at_the_end):
+                        faults.append(str(found))
                     continue
-                if piece.header.key in keys:
-                    other = keys[piece.header.key]
-                    faults.append(f"{_name(piece)} is stored twice, also in {_place(other)}.")
-                keys[piece.header.key] = piece
-                records.append(piece)
-                faults += _contents_faults(piece, shard.step_format)
-    for earlier, later in pairwise(sorted(records, key=lambda record: record.header.key)):
+                other = by_key.setdefault(found.header.key, found)
+                if other is not found:
+                    faults.append(f"{_name(found)} is stored twice, also in {_place(other)}.")
+                chunks.append(found)
+                faults += _contents_faults(found, shard.step_format)
+    for earlier, later in pairwise(sorted(chunks, key=lambda chunk: chunk.header.key)):
         faults += _order_faults(earlier, later)
     return faults
+
+
+class _Shard(NamedTuple):
+    """A shard with its open files, oldest first; `newest` is the newest of their headers that is intact."""
+
+    directory: Path
+    segments: list[Segment]
+    step_format: StepFormat
+    newest: SegmentHeader
+
+    @property
+    def bytes_stored(self) -> int:
+        return sum(segment.size for segment in self.segments)
+
+    def chunks(self) -> Iterator[StoredChunk]:
+        """Yield all chunks, without what is damaged."""
+        return (c for c in read_chunks(self.segments, self.step_format) if isinstance(c, StoredChunk))
 
 
 @contextmanager
@@ -140,7 +170,7 @@ def _opened(directory: Path) -> Iterator[list[_Shard]]:
 
 
 def _shards_of(directory: Path) -> list[Path]:
-    """Return the shards that hold files; the directory itself if there is none, so that it is what is found at fault.
+    """Return the shards that hold files; the directory itself if there is none, so that an error names it.
 
     One without a file is of a run that was killed as it began: it holds nothing.
     """
@@ -148,10 +178,17 @@ def _shards_of(directory: Path) -> list[Path]:
 
 
 def _open(directory: Path, files: ExitStack) -> _Shard:
+    """Open a shard, whose files are closed with the stack."""
     segments = open_segments(directory, writable=False)
     for segment in segments:
         files.callback(segment.close)
-    return _Shard(directory, segments, *_newest_format(directory, segments))
+    for segment in reversed(segments):
+        try:
+            header, _ = segment.read_header()
+        except DamagedSegmentError:
+            continue
+        return _Shard(directory, segments, read_format(directory, header), header)
+    raise UserError(f"{directory} holds no replay: there is no intact file 'segment-*.dfl' in it or its shards.")
 
 
 def _is_locked(directory: Path) -> bool:
@@ -170,49 +207,6 @@ def _is_locked(directory: Path) -> bool:
         os.close(descriptor)
 
 
-def _newest_format(directory: Path, segments: list[Segment]) -> tuple[StepFormat, SegmentHeader]:
-    """Return the format of a replay's steps, and the newest segment header that is intact."""
-    for segment in reversed(segments):
-        try:
-            header, _ = segment.read_header()
-        except DamagedSegmentError:
-            continue
-        return read_format(directory, header), header
-    raise UserError(f"{directory} holds no replay: there is no intact file 'segment-*.dfl' in it or its shards.")
-
-
-def _records(shard: _Shard, bodies: bool = False, unfinished: bool = False) -> Iterator[_Record | str]:
-    """Yield every record, and a sentence for everything that is none, except for an unfinished one at the very end."""
-    for segment in shard.segments:
-        try:
-            _, start = segment.read_header()
-        except DamagedSegmentError as error:
-            yield f"{segment.path}: {error}."
-            start = 0
-        for piece in scan(segment, shard.step_format, start, bodies):
-            if not isinstance(piece, Damage):
-                yield _Record(piece.header, segment, piece.offset)
-            elif not (unfinished and segment is shard.segments[-1] and piece.stop == segment.size):
-                size = piece.stop - piece.offset
-                yield f"{segment.path}: {size} bytes at byte {piece.offset} are no record: {piece.reason}."
-
-
-def _whole_records(shard: _Shard) -> Iterator[_Record]:
-    return (piece for piece in _records(shard) if isinstance(piece, _Record))
-
-
-def _shares(shards: list[_Shard], held: dict[str, list[_Record]]) -> dict[str, str]:
-    """Return in words what each shard holds, by its name."""
-    shares = {}
-    for shard in shards:
-        records = held[shard.directory.name]
-        steps = sum(record.header.steps for record in records)
-        actors = len({record.header.key.actor for record in records})
-        stored = sum(segment.size for segment in shard.segments)
-        shares[shard.directory.name] = f"{steps} steps of {actors} actor{'s' * (actors != 1)} in {format_bytes(stored)}"
-    return shares
-
-
 def _segment_faults(shard: _Shard) -> list[str]:
     """Return what is missing between the files."""
     return [
@@ -222,32 +216,27 @@ def _segment_faults(shard: _Shard) -> list[str]:
     ]
 
 
-def _contents_faults(record: _Record, step_format: StepFormat) -> list[str]:
+def _contents_faults(chunk: StoredChunk, step_format: StepFormat) -> list[str]:
     """Return what is wrong inside a chunk."""
-    header = record.header
-    stored = record.segment.read(record.offset, header.record_bytes)
+    header = chunk.header
     try:
-        arrays = decode_chunk(step_format, stored)
+        arrays = decode_chunk(step_format, chunk.read())
     except DamagedChunkError as error:
-        return [f"{_name(record)}: {error}."]
+        return [f"{_name(chunk)}: {error}."]
     masks = {"is_first": header.first_mask, "is_last": header.last_mask, "is_terminal": header.terminal_mask}
-    told: dict[str, list[int]] = {name: [mask >> t & 1 for t in range(header.steps)] for name, mask in masks.items()}
-    told["episode"] = list(accumulate(told["is_first"][1:], initial=header.episode))
-    faults = [
-        f"{_name(record)}: its header and its steps differ in {name}."
-        for name, values in told.items()
-        if values != arrays[name].tolist()
-    ]
-    versions = (int(arrays["version"].min()), int(arrays["version"].max()))
-    if versions != (header.oldest_version, header.newest_version):
-        faults.append(f"{_name(record)}: its header and its steps differ in version.")
+    stated: dict[str, list[int]] = {name: [mask >> t & 1 for t in range(header.steps)] for name, mask in masks.items()}
+    stated["episode"] = list(accumulate(stated["is_first"][1:], initial=header.episode))
+    differ = [name for name, values in stated.items() if values != arrays[name].tolist()]
+    if (int(arrays["version"].min()), int(arrays["version"].max())) != (header.oldest_version, header.newest_version):
+        differ.append("version")
+    faults = [f"{_name(chunk)}: its header and its steps differ in {name}." for name in differ]
     if not np.array_equal(arrays["is_first"][1:], arrays["is_last"][:-1]):
-        faults.append(f"{_name(record)}: an episode ends and no other begins at the next step, or the other way round.")
+        faults.append(f"{_name(chunk)}: an episode ends and no other begins at the next step, or the other way round.")
     return faults
 
 
-def _order_faults(earlier: _Record, later: _Record) -> list[str]:
-    """Return what is wrong between two chunks that follow each other in the order of their keys."""
+def _order_faults(earlier: StoredChunk, later: StoredChunk) -> list[str]:
+    """Return what is wrong between two consecutive chunks in the order of their keys."""
     before, after = earlier.header, later.header
     if before.key[:3] != after.key[:3] or before.key == after.key:
         return []
@@ -263,18 +252,18 @@ def _order_faults(earlier: _Record, later: _Record) -> list[str]:
     return []
 
 
-def _episodes(records: list[_Record], step_format: StepFormat) -> tuple[list[float], list[int]]:
+def _episodes(chunks: list[StoredChunk], step_format: StepFormat) -> tuple[list[float], list[int]]:
     """Return the returns and lengths (in actions) of the episodes that are stored from first to last step."""
     returns: list[float] = []
     lengths: list[int] = []
-    ordered = sorted(records, key=lambda record: record.header.key)
-    for _, chunks in groupby(ordered, key=lambda record: record.header.key[:3]):
+    ordered = sorted(chunks, key=lambda chunk: chunk.header.key)
+    for _, stream in groupby(ordered, key=lambda chunk: chunk.header.key[:3]):
         total, length, expected = 0.0, -1, -1
-        for record in chunks:
-            small = _small_fields(record, step_format)
-            if small is None or record.header.key.number != expected:
+        for chunk in stream:
+            small = _small_fields(chunk, step_format)
+            if small is None or chunk.header.key.number != expected:
                 length = -1
-            expected = record.header.key.number + 1
+            expected = chunk.header.key.number + 1
             if small is None:
                 continue
             for first, last, reward in zip(small["is_first"], small["is_last"], small["reward"], strict=True):
@@ -289,26 +278,22 @@ def _episodes(records: list[_Record], step_format: StepFormat) -> tuple[list[flo
     return returns, lengths
 
 
-def _small_fields(record: _Record, step_format: StepFormat) -> dict[str, np.ndarray] | None:
-    """Return a chunk's small fields without reading its pictures; None if they are damaged, which `verify` tells."""
-    block = record.header.blocks[0]
-    stored = record.segment.read(record.offset + block.offset, block.stored_bytes)
+def _small_fields(chunk: StoredChunk, step_format: StepFormat) -> dict[str, np.ndarray] | None:
+    """Return a chunk's small fields without reading its pictures; None if they are damaged, which `verify` reports."""
+    block = chunk.header.blocks[0]
+    stored = chunk.segment.read(chunk.offset + block.offset, block.stored_bytes)
     try:
-        fields = read_small_fields(step_format, record.header.steps, [(block, stored)])
+        fields = read_small_fields(step_format, chunk.header.steps, [(block, stored)])
     except DamagedChunkError:
         return None
     return {name: array[0] for name, array in fields.items()}
 
 
-def _span(lowest: list[int], highest: list[int]) -> str:
-    return f"{min(lowest)} to {max(highest)}" if lowest else "none"
+def _name(chunk: StoredChunk) -> str:
+    actor, incarnation, stream, number = chunk.header.key
+    return f"{_place(chunk)}: chunk {number} of stream {stream} of actor {actor} in incarnation {incarnation}"
 
 
-def _name(record: _Record) -> str:
-    actor, incarnation, stream, sequence = record.header.key
-    return f"{_place(record)}: chunk {sequence} of stream {stream} of actor {actor} in incarnation {incarnation}"
-
-
-def _place(record: _Record) -> str:
-    path = record.segment.path
-    return f"{path.parent.name}/{path.name}, byte {record.offset}"
+def _place(chunk: StoredChunk) -> str:
+    path = chunk.segment.path
+    return f"{path.parent.name}/{path.name}, byte {chunk.offset}"

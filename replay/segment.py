@@ -1,10 +1,11 @@
-"""The segment: one append-only file of chunk records.
+"""The segment: one append-only file of chunks.
 
-A file begins with a header (integers little-endian), then come records as `common/experience/chunk.py` draws them:
+A file begins with a header (integers little-endian), then come chunks as `common/experience/chunk.py` draws them:
 
     magic "DFSG" | JSON bytes u32 | CRC-32 of the JSON u32 | JSON
 
 The JSON is a `SegmentHeader`. Nothing in a file changes once written; a file only grows, until the next one is begun.
+`scan` finds the chunks of a file again, around whatever is damaged in it.
 """
 
 from __future__ import annotations
@@ -18,25 +19,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dreamfleet.common.experience import chunk
 from dreamfleet.common.experience.blocks import DamagedChunkError
-from dreamfleet.common.experience.chunk import MAGIC as CHUNK_MAGIC
-from dreamfleet.common.experience.chunk import (
-    PREFIX,
-    ChunkHeader,
-    check_header,
-    check_record,
-    parse_header,
-    record_size,
-)
+from dreamfleet.common.experience.chunk import ChunkHeader
 from dreamfleet.common.experience.steps import StepFormat
 
 MAGIC = b"DFSG"
 SUFFIX = ".dfl"
 _PREFIX = struct.Struct("<4sII")
 _MOST_HEADER_BYTES = 1 << 28
+_MOST_CHUNK_HEADER_BYTES = 1 << 20
 _GUESS_BYTES = 512
 _SEARCH_BYTES = 1 << 20
-_MOST_CHUNK_HEADER_BYTES = 1 << 20
 
 
 class DamagedSegmentError(Exception):
@@ -51,7 +45,7 @@ class SegmentHeader:
         step_format: the steps' format, as `StepFormat.to_json` gives it.
         steps_before: unique steps stored before this segment, since the replay began.
         next_incarnation: 1 + the greatest incarnation seen before this segment.
-        dropped: (actor, incarnation, stream, sequence) of the newest chunk dropped of each stream before this segment.
+        dropped: (actor, incarnation, stream, number) of the newest chunk dropped of each stream before this segment.
     """
 
     step_format: dict[str, Any]
@@ -72,7 +66,7 @@ class Segment:
         number: its place in the order of all segments ever written.
         path: its file.
         size: bytes in the file.
-        steps: steps of the records in it.
+        steps: steps of the chunks in it.
     """
 
     def __init__(self, path: Path, writable: bool = True) -> None:
@@ -98,7 +92,7 @@ class Segment:
         return Segment(path)
 
     def read_header(self) -> tuple[SegmentHeader, int]:
-        """Return the header and the offset of the first record.
+        """Return the header and the offset of the first chunk.
 
         Raises:
             DamagedSegmentError: if it is torn, its checksum is wrong, or this is another kind of file.
@@ -115,12 +109,12 @@ class Segment:
         except (TypeError, ValueError) as error:
             raise DamagedSegmentError(f"the segment header cannot be read: {error}") from error
 
-    def append(self, record: bytes | memoryview) -> int:
-        """Write a record at the end with one system call and return its offset.
+    def append(self, data: bytes | memoryview) -> int:
+        """Write a chunk at the end with one system call and return its offset.
 
-        Once this returns, the record outlives this process; it outlives the machine after `sync`.
+        Once this returns, the chunk outlives this process; it outlives the machine after `sync`.
         """
-        offset, view = self.size, memoryview(record)
+        offset, view = self.size, memoryview(data)
         try:
             written = 0
             while written < len(view):  # a second round only if the disk fills up or a signal came in between
@@ -140,7 +134,7 @@ class Segment:
         return os.preadv(self._descriptor, [target], offset)
 
     def truncate(self, size: int) -> None:
-        """Cut off everything from `size` on: a torn record that nobody was told is stored."""
+        """Cut off everything from `size` on: a torn chunk that was never acknowledged."""
         os.ftruncate(self._descriptor, size)
         os.fsync(self._descriptor)
         self.size = size
@@ -160,9 +154,8 @@ class Segment:
 
     def close(self) -> None:
         """Close the file once nobody has it pinned."""
-        if not self._closed:
-            self._closed = True
-            self._close_if_unused()
+        self._closed = True
+        self._close_if_unused()
 
     def drop(self) -> None:
         """Remove the file; whoever has it pinned can still read it."""
@@ -208,81 +201,95 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-class FoundChunk(NamedTuple):
-    """A record: where it begins, and its header."""
+class StoredChunk(NamedTuple):
+    """A chunk's header, and where the chunk begins."""
 
-    offset: int
     header: ChunkHeader
+    segment: Segment
+    offset: int
+
+    def read(self) -> bytes:
+        """Return the whole chunk, encoded."""
+        return self.segment.read(self.offset, self.header.record_bytes)
 
 
 class Damage(NamedTuple):
-    """Bytes that are no record: where they begin, where they end, and what is wrong with them."""
+    """Bytes that are no chunk, or a segment header that is damaged (then `offset` and `stop` are 0); as a sentence."""
 
+    segment: Segment
     offset: int
     stop: int
     reason: str
 
+    @property
+    def is_at_the_end(self) -> bool:
+        """Whether the file ends with it: this is how a chunk looks that is just being written, or was torn."""
+        return self.stop > self.offset and self.stop == self.segment.size
 
-def scan(segment: Segment, step_format: StepFormat, start: int, bodies: bool) -> Iterator[FoundChunk | Damage]:
-    """Yield every record of a segment in order, and every stretch of bytes that is none.
+    def __str__(self) -> str:
+        if self.stop == self.offset:
+            return f"{self.segment.path}: {self.reason}."
+        size = self.stop - self.offset
+        return f"{self.segment.path}: {size} bytes at byte {self.offset} are no chunk: {self.reason}."
 
-    Args:
-        segment: where to look.
-        step_format: records of any other format count as damaged.
-        start: offset of the first record.
-        bodies: whether to read and check the bodies too; headers alone take a thousandth of the reading.
+
+def scan(segment: Segment, step_format: StepFormat, start: int, bodies: bool) -> Iterator[StoredChunk | Damage]:
+    """Yield every chunk of a segment from offset `start` on in order, and every range of bytes that is none.
+
+    Chunks of any other format count as damaged. With `bodies`, the bodies are read and checked too; the headers alone
+    take a thousandth of the reading.
     """
     offset = start
     while offset < segment.size:
         try:
-            header = _read_record(segment, step_format, offset, bodies)
+            header = _read_chunk(segment, step_format, offset, bodies)
         except DamagedChunkError as error:
-            stop = _next_record(segment, step_format, offset + 1)
-            yield Damage(offset, stop, str(error))
+            stop = _next_chunk(segment, step_format, offset + 1)
+            yield Damage(segment, offset, stop, str(error))
             offset = stop
         else:
-            yield FoundChunk(offset, header)
+            yield StoredChunk(header, segment, offset)
             offset += header.record_bytes
 
 
-def _read_record(segment: Segment, step_format: StepFormat, offset: int, body: bool) -> ChunkHeader:
-    """Return the header of the record at `offset` after the checks asked for."""
-    header = _read_header(segment, step_format, offset)
-    if offset + header.record_bytes > segment.size:
-        missing = offset + header.record_bytes - segment.size
-        raise DamagedChunkError(f"the last {missing} bytes of the record are missing")
+def _read_chunk(segment: Segment, step_format: StepFormat, offset: int, body: bool) -> ChunkHeader:
+    """Return the header of the chunk at `offset` after the checks asked for."""
+    header = _read_chunk_header(segment, step_format, offset)
+    missing = offset + header.record_bytes - segment.size
+    if missing > 0:
+        raise DamagedChunkError(f"the last {missing} bytes of the chunk are missing")
     if body:
-        check_record(step_format, segment.read(offset, header.record_bytes))
+        chunk.check_record(step_format, segment.read(offset, header.record_bytes))
     return header
 
 
-def _read_header(segment: Segment, step_format: StepFormat, offset: int) -> ChunkHeader:
-    """Return the header of the record at `offset`, whatever became of its body."""
+def _read_chunk_header(segment: Segment, step_format: StepFormat, offset: int) -> ChunkHeader:
+    """Return the header of the chunk at `offset`, whatever became of its body."""
     front = segment.read(offset, _GUESS_BYTES)
-    header_bytes, _ = record_size(front)
+    header_bytes, _ = chunk.record_size(front)
     if header_bytes > _MOST_CHUNK_HEADER_BYTES:
-        raise DamagedChunkError(f"a record's header cannot have {header_bytes} bytes")
-    if PREFIX.size + header_bytes > len(front):
-        front = segment.read(offset, PREFIX.size + header_bytes)
-    header = parse_header(front)
-    check_header(step_format, header)
+        raise DamagedChunkError(f"a chunk's header cannot have {header_bytes} bytes")
+    if chunk.PREFIX.size + header_bytes > len(front):
+        front = segment.read(offset, chunk.PREFIX.size + header_bytes)
+    header = chunk.parse_header(front)
+    chunk.check_header(step_format, header)
     return header
 
 
-def _next_record(segment: Segment, step_format: StepFormat, start: int) -> int:
+def _next_chunk(segment: Segment, step_format: StepFormat, start: int) -> int:
     """Return the offset of the next intact header from `start` on, or the segment's end."""
     position = start
     while position < segment.size:
         window = segment.read(position, _SEARCH_BYTES)
-        at = window.find(CHUNK_MAGIC)
+        at = window.find(chunk.MAGIC)
         while at >= 0:
             try:
-                _read_header(segment, step_format, position + at)
+                _read_chunk_header(segment, step_format, position + at)
             except DamagedChunkError:
-                at = window.find(CHUNK_MAGIC, at + 1)
+                at = window.find(chunk.MAGIC, at + 1)
             else:
                 return position + at
-        if len(window) < len(CHUNK_MAGIC):
+        if len(window) < len(chunk.MAGIC):
             break
-        position += len(window) - len(CHUNK_MAGIC) + 1  # a magic may lie across two windows
+        position += len(window) - len(chunk.MAGIC) + 1  # a magic may lie across two windows
     return segment.size

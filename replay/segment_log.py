@@ -1,52 +1,59 @@
-"""The segment log: all records of a replay, in append-only files of which the oldest is dropped when space runs out."""
+"""The segment log: all chunks of a replay, in append-only files of which the oldest are dropped when space runs out."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.chunk import ChunkHeader
 from dreamfleet.common.experience.spaces import first_difference
-from dreamfleet.common.experience.steps import StepFormat
+from dreamfleet.common.experience.steps import CHUNK_STEPS, StepFormat
+from dreamfleet.common.settings.schema import ReplaySettings
 from dreamfleet.replay.segment import (
     Damage,
     DamagedSegmentError,
     Segment,
     SegmentHeader,
+    StoredChunk,
     open_segments,
     scan,
     sync_directory,
 )
 
 _LOG = logging.getLogger(__name__)
+_SEGMENT_BYTES = 64 << 20
+_LEAST_SEGMENTS = 16
+_MOST_SEGMENTS = 256
+_HEADROOM_BYTES = 1 << 16
 
 
 class Location(NamedTuple):
-    """Where a record lies."""
+    """Where a chunk lies: the number of its segment, and the byte at which it begins there."""
 
     segment: int
     offset: int
 
 
 class SegmentLog:
-    """The records of a replay in the order in which they came.
+    """The chunks of a replay in the order in which they came.
 
     `recover` must be run through before anything is appended.
 
     Attributes:
         newest_header: the header of the newest segment that has an intact one.
+        full_segment: at how many bytes and steps a segment is full.
         total_steps: steps ever stored, also those dropped since.
         damaged_bytes: bytes found damaged, and passed over, when the log was opened.
 
     Args:
         directory: where the files are; unless `read_only`, it must exist.
-        step_format: the format of all records.
-        segment_bytes: a segment of so many bytes is full.
-        segment_steps: a segment of so many steps is full.
-        read_only: change no file: a torn record at the end is not seen, and stays, since another process may be just
+        step_format: the format of all chunks.
+        segment_bytes: see `full_segment`.
+        segment_steps: see `full_segment`.
+        read_only: change no file: a torn chunk at the end is not seen, and stays, since another process may be just
             writing it. Nothing may be appended then.
 
     Raises:
@@ -63,12 +70,12 @@ class SegmentLog:
     ) -> None:
         self._directory = directory
         self._step_format = step_format
-        self._full = (segment_bytes, segment_steps)
         self._read_only = read_only
         for leftover in [] if read_only else directory.glob("segment-*.tmp"):
             leftover.unlink()
         self._segments = {segment.number: segment for segment in open_segments(directory, writable=not read_only)}
         self.newest_header = SegmentHeader(step_format.to_json())
+        self.full_segment = (segment_bytes, segment_steps)
         self.total_steps = 0
         self.damaged_bytes = 0
 
@@ -87,56 +94,49 @@ class SegmentLog:
         return self._segments[number]
 
     def recover(self) -> Iterator[tuple[ChunkHeader, Location]]:
-        """Yield the header and the place of every stored record; repair what a crash left behind.
+        """Yield the header and the place of every stored chunk; repair what a crash left behind.
 
-        The newest segment is read in full, and a torn record at its end is cut off, or only passed over if nothing may
+        The newest segment is read in full, and a torn chunk at its end is cut off, or only passed over if nothing may
         be changed; of the others only headers are read. What is damaged in the middle is passed over, logged, and stays
-        as a gap. A file whose own header is damaged keeps its records: each says of itself what it is.
+        as a gap. A file whose own header is damaged keeps its chunks: the header of each is enough to identify it.
 
         Raises:
             UserError: if the directory holds steps of another format.
         """
         newest = max(self._segments, default=0)
-        for number in list(self._segments):
-            segment = self._segments[number]
+        for number, segment in list(self._segments.items()):
             start = self._open_header(segment)
-            for piece in scan(segment, self._step_format, start, bodies=number == newest):
-                if isinstance(piece, Damage):
-                    self._handle_damage(segment, piece, is_newest=number == newest)
+            for found in scan(segment, self._step_format, start, bodies=number == newest):
+                if isinstance(found, Damage):
+                    self._handle_damage(found, is_newest=number == newest)
                 else:
-                    segment.steps += piece.header.steps
-                    self.total_steps += piece.header.steps
-                    yield piece.header, Location(number, piece.offset)
+                    segment.steps += found.header.steps
+                    self.total_steps += found.header.steps
+                    yield found.header, Location(number, found.offset)
         if not self._segments and not self._read_only:
             self.roll(self.newest_header)
 
-    def is_full(self, record_bytes: int, steps: int) -> bool:
-        """Whether the next record, of this size, must go to a new segment."""
-        newest = self._newest()
-        return newest.steps > 0 and (newest.size + record_bytes > self._full[0] or newest.steps + steps > self._full[1])
+    def is_full(self, chunk_bytes: int, steps: int) -> bool:
+        """Whether the next chunk, of this size, must go to a new segment."""
+        newest = self._newest
+        full_bytes, full_steps = self.full_segment
+        return newest.steps > 0 and (newest.size + chunk_bytes > full_bytes or newest.steps + steps > full_steps)
 
-    def append(self, record: bytes | memoryview, steps: int) -> Location:
-        """Store a record of so many steps; once this returns it outlives this process, by SIGKILL too."""
-        newest = self._newest()
-        offset = newest.append(record)
+    def append(self, chunk: bytes | memoryview, steps: int) -> Location:
+        """Store a chunk of this many steps; once this returns it outlives this process, by SIGKILL too."""
+        newest = self._newest
+        offset = newest.append(chunk)
         newest.steps += steps
         self.total_steps += steps
         return Location(newest.number, offset)
 
-    @property
-    def full_segment(self) -> tuple[int, int]:
-        """At how many bytes and steps a segment is full."""
-        return self._full
-
     def excess(self, capacity_bytes: int, capacity_steps: int, room: tuple[int, int] = (0, 0)) -> list[int]:
         """Return which of the oldest segments must go so that the rest and `room` more fit, always leaving one.
 
-        Args:
-            capacity_bytes: most bytes that may be stored.
-            capacity_steps: most steps that may be stored.
-            room: bytes and steps that are to fit beside what is stored.
+        `room` are bytes and steps that are to fit beside what is stored.
         """
-        stored_bytes, steps = self.bytes_stored + room[0], self._stored_steps() + room[1]
+        stored_bytes = self.bytes_stored + room[0]
+        steps = sum(segment.steps for segment in self._segments.values()) + room[1]
         too_many = []
         for number in list(self._segments)[:-1]:
             if stored_bytes <= capacity_bytes and steps <= capacity_steps:
@@ -149,7 +149,7 @@ class SegmentLog:
     def roll(self, header: SegmentHeader) -> None:
         """Begin a new segment; the one before it is on the disk when this returns."""
         if self._segments:
-            self._newest().sync()
+            self._newest.sync()
         number = max(self._segments, default=0) + 1
         self._segments[number] = Segment.create(self._directory, number, header)
         self.newest_header = header
@@ -163,46 +163,79 @@ class SegmentLog:
 
     def sync(self) -> None:
         """Wait until everything appended is on the disk itself."""
-        self._newest().sync()
+        self._newest.sync()
 
     def close(self) -> None:
         """Sync and close all files."""
         if self._segments and not self._read_only:
-            self._newest().sync()
+            self._newest.sync()
         for segment in self._segments.values():
             segment.close()
 
+    @property
     def _newest(self) -> Segment:
         return self._segments[next(reversed(self._segments))]
 
-    def _stored_steps(self) -> int:
-        return sum(segment.steps for segment in self._segments.values())
-
     def _open_header(self, segment: Segment) -> int:
-        """Take over the segment's header and return where its records begin."""
+        """Take over the segment's header and return where its chunks begin."""
         try:
             header, start = segment.read_header()
         except DamagedSegmentError as error:
-            _LOG.error("%s: %s; the records in it are searched for one by one", segment.path, error)
+            _LOG.error("%s: %s; the chunks in it are searched for one by one", segment.path, error)
             return 0
         check_same_format(self._directory, header, self._step_format)
         self.newest_header = header
         self.total_steps = max(self.total_steps, header.steps_before)
         return start
 
-    def _handle_damage(self, segment: Segment, damage: Damage, is_newest: bool) -> None:
+    def _handle_damage(self, damage: Damage, is_newest: bool) -> None:
+        segment = damage.segment
         size = damage.stop - damage.offset
-        if is_newest and damage.stop == segment.size:
-            if self._read_only:
-                return
-            segment.truncate(damage.offset)
-            _LOG.warning("%s: %d bytes of a torn record at its end were cut off: %s", segment.path, size, damage.reason)
+        if is_newest and damage.is_at_the_end:
+            if not self._read_only:
+                segment.truncate(damage.offset)
+                sentence = "%s: %d bytes of a torn chunk at its end were cut off: %s"
+                _LOG.warning(sentence, segment.path, size, damage.reason)
             return
         self.damaged_bytes += size
-        _LOG.warning(
-            "%s: %d bytes at byte %d are damaged and passed over, their steps are lost: %s",
-            segment.path, size, damage.offset, damage.reason,
-        )  # fmt: skip
+        sentence = "%s: %d bytes at byte %d are damaged and passed over, their steps are lost: %s"
+        _LOG.warning(sentence, segment.path, size, damage.offset, damage.reason)
+
+
+def read_chunks(
+    segments: Iterable[Segment], step_format: StepFormat, bodies: bool = False
+) -> Iterator[StoredChunk | Damage]:
+    """Yield what `scan` finds in all segments, in order; one whose header is damaged is searched from its start."""
+    for segment in segments:
+        try:
+            _, start = segment.read_header()
+        except DamagedSegmentError as error:
+            yield Damage(segment, 0, 0, str(error))
+            start = 0
+        yield from scan(segment, step_format, start, bodies)
+
+
+def segment_size(settings: ReplaySettings, step_format: StepFormat) -> tuple[int, int]:
+    """Return at how many bytes and steps a segment is full: a 16th of the capacity, but 64 MiB at most, and 256 files.
+
+    Raises:
+        UserError: if the capacity holds too few chunks for dropping the oldest to work.
+    """
+    capacity = int(settings.capacity_gb * 1e9)
+    whole_chunk = CHUNK_STEPS * step_format.step_bytes + _HEADROOM_BYTES
+    segment_bytes = max(min(_SEGMENT_BYTES, capacity // _LEAST_SEGMENTS), capacity // _MOST_SEGMENTS, whole_chunk)
+    if capacity < 4 * segment_bytes:
+        shards = f" for replay.shards {settings.shards}" if settings.shards > 1 else ""
+        raise UserError(
+            f"replay.capacity_gb {whole_capacity_gb(settings)} is too small{shards}: chunks of {CHUNK_STEPS} steps of "
+            f"{step_format.step_bytes} bytes need at least {settings.shards * 4 * whole_chunk / 1e9:.6f}."
+        )
+    return segment_bytes, max(CHUNK_STEPS, settings.capacity_steps // _LEAST_SEGMENTS)
+
+
+def whole_capacity_gb(settings: ReplaySettings) -> float:
+    """Return the gigabytes that the user gave, of which this may be one shard's share."""
+    return float(f"{settings.capacity_gb * settings.shards:.12g}")
 
 
 def check_same_format(directory: Path, header: SegmentHeader, wanted: StepFormat) -> None:
@@ -212,16 +245,16 @@ def check_same_format(directory: Path, header: SegmentHeader, wanted: StepFormat
         UserError: naming the first thing that differs.
     """
     stored = read_format(directory, header)
-    if stored.identity == wanted.identity:
-        return
-    raise UserError(
-        f"{directory} holds steps of another environment or other wrappers: "
-        f"{first_difference(stored.spaces, wanted.spaces)}. Give the settings it was filled with, or another directory."
-    )
+    if stored.identity != wanted.identity:
+        raise UserError(
+            f"{directory} holds steps of another environment or other wrappers: "
+            f"{first_difference(stored.spaces, wanted.spaces)}. Give the settings it was filled with, or another "
+            "directory."
+        )
 
 
 def read_format(directory: Path, header: SegmentHeader) -> StepFormat:
-    """Return the format a segment header tells.
+    """Return the step format in a segment header.
 
     Raises:
         UserError: if this version cannot read it.

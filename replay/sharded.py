@@ -6,36 +6,27 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from dreamfleet.common.process_log import LogRecord
 from dreamfleet.common.seeds import derive_seed
 from dreamfleet.replay.compressed_batch import CompressedBatch, join_batches
-from dreamfleet.replay.interface import NotEnoughExperienceError, ReplayLostError, Shard
-from dreamfleet.replay.shortage import Shortage
+from dreamfleet.replay.interface import Counters, NotEnoughExperienceError, ReplayLostError, Shard, Shortage
 
 _LOG = logging.getLogger(__name__)
 _CALLERS = 3
-"""Calls to all shards that go on side by side: two prefetch threads' and one more."""
+"""Calls to all shards that run side by side: two prefetch threads' and one more."""
 
 T = TypeVar("T")
 
 
-class _Figures(NamedTuple):
-    """What a shard said of itself last."""
-
-    total_steps: int = 0
-    valid_starts: int = 0
-    next_incarnation: int = 0
-
-
 class ShardedReplay:
-    """Several shards with the methods of one `Replay`; sampling is uniform over the valid starts of all of them.
+    """Several shards as one `ExperienceReplay`; sampling is uniform over the valid starts of all of them.
 
-    A shard is lost for this object once it raises `ReplayLostError` or `OSError`: it is named in the log, once, and all
-    goes on with the others. Its steps count on in `total_steps`, so that this never falls; none is sampled any more.
+    A shard is lost for this object once it raises `ReplayLostError` or `OSError`: it is named in the log, once, and the
+    others continue. Its steps still count in `total_steps`, so that this never falls; none is sampled any more.
     All methods may be called from several threads.
 
     Attributes:
@@ -44,7 +35,7 @@ class ShardedReplay:
     Args:
         shards: at least one; what it stores is in no other.
         seed: the run's.
-        name: what the log calls the whole: in a run, the fleet and the learner each find out for themselves.
+        name: what the log calls the whole: in a run, the fleet and the learner each find losses for themselves.
     """
 
     def __init__(self, shards: Sequence[Shard], seed: int, name: str = "replay") -> None:
@@ -52,10 +43,10 @@ class ShardedReplay:
         self.shards = list(shards)
         self._seed = seed
         self._name = name
-        self._figures = [_Figures() for _ in shards]
+        self._counters = [Counters(0, 0, 0) for _ in shards]
         self._alive = list(range(len(shards)))
         self._last_loss = ""
-        self._changing = threading.Lock()  # guards the figures and who is alive; never held while a shard is asked
+        self._changing = threading.Lock()  # guards the counters and who is alive; never held while a shard is asked
         threads = _CALLERS * len(shards)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="shard") if len(shards) > 1 else None
 
@@ -65,14 +56,10 @@ class ShardedReplay:
         return list(self._alive)
 
     def sample(self, batch_number: int, batch_size: int) -> CompressedBatch:
-        """Return `batch_size` sequences to train on, drawn with replacement; see `Replay.sample`.
+        """See `ExperienceReplay.sample`.
 
-        How many come from each shard is drawn in proportion to the valid starts they have at this moment, so that each
-        valid start of all of them is as likely as any other.
-
-        Raises:
-            NotEnoughExperienceError: if no shard holds a sequence yet.
-            ReplayLostError: if no shard is left.
+        The number of sequences from each shard is drawn in proportion to the valid starts it has at this moment, so
+        that each valid start of all shards is as likely as any other.
         """
         while True:
             starts = self._valid_starts()
@@ -84,16 +71,16 @@ class ShardedReplay:
             except NotEnoughExperienceError:
                 if len(starts) == 1:
                     raise
-                continue  # a shard dropped its last sequences since it was asked how many it has
+                continue  # a shard dropped its last sequences since it was asked for its counters
             if len(parts) == len(split):  # else a shard was lost
                 return join_batches(list(parts.values()))
 
     def sample_held_out(self, batch_number: int, batch_size: int, length: int) -> CompressedBatch | None:
-        """Return windows of `length` steps of an episode that are never trained on; None if there is none.
+        """See `ExperienceReplay.sample_held_out`.
 
-        Every stream holds out the same share of its steps, so the windows come from the shards in proportion to
+        Every stream holds out the same share of its steps, so the sequences come from the shards in proportion to
         their valid starts, like those to train on; a shard that holds none of this length leaves its part to the
-        others. Within a shard each window is as likely as any other.
+        others. Within a shard each is as likely as any other.
         """
         barren: set[int] = set()
         while True:
@@ -107,41 +94,41 @@ class ShardedReplay:
                 return join_batches(found)
             barren |= {number for number, part in parts.items() if part is None}
 
-    def counters(self) -> tuple[int, int, int]:
-        """Return (total_steps, valid_starts, next_incarnation); lost shards have no valid starts."""
-        starts = self._ask_counters()
-        figures = list(self._figures)
-        total_steps = sum(shard.total_steps for shard in figures)
-        return total_steps, sum(starts.values()), max(shard.next_incarnation for shard in figures)
+    def counters(self) -> Counters:
+        """See `ExperienceReplay.counters`; lost shards have no valid starts."""
+        starts = self._ask_valid_starts()
+        counters = list(self._counters)
+        total_steps = sum(shard.total_steps for shard in counters)
+        return Counters(total_steps, sum(starts.values()), max(shard.next_incarnation for shard in counters))
 
     def retire(self, actor: int, incarnation: int) -> int:
-        """See `Replay.retire`; all shards are told, since nobody need know which of them the life wrote to."""
+        """See `ExperienceReplay.retire`; all shards are asked, since the incarnation may have written to any."""
         return sum(self._ask_all(lambda shard: shard.retire(actor, incarnation)).values())
 
     def stats(self) -> dict[str, float]:
-        """Return the sums of what the shards that are left say (of versions the extremes), and how many those are."""
-        told = list(self._ask_all(lambda shard: shard.stats()).values())
-        stats = {name: sum(one[name] for one in told) for name in told[0]}
-        filled = [one for one in told if one["chunks"]] or told
-        stats["oldest_version"] = min(one["oldest_version"] for one in filled)
-        stats["newest_version"] = max(one["newest_version"] for one in filled)
-        stats["shards"] = len(told)
+        """Return the sums over the shards that are left (of versions the extremes), and the number of these."""
+        answers = list(self._ask_all(lambda shard: shard.stats()).values())
+        stats = {name: sum(answer[name] for answer in answers) for name in answers[0]}
+        filled = [answer for answer in answers if answer["chunks"]] or answers
+        stats["oldest_version"] = min(answer["oldest_version"] for answer in filled)
+        stats["newest_version"] = max(answer["newest_version"] for answer in filled)
+        stats["shards"] = len(answers)
         return stats
 
     def shortage(self) -> Shortage:
-        """See `Replay.shortage`; of all shards that are left."""
+        """See `ExperienceReplay.shortage`; of all shards that are left."""
         return Shortage.of_all(list(self._ask_all(lambda shard: shard.shortage()).values()))
 
     def log_records(self) -> list[LogRecord]:
-        """Return what the shards' processes logged since the last call."""
+        """See `ExperienceReplay.log_records`."""
         return [record for records in self._ask_all(lambda shard: shard.log_records()).values() for record in records]
 
     def sync(self) -> None:
-        """Wait until everything stored outlives the machine's end too."""
+        """See `ExperienceReplay.sync`."""
         self._ask_all(lambda shard: shard.sync())
 
     def close(self) -> None:
-        """Close all shards that are left."""
+        """See `ExperienceReplay.close`."""
         if self._alive:
             self._ask_all(lambda shard: shard.close())
         threads, self._threads = self._threads, None
@@ -149,30 +136,30 @@ class ShardedReplay:
             threads.shutdown(wait=False)
 
     def _valid_starts(self) -> dict[int, int]:
-        """Return how many valid starts each shard has that is left; a single one is not asked."""
+        """Return the number of valid starts of each shard that is left; a single one is not asked."""
         alive = self.alive
-        return dict.fromkeys(alive, 1) if len(alive) == 1 else self._ask_counters()
+        return {alive[0]: 1} if len(alive) == 1 else self._ask_valid_starts()
 
-    def _ask_counters(self) -> dict[int, int]:
-        """Ask the shards for their counters, keep them, and return how many valid starts each has."""
-        told = self._ask_all(lambda shard: shard.counters())
+    def _ask_valid_starts(self) -> dict[int, int]:
+        """Ask the shards for their counters, keep them, and return the number of valid starts of each."""
+        answers = self._ask_all(lambda shard: shard.counters())
         with self._changing:
-            for number, (total_steps, valid_starts, next_incarnation) in told.items():
-                known = self._figures[number]  # which another thread may have asked for later than this one
-                self._figures[number] = _Figures(
+            for number, (total_steps, valid_starts, next_incarnation) in answers.items():
+                known = self._counters[number]  # which another thread may have asked for later than this one
+                self._counters[number] = Counters(
                     max(known.total_steps, total_steps), valid_starts, max(known.next_incarnation, next_incarnation)
                 )
-        return {number: valid_starts for number, (_, valid_starts, _) in told.items()}
+        return {number: valid_starts for number, (_, valid_starts, _) in answers.items()}
 
     def _split(self, purpose: str, batch_number: int, batch_size: int, starts: Mapping[int, int]) -> dict[int, int]:
-        """Return how many of a batch's sequences come from which shard, those with none left out."""
+        """Return the number of a batch's sequences from each shard, those with none left out."""
         weights = np.array(list(starts.values()), np.float64)
         rng = np.random.default_rng(derive_seed(self._seed, purpose, batch_number))
         counts = rng.multinomial(batch_size, weights / weights.sum()).tolist()
         return {number: count for number, count in zip(starts, counts, strict=True) if count}
 
     def _ask_all(self, question: Callable[[Shard], T]) -> dict[int, T]:
-        """Ask every shard that is left, and return what they say."""
+        """Ask every shard that is left, and return their answers."""
         return self._ask(dict.fromkeys(self.alive, 0), lambda shard, _: question(shard))
 
     def _ask(self, shares: Mapping[int, int], question: Callable[[Shard, int], T]) -> dict[int, T]:
@@ -190,23 +177,23 @@ class ShardedReplay:
                 return None
 
         threads = self._threads if len(shares) > 1 else None
-        told = threads.map(ask, shares) if threads else map(ask, shares)
-        answers = {number: answer[0] for number, answer in zip(shares, told, strict=True) if answer}
+        asked = threads.map(ask, shares) if threads else map(ask, shares)
+        answers = {number: answer[0] for number, answer in zip(shares, asked, strict=True) if answer}
         if not answers and not self._alive:
             raise ReplayLostError(f"no shard of the replay is left: {self._last_loss}")
         return answers
 
     def _lose(self, number: int, error: Exception) -> None:
-        """Go on without a shard; whoever finds it lost first names it."""
+        """Continue without a shard; the first thread that finds it lost names it in the log."""
         with self._changing:
             if number not in self._alive:
                 return
             self._alive = [other for other in self._alive if other != number]
-            directory, steps = self.shards[number].directory, self._figures[number].total_steps
+            directory, steps = self.shards[number].directory, self._counters[number].total_steps
             self._last_loss = f"shard {number}{f' ({directory})' if directory else ''} is lost: {error}"
-            left = len(self._alive)
-        _LOG.error("%s %s; %d steps were stored in it; %d of %d shards are left", self._name, self._last_loss, steps,
-                   left, len(self.shards))  # fmt: skip
+            left, count = len(self._alive), len(self.shards)
+        sentence = "%s %s; %d steps were stored in it; %d of %d shards are left"
+        _LOG.error(sentence, self._name, self._last_loss, steps, left, count)
 
 
 def shard_of(actor: int, alive: Sequence[int]) -> int:

@@ -1,11 +1,12 @@
-"""The shards of a replay: which directories they are, and what each one's part of the settings is.
+"""The shards of a replay: their directories, and each one's part of the settings.
 
-A run's replay directory holds `shard-0`, `shard-1`, and so on, each of which is what `Replay` stores in.
+A run's replay directory holds `shard-0`, `shard-1`, and so on; each is the directory of a `Replay`.
 """
 
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,11 +20,11 @@ from dreamfleet.replay.sharded import ShardedReplay
 
 _NAME = re.compile(r"shard-(\d+)")
 _LEAST_CHUNKS = 4
-"""A shard's share of `replay.capacity_steps` holds so many whole chunks at least, or dropping the oldest drops all."""
+"""Least whole chunks in a shard's share of `replay.capacity_steps`; with fewer, dropping the oldest drops all."""
 
 
 class ShardPlan(NamedTuple):
-    """What a shard is opened with: its directory, its share of the settings, and the seed of what it draws."""
+    """What a shard is opened with: its directory, its share of the settings, and the seed of its draws."""
 
     directory: Path
     settings: ReplaySettings
@@ -34,7 +35,7 @@ def shard_directories(directory: Path) -> list[Path]:
     """Return the shards that are there, in order; a directory that stores chunks itself is a shard, and the first.
 
     Raises:
-        UserError: if one may not be read: what it holds would be left out without a word.
+        UserError: if one may not be read: its steps would silently be left out.
     """
     numbers = {int(match[1]): directory / name for name in _names(directory) if (match := _NAME.fullmatch(name))}
     itself = [directory] if segment_paths(directory) else []
@@ -61,7 +62,7 @@ def _names(directory: Path) -> list[str]:
 def shard_paths(directory: Path, count: int) -> list[Path]:
     """Return the shards to open for a run that asks for `count`: all that are there, and new ones up to `count`.
 
-    There may be more than `count`, from when the run asked for more: what they hold is not left out.
+    There may be more than `count`, from when the run asked for more: their steps are not left out.
     """
     known = shard_directories(directory)
     free = (path for path in (directory / f"shard-{number}" for number in range(count)) if path not in known)
@@ -69,17 +70,18 @@ def shard_paths(directory: Path, count: int) -> list[Path]:
     return sorted([*known, *new], key=_order)
 
 
+def _order(path: Path) -> int:
+    """Return the number of a shard, for sorting; that of a directory that stores chunks itself is less than any."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
 def plan_shards(
     directory: Path, settings: ReplaySettings, sequence_length: int, seed: int, read_only: bool = False
 ) -> list[ShardPlan]:
-    """Return what to open each shard of a replay with; a single one draws by the run's own seed.
+    """Return what to open each shard of a run's replay with; a single one draws by the run's own seed.
 
-    Args:
-        directory: the run's replay directory.
-        settings: the run's.
-        sequence_length: T, in steps.
-        seed: the run's.
-        read_only: plan no new shard.
+    With `read_only`, no new shard is planned.
 
     Raises:
         UserError: if nothing may be made and there is no shard, or a shard's share of the capacity is too small.
@@ -87,19 +89,23 @@ def plan_shards(
     paths = shard_directories(directory) if read_only else shard_paths(directory, settings.shards)
     if not paths:
         raise UserError(f"{directory} holds no replay: there is no directory 'shard-0' in it.")
-    share = share_of(settings, len(paths), sequence_length) if not read_only else _share_to_read(settings, len(paths))
+    share = _share_of(settings, len(paths), sequence_length, read_only)
     seeds = [derive_seed(seed, "shard", number) for number in range(len(paths))] if len(paths) > 1 else [seed]
     return [ShardPlan(path, share, shard_seed) for path, shard_seed in zip(paths, seeds, strict=True)]
 
 
-def share_of(settings: ReplaySettings, count: int, sequence_length: int) -> ReplaySettings:
+def _share_of(settings: ReplaySettings, count: int, sequence_length: int, read_only: bool) -> ReplaySettings:
     """Return the settings of one of `count` shards: an equal share of what the run may store and calls recent.
 
-    `shards` is then the number of those that share, so that a message can name the whole.
+    `shards` is then the number of those that share, so that a message can name the whole. Shards that are only read
+    have no capacity to share, since nothing is dropped.
 
     Raises:
         UserError: if the share of the steps is too small to sample from.
     """
+    recent_steps = max(1, settings.recent_steps // count)
+    if read_only:
+        return settings.model_copy(update={"recent_steps": recent_steps, "shards": 1})
     least = max(_LEAST_CHUNKS * CHUNK_STEPS, 2 * sequence_length)
     if count > 1 and settings.capacity_steps < count * least:
         raise UserError(
@@ -110,15 +116,10 @@ def share_of(settings: ReplaySettings, count: int, sequence_length: int) -> Repl
         update={
             "capacity_gb": settings.capacity_gb / count,
             "capacity_steps": settings.capacity_steps // count,
-            "recent_steps": max(1, settings.recent_steps // count),
+            "recent_steps": recent_steps,
             "shards": count,
         }
     )
-
-
-def _share_to_read(settings: ReplaySettings, count: int) -> ReplaySettings:
-    """Return `share_of` for shards that are only read: they have no capacity to share, since nothing is dropped."""
-    return settings.model_copy(update={"recent_steps": max(1, settings.recent_steps // count), "shards": 1})
 
 
 def open_shards(
@@ -137,17 +138,9 @@ def open_shards(
             and there is no shard.
     """
     opened: list[Replay] = []
-    try:
+    with ExitStack() as on_error:
         for path, share, shard_seed in plan_shards(directory, settings, sequence_length, seed, read_only):
             opened.append(Replay(path, step_format, share, sequence_length, shard_seed, lock_wait_s, read_only))
-    except BaseException:
-        for replay in opened:
-            replay.close()
-        raise
+            on_error.callback(opened[-1].close)
+        on_error.pop_all()
     return ShardedReplay(opened, seed)
-
-
-def _order(path: Path) -> int:
-    """Return the number of a shard, for sorting; that of a directory that stores chunks itself is less than any."""
-    match = _NAME.fullmatch(path.name)
-    return int(match[1]) if match else -1

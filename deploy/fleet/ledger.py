@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.deploy.workers.pool import Counters
+from dreamfleet.replay.interface import Counters
 
 SIMULATOR_KEYS = ("simulator/counted_env_steps", "simulator/counted_steps")
 """Names of the simulator counts in state.json, where the next start of a run finds them."""

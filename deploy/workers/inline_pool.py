@@ -23,13 +23,12 @@ from dreamfleet.common.settings.schema import Settings
 from dreamfleet.common.stop_sign import NeverStop, StopSign
 from dreamfleet.common.torch_state import own_torch_state
 from dreamfleet.deploy.run_directory import RunDirectory
-from dreamfleet.deploy.workers.pool import Counters, Worker, WorkerFailedError
+from dreamfleet.deploy.workers.pool import Worker, WorkerFailedError
 from dreamfleet.learner.hardware import torch_threads
 from dreamfleet.learner.learner import Learner
-from dreamfleet.replay.interface import DirectChunkWriter, Shard
+from dreamfleet.replay.interface import Counters, DirectChunkWriter, Shard, Shortage
 from dreamfleet.replay.sharded import shard_of
 from dreamfleet.replay.shards import open_shards
-from dreamfleet.replay.shortage import Shortage
 
 LOCK_WAIT_S = 20.0
 """How long to wait for the replay of a run that was killed: its replay process ends within seconds of it."""
@@ -214,7 +213,7 @@ class InlinePool:
 
     def counters(self) -> Counters:
         """Ask the replay for its counters."""
-        return Counters(*self._replay.counters())
+        return self._replay.counters()
 
     def replay_stats(self) -> dict[str, float]:
         """Ask the replay for its figures."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from dreamfleet.common.process_log import LogRecord
-from dreamfleet.replay.shortage import Shortage
+from dreamfleet.replay.interface import Counters, Shortage
 
 
 class WorkerLostError(Exception):
@@ -36,20 +36,6 @@ class Worker:
 
     name: str
     target: Any
-
-
-class Counters(NamedTuple):
-    """What the replay knows for certain.
-
-    Attributes:
-        total_steps: unique environment steps ever stored.
-        valid_starts: steps from which a training sequence can be cut.
-        next_incarnation: the lowest number that no life of any actor has borne.
-    """
-
-    total_steps: int
-    valid_starts: int
-    next_incarnation: int
 
 
 class Pool(Protocol):

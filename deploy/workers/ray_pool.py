@@ -27,13 +27,13 @@ from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.workers.local_ray import start_local_ray
 from dreamfleet.deploy.workers.placement import Placement
-from dreamfleet.deploy.workers.pool import Counters, Worker, WorkerFailedError, WorkerLostError
+from dreamfleet.deploy.workers.pool import Worker, WorkerFailedError, WorkerLostError
 from dreamfleet.learner.hardware import torch_threads
 from dreamfleet.learner.process import LearnerProcess
+from dreamfleet.replay.interface import Counters, Shortage
 from dreamfleet.replay.ray_replay import RayReplay, start_replay_servers
 from dreamfleet.replay.sharded import ShardedReplay, shard_of
 from dreamfleet.replay.shards import plan_shards
-from dreamfleet.replay.shortage import Shortage
 
 KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": "1000000000",
@@ -244,7 +244,7 @@ class RayPool:
 
     def counters(self) -> Counters:
         """Ask the replay for its counters."""
-        return Counters(*self._replay.counters())
+        return self._replay.counters()
 
     def replay_stats(self) -> dict[str, float]:
         """Ask the replay for its figures."""

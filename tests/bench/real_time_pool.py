@@ -13,7 +13,8 @@ from typing import Any
 
 from dreamfleet.actors.collector import CollectReport
 from dreamfleet.common.acting.policy import PublishedWeights
-from dreamfleet.deploy.workers.pool import Counters, Worker
+from dreamfleet.deploy.workers.pool import Worker
+from dreamfleet.replay.interface import Counters
 
 
 @dataclass(eq=False)

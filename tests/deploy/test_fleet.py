@@ -20,7 +20,7 @@ from dreamfleet.deploy.fleet.fleet_state import FleetState
 from dreamfleet.deploy.fleet.ledger import Ledger, TrainRatio
 from dreamfleet.deploy.fleet.worker_slot import WorkerSlot
 from dreamfleet.deploy.workers.pool import WorkerFailedError, WorkerLostError
-from dreamfleet.replay.shortage import Shortage
+from dreamfleet.replay.interface import Shortage
 
 CONFIG = FleetConfig(
     actors=3, environments=1, steps_per_order=16, updates_per_order=4, checkpoint_every=20, picture_every=50,
@@ -190,11 +190,11 @@ def test_a_run_that_could_train_on_nothing_says_so() -> None:
             Shortage(10, False, 200, 0, 3, 80, 2),
             "the longest episode has 2 steps, and with replay.across_episodes false",
         ),
-        (Shortage(10, True, 90, 30, 12, 8, 8), "the replay keeps 90, at most 8 that follow each other of each of 12"),
-        (Shortage(10, True, 150, 0, 30, 6, 6), "they are of 30 short lives of environments, at most 6 that follow"),
+        (Shortage(10, True, 90, 30, 12, 8, 8), "the replay keeps 90, at most 8 consecutive steps in each of 12"),
+        (Shortage(10, True, 150, 0, 30, 6, 6), "they are of 30 short streams of environments, at most 6 consecutive"),
         (
             Shortage(200, True, 150, 0, 3, 17, 17),
-            "they are of 3 environments, at most 17 that follow each other of each",
+            "they are of 3 environments, at most 17 consecutive steps in each",
         ),
     ],
 )

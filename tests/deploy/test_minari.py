@@ -29,7 +29,7 @@ from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.replay.episodes import StoredEpisode, StoredStreams, cut_chunks
 from dreamfleet.replay.replay import Replay
 from dreamfleet.replay.report import describe, verify
-from dreamfleet.replay.segment import FoundChunk, open_segments, scan, segment_paths
+from dreamfleet.replay.segment import StoredChunk, open_segments, scan, segment_paths
 
 minari: Any = pytest.importorskip("minari", reason="Minari is an extra: pip install 'dreamfleet[minari]'")
 from minari.data_collector import EpisodeBuffer  # noqa: E402
@@ -57,7 +57,7 @@ def stored(directory: Path) -> list[bytes]:
         for segment in open_segments(shard, writable=False):
             header, start = segment.read_header()
             for found in scan(segment, StepFormat.from_json(header.step_format), start, bodies=True):
-                assert isinstance(found, FoundChunk)
+                assert isinstance(found, StoredChunk)
                 assert found.header.key not in records
                 records[found.header.key] = segment.read(found.offset, found.header.record_bytes)
             segment.close()

@@ -54,23 +54,23 @@ class Streams:
                 chunk = self.index._table.stop
                 self.index.add(header, Location(1, 0))
                 self.offsets.append(number * STEPS + header.first_step)
-                mask = self.index.row(chunk).held_out
+                mask = self.index.entry(chunk).held_out
                 held = [bool(mask >> t & 1) for t in range(header.steps)]
                 self.held_out[self.offsets[-1] : self.offsets[-1] + header.steps] = held
 
     def starts(self) -> list[tuple[int, int]]:
         """Return all valid starts, as chunk and step."""
         chunks = range(len(self.offsets))
-        return [(c, t) for c in chunks for t in range(64) if self.index.row(c).valid >> t & 1]
+        return [(c, t) for c in chunks for t in range(64) if self.index.entry(c).valid >> t & 1]
 
-    def steps(self, pieces: list[ChunkSlice]) -> np.ndarray:
-        """Return the numbers of the steps that the pieces of one row hold."""
-        return np.concatenate([self.offsets[p.chunk] + np.arange(p.start, p.stop) for p in pieces])
+    def steps(self, slices: list[ChunkSlice]) -> np.ndarray:
+        """Return the numbers of the steps that the slices of one row hold."""
+        return np.concatenate([self.offsets[p.chunk] + np.arange(p.start, p.stop) for p in slices])
 
-    def rows(self, pieces: list[ChunkSlice]) -> Iterator[tuple[list[ChunkSlice], np.ndarray]]:
-        """Yield the pieces of each row and the numbers of its steps."""
-        for row in range(pieces[-1].row + 1):
-            own = [piece for piece in pieces if piece.row == row]
+    def rows(self, slices: list[ChunkSlice]) -> Iterator[tuple[list[ChunkSlice], np.ndarray]]:
+        """Yield the slices of each row and the numbers of its steps."""
+        for row in range(slices[-1].sequence + 1):
+            own = [part for part in slices if part.sequence == row]
             yield own, self.steps(own)
 
 
@@ -96,9 +96,9 @@ def test_every_step_that_is_not_held_out_is_in_t_sequences(episodes: str) -> Non
     assert 0.08 < streams.held_out.mean() < 0.12
     times = np.zeros(4 * STEPS, int)
     for chunk, start in streams.starts():
-        for piece in streams.index._cut(0, chunk, start, T):
-            at = streams.offsets[piece.chunk]
-            times[at + piece.start : at + piece.stop] += 1
+        for part in streams.index._cut(0, chunk, start, T):
+            at = streams.offsets[part.chunk]
+            times[at + part.start : at + part.stop] += 1
     assert not times[streams.held_out].any()
     for counts, kind in zip(times.reshape(4, STEPS), trained, strict=True):
         assert (counts[kind][T - 1 : 1 - T] == T).all()
@@ -107,7 +107,7 @@ def test_every_step_that_is_not_held_out_is_in_t_sequences(episodes: str) -> Non
 @pytest.mark.parametrize("across_episodes", [True, False])
 @pytest.mark.parametrize("episodes", ["5", "50", "1000", "mixed", "endless"])
 def test_sequences_begin_anew_where_they_leave_held_out_steps_out(episodes: str, across_episodes: bool) -> None:
-    """Drawn rows hold T training steps, in order; left out are held-out runs alone, and there the next piece begins."""
+    """Drawn rows hold T training steps, in order; left out are held-out runs alone, and there the next part begins."""
     streams = Streams(episodes, across_episodes)
     if not streams.index.valid_starts:
         assert episodes in {"5", "50"}  # of fewer steps than a sequence
@@ -116,7 +116,7 @@ def test_sequences_begin_anew_where_they_leave_held_out_steps_out(episodes: str,
     for own, steps in streams.rows(streams.index.draw(np.random.default_rng(0), 400, 0.0, 1)):
         assert len(steps) == T
         assert not streams.held_out[steps].any()
-        assert [piece.at for piece in own] == [0, *np.cumsum([p.stop - p.start for p in own])[:-1]]
+        assert [part.at for part in own] == [0, *np.cumsum([p.stop - p.start for p in own])[:-1]]
         assert own[0].begins
         for before, after in pairwise(own):
             skipped = np.arange(*streams.steps([before, after])[[before.stop - before.start - 1, -1]])[1:]
@@ -134,22 +134,22 @@ def test_sequences_begin_anew_where_they_leave_held_out_steps_out(episodes: str,
 def test_held_out_windows_hold_nothing_that_is_trained_on(episodes: str) -> None:
     """Windows of what is held out follow each other in one episode; where none has T steps, shorter ones are found."""
     streams, length = Streams(episodes), T
-    while (pieces := streams.index.draw_held_out(np.random.default_rng(1), 200, length)) is None:
+    while (slices := streams.index.draw_held_out(np.random.default_rng(1), 200, length)) is None:
         length //= 2
     assert length >= min(T, 1 + EPISODES[episodes][0]) // 2
-    for own, steps in streams.rows(pieces):
+    for own, steps in streams.rows(slices):
         assert streams.held_out[steps].all()
         assert (np.diff(steps) == 1).all()
         assert not streams.first[steps[1:]].any()
-        assert [piece.begins for piece in own] == [True] + [False] * (len(own) - 1)
+        assert [part.begins for part in own] == [True] + [False] * (len(own) - 1)
 
 
 @pytest.mark.parametrize("episodes", ["5", "shrinking", "mixed", "endless"])
 def test_steps_are_drawn_equally_often(episodes: str) -> None:
     """Over 10,000 drawn starts, the counts of thirds of runs fit what their numbers of valid starts let expect."""
     streams = Streams(episodes)
-    pieces = streams.index.draw(np.random.default_rng(2), 10_000, 0.0, 1)
-    drawn = np.array([streams.offsets[p.chunk] + p.start for p in pieces if p.at == 0])
+    slices = streams.index.draw(np.random.default_rng(2), 10_000, 0.0, 1)
+    drawn = np.array([streams.offsets[p.chunk] + p.start for p in slices if p.at == 0])
     valid = np.array([streams.offsets[chunk] + start for chunk, start in streams.starts()])
     bins = np.arange(0, 4 * STEPS + 43, 43)
     counts, expected = (np.histogram(numbers, bins)[0].astype(float) for numbers in (drawn, valid))
@@ -173,7 +173,7 @@ def test_at_any_time_about_one_step_in_so_many_is_held_out(lives: int, streams: 
         for (actor, life, stream), header in zip(keys, chunks, strict=True):
             number = index._table.stop
             index.add(header._replace(key=ChunkKey(actor, life, stream, header.key.number)), Location(1, 0))
-            held_out += index.row(number).held_out.bit_count()
+            held_out += index.entry(number).held_out.bit_count()
             steps += header.steps
         assert held_out <= steps / every + 128 * max(1, len(keys) / every)
     assert held_out == steps / every

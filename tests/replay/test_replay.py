@@ -113,7 +113,7 @@ def test_a_chunk_sent_twice_is_stored_once(tmp_path: Path) -> None:
     replay.close()
     replay = open_replay(tmp_path)
     assert not any(replay.append(record) for record in records)
-    assert replay.total_steps == 150
+    assert replay.counters().total_steps == 150
     replay.close()
 
 
@@ -124,7 +124,7 @@ def test_records_may_come_as_any_bytes(tmp_path: Path) -> None:
     assert replay.append(one)
     assert replay.append(memoryview(two))
     assert replay.append(np.frombuffer(three, np.uint8))
-    assert replay.valid_starts == 131
+    assert replay.counters().valid_starts == 131
     replay.close()
     assert verify(tmp_path) == []
 
@@ -206,7 +206,7 @@ def test_sequences_stay_within_an_episode_if_told_to(tmp_path: Path) -> None:
     replay = open_replay(tmp_path, ReplaySettings(held_out_every=0, across_episodes=False))
     for record in cut(FORMAT, make_stream(FORMAT, [30, 25, 19, 100])):
         replay.append(record)
-    assert replay.valid_starts == 11 + 6 + 0 + 81
+    assert replay.counters().valid_starts == 11 + 6 + 0 + 81
     for number in range(20):
         assert not decompress(replay.sample(number, 16), FORMAT)["is_first"][:, 1:].any()
     replay.close()
@@ -229,17 +229,17 @@ def test_turnover_keeps_files_memory_and_counts_bounded(tmp_path: Path) -> None:
             assert stats["steps"] >= 7000
     assert len(set(files)) == 1
     assert max(memory) <= 1.1 * memory[0]
-    assert replay.total_steps == 32000
+    assert replay.counters().total_steps == 32000
     assert replay.stats()["dropped_steps"] == 32000 - replay.stats()["steps"]
     oldest = 32000 - replay.stats()["steps"]
     assert min(decompress(replay.sample(n, 50), FORMAT)["count"][..., 1].min() for n in range(20)) >= oldest
     assert not replay.append(records[0]), "a chunk that was dropped is not taken for a new one"
-    valid = replay.valid_starts
+    valid = replay.counters().valid_starts
     replay.close()
     assert verify(tmp_path) == []
 
     replay = open_replay(tmp_path, settings)
-    assert (replay.total_steps, replay.valid_starts) == (32000, valid)
+    assert (replay.counters().total_steps, replay.counters().valid_starts) == (32000, valid)
     assert not replay.append(records[0])
     replay.close()
 
@@ -267,7 +267,7 @@ def test_a_smaller_capacity_drops_the_oldest_when_opened(tmp_path: Path) -> None
     for _ in range(2):
         replay = open_replay(tmp_path, ReplaySettings(held_out_every=0, capacity_steps=2000))
         assert 1000 <= replay.stats()["steps"] <= 2000
-        assert replay.total_steps == 7000
+        assert replay.counters().total_steps == 7000
         assert not replay.append(records[0])
         replay.close()
 
@@ -316,8 +316,8 @@ def test_reading_beside_a_writer(tmp_path: Path) -> None:
     files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     reader = Replay(tmp_path, FORMAT, settings, 20, 5, read_only=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
-    assert reader.total_steps == 64 * 20
-    assert reader.valid_starts == writer.valid_starts
+    assert reader.counters().total_steps == 64 * 20
+    assert reader.counters().valid_starts == writer.counters().valid_starts
     batch = reader.sample(0, 8)
     for record in records[20:]:
         assert writer.append(record)
@@ -372,14 +372,14 @@ def test_incarnations_are_remembered_when_their_chunks_are_gone(tmp_path: Path) 
     """A new life gets a number above all earlier ones, also when nothing of those is left."""
     settings = ReplaySettings(held_out_every=0, capacity_steps=1000)
     replay = open_replay(tmp_path, settings)
-    assert replay.next_incarnation == 0
+    assert replay.counters().next_incarnation == 0
     replay.append(cut(FORMAT, make_stream(FORMAT, [64]), incarnation=9)[0])
     for record in cut(FORMAT, make_stream(FORMAT, [3000]), incarnation=2):
         replay.append(record)
-    assert replay.next_incarnation == 10
+    assert replay.counters().next_incarnation == 10
     replay.close()
     replay = open_replay(tmp_path, settings)
-    assert replay.next_incarnation == 10
+    assert replay.counters().next_incarnation == 10
     replay.close()
 
 
@@ -399,11 +399,11 @@ def test_a_chunk_that_rots_on_the_disk_is_passed_over(tmp_path: Path, caplog: py
     for number in range(20):
         decompress(replay.sample(number, 16), step_format)
     assert replay.stats()["damaged_chunks"] == 1
-    assert replay.valid_starts == (128 - 19) + (192 - 19)
+    assert replay.counters().valid_starts == (128 - 19) + (192 - 19)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "64 steps are lost" in caplog.text
     replay.close()
-    assert any("no record" in fault for fault in verify(tmp_path))
+    assert any("no chunk" in fault for fault in verify(tmp_path))
 
 
 WRITE = """
@@ -414,7 +414,7 @@ from dreamfleet.common.settings.schema import ReplaySettings
 from dreamfleet.replay.replay import Replay
 step_format = counting_format()
 replay = Replay(Path(sys.argv[1]), step_format, ReplaySettings(held_out_every=0, capacity_steps=40000), 20, 0)
-life = replay.next_incarnation
+life = replay.counters().next_incarnation
 for number, record in enumerate(cut(step_format, make_stream(step_format, [64 * 500]), incarnation=life)):
     assert replay.append(record)
     print(life, number, flush=True)
@@ -439,7 +439,7 @@ def test_nothing_acknowledged_is_lost_by_sigkill_of_the_writer(tmp_path: Path) -
     replay = open_replay(tmp_path, ReplaySettings(held_out_every=0, capacity_steps=40000))
     again = [cut(FORMAT, make_stream(FORMAT, [64 * 500]), incarnation=life) for life in range(3)]
     assert all(not replay.append(again[life][number]) for life, number in acknowledged)
-    assert replay.total_steps >= 64 * len(acknowledged)
+    assert replay.counters().total_steps >= 64 * len(acknowledged)
     replay.close()
     assert verify(tmp_path) == []
 
@@ -553,7 +553,7 @@ def test_a_record_being_written_is_no_fault(tmp_path: Path) -> None:
         assert describe(tmp_path)["steps"] == 192
     middle = whole.index(records[1]) + 100
     path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
-    assert [fault for fault in verify(tmp_path) if "no record" in fault]
+    assert [fault for fault in verify(tmp_path) if "no chunk" in fault]
     path.write_bytes(whole + records[3][:30])
     replay.close()
     assert [fault for fault in verify(tmp_path) if "30 bytes" in fault]
@@ -642,8 +642,8 @@ def test_nothing_more_is_stored_of_a_life_that_was_retired(tmp_path: Path) -> No
     assert replay.append(records[0])
     assert replay.retire(3, 7) == 64, "how much of the life is stored"
     assert not replay.append(records[1])
-    assert replay.total_steps == 64
+    assert replay.counters().total_steps == 64
     for record in cut(FORMAT, make_stream(FORMAT, [200]), actor=3, incarnation=8):
         assert replay.append(record)
-    assert replay.total_steps > 64
+    assert replay.counters().total_steps > 64
     replay.close()

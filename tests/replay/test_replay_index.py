@@ -42,7 +42,7 @@ def listed_starts(index: Index, chunks: dict[int, ChunkHeader]) -> set[Start]:
     starts = set()
     for number, header in chunks.items():
         if index.holds(number):
-            mask = index.row(number).valid
+            mask = index.entry(number).valid
             starts |= {(*header.key[:3], header.first_step + bit) for bit in range(64) if mask >> bit & 1}
     assert index.valid_starts == len(starts)
     return starts
@@ -163,9 +163,9 @@ def test_every_valid_start_is_drawn_equally_often() -> None:
     rng = np.random.default_rng(0)
     starts = Counter()
     for _ in range(40):
-        for piece in index.draw(rng, 500, 0.0, 1):
-            if piece.at == 0:
-                starts[(*held[piece.chunk].key[:3], held[piece.chunk].first_step + piece.start)] += 1
+        for part in index.draw(rng, 500, 0.0, 1):
+            if part.at == 0:
+                starts[(*held[part.chunk].key[:3], held[part.chunk].first_step + part.start)] += 1
     valid = listed_starts(index, held)
     assert set(starts) == valid
     expected = 20000 / len(valid)
@@ -175,28 +175,28 @@ def test_every_valid_start_is_drawn_equally_often() -> None:
 
 
 def test_pieces_cover_a_sequence_without_hole_or_overlap() -> None:
-    """The pieces of each row fill it from 0 to T with following steps."""
+    """The slices of each sequence fill it from 0 to T with following steps."""
     index = Index(100, True, 0)
     held = filled(index, headers([500], [30, 64, 9]))
     rows: dict[int, list[ChunkSlice]] = {}
-    for piece in index.draw(np.random.default_rng(1), 50, 0.0, 1):
-        rows.setdefault(piece.row, []).append(piece)
+    for part in index.draw(np.random.default_rng(1), 50, 0.0, 1):
+        rows.setdefault(part.sequence, []).append(part)
     assert sorted(rows) == list(range(50))
-    for pieces in rows.values():
-        steps = [held[p.chunk].first_step + step for p in pieces for step in range(p.start, p.stop)]
+    for slices in rows.values():
+        steps = [held[p.chunk].first_step + step for p in slices for step in range(p.start, p.stop)]
         assert steps == list(range(steps[0], steps[0] + 100))
-        assert [p.at for p in pieces] == [0, *np.cumsum([p.stop - p.start for p in pieces])[:-1]]
+        assert [p.at for p in slices] == [0, *np.cumsum([p.stop - p.start for p in slices])[:-1]]
 
 
 def test_recent_draws_come_from_the_newest_chunks() -> None:
     """With half the draws from the newest 640 of 64,000 steps, about half of all fall there."""
     index = Index(16, True, 0)
     filled(index, headers([64000], 64))
-    pieces = index.draw(np.random.default_rng(2), 4000, 0.5, 640)
-    newest = sum(piece.at == 0 and piece.chunk >= 989 for piece in pieces)
+    slices = index.draw(np.random.default_rng(2), 4000, 0.5, 640)
+    newest = sum(part.at == 0 and part.chunk >= 989 for part in slices)
     assert 0.46 < newest / 4000 < 0.56
-    pieces = index.draw(np.random.default_rng(2), 1000, 1.0, 640)
-    assert min(piece.chunk for piece in pieces) >= 989
+    slices = index.draw(np.random.default_rng(2), 1000, 1.0, 640)
+    assert min(part.chunk for part in slices) >= 989
 
 
 def test_recent_draws_fall_back_when_the_newest_have_no_start() -> None:
@@ -209,7 +209,7 @@ def test_recent_draws_fall_back_when_the_newest_have_no_start() -> None:
     index.draw(np.random.default_rng(0), 100, 1.0, 64)
     for chunk in range(9, 14):
         index.remove(chunk)
-    assert {piece.chunk for piece in index.draw(np.random.default_rng(0), 100, 1.0, 64)} <= {0, 1, 3, 5, 7}
+    assert {part.chunk for part in index.draw(np.random.default_rng(0), 100, 1.0, 64)} <= {0, 1, 3, 5, 7}
 
 
 @pytest.mark.parametrize("chunk_steps", [64, [7, 64, 1, 30]])
@@ -224,9 +224,9 @@ def test_held_out_windows_are_all_that_lie_within_one_episode_and_are_held_out(c
         for start, window in windows.items()
         if all(step.held_out for step in window) and len({step.episode for step in window}) == 1
     }
-    pieces = index.draw_held_out(np.random.default_rng(0), 3000, 60)
-    assert pieces is not None
-    assert {held[p.chunk].first_step + p.start for p in pieces if p.at == 0} == wanted
+    slices = index.draw_held_out(np.random.default_rng(0), 3000, 60)
+    assert slices is not None
+    assert {held[p.chunk].first_step + p.start for p in slices if p.at == 0} == wanted
     assert len(wanted) > 60
     assert index.draw_held_out(np.random.default_rng(0), 1, 192) is None
 
@@ -245,7 +245,7 @@ def test_evicted_chunks_are_gone_but_still_known() -> None:
     again.remember_dropped(index.dropped())
     assert again.knows(chunks[1].key)
     assert not again.knows(chunks[3].key)
-    assert {piece.chunk for piece in index.draw(np.random.default_rng(0), 100, 0.5, 64)} == {3, 4, 5}
+    assert {part.chunk for part in index.draw(np.random.default_rng(0), 100, 0.5, 64)} == {3, 4, 5}
 
 
 def test_memory_does_not_grow_with_what_was_dropped() -> None:

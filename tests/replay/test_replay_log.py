@@ -74,7 +74,7 @@ def test_a_tail_torn_anywhere_is_cut_off_and_nothing_before_it(
         caplog.clear()
         log, keys = open_log(directory)
         assert [key.number for key in keys] == [0, 1], kept
-        assert (f"{kept} bytes of a torn record" in caplog.text) == (kept > 0)
+        assert (f"{kept} bytes of a torn chunk" in caplog.text) == (kept > 0)
         log.append(records[2], 4)
         log.close()
         assert (directory / "segment-00000001.dfl").read_bytes() == whole

@@ -181,7 +181,7 @@ def test_the_server_s_log_is_handed_out_once(tmp_path: Path, start: Start) -> No
     assert client.counters()[0] == 64
     (level, text), *others = client.log_records()
     assert (level, others) == (logging.WARNING, [])
-    assert "4 bytes of a torn record at its end were cut off" in text
+    assert "4 bytes of a torn chunk at its end were cut off" in text
     assert client.log_records() == []
 
 
@@ -196,6 +196,6 @@ def test_a_direct_sink_stores_at_once(tmp_path: Path) -> None:
     replay = Replay(tmp_path, FORMAT, SETTINGS, 20, 0)
     sink = DirectChunkWriter(replay)
     sink.append(cut(FORMAT, make_stream(FORMAT, [64]))[0])
-    assert replay.total_steps == 64
+    assert replay.counters().total_steps == 64
     sink.flush(0)
     replay.close()

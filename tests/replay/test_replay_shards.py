@@ -19,12 +19,10 @@ from dreamfleet.actors.environments.make import probe_environment
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.deploy.run.inspect_replay import info
-from dreamfleet.deploy.run.inspect_replay import verify as verify_command
 from dreamfleet.replay.compressed_batch import decompress
 from dreamfleet.replay.interface import DirectChunkWriter
 from dreamfleet.replay.replay import Replay
-from dreamfleet.replay.report import describe, verify
+from dreamfleet.replay.report import describe, print_faults, print_info, verify
 from dreamfleet.replay.segment import segment_paths
 from dreamfleet.replay.sharded import ShardedReplay, shard_of
 from dreamfleet.replay.shards import open_shards, plan_shards, shard_directories, shard_paths
@@ -168,13 +166,13 @@ def test_info_tells_the_whole_and_each_shard(replay: ShardedReplay, tmp_path: Pa
     run.mkdir()
     (run / "replay").symlink_to(tmp_path)
     for directory in (run, tmp_path):
-        assert info(directory) == 0
+        assert print_info(directory) == 0
         lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
         facts = dict(line for line in lines if len(line) == 2)
         assert (facts["steps"], facts["total_steps"], facts["actors"]) == ("382", "382", "3")
         assert facts["complete_episodes"] == "3"
         assert facts["shard-1"].startswith("59 steps of 1 actor in 8")
-    assert info(tmp_path / "shard-1") == 0
+    assert print_info(tmp_path / "shard-1") == 0
     said = capsys.readouterr().out
     assert "shard" not in said
     assert "\nstreams                1\n" in said
@@ -182,21 +180,21 @@ def test_info_tells_the_whole_and_each_shard(replay: ShardedReplay, tmp_path: Pa
 
 def test_verify_names_the_shard(replay: ShardedReplay, tmp_path: Path, capsys: Any) -> None:
     """A chunk in two shards is a fault, and so is what lies in one of them and is no record."""
-    assert verify_command(tmp_path) == 0
+    assert print_faults(tmp_path) == 0
     for record in cut(FORMAT, make_stream(FORMAT, [59], tag=1), actor=1):
         replay.shards[2].append(record)
     replay.close()
     with segment_paths(tmp_path / "shard-0")[0].open("ab") as file:
         file.write(b"rubbish")
     capsys.readouterr()
-    assert verify_command(tmp_path) == 1
+    assert print_faults(tmp_path) == 1
     torn, twice, count = capsys.readouterr().out.splitlines()
     assert "shard-0/segment-" in torn
     assert "7 bytes" in torn
     assert twice.startswith("shard-2/segment-")
     assert "is stored twice, also in shard-1/segment-" in twice
     assert count == "2 faults found"
-    assert verify_command(tmp_path / "shard-1") == 0
+    assert print_faults(tmp_path / "shard-1") == 0
 
 
 # The service's own actors -------------------------------------------------------------------------------------------

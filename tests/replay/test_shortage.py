@@ -8,8 +8,8 @@ from pathlib import Path
 from filled_shards import FORMAT, LENGTH, fill, open_all, settings_of
 from make_chunks import cut, make_stream
 
+from dreamfleet.replay.interface import Shortage
 from dreamfleet.replay.replay import Replay
-from dreamfleet.replay.shortage import Shortage
 
 
 def test_the_longest_stretches_are_those_of_all_shards(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_held_out_steps_are_in_no_episode_to_train_on(tmp_path: Path) -> None:
     for record in cut(FORMAT, make_stream(FORMAT, [158]), incarnation=1):
         replay.append(record)
     shortage = replay.shortage()
-    assert (replay.valid_starts, shortage.longest_stream, shortage.longest_episode) == (0, 158, 30)
+    assert (replay.counters().valid_starts, shortage.longest_stream, shortage.longest_episode) == (0, 158, 30)
     replay.close()
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.errors import RunFailedError
-from dreamfleet.deploy.workers.pool import Counters, Worker, WorkerFailedError, WorkerLostError
-from dreamfleet.replay.shortage import Shortage
+from dreamfleet.deploy.workers.pool import Worker, WorkerFailedError, WorkerLostError
+from dreamfleet.replay.interface import Counters, Shortage
 
 
 @dataclass(eq=False)
