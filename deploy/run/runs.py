@@ -39,7 +39,7 @@ from dreamfleet.deploy.fleet.ledger import Ledger
 from dreamfleet.deploy.monitoring.run_callbacks import RunCallbacks
 from dreamfleet.deploy.run.dream_sequences import RecordedDream, dream_of
 from dreamfleet.deploy.run.prepare import RunSpec
-from dreamfleet.deploy.run.prepare_collecting import prepare_collecting
+from dreamfleet.deploy.run.prepare_collecting import prepare_collecting, settings_to_collect
 from dreamfleet.deploy.run.prepare_training import prepare_training
 from dreamfleet.deploy.run.session import open_session
 from dreamfleet.deploy.run.stop import StopRequest
@@ -153,7 +153,7 @@ def collect(
     """Start or continue a dataset: a run's directory without a learner's files, which `train.dataset` trains on.
 
     Args:
-        settings: as in `train`, and likewise the arguments up to `callbacks`, `inline` and `address`.
+        settings: those of the dataset from now on; None for those that it has, or those of the policy's run.
         steps: environment steps that it is to hold in the end; `train.env_steps` if None.
         policy: directory of a run whose learned policy acts, exploring as it did; None for chance.
         checkpoint: of that run, "newest" or "best".
@@ -164,9 +164,7 @@ def collect(
     """
     run = _directory(directory, environment or "collect")
     acting = RunDirectory(Path(policy)).existing("--policy") if policy else None
-    if settings is None and acting and not run.config_file.exists():
-        settings = acting.settings()
-    settings = _settings(settings, environment, run)
+    settings = _settings(settings or settings_to_collect([], [], run, acting), environment, run)
     spec = prepare_collecting(run, settings, steps, acting, checkpoint, inline, address)
     return _run(spec, callbacks, inline, address)
 

@@ -22,14 +22,14 @@ from dreamfleet.learner.optimiser import check_kind
 
 
 def load_world_model(
-    checkpoints: Path, settings: ModelSettings, device: str | torch.device = "cpu"
+    checkpoints: Path, settings: ModelSettings, device: str | torch.device = "cpu", which: str = "newest"
 ) -> tuple[WorldModel, dict[str, Any]]:
-    """Return the model of a run's newest whole checkpoint, in eval mode, and the checkpoint's facts.
+    """Return the model of a run's newest or best whole checkpoint, in eval mode, and the checkpoint's facts.
 
     Raises:
         UserError: if there is no checkpoint that is whole, or it is not of a model of these settings.
     """
-    state, facts = find_checkpoint(checkpoints, device=device)
+    state, facts = find_checkpoint(checkpoints, which, device)
     model = WorldModel(Spaces.from_json(facts["spaces"]), settings).to(device)
     load_parameters(model, state["model"], f"The checkpoint of update {facts['updates']}")
     return model.eval(), facts

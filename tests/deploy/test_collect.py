@@ -185,7 +185,7 @@ def test_fewer_steps_than_there_are_keep_those(folder: Path, capsys: pytest.Capt
     assert main(["collect", "--out", "data", "--inline", "--steps", "100"]) == 0
     told = capsys.readouterr().out
     assert "data holds 300 steps already, more than the 100 asked for" in told
-    assert "nothing is left to do; a greater --steps goes on" in told
+    assert "nothing is left to do; a greater --steps continues the run" in told
     assert RunDirectory(folder / "data").settings().train.env_steps == 300
 
 
@@ -240,7 +240,7 @@ def test_collecting_survives_kill_and_ctrl_c(start: Callable[..., Command], fold
     second.wait_for("env steps collected so far")
     second.interrupt()
     assert second.end() == 130
-    assert "`dreamfleet collect --out data` goes on" in second.out
+    assert "`dreamfleet collect --out data` continues" in second.out
     last = start(*COLLECT, *shards)
     assert last.end() == 0
     assert_dataset(folder / "data", 3000)

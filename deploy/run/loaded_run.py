@@ -1,0 +1,91 @@
+"""A trained run as a library: its agent, and its world model on numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dreamfleet.common.acting.action_encoding import encode_actions, previous_actions
+from dreamfleet.common.model.rssm import State
+from dreamfleet.deploy.run.agent import Agent
+from dreamfleet.deploy.run_directory import RunDirectory
+from dreamfleet.learner.checkpoints.restore import load_world_model
+
+
+class LoadedRun:
+    """The newest or best checkpoint of a run, which may be training meanwhile.
+
+    Batches are fields of the step format (B, T, …), as `Replay.sequences` gives them. States are torch tensors on the
+    model's device: `state.map(lambda part: part[:, 3])` takes those of one step, and `state.feature` (B, T, D + S) is
+    what heads see. Where the model samples, it draws from torch's global generator.
+
+    Attributes:
+        world_model: in eval mode.
+        updates: of the checkpoint.
+
+    Args:
+        directory: of the run.
+        checkpoint: "newest", or "best" by evaluation return (or held-out loss, where nothing was evaluated).
+        device: of the world model; agents act on the CPU.
+
+    Raises:
+        UserError: if there is no such run, or no checkpoint that is whole.
+    """
+
+    def __init__(self, directory: str | Path, checkpoint: str = "newest", device: str | torch.device = "cpu") -> None:
+        run = RunDirectory(Path(directory)).existing()
+        self.settings, self.spaces = run.settings(), run.spaces()
+        self.world_model, facts = load_world_model(run.checkpoints, self.settings.model, device, checkpoint)
+        self.updates = int(facts["updates"])
+        self._directory, self._checkpoint, self._device = directory, checkpoint, torch.device(device)
+
+    def agent(self, environments: int = 1, seed: int = 0, explores: bool = False) -> Agent:
+        """Return an agent that acts as the run's policy does; see `Agent.load`."""
+        return Agent.load(self._directory, self._checkpoint, environments, seed, explores)
+
+    @torch.no_grad()
+    def encode(self, batch: Mapping[str, np.ndarray]) -> torch.Tensor:
+        """Return the embeddings (B, T, E) of observations."""
+        names = [entry.name for entry in self.spaces.observations]
+        return self.world_model.encode({name: self._tensor(batch[name]) for name in names})
+
+    @torch.no_grad()
+    def observe(self, batch: Mapping[str, np.ndarray]) -> State:
+        """Return the posterior states (B, T, …): each has seen the actions before it and its own observation."""
+        is_first = self._tensor(batch["is_first"])
+        encoded = encode_actions(self.spaces.action, self._tensor(batch["action"]))
+        actions = previous_actions(encoded, is_first)
+        return self.world_model.observe(self.encode(batch), actions, is_first).states
+
+    @torch.no_grad()
+    def imagine(self, state: State, actions: np.ndarray, sample: bool = True) -> State:
+        """Return the states (B, H, …) that actions lead to by the model alone.
+
+        Args:
+            state: (B, …), of one step.
+            actions: (B, H, …) as they are stored; the first is taken in `state`.
+            sample: false takes the mode of each prior.
+        """
+        encoded = encode_actions(self.spaces.action, self._tensor(actions))
+        return self.world_model.imagine(state, encoded, sample)
+
+    @torch.no_grad()
+    def decode(self, state: State) -> dict[str, np.ndarray]:
+        """Return what the model expects at states (…): observations in the environment's units, and the reward.
+
+        With `model.continue_head` also "continue", the probability that the episode does not end here (times the
+        discount if `loss.continue_horizon` is set).
+        """
+        feature, model = state.feature, self.world_model
+        expected = dict(model.denormalise(model.decode(feature)))
+        expected["reward"] = model.predict_reward(feature).mean
+        if model.continuation is not None:
+            expected["continue"] = model.predict_continue(feature).mean
+        return {name: value.float().cpu().numpy() if value.is_floating_point() else value.cpu().numpy()
+                for name, value in expected.items()}  # fmt: skip
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(np.asarray(array), device=self._device)

@@ -1,0 +1,164 @@
+"""`import dreamfleet as df`: training, acting, the model and the experience, from a script and as in a notebook."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import dreamfleet as df
+from dreamfleet.common.errors import UserError
+from dreamfleet.deploy.run.loaded_run import LoadedRun
+from dreamfleet.deploy.run.runs import environment_id, make_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SCRIPT = """
+import json
+import gymnasium
+import numpy as np
+import dreamfleet as df
+
+class Corridor(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (3,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place = 0
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        self.place += 2 * int(action) - 1
+        seen = np.array([self.place / 20, action, 1], np.float32)
+        return seen, float(self.place > 0), False, abs(self.place) > 9, {}
+
+class Stop(df.Callbacks):
+    heard = set()
+
+    def on_steps(self, fleet, slot, report):
+        self.heard.add("steps")
+
+    def on_updates(self, fleet, report):
+        self.heard.add("updates")
+
+    def on_evaluation(self, fleet, env_steps, report):
+        self.heard.add("evaluation")
+        fleet.stop("it walks")
+
+    def on_checkpoint(self, fleet, facts):
+        self.heard.add("checkpoint")
+
+settings = df.settings(
+    "dreamer_v3",
+    "debug",
+    seed=1,
+    learner={"batch_size": 4, "sequence_length": 8, "device": "cpu"},
+    train={"env_steps": 100_000, "prefill": 100, "ratio": 1.0},
+    records={"evaluate_every": 200, "evaluation_episodes": 1, "picture_context": 3, "picture_steps": 8},
+)
+done = df.train(settings, Corridor, "run", [Stop()], inline=INLINE)
+assert (done.stopped, done.exit_code) == ("it walks", 0)
+assert done.updates > 0, done
+assert "loss/total" in done.metrics, done.metrics
+assert Stop.heard == {"steps", "updates", "evaluation", "checkpoint"}, Stop.heard
+assert df.evaluate("run", episodes=2).updates == done.updates
+assert df.collect(environment=Corridor, directory="data", steps=50, policy="run", inline=True).env_steps == 50
+print("ALL GOOD")
+"""
+
+
+def run_script(folder: Path, inline: bool) -> None:
+    """Feed the script to Python's standard input: like a notebook's, its `__main__` is no file."""
+    script = SCRIPT.replace("INLINE", str(inline))
+    search = {"PYTHONPATH": str(ROOT / ".pkg"), "HOME": str(folder), "MUJOCO_GL": "off"}
+    done = subprocess.run(
+        [sys.executable, "-"], input=script, cwd=folder, env=os.environ | search, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert done.stdout.endswith("ALL GOOD\n"), done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a run and a dataset of an environment that the script defines."""
+    folder = tmp_path_factory.mktemp("library")
+    run_script(folder, inline=True)
+    return folder
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_environment_of_the_script_is_trained_on_with_ray(tmp_path: Path) -> None:
+    """Actors in other processes get the class by value."""
+    run_script(tmp_path, inline=False)
+
+
+def test_a_loaded_run_encodes_observes_imagines_and_decodes(folder: Path) -> None:
+    """Shapes are as said, and imagining from the mode is repeatable and continues what was observed."""
+    loaded: LoadedRun = df.load(folder / "run")
+    batch = df.Replay(folder / "run").sequences(4, 8)
+    assert {name: part.shape[:2] for name, part in batch.items()} == dict.fromkeys(batch, (4, 8))
+    assert loaded.encode(batch).shape == (4, 8, loaded.world_model.encoder.width)
+    torch.manual_seed(0)
+    states = loaded.observe(batch)
+    assert states.feature.shape == (4, 8, loaded.world_model.feature_width)
+    begin = states.map(lambda part: part[:, 3])
+    first, again = (loaded.imagine(begin, batch["action"][:, 3:7], sample=False) for _ in range(2))
+    assert torch.equal(first.feature, again.feature)
+    expected = loaded.decode(first)
+    assert expected["vector"].shape == (4, 4, 3)
+    assert expected["reward"].shape == (4, 4)
+    assert all(np.isfinite(part).all() for part in expected.values())
+
+
+def test_a_loaded_runs_agent_acts(folder: Path) -> None:
+    """Its world model and its agent are of the same checkpoint."""
+    loaded = df.load(folder / "run", checkpoint="best")
+    agent = loaded.agent(environments=2)
+    assert agent.updates == loaded.updates
+    actions = agent.act(np.zeros((2, 3), np.float32))
+    assert set(actions.ravel().tolist()) <= {0, 1}
+
+
+def test_recorded_episodes_are_whole_and_all_there(folder: Path) -> None:
+    """A dataset's steps come back once each; a whole episode begins and ends."""
+    replay = df.Replay(folder / "data")
+    assert sum(len(episode["reward"]) - 1 for episode in replay.episodes()) <= 50
+    assert sum(len(episode["reward"]) for episode in replay.episodes()) >= 50
+    for episode in replay.episodes(whole=True):
+        assert episode["is_first"].tolist() == [True] + [False] * (len(episode["reward"]) - 1)
+        assert episode["is_last"][-1]
+    with pytest.raises(UserError, match="holds no replay"):
+        df.Replay(folder)
+
+
+def test_settings_from_python_are_checked_like_flags() -> None:
+    """Presets, then values; what does not exist is named."""
+    settings = make_settings("small", seed=4, train={"env_steps": 77, "prefill": 7}, env={"id": "CartPole-v1"})
+    assert (settings.seed, settings.train.env_steps, settings.env.id) == (4, 77, "CartPole-v1")
+    with pytest.raises(UserError, match=r"train\.env_stpes"):
+        make_settings(train={"env_stpes": 1})
+    with pytest.raises(UserError, match="batch_size"):
+        make_settings(learner={"batch_size": "many"})
+
+
+def test_an_environment_without_a_name_is_refused() -> None:
+    """Actors find it by its name, which a lambda or a function within a function has not."""
+    assert environment_id("CartPole-v1") == "CartPole-v1"
+    assert environment_id(Path) == "pathlib:Path"
+    with pytest.raises(UserError, match="top level"):
+        environment_id(lambda: None)
+
+
+def test_the_package_offers_what_it_says() -> None:
+    """Every public name can be had, and nothing else."""
+    for name in df.__all__:
+        assert callable(getattr(df, name))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        df.nothing  # noqa: B018
