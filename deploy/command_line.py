@@ -12,7 +12,7 @@ from dreamfleet.common.settings.presets import preset_names, preset_summary
 from dreamfleet.common.settings.resolve import resolve, resolve_with_sources
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.parser import make_parser, parse
-from dreamfleet.deploy.workers.token import use_token
+from dreamfleet.deploy.workers.address import use_token
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

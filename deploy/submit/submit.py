@@ -14,7 +14,7 @@ from dreamfleet.common.errors import UserError
 from dreamfleet.deploy.submit.cluster import Cluster, LostContactError
 from dreamfleet.deploy.submit.entry_point import EntryPoint, copy_to_send
 from dreamfleet.deploy.submit.job import Job
-from dreamfleet.deploy.workers.token import use_token
+from dreamfleet.deploy.workers.address import use_token
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
