@@ -1,7 +1,7 @@
-"""An update's computation compiled by torch: fewer and larger kernels, which a GPU gets as one graph.
+"""An update's computation compiled by torch: fewer and larger kernels, on a GPU captured as one graph.
 
-Only training batches have one shape for ever, so that they alone go this way; measuring and showing stay eager. What is
-compiled are functions, not modules, whose parameters would change their names in checkpoints.
+Only training batches always have the same shape, so only they are compiled; measuring and drawing stay eager. Functions
+are compiled, not modules, whose parameters would change their names in checkpoints.
 """
 
 from __future__ import annotations
@@ -24,15 +24,14 @@ _Returned = TypeVar("_Returned")
 def compile_region(
     function: Callable[_Given, _Returned], device: torch.device, backend: str = "inductor"
 ) -> Callable[_Given, _Returned]:
-    """Return the function compiled as a whole when it is first called, for the shapes of that call.
+    """Return a function that is compiled as a whole when it is first called, for the shapes of that call.
 
-    Random numbers are torch's own: the same seed draws what it draws eagerly, but for the order of the arithmetic. On a
-    GPU the kernels are captured in a CUDA graph, whose results the next update overwrites (`Compilation.attempt`).
+    Random numbers are torch's own: the same seed draws the same numbers as eagerly. On a GPU the kernels are captured
+    in a CUDA graph, whose results the next update overwrites (`Compilation.attempt`).
 
     Args:
-        function: of tensors on the device, without side effects but on buffers.
-        device: where.
-        backend: torch's; `aot_eager` traces forward and backward alike, but leaves the operations as they are.
+        function: of tensors on the device, with no side effects other than on buffers.
+        backend: torch's; `aot_eager` traces forward and backward, but leaves the operations as they are.
     """
     # The cached function makes constants of the environment's bounds, which never change.
     warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`", UserWarning)
@@ -43,13 +42,10 @@ def compile_region(
 
 
 class Compilation:
-    """Goes the compiled way with batches of the shape that it met first, until it fails once.
+    """Runs compiled computations on batches of the first one's shape, until one of them fails.
 
     Attributes:
-        works: whether it has not failed.
-
-    Args:
-        device: where the computation is.
+        works: whether none has failed.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -58,19 +54,16 @@ class Compilation:
         self.works = True
 
     def takes(self, batch: Mapping[str, Tensor]) -> bool:
-        """Return whether this batch is to go the compiled way: another shape would have to be compiled anew.
-
-        The first batch that it is asked about sets the shape.
-        """
+        """Return whether this batch has the shape of the first one: another would have to be compiled anew."""
         shapes = {name: (value.shape, value.dtype) for name, value in batch.items()}
         self._shapes = self._shapes or shapes
         return self.works and shapes == self._shapes
 
     def attempt(self, compute: Callable[[], _Returned]) -> _Returned | None:
-        """Return what a compiled computation returns, or None once it failed, which is logged in a sentence.
+        """Return the result of a compiled computation, or None if it failed, which is logged in a sentence.
 
-        Then the random numbers are as before, and it was the last attempt. What an attempt returns and what gradients
-        it leaves must have been used when the next one begins, which overwrites them.
+        After a failure the random numbers are as before, and there are no further attempts. The results and gradients
+        of an attempt must be used before the next one, which overwrites them.
         """
         drawn = _random_states(self._device)
         torch.compiler.cudagraph_mark_step_begin()
@@ -86,7 +79,6 @@ class Compilation:
 
 
 def _random_states(device: torch.device) -> list[Tensor]:
-    """Return the states of the generators that draw for the device."""
     on_gpu = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
     return [torch.get_rng_state(), *on_gpu]
 

@@ -1,4 +1,4 @@
-"""What a learner computes on: device, arithmetic, threads and whether compiled, and why so."""
+"""The device, the precision and the threads on which a learner computes, and why they were chosen."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from dreamfleet.common.settings.schema import LearnerSettings
 
 @dataclass(frozen=True)
 class Hardware:
-    """The choice that was made.
+    """What was chosen.
 
     Attributes:
-        device: where to compute.
         bfloat16: whether forward and backward are in bfloat16 where that is safe (autocast).
         threads: CPU threads.
         decisions: one sentence for each choice, with its reason.
@@ -44,24 +43,23 @@ class TorchThreads(NamedTuple):
 
 
 def torch_threads() -> TorchThreads:
-    """Return what torch is set to in this process.
+    """Return the threads that torch is set to in this process.
 
-    torch takes OMP_NUM_THREADS over by itself, and `torch.set_num_threads` goes beyond it. Without the variable, fewer
-    threads than there are cores may be torch's own choice: they are a limit then, and no number to be met.
+    torch reads OMP_NUM_THREADS by itself, and `torch.set_num_threads` overrides it. Without the variable, fewer threads
+    than there are cores may be torch's own choice: then they are a limit, not a request.
 
-    Not to be asked where Ray has set the variable: in its workers, and in a cluster's jobs and shells.
+    Do not call it where Ray has set the variable: in its workers, and in a cluster's jobs and shells.
     """
     number = torch.get_num_threads()
     return TorchThreads(number, "OMP_NUM_THREADS" in os.environ or number > _usable_cores())
 
 
 def choose_hardware(settings: LearnerSettings, busy_cores: int, set_to: TorchThreads | None = None) -> Hardware:
-    """Choose all of it as the settings say, or as the machine suggests, and set the threads.
+    """Choose as the settings say, or as the machine suggests, and set the threads.
 
     Args:
-        settings: the learner's.
         busy_cores: cores that other processes of the run keep busy: a learner on the CPU leaves these to them.
-        set_to: what torch was set to, which is respected unless the settings say how many.
+        set_to: the threads that torch was set to, which are respected unless the settings name a number.
 
     Raises:
         UserError: if a GPU is asked for and there is none.

@@ -39,9 +39,9 @@ class Stopwatch:
 
 
 class Update(NamedTuple):
-    """What an update did: its metrics, on the device, and what was not finite; if anything was, nothing changed.
+    """An update's metrics, on the device, and the names of those that are not finite: if any, nothing has changed.
 
-    The metrics are to be read before the next update, which may overwrite them (`learner/compilation.py`).
+    Read the metrics before the next update, which may overwrite them (`learner/compilation.py`).
     """
 
     metrics: dict[str, Tensor]
@@ -49,7 +49,7 @@ class Update(NamedTuple):
 
 
 class WorldLosses(NamedTuple):
-    """The world model's loss (a scalar), its metrics, and the states that an actor's futures begin in, (B, T, …)."""
+    """The world model's loss (a scalar), its metrics, and the states from which futures are imagined, (B, T, …)."""
 
     total: Tensor
     metrics: dict[str, Tensor]
@@ -57,12 +57,7 @@ class WorldLosses(NamedTuple):
 
 
 class Regions(NamedTuple):
-    """The two computations of an update, eager or compiled.
-
-    Attributes:
-        world: of a batch.
-        behaviour: of the states in it and the batch.
-    """
+    """The two computations of an update, eager or compiled."""
 
     world: Callable[[Mapping[str, Tensor]], WorldLosses]
     behaviour: Callable[[State, Mapping[str, Tensor]], BehaviourLosses]
@@ -108,16 +103,15 @@ class Updater:
 
     @property
     def is_compiled(self) -> bool:
-        """Whether batches of the usual shape go the compiled way, and have not failed to."""
+        """Whether updates with batches of the usual shape are compiled, and compiling has not failed."""
         return self._compiled is not None and self._compilation.works
 
     def update(self, number: int, batch: Mapping[str, Tensor], stopwatch: Stopwatch) -> Update:
-        """Make one update from a batch on the device; one number comes back from it, to see that all is finite.
+        """Make one update from a batch on the device; one number comes back from it: whether all is finite.
 
         Args:
             number: of the update; the first is 1.
             batch: the fields of the step format, (B, T, …).
-            stopwatch: gets the seconds.
         """
         kept = self._buffers()
         before = [buffer.clone() for buffer in kept]
@@ -130,32 +124,32 @@ class Updater:
             finite = bool(torch.isfinite(torch.stack([total, *norms])).all())
         metrics |= found
         if not finite:
-            _put_back(kept, before)
+            _restore(kept, before)
             return Update(metrics, [name for name, value in metrics.items() if not torch.isfinite(value)])
         with stopwatch("optimiser"):
             self._step(number)
         return Update(metrics, [])
 
     def _compile(self) -> Regions:
-        """Return the computations as compiled ones, which happens when they are called."""
+        """Return the computations, to be compiled when they are first called."""
         device = self._hardware.device
         world = compile_region(self._world_losses, device)
         if self._actor_critic is None or self._actor_critic.through_model:
-            # A compiled backward runs but once and to all ends; through the model, losses need one each, to some.
+            # A compiled backward runs once, for all parameters; through the model each loss needs one for some.
             return Regions(world, self._behaviour_losses)
         return Regions(world, compile_region(self._behaviour_losses, device))
 
     def _compute_gradients(
         self, batch: Mapping[str, Tensor], buffers: list[Tensor], before: list[Tensor]
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Go backward compiled where that is wanted and works, else eagerly, from the buffers as they were."""
+        """Compute gradients, compiled where that is asked for and works, else eagerly from the buffers as they were."""
         compiled = self._compiled
         if compiled is not None and self._compilation.takes(batch):
             found = self._compilation.attempt(lambda: self._go_backward(compiled, batch))
             if found is not None:
                 return found
             self.optimiser.zero_grad(set_to_none=True)
-            _put_back(buffers, before)
+            _restore(buffers, before)
         return self._go_backward(self._eager, batch)
 
     def _go_backward(self, regions: Regions, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
@@ -189,7 +183,7 @@ class Updater:
             return self._actor_critic.losses(self._agent, imagined, states, batch)
 
     def _clip(self) -> dict[str, Tensor]:
-        """Clip the gradients in place, and return what was found by the names of metrics."""
+        """Clip the gradients in place, and return their norms as metrics."""
         if self._settings.learner.clipping == "adaptive":
             found = clip_adaptively(self._parameters, self._settings.learner.clip, parts=self._parts)
             return {"gradient/norm": found.norm, "gradient/clipped_tensors": found.share}
@@ -199,7 +193,6 @@ class Updater:
         }
 
     def _step(self, number: int) -> None:
-        """Change the parameters."""
         learner = self._settings.learner
         if learner.weight_decay:
             torch._foreach_mul_([parameter.data for parameter in self._parameters], 1.0 - learner.weight_decay)
@@ -213,11 +206,11 @@ class Updater:
             self._actor_critic.after_update(number)
 
     def _buffers(self) -> list[Tensor]:
-        """Return what a forward pass changes without a gradient."""
+        """Return the tensors that a forward pass changes without a gradient."""
         normaliser = self._actor_critic.normaliser if self._actor_critic is not None else None
         return [*self._model.buffers(), *(normaliser.buffers() if normaliser is not None else ())]
 
 
-def _put_back(buffers: list[Tensor], before: list[Tensor]) -> None:
+def _restore(buffers: list[Tensor], before: list[Tensor]) -> None:
     for buffer, value in zip(buffers, before, strict=True):
         buffer.copy_(value)

@@ -34,9 +34,7 @@ def reconstruction_loss(target: Tensor, mean: Tensor) -> Tensor:
     picture of 64×64×3 that would be 11,292, which has no gradient and would hide what changes. Summed, not averaged,
     over a picture, since it is the likelihood of a whole observation that is weighed against one KL.
 
-    Args:
-        target: (B, T, …).
-        mean: of the same shape.
+    Both are (B, T, …).
     """
     return 0.5 * (target - mean).square().flatten(2).sum(dim=-1).mean()
 
@@ -47,7 +45,7 @@ def likelihood_loss(prediction: Gaussian | Bernoulli | TwoHot, target: Tensor) -
 
 
 def free_nats(kl: Tensor, free: float, per: Literal["element", "mean"]) -> Tensor:
-    """Return the mean of what a KL (B, T) costs beyond `free` nats.
+    """Return the mean of a KL (B, T) beyond `free` nats.
 
     `element`: mean of max(0, KL − free), as PlaNet. `mean`: max(0, mean KL − free), as Dreamer V1, whose max(mean KL,
     free) differs by a constant, as V2's and V3's do.
@@ -58,7 +56,7 @@ def free_nats(kl: Tensor, free: float, per: Literal["element", "mean"]) -> Tenso
 
 
 def kl_loss(rollout: Rollout, settings: LossSettings) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return what the KL between posterior and prior costs before `kl_scale`, and its metrics.
+    """Return the loss of the KL between posterior and prior before `kl_scale`, and its metrics.
 
     Split (V2, V3): dynamics_scale·free(KL(sg(q) ‖ p)) + representation_scale·free(KL(q ‖ sg(p))), each beyond free nats
     of its own; else free(KL(q ‖ p)), with one gradient for both.
@@ -81,7 +79,7 @@ def kl_loss(rollout: Rollout, settings: LossSettings) -> tuple[Tensor, dict[str,
 
 
 def continue_target(is_terminal: Tensor, horizon: int) -> Tensor:
-    """Return what the continue head is to say: (1 − is_terminal)·(1 − 1/horizon), without the factor if it is 0.
+    """Return the continue head's target: (1 − is_terminal)·(1 − 1/horizon), without the factor if the horizon is 0.
 
     With the factor its mean is the discount of a step, and products of it are discounts over several.
     """
@@ -98,7 +96,6 @@ def world_model_loss(model: WorldModel, batch: Mapping[str, Tensor], settings: L
     Args:
         model: in training mode to train it, in eval mode to measure it.
         batch: the fields of the step format as (B, T, …) on the model's device; actions as stored, pictures as bytes.
-        settings: weights and free nats.
 
     Returns:
         total; metrics `loss/total`, `loss/reconstruction` (and `loss/reconstruction/NAME` if there are several

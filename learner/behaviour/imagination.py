@@ -37,10 +37,8 @@ def imagine(agent: AgentNetworks, states: State, horizon: int, with_graph: bool)
     would else be used again by what needs one.
 
     Args:
-        agent: with an actor.
         states: (B, T, …).
-        horizon: H.
-        with_graph: whether gradients are to come through it; without, nothing is kept for them.
+        with_graph: whether gradients are to come through the model; without, nothing is kept for them.
     """
     start = states.map(lambda part: part.detach().flatten(0, 1))
 

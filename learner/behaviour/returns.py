@@ -23,12 +23,9 @@ from torch import Tensor, nn
 def lambda_returns(
     reward: Tensor, value: Tensor, continuation: Tensor, lambda_: float, bootstrap: Tensor | None = None
 ) -> Tensor:
-    """Return R_0 … R_{H−1} (…, H), with gradients to all arguments.
+    """Return R_0 … R_{H−1} (…, H) from tensors (…, H + 1), with gradients to all of them.
 
     Args:
-        reward: (…, H + 1).
-        value: (…, H + 1).
-        continuation: (…, H + 1).
         lambda_: 0 for one step and then the value, 1 for all rewards and then the bootstrap.
         bootstrap: R_H (…); the last state's value if None.
     """
@@ -42,16 +39,13 @@ def replay_returns(
 ) -> Tensor:
     """Return R_0 … R_{T−2} (…, T − 1) of replayed sequences, which may run over several episodes.
 
-    After a terminal step nothing counts; after a last step that is not terminal the bootstrap stands for all that
+    After a terminal step nothing counts; after a last step that is not terminal the bootstrap replaces all that
     would have followed. The return of a last step itself mixes two episodes and must get no weight.
 
     Args:
-        reward: (…, T), as received.
-        bootstrap: (…, T), what lies ahead of each state by another account; V3: the imagined R_0 from it.
-        is_last: (…, T).
-        is_terminal: (…, T).
+        bootstrap: (…, T), another estimate of the return of each state; V3: the imagined R_0 from it.
         discount: per step, V3: 1 − 1/333.
-        lambda_: share of the sequence's own rewards against the bootstrap, at each step.
+        lambda_: weight of the sequence's own rewards against the bootstrap, at each step.
     """
     alive = discount * (1.0 - is_terminal[..., 1:].to(reward.dtype))
     onward = lambda_ * (1.0 - is_last[..., 1:].to(reward.dtype))
@@ -63,7 +57,7 @@ def discount_weights(continuation: Tensor, with_first: bool = True) -> Tensor:
     """Return how much each imagined state counts (…, H), without gradient: the product of the continuations so far.
 
     Args:
-        continuation: (…, H + 1), as for the returns.
+        continuation: (…, H + 1).
         with_first: whether the first state's own counts too (V3: an imagined future from a terminal state weighs
             nothing); else the first weight is 1 (V1).
     """
