@@ -21,13 +21,13 @@ from dreamfleet.common.process_log import LogRecord
 from dreamfleet.common.seeds import derive_seed
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.learner.batches import TrainingBatches, not_finite_loss, staleness, to_device
-from dreamfleet.learner.behaviour.actor_critic import ActorCritic
+from dreamfleet.learner.behaviour.actor_critic import make_actor_critic
 from dreamfleet.learner.checkpoints.copies import CheckpointCopies
-from dreamfleet.learner.checkpoints.restore import check_spaces, load_behaviour, load_parameters
+from dreamfleet.learner.checkpoints.restore import check_spaces, load_networks
 from dreamfleet.learner.checkpoints.store import CheckpointStore
 from dreamfleet.learner.hardware import TorchThreads, choose_hardware
 from dreamfleet.learner.held_out import HeldOutSequences, seed_torch
-from dreamfleet.learner.optimiser import load_moments
+from dreamfleet.learner.optimiser import check_moments, load_moments
 from dreamfleet.learner.pictures.comparison import Pictures
 from dreamfleet.learner.updater import Stopwatch, Updater
 from dreamfleet.replay.interface import ExperienceReplay
@@ -112,9 +112,10 @@ class Learner:
         self.agent = AgentNetworks(spaces, settings).to(self._device)
         self.model = self.agent.world_model
         self.decisions.append(f"model: {self.model.parameter_count():,} parameters")
-        learns = settings.behaviour.kind == "actor_critic"
-        self._actor_critic = ActorCritic(self.agent, settings).to(self._device) if learns else None
-        self.decisions += [self._actor_critic.decision] if self._actor_critic else []
+        self._actor_critic = make_actor_critic(self.agent, settings)
+        if self._actor_critic is not None:
+            self._actor_critic.to(self._device)
+            self.decisions.append(self._actor_critic.decision)
         self._updater = Updater(self.agent, self._actor_critic, settings, hardware)
         step_format = StepFormat(spaces)
         self._batches = TrainingBatches(replay, step_format, settings.learner, self._device, ahead=prefetch)
@@ -235,9 +236,9 @@ class Learner:
         state, facts = found
         origin = f"The checkpoint of update {facts['updates']} in {self._checkpoints.directory}"
         check_spaces(facts, self._spaces, origin)
-        load_parameters(self.model, state["model"], origin)
-        load_behaviour(self._actor_critic, state.get("behaviour"), self._settings.behaviour.kind, origin)
-        load_moments(self._updater.optimiser, state["optimiser"], origin)
+        check_moments(state["optimiser"], self._settings.learner.optimiser, origin)
+        load_networks(state, self.agent, self._actor_critic, origin)
+        load_moments(self._updater.optimiser, state["optimiser"])
         self.close()
         self.updates = int(state["updates"])
         self.decisions.append(f"start: from the checkpoint of update {self.updates}")

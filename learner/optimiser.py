@@ -54,39 +54,25 @@ def correct_epsilon(optimiser: torch.optim.Optimizer, epsilon: float, number: in
 # Moments out of a checkpoint ------------------------------------------------------------------------------------------
 
 
-def load_moments(optimiser: torch.optim.Optimizer, state: Mapping[str, Any], origin: str) -> None:
-    """Load saved moments; learning rate, epsilon and their like stay those of the settings.
-
-    Args:
-        state: a `state_dict` of the same parameters.
-        origin: the checkpoint, for the message.
-
-    Raises:
-        UserError: if the moments are another optimiser's.
-    """
-    check_kind(state, _kind(optimiser.param_groups[0]), origin)
+def load_moments(optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load the moments in a `state_dict`; learning rate, epsilon and their like stay those of the settings."""
     groups = zip(state["param_groups"], optimiser.param_groups, strict=True)
     kept = [before | {name: value for name, value in now.items() if name != "params"} for before, now in groups]
     optimiser.load_state_dict({"state": state["state"], "param_groups": kept})
 
 
-def check_kind(state: Mapping[str, Any], wanted: str, origin: str) -> None:
-    """Refuse saved moments of another optimiser than the settings name.
+def check_moments(state: Mapping[str, Any], wanted: str, origin: str) -> None:
+    """Refuse the moments in a `state_dict` if they are not those of `learner.optimiser` as it is wanted.
 
     Raises:
-        UserError: if they are.
+        UserError: if they are another optimiser's.
     """
-    saved = _kind(state["param_groups"][0])
-    if saved != wanted:
+    saved = "laprop" if "warmup_steps" in state["param_groups"][0] else "adam"
+    if saved != wanted.removeprefix("tensorflow_"):  # both Adams have the same moments
         raise UserError(
             f"{origin} was trained with learner.optimiser {saved}, and the settings say {wanted}: "
             f"give --learner.optimiser {saved}."
         )
-
-
-def _kind(group: Mapping[str, Any]) -> str:
-    """Return the optimiser of a group of parameters: LaProp's has its warm-up."""
-    return "laprop" if "warmup_steps" in group else "adam"
 
 
 # Adaptive clipping ----------------------------------------------------------------------------------------------------

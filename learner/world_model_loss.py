@@ -20,7 +20,7 @@ from dreamfleet.common.torch_state import as_input
 
 
 class LossResult(NamedTuple):
-    """The loss to descend (a scalar), its detached parts by name, and the states it was computed on."""
+    """The loss (a scalar), its detached parts by name, and the states it was computed on."""
 
     total: Tensor
     metrics: dict[str, Tensor]

@@ -129,16 +129,16 @@ class ActorCritic(nn.Module):
         return BehaviourLosses(policy, of_value, self._settings.replay_value_scale * of_replay, detached)
 
     def after_update(self, update: int) -> None:
-        """Let the slow critic follow, where it is due after this update; the first update is 1."""
+        """Move the slow critic where it is due after this update; the first update is 1."""
         if self.slow is not None and update % self._settings.slow_critic_every == 0:
             self.slow.approach(self.critic, self._settings.slow_critic_rate)
 
     def _look_ahead(self, model: WorldModel, features: Tensor, value: Value, slow: Tensor | None) -> Outlook:
-        """Return what lies ahead of features (N, H + 1, F), with a graph if the gradient comes through the model.
+        """Return rewards, values and returns ahead of features (N, H + 1, F).
 
         Args:
-            value: the critic on the features, detached.
-            slow: the slow critic's means on them.
+            value: the critic on the detached features.
+            slow: the slow critic's means on these.
         """
         with torch.set_grad_enabled(self.through_model):
             reward = model.predict_reward(features).mean
@@ -188,8 +188,12 @@ class ActorCritic(nn.Module):
         return replay_value_loss(self.critic(features), returns, is_last, pull)
 
     def _slow_mean(self, features: Tensor) -> Tensor | None:
-        """Return the slow critic's means (…) for features (…, F), with a graph to these alone; None without one."""
         return self.slow(features).mean if self.slow is not None else None
+
+
+def make_actor_critic(agent: AgentNetworks, settings: Settings) -> ActorCritic | None:
+    """Return what the agent's actor learns with, or None where the settings name no actor–critic."""
+    return ActorCritic(agent, settings) if settings.behaviour.kind == "actor_critic" else None
 
 
 def advantages(returns: Tensor, value: Tensor, scale: Tensor | float = 1.0) -> Tensor:
@@ -198,7 +202,6 @@ def advantages(returns: Tensor, value: Tensor, scale: Tensor | float = 1.0) -> T
     Args:
         returns: R_0 … R_{H−1}, (…, H).
         value: v_0 … v_H of the online critic, (…, H + 1).
-        scale: of the return normaliser.
     """
     return ((returns - value[..., :-1]) / scale).detach()
 

@@ -20,18 +20,15 @@ import torch
 from torch import Tensor, nn
 
 
-def lambda_returns(
-    reward: Tensor, value: Tensor, continuation: Tensor, lambda_: float, bootstrap: Tensor | None = None
-) -> Tensor:
-    """Return R_0 … R_{H−1} (…, H) from tensors (…, H + 1), with gradients to all of them.
+def lambda_returns(reward: Tensor, value: Tensor, continuation: Tensor, lambda_: float) -> Tensor:
+    """Return R_0 … R_{H−1} (…, H) from tensors (…, H + 1), with gradients to all of them; R_H is the last value.
 
     Args:
-        lambda_: 0 for one step and then the value, 1 for all rewards and then the bootstrap.
-        bootstrap: R_H (…); the last state's value if None.
+        lambda_: 0 for one step and then the value, 1 for all rewards and then the last value.
     """
     following = continuation[..., 1:]
     certain = torch.addcmul(reward[..., 1:], following, value[..., 1:], value=1.0 - lambda_)
-    return _accumulate(certain, lambda_ * following, value[..., -1] if bootstrap is None else bootstrap)
+    return _accumulate(certain, lambda_ * following, value[..., -1])
 
 
 def replay_returns(
@@ -82,9 +79,7 @@ def percentiles(values: Tensor, shares: tuple[float, ...]) -> list[Tensor]:
 
     torch.quantile refuses more than 2**24 numbers and copies the shares to the device at every call.
 
-    Args:
-        values: of any shape, at least one number; float32 or float64.
-        shares: within [0, 1].
+    The values are of any shape, float32 or float64.
     """
     ordered = values.flatten().sort().values
     found = []
@@ -99,17 +94,8 @@ def percentiles(values: Tensor, shares: tuple[float, ...]) -> list[Tensor]:
 class ReturnNormaliser(nn.Module):
     """The spread of the returns: max(limit, hi − lo) of two percentiles' moving averages.
 
-    The averages begin at 0 and are not corrected for it: while they rise the scale is the limit, and sparse rewards
-    are not blown up. Smaller returns are never scaled up. The averages are buffers: part of a checkpoint.
-
-    Attributes:
-        low: moving average of the low percentile, a scalar.
-        high: of the high one.
-
-    Args:
-        rate: of the moving averages.
-        shares: which percentiles, of 1.
-        limit: smallest scale.
+    The averages begin at 0 without correction: while they rise the scale is the limit, so that sparse rewards are not
+    scaled up, nor are small returns ever. The averages are buffers, and so part of a checkpoint.
     """
 
     low: Tensor

@@ -15,10 +15,10 @@ from dreamfleet.common.experience.spaces import Spaces, first_difference
 from dreamfleet.common.model.world_model import WorldModel
 from dreamfleet.common.settings.model import ModelSettings
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.learner.behaviour.actor_critic import ActorCritic
+from dreamfleet.learner.behaviour.actor_critic import ActorCritic, make_actor_critic
 from dreamfleet.learner.checkpoints.files import DamagedCheckpointError
 from dreamfleet.learner.checkpoints.store import CheckpointStore
-from dreamfleet.learner.optimiser import check_kind
+from dreamfleet.learner.optimiser import check_moments
 
 
 def load_world_model(
@@ -31,7 +31,8 @@ def load_world_model(
     """
     state, facts = find_checkpoint(checkpoints, which, device)
     model = WorldModel(Spaces.from_json(facts["spaces"]), settings).to(device)
-    load_parameters(model, state["model"], f"The checkpoint of update {facts['updates']}")
+    _check_parameters(model, state["model"], f"The checkpoint of update {facts['updates']}")
+    model.load_state_dict(state["model"])
     return model.eval(), facts
 
 
@@ -42,14 +43,9 @@ def load_acting_weights(checkpoints: Path, settings: Settings, which: str = "new
         UserError: if there is none, or it is not of a model of these settings.
     """
     state, facts = find_checkpoint(checkpoints, which)
-    origin = f"The checkpoint of update {facts['updates']}"
     agent = AgentNetworks(Spaces.from_json(facts["spaces"]), settings)
-    load_parameters(agent.world_model, state["model"], origin)
-    kind = settings.behaviour.kind
-    actor_critic = ActorCritic(agent, settings) if kind == "actor_critic" else None
-    load_behaviour(actor_critic, state.get("behaviour"), kind, origin)
-    with torch.no_grad():
-        return int(facts["updates"]), flatten(agent.acting_parameters())
+    load_networks(state, agent, make_actor_critic(agent, settings), f"The checkpoint of update {facts['updates']}")
+    return int(facts["updates"]), flatten(agent.acting_parameters())
 
 
 def find_checkpoint(
@@ -90,82 +86,9 @@ def check_fits(checkpoints: Path, settings: Settings, spaces: Spaces) -> None:
     check_spaces(facts, spaces, origin)
     with torch.device("meta"):
         agent = AgentNetworks(spaces, settings)
-        kind = settings.behaviour.kind
-        actor_critic = ActorCritic(agent, settings) if kind == "actor_critic" else None
-    check_parameters(agent.world_model, state["model"], origin)
-    check_behaviour(actor_critic, state.get("behaviour"), kind, origin)
-    check_kind(state["optimiser"], settings.learner.optimiser, origin)
-
-
-def load_parameters(model: torch.nn.Module, state: Mapping[str, torch.Tensor], origin: str) -> None:
-    """Load saved parameters into a model.
-
-    Args:
-        state: parameters and buffers by name.
-        origin: the checkpoint, for the message.
-
-    Raises:
-        UserError: if a parameter is missing, unknown or of another shape; the model is unchanged.
-    """
-    check_parameters(model, state, origin)
-    model.load_state_dict(dict(state))
-
-
-def check_parameters(model: torch.nn.Module, state: Mapping[str, torch.Tensor], origin: str) -> None:
-    """Refuse parameters that do not fit a model, as `load_parameters` does.
-
-    Raises:
-        UserError: if a parameter is missing, unknown or of another shape.
-    """
-    wanted = model.state_dict()
-    for name, tensor in wanted.items():
-        if name in state and tensor.shape != state[name].shape:
-            raise UserError(
-                f"{origin} is of another model: parameter '{name}' has shape {tuple(state[name].shape)} there and "
-                f"{tuple(tensor.shape)} by these settings; give the settings that it was trained with."
-            )
-    if wanted.keys() != state.keys():
-        raise UserError(
-            f"{origin} is of another kind of model: {_without_counterpart(state, wanted)} there, and "
-            f"{_without_counterpart(wanted, state)} by these settings; give the settings that it was trained with."
-        )
-
-
-def load_behaviour(
-    actor_critic: torch.nn.Module | None, state: Mapping[str, torch.Tensor] | None, kind: str, origin: str
-) -> None:
-    """Load a saved actor and critic.
-
-    Args:
-        actor_critic: None where the settings have none.
-        state: its parameters by name, or None where none was saved.
-        kind: `behaviour.kind` of the settings.
-        origin: the checkpoint, for the message.
-
-    Raises:
-        UserError: if there is one without the other, or a parameter is missing, unknown or of another shape.
-    """
-    check_behaviour(actor_critic, state, kind, origin)
-    if actor_critic is not None and state is not None:
-        actor_critic.load_state_dict(dict(state))
-
-
-def check_behaviour(
-    actor_critic: torch.nn.Module | None, state: Mapping[str, torch.Tensor] | None, kind: str, origin: str
-) -> None:
-    """Refuse a saved actor and critic that do not fit, as `load_behaviour` does.
-
-    Raises:
-        UserError: if there is one without the other, or a parameter is missing, unknown or of another shape.
-    """
-    if actor_critic is None and state is None:
-        return
-    if actor_critic is None or state is None:
-        has = "an actor" if state is not None else "no actor"
-        raise UserError(
-            f"{origin} has {has}, and behaviour.kind is {kind}: give the settings that it was trained with."
-        )
-    check_parameters(actor_critic, state, origin)
+        actor_critic = make_actor_critic(agent, settings)
+    _check_networks(state, agent, actor_critic, origin)
+    check_moments(state["optimiser"], settings.learner.optimiser, origin)
 
 
 def check_spaces(facts: Mapping[str, Any], spaces: Spaces, origin: str) -> None:
@@ -181,7 +104,52 @@ def check_spaces(facts: Mapping[str, Any], spaces: Spaces, origin: str) -> None:
         )
 
 
+def load_networks(
+    state: Mapping[str, Any], agent: AgentNetworks, actor_critic: ActorCritic | None, origin: str
+) -> None:
+    """Load a checkpoint's parameters into the networks of the settings.
+
+    Raises:
+        UserError: if a parameter is missing, unknown or of another shape, or there is an actor in only one of both;
+            the networks are unchanged.
+    """
+    _check_networks(state, agent, actor_critic, origin)
+    agent.world_model.load_state_dict(state["model"])
+    if actor_critic is not None:
+        actor_critic.load_state_dict(state["behaviour"])
+
+
+def _check_networks(
+    state: Mapping[str, Any], agent: AgentNetworks, actor_critic: ActorCritic | None, origin: str
+) -> None:
+    _check_parameters(agent.world_model, state["model"], origin)
+    saved = state.get("behaviour")
+    if (actor_critic is None) != (saved is None):
+        has = "no actor" if saved is None else "an actor"
+        raise UserError(
+            f"{origin} has {has}, and behaviour.kind is {agent.behaviour.kind}: "
+            "give the settings that it was trained with."
+        )
+    if actor_critic is not None and saved is not None:
+        _check_parameters(actor_critic, saved, origin)
+
+
+def _check_parameters(network: torch.nn.Module, state: Mapping[str, torch.Tensor], origin: str) -> None:
+    wanted = network.state_dict()
+    for name, tensor in wanted.items():
+        if name in state and tensor.shape != state[name].shape:
+            raise UserError(
+                f"{origin} is of another model: parameter '{name}' has shape {tuple(state[name].shape)} there and "
+                f"{tuple(tensor.shape)} by these settings; give the settings that it was trained with."
+            )
+    if wanted.keys() != state.keys():
+        raise UserError(
+            f"{origin} is of another kind of model: {_without_counterpart(state, wanted)} there, and "
+            f"{_without_counterpart(wanted, state)} by these settings; give the settings that it was trained with."
+        )
+
+
 def _without_counterpart(these: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> str:
-    """Return in words the first of these parameters that the others lack, with its shape."""
+    """Return in words the first of these parameters that the others lack."""
     name = min(these.keys() - others.keys(), default=None)
     return f"it has parameter '{name}' of shape {tuple(these[name].shape)}" if name else "no further parameter"

@@ -54,12 +54,9 @@ def draw_chart(
     """Return a chart of curves as a picture (height, width, 3), uint8 RGB.
 
     Args:
-        curves: what to draw; points that are not finite are left out.
-        title: what the chart shows.
-        x_label: what runs along, with its unit.
-        y_label: what runs upwards, with its unit.
+        curves: points that are not finite are left out.
         size: width and height in pixels.
-        marker: x of a vertical line, and what to write at its foot.
+        marker: x of a vertical line, and the text at its foot.
         from_zero: whether the vertical axis begins at 0 rather than at the least value.
     """
     picture = np.full((size[1], size[0], 3), 255, np.uint8)
@@ -89,7 +86,7 @@ def write_png(path: Path, picture: np.ndarray) -> None:
 
 
 class _Frame:
-    """Where the plotting area lies, and which pixel a value falls on."""
+    """The plotting area, and the pixel of a value."""
 
     def __init__(self, curves: Sequence[Curve], size: tuple[int, int], from_zero: bool) -> None:
         self.left, self.top, self.right, self.bottom = 70, 54, size[0] - 20, size[1] - 46
@@ -102,12 +99,10 @@ class _Frame:
         self.y_range = (self.y_ticks[0], self.y_ticks[-1])
 
     def column(self, x: float) -> int:
-        """Return the pixel column of an x."""
         low, high = self.x_range
         return self.left + round((x - low) / max(high - low, 1e-12) * (self.right - self.left))
 
     def row(self, y: float) -> int:
-        """Return the pixel row of a y."""
         low, high = self.y_range
         return self.bottom - round((float(y) - low) / max(high - low, 1e-12) * (self.bottom - self.top))
 
@@ -126,7 +121,6 @@ def _ticks(low: float, high: float, most: int, whole: bool) -> list[float]:
 def _draw_axes(
     picture: np.ndarray, frame: _Frame, x_label: str, y_label: str, marker: tuple[float, str] | None
 ) -> None:
-    """Draw the grid, the numbers along both axes, their labels and the marker."""
     digits = max(0, -math.floor(math.log10(frame.y_ticks[1] - frame.y_ticks[0]) + 1e-9))
     for y in frame.y_ticks:
         cv2.line(picture, (frame.left, frame.row(y)), (frame.right, frame.row(y)), _PALE, 1)
@@ -148,7 +142,7 @@ def _draw_axes(
 
 
 def _draw_legend(picture: np.ndarray, frame: _Frame, curves: Sequence[Curve]) -> None:
-    """Write the curves' names in a row at the right above the plotting area, each after a piece of its line."""
+    """Write the curves' names in a row at the right above the plotting area, each after a stretch of its line."""
     x = frame.right
     for curve in reversed(curves):
         x -= text_width(curve.label)

@@ -54,7 +54,7 @@ class HorizonErrors(NamedTuple):
 
 @dataclass(frozen=True)
 class DreamResult:
-    """One dream of several sequences, and its errors.
+    """One dream of several sequences, and its errors; `context` steps of each are seen.
 
     Attributes:
         observation: name of the entry that was compared.
@@ -126,7 +126,7 @@ def unroll(model: WorldModel, batch: Batch, context: int, samples: int = 1) -> U
     """Return a model's reconstructions of sequences, and its predictions after `context` steps; chance is torch's.
 
     Args:
-        model: on any device; its mode is restored.
+        model: its mode is restored.
         batch: fields of the step format (B, T, …).
         samples: futures whose mean is taken, each from a state sampled anew.
 

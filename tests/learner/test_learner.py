@@ -19,7 +19,7 @@ from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spa
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.schema import ReplaySettings, Settings
 from dreamfleet.learner.batches import staleness, write_arrays
-from dreamfleet.learner.checkpoints.restore import load_world_model
+from dreamfleet.learner.checkpoints.restore import check_fits, load_world_model
 from dreamfleet.learner.learner import Learner
 from dreamfleet.learner.pictures.open_loop import dream
 from dreamfleet.replay.compressed_batch import decompress
@@ -293,6 +293,19 @@ def test_a_resumed_run_takes_the_learning_rate_of_its_settings(replay: Replay, t
     optimiser = second._updater.optimiser
     assert optimiser.param_groups[0]["lr"] == 1e-5
     assert all(state["exp_avg"].any() for state in list(optimiser.state.values())[:1])
+
+
+@pytest.mark.parametrize("resumed", ["tensorflow_adam", "adam"])
+def test_both_adams_resume_each_other(replay: Replay, tmp_path: Path, resumed: str) -> None:
+    """Their moments are the same; LaProp's are others, which is said before anything is loaded."""
+    first = learner_on(replay, tmp_path, small_settings(learner={"optimiser": "tensorflow_adam"}))
+    first.train(1)
+    first.save({})
+    settings = small_settings(learner={"optimiser": resumed})
+    check_fits(tmp_path / "checkpoints", settings, SPACES)
+    assert learner_on(replay, tmp_path, settings).restore().updates == 1
+    with pytest.raises(UserError, match=r"give --learner\.optimiser adam"):
+        check_fits(tmp_path / "checkpoints", small_settings(learner={"optimiser": "laprop"}), SPACES)
 
 
 def test_a_trained_model_loads_by_its_directory(replay: Replay, tmp_path: Path) -> None:

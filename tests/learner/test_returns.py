@@ -31,7 +31,8 @@ def test_returns_by_hand() -> None:
     value = torch.tensor([100.0, 5.0, 7.0])
     continuation = torch.tensor([100.0, 0.8, 0.5])
     assert lambda_returns(reward, value, continuation, 0.5).tolist() == pytest.approx([6.6, 6.5])
-    bootstrapped = lambda_returns(reward, value, continuation, 1.0, bootstrap=torch.tensor(10.0))
+    last_value = torch.cat([value[:-1], torch.tensor([10.0])])
+    bootstrapped = lambda_returns(reward, last_value, continuation, 1.0)
     assert bootstrapped.tolist() == pytest.approx([2 + 0.8 * (3 + 0.5 * 10), 3 + 0.5 * 10])
 
 
