@@ -1,4 +1,4 @@
-"""Acting on the model: observations become a state, in which the actor or the planner chooses the action."""
+"""Acting on the model: what is seen becomes a state, and the actor or the planner says what to do in it."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from dreamfleet.common.torch_state import own_torch_state
 
 
 class ModelPolicy:
-    """Acts for K environments, each with a recurrent state and a random generator of its own.
+    """Acts for K environments, each with a recurrent state and random numbers of its own.
 
-    An environment's actions do not depend on how many others there are.
+    Until the first weights come, another policy acts, by chance as a rule: those actions are of version -1. What one
+    environment gets does not depend on how many others there are.
 
     Attributes:
-        version: of the weights that act; -1 before the first, when `before` acts.
+        version: of the weights that act; -1 before the first.
 
     Args:
         settings: the run's.
-        spaces: of the environments.
+        spaces: what the environments show and take.
         environments: K.
-        seed: of the random numbers.
-        explores: whether actions are sampled and `behaviour.exploration` is added; otherwise the likeliest is taken.
+        seed: of its random numbers.
+        explores: whether actions are sampled and `behaviour.exploration` is added; else the likeliest is taken.
         before: acts until there are weights; needed only if `act` is called before `adopt`.
     """
 
@@ -66,7 +67,7 @@ class ModelPolicy:
         if self.version < 0:
             assert self._before is not None, "weights are adopted before the first action"
             return self._before.act(observations, is_first)
-        # Contiguous, since PyTorch refuses the negative stride of a picture that was flipped.
+        # Contiguous, since PyTorch takes no picture that is drawn upside down and turned by a negative stride.
         seen = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in observations.items()}
         first = torch.from_numpy(np.asarray(is_first, bool) | self._begins_anew)
         self._begins_anew = False
@@ -82,7 +83,7 @@ class ModelPolicy:
 
     @own_torch_state()
     def adopt(self, version: int, weights: np.ndarray) -> None:
-        """Act with published weights from now on; for the first ones, running episodes count as beginning here."""
+        """Take over published weights; the first ones find the episodes under way as if these began there."""
         load_flat(self._agent.acting_parameters(), weights)
         self.version = version
 
@@ -94,7 +95,7 @@ class ModelPolicy:
         return distribution.sample(self._draw(lambda generator: draw_action_noise(self._spec, generator=generator)))
 
     def _plan(self) -> Tensor:
-        """Return the planner's actions (K, A)."""
+        """Return the first actions (K, A) of the best plans found."""
         settings = self._settings
         search = Search(settings.horizon, settings.candidates, settings.iterations, settings.elites)
         noise = candidate_noise(self._spec, search, self._generators)
@@ -103,7 +104,7 @@ class ModelPolicy:
         ).first_action()
 
     def _worth(self, states: State, actions: Tensor) -> Tensor:
-        """Return the sums of rewards (F,) that the model expects of actions (F, H, A) from states (F, …), F = K·N."""
+        """Return the sum of the rewards (R,) that the model expects of actions (R, H, A) from states on."""
         each, horizon = len(actions) // len(self._generators), actions.shape[1]
         draw = self._model.dynamics.latents.draw_noise
         noise = torch.cat([draw(each, horizon, generator=generator) for generator in self._generators])
@@ -111,7 +112,7 @@ class ModelPolicy:
         return self._model.predict_reward(imagined.feature).mean.sum(-1)
 
     def _explore(self, encoded: Tensor) -> Tensor:
-        """Return the actions (K, A) with noise: added to reals; choices are replaced with some probability."""
+        """Return the actions (K, A) with noise: added to reals, instead of choices now and then."""
         spec, amount = self._spec, self._settings.exploration
         noise = self._draw(lambda generator: draw_action_noise(spec, generator=generator))
         *uniform, normal = noise.split([*[1] * len(spec.choices), spec.reals], dim=-1)
@@ -127,5 +128,5 @@ class ModelPolicy:
         return torch.cat([torch.where(chance < amount, torch.cat(by_chance, -1), chosen), reals], dim=-1)
 
     def _draw(self, draw_one: Callable[[torch.Generator], Tensor]) -> Tensor:
-        """Return what `draw_one` draws with each environment's generator, (K, …)."""
+        """Return what each environment's generator gives, (K, …)."""
         return torch.stack([draw_one(generator) for generator in self._generators])

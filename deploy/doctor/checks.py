@@ -1,14 +1,17 @@
-"""The doctor's judgement of one machine: from facts to lines that say ok, warning or error, and what to do."""
+"""The checks: pure functions from facts to findings, each a table of cases of which the first that applies is taken."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+from dreamfleet.common.errors import UserError
+from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.formatting import format_bytes
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.deploy.doctor.check_node import MachineFacts
-from dreamfleet.deploy.plan.footprint import CUDA_CONTEXT_BYTES, Footprint
+from dreamfleet.deploy.doctor.facts import MachineFacts
+from dreamfleet.deploy.plan.footprint import Footprint, footprint_of
+from dreamfleet.deploy.plan.table import counted
 
 Level = Literal["ok", "warning", "error"]
 
@@ -16,181 +19,260 @@ CLUSTER_FILES, MACHINE_FILES = 65_536, 8_192
 """Open files that Ray's documentation asks for on a cluster, and at least: each worker and connection takes some."""
 LEAST_FILES = 4_096
 """Below this Ray itself expects failed connections."""
-ROOM = 4
-"""An object store of less than so many times what is needed spills to the disk when something is late."""
+STORE_FACTOR = 4
+"""An object store smaller than this multiple of what is needed spills to the disk when something is late."""
 STORE_SHARE, SHM_SHARE = 0.3, 0.95
-"""Of the free memory and of /dev/shm, what Ray takes for its object store unless it is told otherwise."""
+"""The shares of the free memory and of /dev/shm that Ray takes for its object store by default."""
 PROCESS_BYTES = 300e6
 """What a process of ours takes before it holds data: interpreter, Ray, and torch or an environment (an estimate)."""
-_SHM = "/dev/shm"  # noqa: S108 (its size is judged, nothing is written there)
+CUDA_CONTEXT_BYTES = 600e6
+"""What CUDA and its libraries take of a GPU before the first tensor (an estimate)."""
+SHM = "/dev/shm"  # noqa: S108 (its size is checked, nothing is written there)
+_NAMES = {"python": "Python", "ray": "Ray", "torch": "torch", "dreamfleet": "dreamfleet"}
 
 
-@dataclass(frozen=True)
-class Line:
-    """One finding: how bad it is, what it is about, what was found, and what to do unless it is ok."""
+class Finding(NamedTuple):
+    """How bad it is, what it is about, what was found, and what to do about it unless it is ok."""
 
     level: Level
     subject: str
-    found: str
-    advice: str = ""
+    text: str
+    remedy: str = ""
 
 
 class Section(NamedTuple):
     """Findings under a heading: about a machine, or about a cluster as a whole."""
 
     heading: str
-    lines: list[Line]
+    findings: list[Finding]
 
 
-def check_files(facts: MachineFacts, raised: bool) -> Line:
-    """Judge the limit of open files.
+Case = tuple[bool, Level, str, str]
+"""Whether it applies, and the level, the text and the remedy of the finding if it does."""
 
-    Args:
-        facts: of the machine.
-        raised: whether `ray.init` is to start Ray there, which raises the soft limit up to the hard one; `ray start`
-            does not.
-    """
+
+def first_case(subject: str, ok: str, *cases: Case) -> Finding:
+    """Return the first case that applies as a finding; if none does, all is ok."""
+    applying = (Finding(level, subject, text, remedy) for applies, level, text, remedy in cases if applies)
+    return next(applying, Finding("ok", subject, ok))
+
+
+def check_versions(facts: MachineFacts, driver: MachineFacts | None = None) -> Finding:
+    """Check that nothing is missing, and that a node has the same versions and files as the driver's."""
+    own, theirs = facts["versions"], (driver or facts)["versions"]
+    found = ", ".join(f"{_NAMES[name]} {version or 'missing'}" for name, version in own.items())
+    missing = " and ".join(name for name, version in own.items() if not version)
+    others = [name for name in own if own[name] != theirs[name]]
+    differing = ", ".join(f"{_NAMES[name]} {own[name]}, but the driver has {theirs[name]}" for name in others)
+    files = f"dreamfleet {own['dreamfleet']}, but not the same files as the driver's"
+    return first_case(
+        "versions",
+        found,
+        (bool(missing), "error", found, f"install {missing} on this machine"),
+        (bool(others), "error", differing, "install the same versions on all nodes, then restart Ray"),
+        (facts["code"] != (driver or facts)["code"], "warning", files, "install the same checkout on all nodes"),
+    )
+
+
+def check_token(mode: str, nodes: int) -> Finding:
+    """Check that Ray asks for a token; `mode` is `token`, `disabled`, or `unknown` to this Ray."""
+    off = "off: whoever reaches Ray's ports can run anything here"
+    advice = "set RAY_AUTH_MODE=token on all nodes, with one token (`ray get-auth-token --generate`)"
+    return first_case(
+        "token",
+        "on: nobody gets in without it",
+        (mode == "unknown", "warning", "this Ray knows no token authentication", "install Ray 2.60 or newer"),
+        (mode != "token", "error" if nodes > 1 else "warning", off, advice),
+    )
+
+
+def check_token_file(facts: MachineFacts, ray_is_up: bool) -> Finding:
+    """Check that nobody else can read the token, where tokens are on."""
+    path, mode = facts["token_path"], facts["token_mode"]
+    absent = f"{path} does not exist, so the token must be elsewhere"
+    ship = "ship the token to this node's home, or set RAY_AUTH_TOKEN_PATH"
+    return first_case(
+        "token's file",
+        path if mode >= 0 else f"Ray makes {path} at its first start",
+        (mode < 0 and ray_is_up, "warning", absent, ship),
+        (mode > 0 and mode & 0o077 > 0, "warning", f"others may read {path} (mode {mode:o})", f"chmod 600 {path}"),
+    )
+
+
+def check_files(facts: MachineFacts, raised: bool) -> Finding:
+    """Check the limit of open files, which `ray.init` raises up to the hard one, but not `ray start`."""
     soft, hard = facts["files_soft"], facts["files_hard"]
     wanted = MACHINE_FILES if raised else CLUSTER_FILES
     reached = max(soft, min(hard, CLUSTER_FILES)) if raised else soft
     found = f"{soft:,} open files" + (f", raised by Ray to {reached:,}" if reached > soft else "")
-    if reached >= wanted:
-        return Line("ok", "open files", found)
     first = f"`ulimit -n {wanted}`" if hard >= wanted else f"raise the hard limit to {wanted:,}"
     advice = f"{first} before Ray starts (systemd: LimitNOFILE; Docker: --ulimit nofile)"
-    return Line("error" if reached < LEAST_FILES else "warning", "open files", found, advice)
+    level: Level = "error" if reached < LEAST_FILES else "warning"
+    return first_case("open files", found, (reached < wanted, level, found, advice))
+
+
+def check_cores(cores: int, actors: int) -> Finding:
+    """Check one machine's cores against its actors and the learner."""
+    found = f"{counted(actors, 'actor')} and the learner on {counted(cores, 'core')}"
+    advice = f"set actors.count to {max(1, cores - 1)}: more have to share cores"
+    return first_case("cores", found, (actors > cores, "warning", found, advice))
 
 
 def default_store(facts: MachineFacts) -> float:
-    """Return the bytes that Ray takes for its object store on this machine unless it is told otherwise."""
+    """Return the bytes that Ray takes for its object store on this machine by default."""
     store = STORE_SHARE * facts["memory_free"]
     return min(store, SHM_SHARE * facts["shm_free"]) if facts["shm_free"] >= 0 else store
 
 
-def check_shm(facts: MachineFacts, store: float, needed: float) -> Line:
-    """Judge /dev/shm, where the object store lies, against the store and what a run puts there."""
+def check_shm(facts: MachineFacts, store: float, needed: float) -> Finding:
+    """Check /dev/shm, where the object store lies, against the store and what a run puts there."""
     total = facts["shm_total"]
-    if total < 0:
-        return Line("ok", _SHM, "not on this system")
-    found, advice = f"{format_bytes(total)}", "start the container with --shm-size (Kubernetes: an emptyDir in memory)"
-    if total < needed:
-        return Line("error", _SHM, f"{found}, but batches and weights take up to {format_bytes(needed)}", advice)
-    if store > total:
-        found += f" for an object store of {format_bytes(store)}: Ray puts it on the disk"
-        return Line("warning", _SHM, found, f"{advice}, or start Ray with a smaller --object-store-memory")
-    if total < 1e9:
-        return Line("warning", _SHM, f"{found}, which leaves Ray little", advice)
-    return Line("ok", _SHM, f"{found} for an object store of {format_bytes(store)}")
+    found = f"{format_bytes(total)} for an object store of {format_bytes(store)}"
+    small = f"{format_bytes(total)}, but batches and weights take up to {format_bytes(needed)}"
+    advice = "start the container with --shm-size (Kubernetes: an emptyDir in memory)"
+    less = f"{advice}, or start Ray with a smaller --object-store-memory"
+    return first_case(
+        SHM,
+        found if total >= 0 else "not on this system",
+        (0 <= total < needed, "error", small, advice),
+        (0 <= total < store, "warning", f"{found}: Ray puts it on the disk", less),
+        (0 <= total < 1e9, "warning", f"{found}, which leaves Ray little", advice),
+    )
 
 
-def check_store(store: float, needed: float, held: str) -> Line:
-    """Judge the object store against what a run puts there, uncompressed at worst; `held` says what that is."""
-    found = f"{format_bytes(store)} for up to {format_bytes(needed)} of {held}, uncompressed"
+def check_store(store: float, needed: float, content: str) -> Finding:
+    """Check the object store against what a run puts there (`content`), uncompressed at worst."""
+    found = f"{format_bytes(store)} for up to {format_bytes(needed)} of {content}, uncompressed"
     advice = "start Ray with a greater --object-store-memory, or take less learner.prefetch or smaller batches"
-    if store < needed:
-        return Line("error", "object store", found, advice)
-    if store < ROOM * needed:
-        return Line("warning", "object store", f"{found}: less than {ROOM} times that", advice)
-    return Line("ok", "object store", found)
+    return first_case(
+        "object store",
+        found,
+        (store < needed, "error", found, advice),
+        (store < STORE_FACTOR * needed, "warning", f"{found}: less than {STORE_FACTOR} times that", advice),
+    )
 
 
-def check_memory(facts: MachineFacts, needed: float, held: str) -> Line:
-    """Judge the free memory against an estimate of what this machine's part of a run takes."""
+def check_memory(facts: MachineFacts, needed: float, users: str) -> Finding:
+    """Check the free memory against an estimate of what this machine's part of a run takes."""
     total, free = facts["memory_total"], facts["memory_free"]
-    if total < 0:
-        return Line("ok", "memory", f"unknown on this system; about {format_bytes(needed)} needed for {held}")
-    memory = f"{format_bytes(free)} free of {format_bytes(total)}"
-    found = f"{memory}, about {format_bytes(needed)} needed for {held} (an estimate)"
-    if total < needed:
-        return Line("error", "memory", found, "take a bigger machine, fewer actors here, or smaller batches")
-    if free < needed:
-        return Line("warning", "memory", found, "end what else runs here, or take fewer actors")
-    return Line("ok", "memory", found)
+    amount = f"about {format_bytes(needed)} needed for {users} (an estimate)"
+    found = f"{format_bytes(free)} free of {format_bytes(total)}, {amount}"
+    bigger = "take a bigger machine, fewer actors here, or smaller batches"
+    return first_case(
+        "memory",
+        found if total >= 0 else f"unknown on this system; {amount}",
+        (0 <= total < needed, "error", found, bigger),
+        (total >= 0 and free < needed, "warning", found, "end what else runs here, or take fewer actors"),
+    )
 
 
-def check_disk(facts: MachineFacts, settings: Settings, footprint: Footprint | None) -> Line:
-    """Judge the disk of the run's directory against the replay's budget and the checkpoints."""
+def check_disk(facts: MachineFacts, settings: Settings, footprint: Footprint | None) -> Finding:
+    """Check the disk of the run's directory against the replay's budget and, if their size is known, checkpoints."""
     path, free = facts["disk_path"], facts["disk_free"]
     budget = footprint.disk(settings) if footprint else settings.replay.capacity_gb * 1e9
     needed = max(0.0, budget - facts["disk_used"])
     parts = "replay and checkpoints" if footprint else "the replay"
     found = f"{format_bytes(free)} free at {path}, {parts} may take {format_bytes(needed)}"
-    advice = "name another directory with --run, free some space, or lower replay.capacity_gb"
-    if not facts["disk_writable"]:
-        return Line("error", "disk", f"{path} may not be written to", "name another directory with --run")
-    if free < needed:
-        return Line("error", "disk", found, advice)
-    if free < 1.1 * needed:
-        return Line("warning", "disk", f"{found}, which leaves next to nothing", advice)
-    return Line("ok", "disk", found)
+    elsewhere = "name another directory with --run"
+    advice = f"{elsewhere}, free some space, or lower replay.capacity_gb"
+    return first_case(
+        "disk",
+        found,
+        (not facts["disk_writable"], "error", f"{path} may not be written to", elsewhere),
+        (free < needed, "error", found, advice),
+        (free < 1.1 * needed, "warning", f"{found}, which leaves next to nothing", advice),
+    )
 
 
-def check_gpu(facts: MachineFacts, device: str, training: float | None, ray_gpus: float | None) -> Line:
-    """Judge the learner's GPU, and its memory against an estimate of what training takes.
+def check_gpu(facts: MachineFacts, device: str, training: float | None, ray_gpus: float | None) -> Finding:
+    """Check the learner's GPU, and its memory against an estimate of the bytes to train, None if unknown.
 
-    Args:
-        facts: of the learner's machine.
-        device: learner.device.
-        training: estimated bytes; None if they are not known.
-        ray_gpus: how many GPUs Ray has there; None on one machine alone, where it has what there is.
+    `ray_gpus` is how many GPUs Ray has there; None on one machine alone, where it has what there is.
     """
-    gpus = facts["gpus"]
     if device == "cpu":
-        return Line("ok", "GPU", "not asked for: learner.device is cpu")
-    if not gpus:
-        if device == "cuda":
-            return Line("error", "GPU", "none found, and learner.device is cuda",
-                        "install NVIDIA's driver, take a machine with a GPU, or learner.device auto")  # fmt: skip
-        found = "none found: the learner will compute on the CPU"
-        advice = "give the node a GPU, or set learner.device to cpu" if ray_gpus is not None else ""
-        return Line("warning" if ray_gpus is not None else "ok", "GPU", found, advice)
-    gpu = gpus[0]
+        return Finding("ok", "GPU", "not asked for: learner.device is cpu")
+    if not facts["gpus"]:
+        none, on_cpu = "none found, and learner.device is cuda", "none found: the learner will compute on the CPU"
+        install = "install NVIDIA's driver, take a machine with a GPU, or learner.device auto"
+        give = "give the node a GPU, or set learner.device to cpu"
+        cuda, in_cluster = device == "cuda", ray_gpus is not None
+        return first_case("GPU", on_cpu, (cuda, "error", none, install), (in_cluster, "warning", on_cpu, give))
+    gpu, needed = facts["gpus"][0], (training or 0.0) + CUDA_CONTEXT_BYTES
     name = f"{gpu['name']}, {format_bytes(gpu['total'])}"
-    if not facts["torch_sees_gpu"]:
-        return Line("error" if device == "cuda" else "warning", "GPU",
-                    f"{name}, but torch {facts['versions']['torch'] or '(not installed)'} does not see it",
-                    "install a build of torch for CUDA that fits the driver")  # fmt: skip
-    if ray_gpus is not None and ray_gpus < 1:
-        return Line("error", "GPU", f"{name}, but Ray has no GPU on this node",
-                    "start Ray there with --num-gpus 1 (in a cluster file: resources GPU: 1)")  # fmt: skip
-    if training is None:
-        return Line("ok", "GPU", name)
-    needed = training + CUDA_CONTEXT_BYTES
-    found = f"{name}, {format_bytes(gpu['free'])} free, about {format_bytes(needed)} needed to train (an estimate)"
-    if needed > gpu["total"]:
-        return Line("error", "GPU", found, "lower learner.batch_size or learner.sequence_length, or take a bigger GPU")
-    if needed > gpu["free"]:
-        return Line("warning", "GPU", found, "see with nvidia-smi what else runs on it")
-    return Line("ok", "GPU", found)
+    estimate = f"about {format_bytes(needed)} needed to train (an estimate)"
+    found = f"{name}, {format_bytes(gpu['free'])} free, {estimate}" if training is not None else name
+    unseen = f"{name}, but torch {facts['versions']['torch'] or '(not installed)'} does not see it"
+    hidden = f"{name}, but Ray has no GPU on this node"
+    build = "install a build of torch for CUDA that fits the driver"
+    start = "start Ray there with --num-gpus 1 (in a cluster file: resources GPU: 1)"
+    smaller = "lower learner.batch_size or learner.sequence_length, or take a bigger GPU"
+    return first_case(
+        "GPU",
+        found,
+        (not facts["torch_sees_gpu"], "error" if device == "cuda" else "warning", unseen, build),
+        (ray_gpus is not None and ray_gpus < 1, "error", hidden, start),
+        (training is not None and needed > gpu["total"], "error", found, smaller),
+        (training is not None and needed > gpu["free"], "warning", found, "see with nvidia-smi what else runs on it"),
+    )
 
 
-def check_environment(name: str, facts: dict[str, Any], usual_step_s: float | None) -> Line:
-    """Judge how one environment was built, stepped and rendered.
-
-    Args:
-        name: env.id.
-        facts: as `environment_facts` gives them.
-        usual_step_s: median time of a step over all nodes; None if there is but one.
-    """
+def check_environment(name: str, facts: Mapping[str, Any], usual_step_s: float | None) -> Finding:
+    """Check how one environment was built, stepped and rendered, against the nodes' median step (None: one node)."""
     if facts["error"]:
         advice = "install what it needs on this node; rendering without a screen may need MUJOCO_GL=egl"
-        return Line("error", "environment", f"{name} failed: {facts['error']}", advice)
-    step_s = facts["step_s"]
-    found = f"{name}: built in {facts['built_s']:.1f} s, {1e3 * step_s:.3g} ms a step ({1 / step_s:,.0f}/s)"
-    if not facts["frame"]:
-        return Line("warning", "environment", f"{found}, renders no pictures",
-                    "it can be trained on; `dreamfleet eval` will have no videos")  # fmt: skip
-    shape = "×".join(str(size) for size in facts["frame"])
-    found += f", {1e3 * facts['render_s']:.3g} ms for a picture of {shape}"
-    if usual_step_s and step_s > 3 * usual_step_s:
-        return Line("warning", "environment", f"{found}: {step_s / usual_step_s:.1f} times the other nodes' time",
-                    "see what else runs on this node, or give it fewer actors")  # fmt: skip
-    return Line("ok", "environment", found)
+        return Finding("error", "environment", f"{name} failed: {facts['error']}", advice)
+    step_s, shape = facts["step_s"], "×".join(map(str, facts["frame"]))
+    stepped = f"{name}: built in {facts['built_s']:.1f} s, {1e3 * step_s:.3g} ms a step ({1 / step_s:,.0f}/s)"
+    found = f"{stepped}, {1e3 * facts['render_s']:.3g} ms for a picture of {shape}"
+    slow = f"{found}: {step_s / (usual_step_s or step_s):.1f} times the other nodes' time"
+    blind = "it can be trained on; `dreamfleet eval` will have no videos"
+    busy = "see what else runs on this node, or give it fewer actors"
+    return first_case(
+        "environment",
+        found,
+        (not shape, "warning", f"{stepped}, renders no pictures", blind),
+        (step_s > 3 * (usual_step_s or step_s), "warning", slow, busy),
+    )
 
 
-def check_cores(cores: int, actors: int) -> Line:
-    """Judge one machine's cores against its actors and the learner."""
-    found = f"{actors} actor{'s' * (actors > 1)} and the learner on {cores} core{'s' * (cores > 1)}"
-    if actors > cores:
-        return Line("warning", "cores", found, f"set actors.count to {max(1, cores - 1)}: more will take turns")
-    return Line("ok", "cores", found)
+def run_sizes(settings: Settings, environment: Mapping[str, Any] | None) -> tuple[Footprint | None, list[Finding]]:
+    """Return the sizes of a run, as if nothing could be compressed, from `environment_facts`, or why not."""
+    if not environment or environment["error"]:
+        text = "not checked: what the environment shows is unknown"
+        return None, [Finding("warning", "model", text, "see the finding about the environment")]
+    try:
+        return footprint_of(settings, Spaces.from_json(environment["spaces"]), compression=1.0), []
+    except UserError as error:
+        return None, [Finding("error", "model", str(error), "change the setting that is named")]
+
+
+def check_learner_machine(
+    settings: Settings,
+    facts: MachineFacts,
+    footprint: Footprint | None,
+    store: float,
+    actors_here: int,
+    actors: int,
+    ray_gpus: float | None,
+) -> list[Finding]:
+    """Check the machine of learner and replay: memory, object store, disk and GPU.
+
+    `store` is in bytes; the chunks of all `actors` arrive there, not only of those here; `ray_gpus` as in `check_gpu`.
+    """
+    training = footprint.model.training if footprint else None
+    disk = check_disk(facts, settings, footprint)
+    gpu = check_gpu(facts, settings.learner.device, training, ray_gpus)
+    if not footprint or training is None:
+        return [disk, gpu]
+    needed = footprint.object_store(settings, actors)
+    on_cpu = settings.learner.device == "cpu" or not facts["torch_sees_gpu"]
+    memory = footprint.learner_batches(settings) + footprint.index(settings) + needed
+    memory += (1 + settings.replay.shards + actors_here) * PROCESS_BYTES + (training if on_cpu else 0)
+    users = f"learner, replay and {counted(actors_here, 'actor')}" if actors_here else "learner and replay"
+    return [
+        check_shm(facts, store, needed),
+        check_store(store, needed, "batches, chunks and weights"),
+        check_memory(facts, memory, users),
+        disk,
+        gpu,
+    ]

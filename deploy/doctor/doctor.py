@@ -5,26 +5,25 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import re
 import sys
 import tempfile
-import textwrap
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.deploy.doctor import check_fleet, checks
-from dreamfleet.deploy.doctor.check_learner import learner_lines, sizes
-from dreamfleet.deploy.doctor.check_node import MachineFacts, environment_facts, machine_facts
+from dreamfleet.deploy.doctor import checks
 from dreamfleet.deploy.doctor.checks import Section
+from dreamfleet.deploy.doctor.facts import environment_facts, machine_facts
+from dreamfleet.deploy.plan.table import ARROW, counted, table
 from dreamfleet.deploy.workers.address import check_address
 
 ENVIRONMENT_S = 120.0
 """An environment that is not built and stepped within this time on this machine counts as failed."""
-WIDTH = 100
-_INDENT = " " * 24
+_COLUMNS = (7, 12)
 _COLOURS = {"ok": "\x1b[32m", "warning": "\x1b[33m", "error": "\x1b[31m"}
 
 
@@ -40,71 +39,51 @@ def doctor(settings: Settings, address: str | None, directory: Path | None) -> i
         UserError: if no cluster answers at the address.
     """
     path = str((directory or Path("runs")).resolve())
-    if not address:
-        sections = [examine_machine(settings, path)]
-    else:
-        import ray
-
-        from dreamfleet.deploy.doctor.check_cluster import examine_cluster
-
-        dashboard = _join(address)
-        try:
-            sections = examine_cluster(settings, path, dashboard)
-        finally:
-            ray.shutdown()
+    sections = _examine_cluster(settings, path, address) if address else [examine_machine(settings, path)]
     print("\n".join(describe(sections, colours=sys.stdout.isatty())))
-    return int(any(line.level == "error" for section in sections for line in section.lines))
+    return int(any(finding.level == "error" for section in sections for finding in section.findings))
 
 
 def describe(sections: Sequence[Section], colours: bool) -> list[str]:
     """Return the findings as text, and a last line that sums up."""
-    text: list[str] = []
-    for section in sections:
-        text.append(section.heading)
-        for line in section.lines:
-            level = f"{line.level:<9}"
-            level = f"{_COLOURS[line.level]}{level}\x1b[0m" if colours else level
-            first, *rest = textwrap.wrap(
-                line.found, WIDTH - len(_INDENT), break_long_words=False, break_on_hyphens=False
-            )
-            text += [f"{level}{line.subject:<15}{first}", *(_INDENT + more for more in rest)]
-            if line.advice:
-                told = textwrap.wrap(
-                    line.advice, WIDTH - len(_INDENT) - 2, break_long_words=False, break_on_hyphens=False
-                )
-                text += [f"{_INDENT}{'→ ' if part == told[0] else '  '}{part}" for part in told]
-        text.append("")
-    levels = [line.level for section in sections for line in section.lines]
-    counts = {level: levels.count(level) for level in ("ok", "warning", "error")}
-    end = ("nothing stands in the way" if not counts["error"] and not counts["warning"] else
-           "a run will start; look at the warnings" if not counts["error"] else
-           "a run would fail, or do harm, until the errors are mended")  # fmt: skip
-    plural = {level: "s" * (count != 1) for level, count in counts.items()}
-    return [*text, f"{counts['ok']} ok, {counts['warning']} warning{plural['warning']}, "
-            f"{counts['error']} error{plural['error']}: {end}"]  # fmt: skip
+    lines: list[str] = []
+    for heading, findings in sections:
+        rows: list[tuple[str, str, str]] = []
+        for level, subject, text, remedy in findings:
+            rows += [(level, subject, text), *([("", "", ARROW + remedy)] if remedy else [])]
+        lines += [heading, *table(rows, least=_COLUMNS), ""]
+    if colours:
+        lines = [re.sub(r"^(ok|warning|error)\b", lambda level: f"{_COLOURS[level[0]]}{level[0]}\x1b[0m", line)
+                 for line in lines]  # fmt: skip
+    levels = [finding.level for section in sections for finding in section.findings]
+    ok, warnings, errors = (levels.count(level) for level in ("ok", "warning", "error"))
+    end = "nothing stands in the way"
+    if errors:
+        end = "a run would fail, or do harm, until the errors are fixed"
+    elif warnings:
+        end = "a run will start; look at the warnings"
+    return [*lines, f"{ok} ok, {counted(warnings, 'warning')}, {counted(errors, 'error')}: {end}"]
 
 
 def examine_machine(settings: Settings, directory: str) -> Section:
-    """Return what there is to say of this machine, on which a run would have everything."""
-    facts = cast("MachineFacts", machine_facts(directory))
-    tried = try_environment(settings, ENVIRONMENT_S)
-    footprint, faults = sizes(settings, tried)
-    count = settings.actors.count
+    """Return the findings about this machine, for a run that has all of its parts here."""
+    facts = machine_facts(directory)
+    environment = try_environment(settings, ENVIRONMENT_S)
+    footprint, model_findings = checks.run_sizes(settings, environment)
+    count, store = settings.actors.count, checks.default_store(facts)
     actors = count if isinstance(count, int) else max(1, facts["cores"] - 1)
-    is_on = os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
-    return Section(
-        f"this machine, {settings.env.id}, run in {directory}",
-        [
-            check_fleet.check_own_versions(facts),
-            check_fleet.check_token("token" if is_on else "disabled", nodes=1),
-            *([check_fleet.check_token_file(facts, ray_is_up=False)] if is_on else []),
-            checks.check_files(facts, raised=True),
-            checks.check_cores(facts["cores"], actors),
-            *learner_lines(settings, facts, footprint, checks.default_store(facts), actors, actors, ray_gpus=None),
-            checks.check_environment(settings.env.id, tried, None),
-            *faults,
-        ],
-    )
+    has_token = os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
+    findings = [
+        checks.check_versions(facts),
+        checks.check_token("token" if has_token else "disabled", nodes=1),
+        *([checks.check_token_file(facts, ray_is_up=False)] if has_token else []),
+        checks.check_files(facts, raised=True),
+        checks.check_cores(facts["cores"], actors),
+        *checks.check_learner_machine(settings, facts, footprint, store, actors, actors, ray_gpus=None),
+        checks.check_environment(settings.env.id, environment, None),
+        *model_findings,
+    ]
+    return Section(f"this machine, {settings.env.id}, run in {directory}", findings)
 
 
 def try_environment(settings: Settings, timeout_s: float) -> dict[str, Any]:
@@ -129,14 +108,12 @@ def try_environment(settings: Settings, timeout_s: float) -> dict[str, Any]:
 
 
 def _send_facts(pipe: Connection, settings: dict[str, Any]) -> None:
-    os.environ.setdefault(
-        "XDG_RUNTIME_DIR", tempfile.gettempdir()
-    )  # else SDL complains on stderr, of nothing that matters
+    os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())  # SDL complains on stderr without it
     pipe.send(environment_facts(settings))
 
 
-def _join(address: str) -> str:
-    """Join a cluster and return where its dashboard listens, "" if it has none.
+def _examine_cluster(settings: Settings, directory: str, address: str) -> list[Section]:
+    """Join a cluster and examine it.
 
     Raises:
         UserError: if it does not answer.
@@ -150,4 +127,9 @@ def _join(address: str) -> str:
     except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"flag --address: no Ray cluster answers at '{address}': {reason}") from None
-    return str(context.dashboard_url or "")
+    from dreamfleet.deploy.doctor.cluster import examine_cluster
+
+    try:
+        return examine_cluster(settings, directory, str(context.dashboard_url or ""))
+    finally:
+        ray.shutdown()

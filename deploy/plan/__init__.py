@@ -1,1 +1,1 @@
-"""`dreamfleet plan`: what a run will move, hold and take, worked out or measured beforehand."""
+"""`dreamfleet plan`: what a run moves and holds, how long it takes, and what limits it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,22 +12,25 @@ from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.fleet.ledger import TrainRatio
 from dreamfleet.deploy.plan.footprint import Footprint, footprint_of
 from dreamfleet.deploy.plan.rates import Known, Rates, measure_actor, rates_of_run
+from dreamfleet.deploy.plan.table import counted, number, table, wrap
 from dreamfleet.deploy.plan.traffic import (
     GIGABIT,
-    Flow,
     Limit,
+    Speeds,
+    Work,
     actors_wanted,
     fed_updates,
     flow,
+    forecast,
     limits,
     wanted_env_steps,
 )
 from dreamfleet.deploy.run_directory import RunDirectory
 
+MEASURED_S = 6.0
+"""Seconds for which an actor is measured, if nobody says how fast it is."""
 SUPPOSED_UPDATES_PER_S = (1.0, 3.0, 10.0, 30.0, 100.0)
 """Columns of the table where nobody knows how fast the learner is."""
-WIDTH = 100
-_LABEL, _COLUMN, _FIGURE = 34, 13, 21
 
 
 def plan(
@@ -43,8 +45,8 @@ def plan(
     Args:
         settings: resolved.
         run: a run whose rates are taken; flags win over them.
-        env_steps_per_s: of one actor; measured here for some seconds if neither flag nor run tells it.
-        updates_per_s: of the learner; if nobody tells it, the table is made for several.
+        env_steps_per_s: of one actor; measured here for some seconds if it is in neither flag nor run.
+        updates_per_s: of the learner; if it is unknown, the table is made for several.
         compression: raw bytes per stored byte; measured here like `env_steps_per_s`.
 
     Raises:
@@ -52,48 +54,56 @@ def plan(
     """
     if settings.train.dataset:
         raise UserError(f"train.dataset {settings.train.dataset}: a run without actors has no traffic to plan.")
-    given = Rates(
-        Known(env_steps_per_s, "--env-steps-per-s"),
-        Known(updates_per_s, "--updates-per-s"),
-        Known(compression, "--compression"),
-    )
-    rates, spaces = _rates(settings, given, RunDirectory(run).existing() if run else None)
-    assert rates.compression.value
-    footprint = footprint_of(settings, spaces, rates.compression.value)
-    print("\n".join(describe(settings, footprint, rates)))
+    flags = {"env-steps-per-s": env_steps_per_s, "updates-per-s": updates_per_s, "compression": compression}
+    rates = Rates(*(Known(value, f"--{flag}") if value is not None else None for flag, value in flags.items()))
+    rates, spaces = _complete(rates, settings, RunDirectory(run).existing() if run else None)
+    assert rates.compression
+    print("\n".join(describe(settings, footprint_of(settings, spaces, rates.compression.value), rates)))
     return 0
 
 
 def describe(settings: Settings, footprint: Footprint, rates: Rates) -> list[str]:
     """Return the plan's lines: rates, traffic, memory, limits and what follows from them."""
-    steps, updates = rates.steps_per_actor.value, rates.updates_per_s.value
-    assert steps
-    actors = _actors(settings, steps, updates)
-    found = limits(settings, footprint, actors, steps, updates)
-    learner, env = settings.learner, settings.env.id
+    assert rates.steps_per_actor
+    steps, updates = rates.steps_per_actor.value, rates.updates_per_s.value if rates.updates_per_s else None
+    count, learner = settings.actors.count, settings.learner
+    some = "as many actors as there is room for" if count == "auto" else counted(int(count), "actor")
+    if isinstance(count, str):
+        count = actors_wanted(settings, updates, steps) if updates else 1
+    found = limits(settings, footprint, count, steps, updates)
+    saturating = [(limit.name, f"{number(limit.updates_per_s)} updates/s", limit.because) for limit in found]
+    heading = (
+        f"plan: {settings.env.id}, batches of {learner.batch_size} × {learner.sequence_length}, train ratio "
+        f"{settings.train.ratio:g}, {some}, of {counted(settings.actors.environments, 'environment')} each"
+    )
     return [
-        f"plan: {env}, batches of {learner.batch_size} × {learner.sequence_length}, train ratio "
-        f"{settings.train.ratio:g}, {_actors_wanted(settings)}",
+        *wrap(heading, hang=2),
         "",
-        *_rate_lines(rates),
+        *table(_rate_rows(rates)),
         "",
-        *_traffic_lines(settings, footprint, steps, updates, actors),
+        *table(_traffic_rows(settings, footprint, steps, updates, count), right=True),
         "",
-        *_memory_lines(settings, footprint, actors),
+        *table(_memory_rows(settings, footprint, count)),
         "",
-        *_limit_lines(found),
+        *table([("what saturates, first to last", "at", "because"), *saturating]),
         "",
-        *[line for sentence in _sentences(settings, footprint, actors, steps, updates, found)
-          for line in textwrap.wrap(sentence, WIDTH, subsequent_indent="  ")],
-    ]  # fmt: skip
+        *(
+            line
+            for text in _conclusions(settings, footprint, count, steps, updates, found)
+            for line in wrap(text, hang=2)
+        ),
+    ]
 
 
-def _rates(settings: Settings, given: Rates, run: RunDirectory | None) -> tuple[Rates, Spaces]:
+def _complete(rates: Rates, settings: Settings, run: RunDirectory | None) -> tuple[Rates, Spaces]:
     """Return the rates, each from the first that knows it: flags, run, measuring; and the environment's spaces."""
-    rates = given.or_else(rates_of_run(run)) if run else given
-    if rates.steps_per_actor.value is None or rates.compression.value is None:
-        measured, spaces = measure_actor(settings)
-        return rates.or_else(measured), spaces
+    if run:
+        rates = rates.or_else(rates_of_run(run))
+    if not rates.steps_per_actor or not rates.compression:
+        spaces, found, _ = measure_actor(settings, MEASURED_S, on_model=False)
+        how = f"measured here: {found.steps:,} steps in {found.seconds:.1f} s, compressing included"
+        compression = Known(found.raw_bytes / found.stored_bytes, "measured here, on those steps")
+        return rates.or_else(Rates(Known(found.rate, how), None, compression)), spaces
     if run:
         return rates, run.spaces()
     from dreamfleet.actors.environments.make import probe_environment
@@ -101,161 +111,102 @@ def _rates(settings: Settings, given: Rates, run: RunDirectory | None) -> tuple[
     return rates, probe_environment(settings.env)
 
 
-def _actors(settings: Settings, steps: float, updates: float | None) -> int:
-    """Return how many actors the settings ask for; `auto`: as many as keep the learner busy, 1 if that is not known."""
-    if isinstance(settings.actors.count, int):
-        return settings.actors.count
-    return actors_wanted(settings, updates, steps) if updates else 1
-
-
-def _actors_wanted(settings: Settings) -> str:
-    """Return in words how many actors the settings ask for, and of how many environments."""
-    count, environments = settings.actors.count, settings.actors.environments
-    some = "as many actors as there is room for" if count == "auto" else f"{count} actor{'s' * (count != 1)}"
-    return f"{some}, of {environments} environment{'s' * (environments != 1)} each"
-
-
-def _rate_lines(rates: Rates) -> list[str]:
-    rows = [
-        ("one actor", rates.steps_per_actor, "{} env steps/s"),
-        ("the learner", rates.updates_per_s, "{} updates/s"),
-        ("compression", rates.compression, "{} times"),
-    ]
-    lines = [f"{'rate':<{_LABEL}}{'':<{_FIGURE}}from"]
-    for name, known, form in rows:
-        text = form.format(_figure(known.value)) if known.value is not None else "unknown"
-        lines.append(f"{name:<{_LABEL}}{_padded(text)}{known.source if known.value is not None else 'nowhere'}")
-    return lines
-
-
-def _traffic_lines(
-    settings: Settings, footprint: Footprint, steps: float, updates: float | None, actors: int
-) -> list[str]:
-    """Return the table of edges: with these actors and with a learner that is busy, or for several learners."""
-    if updates is None:
-        columns = [flow(settings, footprint, rate) for rate in SUPPOSED_UPDATES_PER_S]
-        heads = ["a learner of", *[""] * (len(columns) - 1)]
-    else:
-        now = min(updates, fed_updates(settings, actors * steps))
-        columns = [flow(settings, footprint, rate) for rate in dict.fromkeys((now, updates))]
-        heads = [f"{actors} actor{'s' * (actors > 1)}", "learner busy"][-len(columns) :]
-    needed = [actors_wanted(settings, column.updates_per_s, steps) for column in columns]
-    return [
-        _row("traffic", heads),
-        _row("updates/s", [_figure(column.updates_per_s) for column in columns]),
-        _row("env steps/s that the ratio wants", [_figure(column.env_steps_per_s) for column in columns]),
-        _row(f"actors for that, of {_figure(steps)}/s", [f"{count:,}" for count in needed]),
-        *_edge_rows(columns),
-        _row("orders of the driver's loop", [f"{_figure(column.orders_per_s)} /s" for column in columns]),
-    ]  # fmt: skip
-
-
-def _edge_rows(columns: Sequence[Flow]) -> list[str]:
-    rows = {
-        "actors → replay": [column.actors_to_replay for column in columns],
-        "replay → learner (within a node)": [column.replay_to_learner for column in columns],
-        "learner → each node with actors": [column.learner_to_node for column in columns],
-        "replay → disk": [column.replay_to_disk for column in columns],
-        "checkpoints → disk": [column.checkpoints_to_disk for column in columns],
+def _rate_rows(rates: Rates) -> list[tuple[str, str, str]]:
+    named = {
+        ("one actor", "env steps/s"): rates.steps_per_actor,
+        ("the learner", "updates/s"): rates.updates_per_s,
+        ("compression", "times"): rates.compression,
     }
-    return [_row(name, [f"{format_bytes(value)}/s" for value in values]) for name, values in rows.items()]
+    rows = [
+        (name, f"{number(known.value)} {unit}" if known else "unknown", known.source if known else "nowhere")
+        for (name, unit), known in named.items()
+    ]
+    return [("rate", "", "from"), *rows]
 
 
-def _memory_lines(settings: Settings, footprint: Footprint, actors: int) -> list[str]:
-    learner = settings.learner
-    batch = f"a batch is {format_bytes(footprint.batch_packed)} packed, {format_bytes(footprint.batch_raw)} unpacked"
+def _traffic_rows(
+    settings: Settings, footprint: Footprint, steps: float, updates: float | None, actors: int
+) -> list[list[str]]:
+    """Return what flows: with these actors and with a learner that is busy, or for several learners."""
+    if updates is None:
+        rates: Sequence[float] = SUPPOSED_UPDATES_PER_S
+        heads = ["a learner of", *[""] * (len(rates) - 1)]
+    else:
+        rates = list(dict.fromkeys((min(updates, fed_updates(settings, actors * steps)), updates)))
+        heads = [counted(actors, "actor"), "learner busy"][-len(rates) :]
+    flows = [flow(settings, footprint, rate) for rate in rates]
+    edges = [[edge, *(f"{format_bytes(each.bytes_per_s[edge])}/s" for each in flows)] for edge in flows[0].bytes_per_s]
+    needed = [f"{actors_wanted(settings, rate, steps):,}" for rate in rates]
     return [
-        f"{'memory and disk':<{_LABEL}}at most",
-        _size("object store, learner's node", footprint.object_store(settings, actors),
-              f"{learner.prefetch + 1} packed batches, chunks under way, 2 weights"),
-        _size("weights, one version", footprint.weights, "once on each node with actors"),
-        _size("learner's batches", footprint.host_batches(settings), batch),
-        _size("training, on its device", footprint.training, f"{footprint.parameters:,} parameters; an estimate"),
-        _size("replay's index", footprint.index(settings), "when the replay is full"),
-        _size("replay and checkpoints on disk", footprint.disk(settings),
-              f"a step is {format_bytes(footprint.raw_step)}, {format_bytes(footprint.stored_step)} stored"),
-    ]  # fmt: skip
+        ["traffic", *heads],
+        ["updates/s", *map(number, rates)],
+        ["env steps/s that the ratio wants", *(number(each.env_steps_per_s) for each in flows)],
+        [f"actors for that, of {number(steps)}/s", *needed],
+        *edges,
+        ["orders of the driver's loop", *(f"{number(each.orders_per_s)} /s" for each in flows)],
+    ]
 
 
-def _limit_lines(found: Sequence[Limit]) -> list[str]:
-    lines = [f"{'what saturates, first to last':<{_LABEL}}{'at':<{_FIGURE}}because"]
-    return lines + [f"{limit.name:<{_LABEL}}{_padded(_rate(limit.updates_per_s))}{limit.because}" for limit in found]
+def _memory_rows(settings: Settings, footprint: Footprint, actors: int) -> list[tuple[str, str, str]]:
+    compressed, raw = format_bytes(footprint.compressed_batch), format_bytes(footprint.raw_batch)
+    raw_step, stored_step = format_bytes(footprint.raw_step), format_bytes(footprint.stored_step)
+    model, batches = footprint.model, f"{settings.learner.prefetch + 1} compressed batches"
+    object_store = footprint.object_store(settings, actors)
+    sizes = [
+        ("object store, learner's node", object_store, f"{batches}, chunks in flight, weights twice"),
+        ("weights, one version", model.weights, "once on each node with actors"),
+        ("learner's batches", footprint.learner_batches(settings), f"a batch is {compressed} compressed, {raw} raw"),
+        ("training, on its device", model.training, f"{model.parameters:,} parameters; an estimate"),
+        ("replay's index", footprint.index(settings), "when the replay is full"),
+        ("replay and checkpoints on disk", footprint.disk(settings), f"a step is {raw_step}, {stored_step} stored"),
+    ]
+    return [("memory and disk", "at most", ""), *((name, format_bytes(size), text) for name, size, text in sizes)]
 
 
-def _sentences(
+def _conclusions(
     settings: Settings, footprint: Footprint, actors: int, steps: float, updates: float | None, found: Sequence[Limit]
 ) -> list[str]:
-    """Return what follows from the tables, in words."""
-    brought, ratio = actors * steps, settings.train.ratio
-    fed = fed_updates(settings, brought)
+    """Return what follows from the tables, in sentences."""
+    fed = fed_updates(settings, actors * steps)
     have = (
-        f"{_actors_of(actors, steps)} {'bring' if actors > 1 else 'brings'} {_figure(brought)} env "
-        f"steps/s, which feed {_figure(fed)} updates/s"
+        f"{_actors_of(actors, steps)} {'bring' if actors > 1 else 'brings'} {number(actors * steps)} env steps/s, "
+        f"which feed {number(fed)} updates/s"
     )
-    others = [limit for limit in found if limit.name not in ("the actors", "the learner")]
+    other = next(limit for limit in found if limit.name not in ("the actors", "the learner"))
     if updates is None:
         return [
             f"{have}.",
             "The learner's speed is not known: give --updates-per-s, or --run with a run of these settings.",
-            f"Beside actors and learner, the first to saturate is {_limit_sentence(others[0])}",
+            f"Beside actors and learner, the first to saturate is {_limit(other)}",
         ]
     wanted, needed = wanted_env_steps(settings, updates), actors_wanted(settings, updates, steps)
-    lines = [f"One learner at {_figure(updates)} updates/s and ratio {ratio:g} wants {_figure(wanted)} env steps/s: "
-             f"{_actors_of(needed, steps)}."]  # fmt: skip
-    if fed >= updates:
-        lines.append(f"{have}: the learner is busy, and the actors wait {1 - updates / fed:.0%} of the time.")
-    else:
-        lines.append(f"{have}: the actors are busy, and the learner waits {1 - fed / updates:.0%} of the time.")
-    lines.append(f"First to saturate: {_limit_sentence(found[0])}")
-    if others[0] is not found[0]:
-        lines.append(f"Beside actors and learner: {_limit_sentence(others[0])}")
-    lines += _weights_sentence(settings, footprint, updates)
-    return [*lines, _time_sentence(settings, brought, min(updates, *(limit.updates_per_s for limit in found)))]
-
-
-def _weights_sentence(settings: Settings, footprint: Footprint, updates: float) -> list[str]:
-    per_node = flow(settings, footprint, updates).learner_to_node
-    nodes = int(GIGABIT / per_node)
-    if nodes > 1000:
-        return []
-    return [f"Weights of {format_bytes(footprint.weights)} every {settings.learner.publish_every} updates: 1 Gbit/s "
-            f"out of the learner's node serves {nodes} nodes."]  # fmt: skip
-
-
-def _time_sentence(settings: Settings, brought: float, updates: float) -> str:
+    busy, waiting = ("learner is", "actors wait") if fed >= updates else ("actors are", "learner waits")
+    sentences = [
+        f"One learner at {number(updates)} updates/s and ratio {settings.train.ratio:g} wants {number(wanted)} env "
+        f"steps/s: {_actors_of(needed, steps)}.",
+        f"{have}: the {busy} busy, and the {waiting} {1 - min(fed, updates) / max(fed, updates):.0%} of the time.",
+        f"First to saturate: {_limit(found[0])}",
+    ]
+    if other is not found[0]:
+        sentences.append(f"Beside actors and learner: {_limit(other)}")
+    weights, every = footprint.model.weights, settings.learner.publish_every
+    nodes = int(GIGABIT / (updates / every * weights))
+    if nodes <= 1000:
+        sent = f"Weights of {format_bytes(weights)} every {every} updates"
+        sentences.append(f"{sent}: 1 Gbit/s out of the learner's node serves {nodes} nodes.")
     ratio = TrainRatio.of(settings)
-    seconds = max(ratio.env_steps / brought, ratio.prefill / brought + ratio.updates / updates)
-    return (
+    speeds = Speeds(steps, steps, 1 / found[0].updates_per_s, actors)
+    time = forecast(Work.left(ratio, env_steps=0, updates=0), speeds, inline=False)
+    sentences.append(
         f"At that the whole run, {ratio.env_steps:,} env steps and {ratio.updates:,} updates, takes about "
-        f"{format_duration(seconds)}, of which the prefill {format_duration(ratio.prefill / brought)}."
+        f"{format_duration(time.seconds)}, of which the prefill {format_duration(time.prefill_s)}."
     )
+    return sentences
 
 
-def _limit_sentence(limit: Limit) -> str:
-    return f"{limit.name}, at {_rate(limit.updates_per_s)}. What carries more: {limit.change}."
+def _limit(limit: Limit) -> str:
+    return f"{limit.name}, at {number(limit.updates_per_s)} updates/s. What carries more: {limit.remedy}."
 
 
 def _actors_of(count: int, steps: float) -> str:
-    return f"{count:,} actors of {_figure(steps)}/s each" if count > 1 else f"1 actor of {_figure(steps)}/s"
-
-
-def _rate(updates_per_s: float) -> str:
-    return f"{_figure(updates_per_s)} updates/s"
-
-
-def _figure(value: float) -> str:
-    """Return a number with three digits, or with all before the point if these are more."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _padded(text: str) -> str:
-    """Return a cell of a table's second column, which never touches the third."""
-    return f"{text:<{_FIGURE - 1}} "
-
-
-def _row(name: str, cells: Sequence[str]) -> str:
-    return f"{name:<{_LABEL}}" + "".join(f" {cell:>{_COLUMN - 1}}" for cell in cells)
-
-
-def _size(name: str, count: float, note: str) -> str:
-    return f"{name:<{_LABEL}}{format_bytes(count):<11} {note}"
+    return f"{counted(count, 'actor')} of {number(steps)}/s{' each' * (count > 1)}"

@@ -1,51 +1,53 @@
-"""The rates that a plan starts from: given by flags, read from a run's metrics, or measured here for a few seconds."""
+"""Rates of actors and learner: read from a run's metrics, or measured here for a few seconds, with nothing stored."""
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import count
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
 
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.settings.schema import Settings
+from dreamfleet.deploy.plan.footprint import made_up_batch
 from dreamfleet.deploy.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from dreamfleet.actors.collector import Collector
+    from dreamfleet.learner.hardware import Hardware
 
 MEASURED_STEPS = 512
-"""Environment steps after which measuring ends; `MEASURED_S` ends it earlier, after the order then at work."""
-MEASURED_S = 6.0
+"""Environment steps after which measuring an actor ends, if its time is not over before."""
+MOST_UPDATES = 20
 MOST_WAITING = 0.9
 """A row in which somebody waited for more than this share of the time says little of how fast it could be."""
 
 
-@dataclass(frozen=True)
-class Known:
-    """A figure and where it is from; None if nobody knows."""
+class Known(NamedTuple):
+    """A figure and where it is from."""
 
-    value: float | None
+    value: float
     source: str
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Environment steps per second of one actor, updates per second of the learner, raw bytes per stored byte."""
+    """Environment steps/s of one actor, updates/s of the learner, raw bytes per stored byte; None if unknown."""
 
-    steps_per_actor: Known
-    updates_per_s: Known
-    compression: Known
+    steps_per_actor: Known | None
+    updates_per_s: Known | None
+    compression: Known | None
 
     def or_else(self, other: Rates) -> Rates:
-        """Return these rates, those that nobody knows taken from `other`."""
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return Rates(*(mine if mine.value is not None else theirs for mine, theirs in pairs))
+        """Return these rates, those that are unknown taken from `other`."""
+        return Rates(*(mine or theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
 def rates_of_run(run: RunDirectory) -> Rates:
@@ -54,40 +56,21 @@ def rates_of_run(run: RunDirectory) -> Rates:
     Raises:
         UserError: if its metrics cannot be read.
     """
-    rows = _rows(run.metrics_file)
+    rows = _rows(run)
     collecting = [row for row in rows if row.get("fleet/actors")]
-    actor = [rate / row["fleet/actors"] for row in collecting
-             if (rate := _unhindered(row, "env_steps_per_s", "actors_wait_fraction"))]  # fmt: skip
-    learner = [rate for row in rows if (rate := _unhindered(row, "updates_per_s", "learner_wait_fraction"))]
-    stored = [row["replay/bytes_raw"] / row["replay/bytes_stored"] for row in rows
-              if row.get("replay/bytes_raw") and row.get("replay/bytes_stored")]  # fmt: skip
-    nowhere = f"not in {run.metrics_file.name}"
+    fleets = [(row["fleet/actors"], _unhindered(row, "env_steps_per_s", "actors_wait_fraction")) for row in collecting]
+    learner = [_unhindered(row, "updates_per_s", "learner_wait_fraction") for row in rows]
+    sizes = [(row.get("replay/bytes_raw"), row.get("replay/bytes_stored")) for row in rows]
+    compression = [raw / stored for raw, stored in sizes if raw and stored]
     return Rates(
-        Known(statistics.median(actor), f"the run: {len(actor)} rows, waiting left out") if actor
-        else Known(None, nowhere),
-        Known(statistics.median(learner), f"the run: {len(learner)} rows, waiting left out") if learner
-        else Known(None, nowhere),
-        Known(stored[-1], "the run: its replay at the last row") if stored else Known(None, nowhere),
-    )  # fmt: skip
+        _median([rate / actors for actors, rate in fleets if rate]),
+        _median([rate for rate in learner if rate]),
+        Known(compression[-1], "the run: its replay at the last row") if compression else None,
+    )
 
 
-def measure_actor(settings: Settings) -> tuple[Rates, Spaces]:
-    """Collect by chance for a few seconds in this process, as an actor does, and store nothing.
-
-    Raises:
-        UserError: if the environment cannot be made or fails.
-    """
-    with measuring_collector(settings) as collector:
-        found = time_collecting(collector, settings)
-    return Rates(
-        Known(found.rate, f"{found.words}, compressing included"), Known(None, "not measured"),
-        Known(found.raw_bytes / found.stored_bytes, "measured here, on those steps"),
-    ), collector.spaces  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Collected:
-    """What a measurement collected: environment steps, the seconds they took, and their bytes."""
+class Collected(NamedTuple):
+    """Environment steps that were collected, the seconds they took, and their bytes."""
 
     steps: int
     seconds: float
@@ -99,65 +82,176 @@ class Collected:
         """Environment steps per second."""
         return self.steps / self.seconds
 
-    @property
-    def words(self) -> str:
-        """How it was found."""
-        return f"measured here: {self.steps:,} steps in {self.seconds:.1f} s"
 
+def measure_actor(settings: Settings, seconds: float, on_model: bool) -> tuple[Spaces, Collected, Collected]:
+    """Return what an actor collects with random actions, and on a model that has learnt nothing.
 
-@contextmanager
-def measuring_collector(settings: Settings) -> Iterator[Collector]:
-    """Give an actor's collector that stores nothing.
+    It runs in this process, on one thread, as actors do.
+
+    Args:
+        settings: the run's.
+        seconds: after which each measurement ends, when the order then at work is done.
+        on_model: measure this too; if not, the second result is the first.
 
     Raises:
         UserError: if the environment cannot be made or fails.
     """
     from dreamfleet.actors.collector import build_collector
     from dreamfleet.actors.environment_batch import EnvironmentFailedError
+    from dreamfleet.common.acting.agent_networks import AgentNetworks, flatten
 
-    collector = build_collector(settings, actor=0, incarnation=0, writer=_Nowhere())
+    collector = build_collector(settings, actor=0, incarnation=0, writer=_Discard())
     try:
-        yield collector
+        with _threads(1):
+            random = _collect(collector, settings, seconds)
+            if not on_model:
+                return collector.spaces, random, random
+            collector.adopt(0, flatten(AgentNetworks(collector.spaces, settings).acting_parameters()))
+            return collector.spaces, random, _collect(collector, settings, seconds)
     except EnvironmentFailedError as error:
         raise UserError(f"env.id '{settings.env.id}' failed while it was measured: {error}") from error
     finally:
         collector.close()
 
 
-def time_collecting(collector: Collector, settings: Settings, most_s: float = MEASURED_S) -> Collected:
-    """Give an actor's orders to a collector for a few seconds, with the policy that it has."""
+class UpdateTime(NamedTuple):
+    """Seconds of an update with a whole batch; the sequences of the greatest batch measured, and how many were.
+
+    If `batch` is smaller than the settings' batch, `seconds` is extrapolated.
+    """
+
+    seconds: float
+    batch: int
+    updates: int
+
+
+def measure_updates(settings: Settings, spaces: Spaces, busy_cores: int, seconds: float) -> tuple[UpdateTime, Hardware]:
+    """Return what an update takes on this machine, without compiling, on made-up batches, and on which hardware.
+
+    Args:
+        settings: the run's.
+        spaces: of its environment.
+        busy_cores: cores of this machine that actors keep busy.
+        seconds: see `fit_update_time`.
+
+    Raises:
+        UserError: if a GPU is asked for and there is none.
+    """
+    from dreamfleet.learner.hardware import choose_hardware
+
+    with _threads(torch.get_num_threads()):
+        hardware = choose_hardware(settings.learner.model_copy(update={"compile": False}), busy_cores)
+        update = _updater(settings, spaces, hardware)
+        return fit_update_time(update, settings.learner.batch_size, seconds), hardware
+
+
+def fit_update_time(update: Callable[[int], None], wanted: int, most_s: float) -> UpdateTime:
+    """Return what an update with a batch of `wanted` sequences takes.
+
+    Batches of 1, 2, 4 … sequences are measured, up to `wanted`, as long as there is time: the time of a greater one is
+    found by drawing a line through the last two.
+
+    Args:
+        update: makes one update with a batch of the given number of sequences.
+        wanted: sequences.
+        most_s: seconds; the first two updates, of one sequence, may take longer.
+    """
+    begun = perf_counter()
+    update(1)  # what is made once and never again does not count
+    size, took = 1, _seconds_of(update, 1)
+    smaller = slope = 0.0
+    while size < wanted and perf_counter() - begun + 2 * took < most_s:
+        next_size = min(2 * size, wanted)
+        smaller, before = took, size
+        took, size = _seconds_of(update, next_size), next_size
+        slope = (took - smaller) / (size - before)
+    if size < wanted:
+        # A further sequence costs no less than nothing, and no more than the sequences before it did.
+        slope = min(max(slope, 0.0), took / size) if smaller else took / size
+        return UpdateTime(took + slope * (wanted - size), size, 1)
+    times = [took]
+    while len(times) < MOST_UPDATES and perf_counter() - begun + took < most_s / 2:
+        times.append(_seconds_of(update, size))
+    return UpdateTime(statistics.median(times), size, len(times))
+
+
+def _collect(collector: Collector, settings: Settings, seconds: float) -> Collected:
+    """Give an actor's orders to a collector, with the policy that it has."""
     order = settings.actors.steps_per_order * settings.actors.environments
     steps = raw = stored = 0
     began = perf_counter()
-    while steps < MEASURED_STEPS and perf_counter() - began < most_s:
+    while steps < MEASURED_STEPS and perf_counter() - began < seconds:
         report = collector.collect(order)
         steps, raw, stored = steps + order, raw + report.raw_bytes, stored + report.stored_bytes
     return Collected(steps, perf_counter() - began, raw, stored)
 
 
-class _Nowhere:
-    """A sink that keeps nothing."""
+class _Discard:
+    """Takes a collector's chunks and stores nothing."""
 
-    def append(self, record: bytes) -> None:
-        """Take a record."""
+    def append(self, chunk: bytes, /) -> None:
+        pass
 
     def flush(self, timeout_s: float) -> None:
-        """Return."""
+        pass
+
+
+def _updater(settings: Settings, spaces: Spaces, hardware: Hardware) -> Callable[[int], None]:
+    """Return a function that makes an update with a batch of the given number of sequences, and waits for it."""
+    from dreamfleet.common.acting.agent_networks import AgentNetworks
+    from dreamfleet.learner.behaviour.actor_critic import ActorCritic
+    from dreamfleet.learner.updater import Stopwatch, Updater
+
+    agent = AgentNetworks(spaces, settings).to(hardware.device)
+    learns = settings.behaviour.kind == "actor_critic"
+    actor_critic = ActorCritic(agent, settings).to(hardware.device) if learns else None
+    updater = Updater(agent, actor_critic, settings, hardware)
+    batch = made_up_batch(settings, spaces)
+    numbers = count(1)
+
+    def update(size: int) -> None:
+        part = {name: tensor[:size].to(hardware.device) for name, tensor in batch.items()}
+        updater.update(next(numbers), part, Stopwatch())
+        if hardware.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return update
+
+
+def _seconds_of(update: Callable[[int], None], size: int) -> float:
+    begun = perf_counter()
+    update(size)
+    return perf_counter() - begun
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Compute on this number of threads in the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _median(rates: list[float]) -> Known | None:
+    return Known(statistics.median(rates), f"the run: {len(rates)} rows, waiting left out") if rates else None
 
 
 def _unhindered(row: dict[str, Any], rate: str, wait: str) -> float | None:
-    """Return the rate that a row tells, had nobody waited; None if it tells none."""
+    """Return the rate that a row would tell, had nobody waited; None if it tells none."""
     value, waited = row.get(f"fleet/{rate}"), row.get(f"fleet/{wait}") or 0.0
     return value / (1 - waited) if value and waited <= MOST_WAITING else None
 
 
-def _rows(file: Path) -> list[dict[str, Any]]:
+def _rows(run: RunDirectory) -> list[dict[str, Any]]:
     """Return the rows of metrics; a last one that is being written is left out."""
+    file = run.metrics_file
     try:
         lines = file.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"flag --run: {file} cannot be read: {error}.") from None
-    try:
-        return [json.loads(line) for line in lines if line.endswith("\n")]
     except ValueError as error:
         raise UserError(f"flag --run: {file} is damaged: {error}.") from None

@@ -1,4 +1,4 @@
-"""The traffic of a run: what flows over each edge at a rate of updates, and what saturates first. Pure arithmetic.
+"""The traffic, the limits and the time of a run: pure arithmetic.
 
 All of a run moves in step: at U updates/s of B sequences of T steps and train ratio X, the learner replays U·B·T
 steps/s, for which the actors collect S = U·B·T / X env steps/s. So every limit can be said in updates per second.
@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dreamfleet.common.settings.schema import Settings
+from dreamfleet.deploy.fleet.ledger import TrainRatio
 from dreamfleet.deploy.plan.footprint import Footprint
+from dreamfleet.deploy.plan.table import counted, number
 
 GIGABIT = 125e6
 """Bytes per second of 1 Gbit/s."""
@@ -28,142 +31,159 @@ SAMPLED_STEPS_PER_S = 75_900
 ORDERS_PER_S = 1_000
 """Orders that the driver's loop gives and takes a second: an assumption, from Ray's 1,400 calls/s on two slow cores."""
 
+_NETWORK = "a faster network, or smaller pictures"
+_REMEDIES = {
+    "the actors": "more actors, on more nodes",
+    "the learner": "a faster GPU, or a smaller train.ratio for more experience in the same time",
+    "storing in the replay": "more shards (replay.shards)",
+    "sampling from the replay": "a machine with faster cores for the learner",
+    "network of 1 Gbit/s": _NETWORK,
+    "network of 10 Gbit/s": _NETWORK,
+    "the disk": "a local SSD, or fewer checkpoints (records.checkpoint_every)",
+    "the driver's loop": "longer orders (actors.steps_per_order, actors.environments)",
+}
 
-@dataclass(frozen=True)
-class Flow:
-    """What flows when the learner makes `updates_per_s`; edges in bytes per second.
 
-    Attributes:
-        updates_per_s: U.
-        replayed_steps_per_s: U·B·T.
-        env_steps_per_s: S, what the train ratio wants for U.
-        actors_to_replay: compressed chunks.
-        replay_to_learner: packed batches, within the learner's node.
-        learner_to_node: weights, to each node that has actors.
-        replay_to_disk: chunks, written as they came.
-        checkpoints_to_disk: parameters and optimiser.
-        orders_per_s: what the driver's loop gives and takes.
-    """
+class Flow(NamedTuple):
+    """What flows at `updates_per_s`: env steps and orders of the driver's loop per second, bytes/s over each edge."""
 
     updates_per_s: float
-    replayed_steps_per_s: float
     env_steps_per_s: float
-    actors_to_replay: float
-    replay_to_learner: float
-    learner_to_node: float
-    replay_to_disk: float
-    checkpoints_to_disk: float
     orders_per_s: float
+    bytes_per_s: dict[str, float]
 
 
-@dataclass(frozen=True)
-class Limit:
-    """Something that saturates: its name, the updates per second that it carries, why, and what would carry more."""
+class Limit(NamedTuple):
+    """A part that saturates: the updates per second that it carries, why, and what carries more."""
 
     name: str
     updates_per_s: float
     because: str
-    change: str
+    remedy: str
 
 
 def flow(settings: Settings, footprint: Footprint, updates_per_s: float) -> Flow:
-    """Return what flows at so many updates per second."""
+    """Return what flows at this rate of updates."""
     env_steps_per_s = wanted_env_steps(settings, updates_per_s)
     stored = env_steps_per_s * footprint.stored_step
-    return Flow(
-        updates_per_s=updates_per_s,
-        replayed_steps_per_s=updates_per_s * _replayed(settings),
-        env_steps_per_s=env_steps_per_s,
-        actors_to_replay=stored,
-        replay_to_learner=updates_per_s * footprint.batch_packed,
-        learner_to_node=updates_per_s / settings.learner.publish_every * footprint.weights,
-        replay_to_disk=stored,
-        checkpoints_to_disk=updates_per_s / settings.records.checkpoint_every * footprint.checkpoint,
-        orders_per_s=updates_per_s * _orders_per_update(settings),
-    )
+    collected = settings.actors.steps_per_order * settings.actors.environments
+    orders = env_steps_per_s / collected + updates_per_s / settings.learner.updates_per_order
+    edges = {
+        "actors → replay": stored,
+        "replay → learner (within a node)": updates_per_s * footprint.compressed_batch,
+        "learner → each node with actors": updates_per_s / settings.learner.publish_every * footprint.model.weights,
+        "replay → disk": stored,
+        "checkpoints → disk": updates_per_s / settings.records.checkpoint_every * footprint.model.checkpoint,
+    }
+    return Flow(updates_per_s, env_steps_per_s, orders, edges)
 
 
 def wanted_env_steps(settings: Settings, updates_per_s: float) -> float:
     """Return S = U·B·T / X, the env steps per second that the train ratio wants."""
-    return updates_per_s * _replayed(settings) / settings.train.ratio
+    return updates_per_s * TrainRatio.of(settings).replayed_per_update / settings.train.ratio
 
 
 def fed_updates(settings: Settings, env_steps_per_s: float) -> float:
     """Return U = S·X / (B·T), the updates per second that the train ratio allows."""
-    return env_steps_per_s * settings.train.ratio / _replayed(settings)
+    return env_steps_per_s * settings.train.ratio / TrainRatio.of(settings).replayed_per_update
 
 
 def actors_wanted(settings: Settings, updates_per_s: float, steps_per_actor: float) -> int:
-    """Return how many actors of so many steps per second keep a learner of so many updates per second busy."""
+    """Return how many actors of `steps_per_actor` env steps/s keep a learner of `updates_per_s` busy."""
     return max(1, math.ceil(wanted_env_steps(settings, updates_per_s) / steps_per_actor - 1e-9))
 
 
 def limits(
     settings: Settings, footprint: Footprint, actors: int, steps_per_actor: float, updates_per_s: float | None
 ) -> list[Limit]:
-    """Return all that may saturate, what saturates first in front.
+    """Return all that may saturate, what saturates first in front; the learner only if its speed is known.
 
-    Args:
-        settings: the run's.
-        footprint: its sizes.
-        actors: how many there are.
-        steps_per_actor: env steps per second of one.
-        updates_per_s: of the learner, if known.
+    Steps bigger than the benchmark's take the replay longer by their bytes.
     """
-    rate = f"{steps_per_actor:,.0f}" if steps_per_actor >= 100 else f"{steps_per_actor:.3g}"
-    found = [
-        Limit("the actors", fed_updates(settings, actors * steps_per_actor),
-              f"{actors} × {rate} env steps/s", "more actors, on more nodes"),
-        *_replay_limits(settings, footprint),
-        *[_network_limit(settings, footprint, gigabits) for gigabits in (1, 10)],
-        Limit("the disk", DISK_BYTES_PER_S / _written_per_update(settings, footprint),
-              f"{DISK_BYTES_PER_S / 1e6:.0f} MB/s of replay and checkpoints (assumed)",
-              "a local SSD, or fewer checkpoints (records.checkpoint_every)"),
-        Limit("the driver's loop", ORDERS_PER_S / _orders_per_update(settings), f"{ORDERS_PER_S:,} orders/s (assumed)",
-              "longer orders (actors.steps_per_order, actors.environments)"),
-    ]  # fmt: skip
+    one, shards = flow(settings, footprint, 1.0), settings.replay.shards
+    written = one.bytes_per_s["replay → disk"] + one.bytes_per_s["checkpoints → disk"]
+    appended = shards * APPENDED_STEPS_PER_S * min(1.0, BENCH_STORED_STEP / footprint.stored_step)
+    sampled = SAMPLED_STEPS_PER_S * min(1.0, BENCH_RAW_STEP / footprint.raw_step)
+    sampled_updates = sampled / TrainRatio.of(settings).replayed_per_update
+    collected = {
+        "the actors": (actors * steps_per_actor, f"{actors} × {number(steps_per_actor)} env steps/s"),
+        "storing in the replay": (appended, f"{appended:,.0f} env steps/s by {counted(shards, 'shard')} (benchmark)"),
+    }
+    for gigabits in (1, 10):
+        sent = gigabits * GIGABIT / footprint.stored_step
+        collected[f"network of {gigabits} Gbit/s"] = (sent, f"{sent:,.0f} env steps/s into the learner's node")
+    disk = f"{DISK_BYTES_PER_S / 1e6:.0f} MB/s of replay and checkpoints (assumed)"
+    carried = {name: (fed_updates(settings, steps), because) for name, (steps, because) in collected.items()} | {
+        "sampling from the replay": (sampled_updates, f"{sampled:,.0f} steps/s to one reader (benchmark)"),
+        "the disk": (DISK_BYTES_PER_S / written, disk),
+        "the driver's loop": (ORDERS_PER_S / one.orders_per_s, f"{ORDERS_PER_S:,} orders/s (assumed)"),
+    }
     if updates_per_s is not None:
-        found.append(Limit("the learner", updates_per_s, "its own speed, while batches are there",
-                           "a faster GPU, or a smaller train.ratio for more experience in the same time"))  # fmt: skip
+        carried["the learner"] = (updates_per_s, "its own speed, while batches are there")
+    found = [Limit(name, updates, because, _REMEDIES[name]) for name, (updates, because) in carried.items()]
     return sorted(found, key=lambda limit: limit.updates_per_s)
 
 
-def _replay_limits(settings: Settings, footprint: Footprint) -> list[Limit]:
-    """Return what the replay stores and gives back; bigger steps than the benchmark's take longer by their bytes."""
-    shards = settings.replay.shards
-    appended = shards * APPENDED_STEPS_PER_S * min(1.0, BENCH_STORED_STEP / footprint.stored_step)
-    sampled = SAMPLED_STEPS_PER_S * min(1.0, BENCH_RAW_STEP / footprint.raw_step)
-    return [
-        Limit("storing in the replay", fed_updates(settings, appended),
-              f"{appended:,.0f} env steps/s by {shards} shard{'s' * (shards > 1)} (benchmark)",
-              "more shards (replay.shards)"),
-        Limit("sampling from the replay", sampled / _replayed(settings),
-              f"{sampled:,.0f} steps/s to one reader (benchmark)",
-              "a machine with faster cores for the learner"),
-    ]  # fmt: skip
+class Work(NamedTuple):
+    """What is left of a run: environment steps of the prefill and after it, and updates."""
+
+    prefill_steps: int
+    later_steps: int
+    updates: int
+
+    @staticmethod
+    def left(ratio: TrainRatio, env_steps: int, updates: int) -> Work:
+        """Return what is left after `env_steps` and `updates`."""
+        prefill = max(0, min(ratio.prefill, ratio.env_steps) - env_steps)
+        later = max(0, ratio.env_steps - max(env_steps, ratio.prefill))
+        return Work(prefill, later, max(0, ratio.updates - updates))
 
 
-def _network_limit(settings: Settings, footprint: Footprint, gigabits: int) -> Limit:
-    steps = gigabits * GIGABIT / footprint.stored_step
-    return Limit(f"network of {gigabits} Gbit/s", fed_updates(settings, steps),
-                 f"{steps:,.0f} env steps/s into the learner's node",
-                 "a faster network, or smaller pictures")  # fmt: skip
+@dataclass(frozen=True)
+class Speeds:
+    """What the parts of a run manage.
+
+    Attributes:
+        random: environment steps per second of one actor with random actions.
+        on_model: the same with actions of the model.
+        update_s: seconds of an update.
+        actors: how many collect at the same time; 0 if nothing is collected.
+        cores: CPU cores that all processes share; 0 if they are on several machines.
+        threads: cores that an update keeps busy; 0 on a GPU.
+    """
+
+    random: float
+    on_model: float
+    update_s: float
+    actors: int
+    cores: int = 0
+    threads: int = 0
 
 
-def _written_per_update(settings: Settings, footprint: Footprint) -> float:
-    """Return the bytes that go to the disk for each update."""
-    return (
-        wanted_env_steps(settings, 1.0) * footprint.stored_step
-        + footprint.checkpoint / settings.records.checkpoint_every
-    )
+class Forecast(NamedTuple):
+    """Seconds of the prefill and of the whole run, and what bounds them."""
+
+    prefill_s: float
+    seconds: float
+    bound: str
 
 
-def _replayed(settings: Settings) -> int:
-    """Return B·T, the steps that an update replays."""
-    return settings.learner.batch_size * settings.learner.sequence_length
+def forecast(work: Work, speeds: Speeds, inline: bool) -> Forecast:
+    """Return how long a run takes at least: the sum of its parts if inline, else what the slowest of them takes.
 
-
-def _orders_per_update(settings: Settings) -> float:
-    """Return how many orders of collecting and of training an update comes with."""
-    collected = settings.actors.steps_per_order * settings.actors.environments
-    return wanted_env_steps(settings, 1.0) / collected + 1 / settings.learner.updates_per_order
+    Training begins after the prefill, and runs beside collecting. On one machine all of it shares the cores: the
+    seconds of all processes together are no more than the cores have.
+    """
+    prefill = work.prefill_steps / speeds.random
+    collecting = prefill + work.later_steps / speeds.on_model
+    training = work.updates * speeds.update_s
+    if inline:
+        bound = "updates" if training > collecting else "collecting"
+        return Forecast(prefill, collecting + training, f"one after the other in one process, mostly {bound}")
+    at_once = max(1, min(speeds.actors, speeds.cores or speeds.actors))
+    bounds = {"the actors": collecting / at_once, "the learner": prefill / at_once + training}
+    if speeds.cores:
+        shared = (collecting + training * speeds.threads) / speeds.cores
+        bounds["the cores, which actors and learner share"] = shared
+    slowest = max(bounds, key=lambda name: bounds[name])
+    return Forecast(prefill / at_once, bounds[slowest], slowest)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -13,18 +10,22 @@ import yaml
 from dreamfleet.common.formatting import format_bytes, format_duration
 from dreamfleet.common.settings.resolve import leaves
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.deploy.doctor.check_node import free_memory
-from dreamfleet.deploy.plan.footprint import model_sizes, training_bytes
-from dreamfleet.deploy.plan.forecast import Forecast, Speeds, Work, forecast
-from dreamfleet.deploy.plan.rates import Collected
-from dreamfleet.deploy.run.action_doubts import doubts_of
+from dreamfleet.deploy.doctor.facts import usable_cores, usable_memory
+from dreamfleet.deploy.plan.footprint import model_sizes
+from dreamfleet.deploy.plan.rates import measure_actor, measure_updates
+from dreamfleet.deploy.plan.table import counted, number, table, wrap
+from dreamfleet.deploy.plan.traffic import Speeds, Work, forecast
+from dreamfleet.deploy.run.action_warnings import action_warnings
 from dreamfleet.deploy.run.prepare import RunSpec
 from dreamfleet.deploy.run.prepare_training import prepare_training
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.learner.checkpoints.store import CheckpointStore
 from dreamfleet.replay.report import count_steps
 
-_LABEL = 12
+ACTOR_S = 4.0
+"""Seconds after which each of the two measurements of an actor ends, when the order then at work is done."""
+UPDATES_S = 12.0
+"""Seconds that measuring updates may take, if a single sequence's does not take longer."""
 
 
 def dry_run(
@@ -38,65 +39,59 @@ def dry_run(
         run: its directory, which need not be there.
         settings: resolved.
         sources: what each setting came from, by dotted path; defaults are not in it.
-        inline: as in `train`; so is `address`.
-        address: a Ray cluster; what is measured is this machine all the same.
+        inline: as in `train`.
+        address: a Ray cluster; this machine is measured all the same.
 
     Raises:
         UserError: as `train`.
     """
-    plan = prepare_training(run, settings, inline, address)
-    known = _with_dataset(plan.settings, sources)
-    _say(_head(run, plan))
-    _say(["", "settings, and what each came from", *describe_sources(plan.settings, known, _width())])
-    for _, remark in plan.log_records:
-        _say([f"note: {remark}"])
-    _say([""])
-    work = _work(run, plan)
-    speeds = _measure(plan, inline, address)
+    spec = prepare_training(run, settings, inline, address)
+    groups, defaults = group_by_source(spec.settings, sources)
+    _print(
+        *_heading(spec),
+        "",
+        "settings, and what each came from",
+        *(line for source, found in groups.items() for line in wrap(f"{source}: {_sections(found)}", "  ", 4)),
+        f"  default: the other {defaults}, which `dreamfleet train --help` lists",
+        *(f"note: {text}" for _, text in spec.log_records),
+        "",
+    )
+    rows, speeds = _measure(spec, inline, address)
     if speeds:
-        _say(_time_lines(work, forecast(work, speeds, inline), plan.settings, address))
+        rows += _time(_work_left(spec), speeds, spec.settings, inline, address)
+    _print(*table(rows))
     return 0
 
 
-def describe_sources(settings: Settings, sources: Mapping[str, str], width: int) -> list[str]:
-    """Return the settings grouped by what they came from, in the order in which that was laid; defaults are counted.
+def group_by_source(settings: Settings, sources: Mapping[str, str]) -> tuple[dict[str, list[tuple[str, Any]]], int]:
+    """Return the settings (path and value) by what they came from, in the order in which it was laid; count the rest.
 
-    Of a run's config.yaml, which holds every setting, those that are as by default count as such.
-
-    Args:
-        settings: resolved.
-        sources: what each setting came from, by dotted path.
-        width: of a line, in characters.
+    The rest are as by default, some of them in a run's config.yaml, which holds every setting. A dataset brings its
+    environment.
     """
     default = dict(leaves(Settings().model_dump()))
+    brought = f"dataset {settings.train.dataset}" if settings.train.dataset else ""
     groups: dict[str, list[tuple[str, Any]]] = {source: [] for source in dict.fromkeys(sources.values())}
     rest = 0
     for path, value in leaves(settings.model_dump()):
-        source = sources.get(path)
+        source = brought if brought and path.startswith("env.") else sources.get(path)
         if source is None or (source.endswith("config.yaml") and default.get(path) == value):
             rest += 1
         else:
-            groups[source].append((path, value))
-    lines = []
-    for source, found in groups.items():
-        if found:
-            text = f"{source}: {'; '.join(_sections(found))}"
-            lines += textwrap.wrap(text, width, initial_indent="  ", subsequent_indent=" " * 6,
-                                   break_long_words=False, break_on_hyphens=False)  # fmt: skip
-    return [*lines, f"  default: the other {rest}, which `dreamfleet train --help` lists"]
+            groups.setdefault(source, []).append((path, value))
+    return {source: found for source, found in groups.items() if found}, rest
 
 
-def _sections(found: Sequence[tuple[str, Any]]) -> Iterator[str]:
-    """Yield the settings of each section in a line: `train: ratio 32, prefill 5000`."""
+def _sections(found: Sequence[tuple[str, Any]]) -> str:
+    """Return settings by their sections: `train: ratio 32, prefill 5000; learner: ...`."""
     sections: dict[str, list[str]] = {}
     for path, value in found:
         head, _, name = path.partition(".")
-        sections.setdefault(head if name else "", []).append(f"{name or head} {_shown(value)}")
-    for head, parts in sections.items():
-        yield f"{head}: {', '.join(parts)}" if head else ", ".join(parts)
+        sections.setdefault(f"{head}: " if name else "", []).append(f"{name or head} {_as_flag(value)}")
+    return "; ".join(head + ", ".join(parts) for head, parts in sections.items())
 
 
-def _shown(value: Any) -> str:
+def _as_flag(value: Any) -> str:
     """Return a value as a flag takes it."""
     if isinstance(value, float):
         return f"{value:g}"
@@ -104,124 +99,87 @@ def _shown(value: Any) -> str:
     return yaml.safe_dump(plain, default_flow_style=True, width=1 << 20).removesuffix("...\n").strip()
 
 
-def _with_dataset(settings: Settings, sources: Mapping[str, str]) -> dict[str, str]:
-    """Return the sources with a dataset's environment as what it brings."""
-    if not settings.train.dataset:
-        return dict(sources)
-    kept = {path: source for path, source in sources.items() if path.split(".")[0] != "env"}
-    brought = f"dataset {settings.train.dataset}"
-    return kept | {path: brought for path, _ in leaves({"env": settings.env.model_dump()})}
-
-
-def _head(run: RunDirectory, plan: RunSpec) -> list[str]:
-    learner, spaces, ratio = plan.settings.learner, plan.spaces, plan.ratio
-    observed = ", ".join(f"{spec.name} {'×'.join(map(str, spec.shape))} {spec.dtype}" for spec in spaces.observations)
+def _heading(spec: RunSpec) -> list[str]:
+    learner, spaces, ratio = spec.settings.learner, spec.spaces, spec.ratio
+    observed = ", ".join(
+        f"{entry.name} {'×'.join(map(str, entry.shape))} {entry.dtype}" for entry in spaces.observations
+    )
+    state = "exists and would be resumed" if spec.old else "is new"
     return [
-        f"dry run of {plan.settings.env.id} in {run.shown}, which {'is there and goes on' if plan.old else 'is new'}; "
-        "nothing is written",
+        f"dry run of {spec.settings.env.id} in {spec.run.shown}, which {state}; nothing is written",
         f"observes {observed}, acts by {spaces.action.in_words}",
-        *doubts_of(spaces.action),
+        *action_warnings(spaces.action),
         f"in all {ratio.env_steps:,} env steps and {ratio.updates:,} updates of {learner.batch_size} × "
         f"{learner.sequence_length}",
     ]
 
 
-def _work(run: RunDirectory, plan: RunSpec) -> Work:
+def _work_left(spec: RunSpec) -> Work:
     """Return what is left: all of it, for a run that is not there yet."""
-    updates = max(CheckpointStore(run.checkpoints, kept=1).numbers(), default=0) if plan.old else 0
-    if plan.settings.train.dataset:
-        return Work(0, 0, max(0, plan.ratio.updates - updates))
-    return Work.left(plan.ratio, count_steps(run.replay) if plan.old else 0, updates)
+    updates = max(CheckpointStore(spec.run.checkpoints, kept=1).numbers(), default=0) if spec.old else 0
+    if spec.settings.train.dataset:
+        return Work.left(spec.ratio, spec.ratio.env_steps, updates)
+    return Work.left(spec.ratio, count_steps(spec.run.replay) if spec.old else 0, updates)
 
 
-def _measure(plan: RunSpec, inline: bool, address: str | None) -> Speeds | None:
-    """Measure and say what was found; None where the model is too big to be tried here."""
-    from dreamfleet.deploy.plan.trial import measure_acting, measure_updates
-
-    settings, collects = plan.settings, not plan.settings.train.dataset
-    actors = _actors(settings) if collects else 0
-    by_chance = acting = None
-    if collects:
-        _say(["measuring an actor, for some 8 seconds at most ..."])
-        by_chance, acting = measure_acting(settings)
-        _say([_row("one actor", _actor_words(by_chance, acting, settings.behaviour.kind))])
-    too_big = _too_big(plan)
+def _measure(spec: RunSpec, inline: bool, address: str | None) -> tuple[list[tuple[str, str]], Speeds | None]:
+    """Return what was measured, in words and as numbers; no numbers where the model is too big to be tried here."""
+    settings, rows = spec.settings, []
+    actors, random_rate, model_rate = 0, 1.0, 1.0
+    if not settings.train.dataset:
+        count, kind = settings.actors.count, settings.behaviour.kind
+        actors = max(1, usable_cores() - 1) if isinstance(count, str) else count
+        _print(f"measuring an actor, for up to {2 * ACTOR_S:.0f} seconds ...")
+        _, random, on_model = measure_actor(settings, ACTOR_S, on_model=kind != "random")
+        random_rate, model_rate = random.rate, on_model.rate
+        acting = f", {number(model_rate)} on the model ({kind})" if kind != "random" else ""
+        rows.append(("one actor", f"{number(random_rate)} env steps/s with random actions{acting}"))
+    too_big = _too_big(spec)
     if too_big:
-        _say([_row("the learner", too_big)])
-        return None
-    _say(["measuring updates on batches that are made up, for some 12 seconds or a little more ..."])
+        return [*rows, ("the learner", too_big)], None
+    _print(f"measuring updates on made-up batches, for {UPDATES_S:.0f} seconds or a little more ...")
     busy = 0 if inline or address else actors
-    found, hardware = measure_updates(settings, plan.spaces, busy)
-    size = settings.learner.batch_size
+    found, hardware = measure_updates(settings, spec.spaces, busy, UPDATES_S)
+    size, on_cpu = settings.learner.batch_size, hardware.device.type == "cpu"
     how = (
-        f"median of {found.updates}" if found.batch == size else f"extrapolated to {size} sequences from {found.batch}"
+        f"median of {found.updates}" if found.batch == size else f"extrapolated to {size} from {found.batch} sequences"
     )
-    of = f"{hardware.device.type}, {hardware.threads} thread{'s' * (hardware.threads != 1)}"
-    eager = "; learner.compile is left out of this, and makes them quicker" if settings.learner.compile else ""
-    _say([_row("the learner", f"{_rate(1 / found.seconds)} updates/s on {of} ({how}){eager}")])
-    on_cpu = hardware.device.type == "cpu"
-    return Speeds(
-        by_chance.rate if by_chance else 1.0, acting.rate if acting else 1.0, found.seconds, actors,
-        0 if address else _cores(), hardware.threads if on_cpu else 0,
-    )  # fmt: skip
+    eager = "; without learner.compile, which makes them quicker" if settings.learner.compile else ""
+    of = f"{hardware.device.type}, {counted(hardware.threads, 'thread')}"
+    rows.append(("the learner", f"{number(1 / found.seconds)} updates/s on {of} ({how}){eager}"))
+    cores, threads = 0 if address else usable_cores(), hardware.threads if on_cpu else 0
+    return rows, Speeds(random_rate, model_rate, found.seconds, actors, cores, threads)
 
 
-def _actor_words(by_chance: Collected, acting: Collected, kind: str) -> str:
-    words = f"{_rate(by_chance.rate)} env steps/s by chance"
-    return words if kind == "random" else f"{words}, {_rate(acting.rate)} on the model ({kind})"
-
-
-def _too_big(plan: RunSpec) -> str:
+def _too_big(spec: RunSpec) -> str:
     """Return why updates are not tried here, "" if they are."""
     import torch
 
-    on_gpu = torch.cuda.is_available() and plan.settings.learner.device != "cpu"
-    free = torch.cuda.mem_get_info()[0] if on_gpu else free_memory()
-    needed = training_bytes(model_sizes(plan.settings, plan.spaces))
+    on_gpu = torch.cuda.is_available() and spec.settings.learner.device != "cpu"
+    free = torch.cuda.mem_get_info()[0] if on_gpu else usable_memory()[1]
+    needed = model_sizes(spec.settings, spec.spaces).training
     if free < 0 or needed < free:
         return ""
     return (
-        f"not measured: training takes about {format_bytes(needed)}, and {format_bytes(free)} are free here, so that "
-        "nothing can be said of the time"
+        f"not measured: training takes about {format_bytes(needed)}, and {format_bytes(free)} are free here, so the "
+        "time is unknown"
     )
 
 
-def _time_lines(work: Work, found: Forecast, settings: Settings, address: str | None) -> list[str]:
-    """Return how long it takes, what that is bound by, and what it does not count."""
-    if not (work.by_chance or work.acting or work.updates):
-        return [_row("time", "nothing is left to do")]
-    prefill = f", of which the prefill {format_duration(found.prefill_s)}" if work.by_chance else ""
-    left = f"{work.by_chance + work.acting:,} env steps and {work.updates:,} updates"
-    where = "" if not address else " if the cluster's machines are like this one"
-    apart = ["checkpoints", "pictures", *(["evaluations"] if settings.records.evaluate_every else [])]
+def _time(work: Work, speeds: Speeds, settings: Settings, inline: bool, address: str | None) -> list[tuple[str, str]]:
+    """Return how long the run takes, what bounds that, and what it does not count."""
+    if not any(work):
+        return [("time", "nothing is left to do")]
+    found = forecast(work, speeds, inline)
+    prefill = f", of which the prefill {format_duration(found.prefill_s)}" if work.prefill_steps else ""
+    left = f"{work.prefill_steps + work.later_steps:,} env steps and {work.updates:,} updates"
+    where = " if the cluster's machines are like this one" if address else ""
+    extra = ["checkpoints", "pictures", *(["evaluations"] if settings.records.evaluate_every else [])]
     return [
-        _row("time", f"about {format_duration(found.seconds)}{where} for {left}{prefill}"),
-        _row("", f"bound by {found.bound}; starting, {', '.join(apart)} come on top"),
+        ("time", f"about {format_duration(found.seconds)}{where} for {left}{prefill}"),
+        ("", f"bound by {found.bound}; starting, {', '.join(extra)} come on top"),
     ]
 
 
-def _actors(settings: Settings) -> int:
-    """Return how many actors collect; `auto`: as many as one machine like this holds."""
-    count = settings.actors.count
-    return max(1, _cores() - 1) if count == "auto" else count
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _rate(value: float) -> str:
-    """Return a number with three digits, or with all before the point if these are more."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _row(name: str, text: str) -> str:
-    return f"{name:<{_LABEL}} {text}"
-
-
-def _width() -> int:
-    return min(shutil.get_terminal_size((120, 40)).columns, 120)
-
-
-def _say(lines: Sequence[str]) -> None:
+def _print(*lines: str) -> None:
     print("\n".join(lines), flush=True)

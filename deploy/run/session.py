@@ -14,7 +14,7 @@ from dreamfleet.common.process_log import logged_once
 from dreamfleet.common.settings.resolve import changes
 from dreamfleet.deploy.fleet.ledger import SimulatorCount
 from dreamfleet.deploy.monitoring.console import Console, open_log
-from dreamfleet.deploy.run.action_doubts import doubts_of
+from dreamfleet.deploy.run.action_warnings import action_warnings
 from dreamfleet.deploy.run.prepare import RunSpec
 from dreamfleet.deploy.run.stop import StopRequest
 from dreamfleet.deploy.state import StateWriter, read_state
@@ -90,7 +90,7 @@ def _log_start(spec: RunSpec) -> None:
     spaces = spec.spaces
     shown = ", ".join(f"{entry.name} {'×'.join(map(str, entry.shape))} {entry.dtype}" for entry in spaces.observations)
     log.info("environment: %s, observes %s, acts by %s", spec.settings.env.id, shown, spaces.action.in_words)
-    for doubt in doubts_of(spaces.action):
-        log.warning("%s", doubt)
+    for warning in action_warnings(spaces.action):
+        log.warning("%s", warning)
     for level, line in logged_once():  # as the environment was tried, when no log was open yet
         log.log(level, "%s", line)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,24 +12,38 @@ import pytest
 import torch
 from make_chunks import cut, image_format, make_stream, mixed_format
 
+from dreamfleet.actors.environments.make import probe_environment
 from dreamfleet.common.acting.agent_networks import flatten
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.formatting import format_bytes
 from dreamfleet.common.model.world_model import WorldModel
+from dreamfleet.common.settings.resolve import resolve_with_sources
 from dreamfleet.common.settings.schema import ReplaySettings, Settings
 from dreamfleet.deploy.command_line import main
+from dreamfleet.deploy.fleet.ledger import TrainRatio
 from dreamfleet.deploy.plan import rates as rates_module
 from dreamfleet.deploy.plan.footprint import (
     Footprint,
+    ModelSizes,
+    compressed_sequence_bytes,
     footprint_of,
     mean_chunk_steps,
     model_sizes,
-    packed_sequence_bytes,
 )
-from dreamfleet.deploy.plan.plan import WIDTH, describe
-from dreamfleet.deploy.plan.rates import Known, Rates, measure_actor, rates_of_run
-from dreamfleet.deploy.plan.traffic import actors_wanted, fed_updates, flow, limits, wanted_env_steps
+from dreamfleet.deploy.plan.plan import describe
+from dreamfleet.deploy.plan.rates import Known, Rates, fit_update_time, measure_actor, measure_updates, rates_of_run
+from dreamfleet.deploy.plan.table import WIDTH
+from dreamfleet.deploy.plan.traffic import (
+    Speeds,
+    Work,
+    actors_wanted,
+    fed_updates,
+    flow,
+    forecast,
+    limits,
+    wanted_env_steps,
+)
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.replay.replay import Replay
 
@@ -40,27 +56,19 @@ SETTINGS = Settings.model_validate(
         "replay": {"capacity_gb": 1.0, "capacity_steps": 64_000, "shards": 2},
     }
 )
-SIZES = Footprint(
-    raw_step=4000, stored_step=200.0, chunk_steps=32.0, batch_packed=50_000.0, batch_raw=800_000, weights=2_000_000,
-    checkpoint=12_000_000, parameters=1_000_000, activations=10_000_000,
-)  # fmt: skip
+MODEL = ModelSizes(parameters=1_000_000, weights=2_000_000, activations=10_000_000)
+SIZES = Footprint(4000, 200.0, chunk_steps=32.0, compressed_batch=50_000.0, raw_batch=800_000, model=MODEL)
 SMALL_MODEL = {"depth": 4, "deterministic": 16, "stochastic": 4, "hidden": 16, "reward_units": 16}
 
 
 def test_what_flows_is_what_was_worked_out_by_hand() -> None:
     """6 updates/s of 10 × 20 steps replay 1,200 steps/s; ratio 8 wants 150 env steps/s for that."""
     flows = flow(SETTINGS, SIZES, 6.0)
-    assert flows.replayed_steps_per_s == 1200
     assert flows.env_steps_per_s == 150
-    assert flows.actors_to_replay == flows.replay_to_disk == 150 * 200
-    assert flows.replay_to_learner == 6 * 50_000
-    assert flows.learner_to_node == 6 / 4 * 2_000_000
-    assert flows.checkpoints_to_disk == pytest.approx(6 / 100 * 12_000_000)
     assert flows.orders_per_s == pytest.approx(150 / 64 + 6 / 5)
-
-
-def test_how_many_actors_keep_a_learner_busy_and_the_reverse() -> None:
-    """150 env steps/s are four actors of 40 and three of 50; 100 env steps/s feed 4 updates/s."""
+    assert list(flows.bytes_per_s.values()) == pytest.approx(
+        [150 * 200, 6 * 50_000, 6 / 4 * 2_000_000, 150 * 200, 6 / 100 * 12_000_000]
+    )
     assert wanted_env_steps(SETTINGS, 6.0) == 150
     assert [actors_wanted(SETTINGS, 6.0, rate) for rate in (40.0, 50.0, 1000.0)] == [4, 3, 1]
     assert fed_updates(SETTINGS, 100.0) == 4.0
@@ -94,12 +102,12 @@ def test_bigger_steps_than_the_benchmark_s_take_the_replay_longer() -> None:
 def test_memory_and_disk_are_what_was_worked_out_by_hand() -> None:
     """Object store, the learner's batches, the index, the disk and training."""
     assert SIZES.object_store(SETTINGS, actors=4) == 4 * 50_000 + 4 * 8 * 32 * 200 + 2 * 2_000_000
-    assert SIZES.host_batches(SETTINGS) == 5 * 800_000
+    assert SIZES.learner_batches(SETTINGS) == 5 * 800_000
     assert SIZES.index(SETTINGS) == 64_000 / 32 * 250, "64,000 steps are fewer than 1 GB of 200 bytes each"
     assert SIZES.disk(SETTINGS) == pytest.approx(1.01 * 101_000 * 4000 + 5 * 12_000_000)
     much = SETTINGS.model_copy(update={"train": SETTINGS.train.model_copy(update={"env_steps": 10**7})})
     assert SIZES.disk(much) == 1e9 + 5 * 12_000_000, "never more than the replay's budget"
-    assert SIZES.training == 16e6 + 13e6
+    assert SIZES.model.training == 16e6 + 13e6
 
 
 @pytest.mark.parametrize(("order", "mean"), [(32, 32), (64, 64), (65, 32.5), (100, 50), (1, 1)])
@@ -111,7 +119,7 @@ def test_the_mean_chunk_follows_from_the_order(order: int, mean: float) -> None:
 @pytest.mark.parametrize("step_format", [image_format(16), mixed_format()], ids=["a picture", "pictures and vectors"])
 @pytest.mark.parametrize("chunk_steps", [64, 32, 40, 7])
 @pytest.mark.parametrize("length", [1, 20, 50, 130])
-def test_the_packed_batch_is_as_big_as_foretold(
+def test_the_compressed_batch_is_as_big_as_foretold(
     tmp_path: Path, step_format: StepFormat, chunk_steps: int, length: int
 ) -> None:
     """Within 15 % of what a replay really sends, for sequences and chunks of all lengths."""
@@ -124,7 +132,7 @@ def test_the_packed_batch_is_as_big_as_foretold(
     sent = np.mean([replay.sample(number, 50).nbytes for number in range(4)]) / 50
     stats = replay.stats()
     replay.close()
-    foretold = packed_sequence_bytes(step_format, length, chunk_steps, stats["bytes_raw"] / stats["bytes_stored"])
+    foretold = compressed_sequence_bytes(step_format, length, chunk_steps, stats["bytes_raw"] / stats["bytes_stored"])
     assert foretold == pytest.approx(sent, rel=0.15)
 
 
@@ -150,16 +158,16 @@ def test_the_model_s_sizes_are_the_real_model_s(tmp_path: Path) -> None:
     spaces = image_format().spaces
     sizes = model_sizes(settings, spaces)
     model = WorldModel(spaces, settings.model)
-    assert sizes["parameters"] == model.parameter_count()
-    assert sizes["weights"] == flatten(model.acting_parameters()).nbytes
+    assert sizes.parameters == model.parameter_count()
+    assert sizes.weights == flatten(model.acting_parameters()).nbytes
     optimiser = torch.optim.Adam(model.parameters())
     sum(parameter.sum() for parameter in model.parameters()).backward()  # type: ignore[union-attr]
     optimiser.step()
     torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict()}, tmp_path / "state.pt")
     written = (tmp_path / "state.pt").stat().st_size
-    assert footprint_of(settings, spaces, 1.0).checkpoint == pytest.approx(written, rel=0.15)
+    assert footprint_of(settings, spaces, 1.0).model.checkpoint == pytest.approx(written, rel=0.15)
     twice = settings.model_copy(update={"learner": settings.learner.model_copy(update={"batch_size": 6})})
-    assert model_sizes(twice, spaces)["activations"] == pytest.approx(2 * sizes["activations"], rel=0.1)
+    assert model_sizes(twice, spaces).activations == pytest.approx(2 * sizes.activations, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -172,39 +180,37 @@ def test_bytes_are_said_in_decimal_units(count: float, text: str) -> None:
 
 
 def rates(updates_per_s: float | None) -> Rates:
-    return Rates(Known(30.0, "a flag"), Known(updates_per_s, "a flag"), Known(20.0, "a flag"))
+    updates = None if updates_per_s is None else Known(updates_per_s, "a flag")
+    return Rates(Known(30.0, "a flag"), updates, Known(20.0, "a flag"))
+
+
+def described(settings: Settings, updates_per_s: float | None) -> str:
+    """Return the plan in one line, after checking that none of its own is wider than a terminal."""
+    lines = describe(settings, SIZES, rates(updates_per_s))
+    assert max(map(len, lines)) <= WIDTH
+    return re.sub(r"\s+", " ", " ".join(lines))
 
 
 def test_the_plan_says_what_follows() -> None:
-    """Too few actors, enough of them, and what saturates first, in words; nothing is wider than a terminal."""
-    lines = describe(SETTINGS, SIZES, rates(6.0))
-    text = " ".join(line.strip() for line in lines)
-    assert "One learner at 6 updates/s and ratio 8 wants 150 env steps/s: 5 actors of 30/s each." in text
-    assert (
-        "4 actors of 30/s each bring 120 env steps/s, which feed 4.8 updates/s: the actors are busy, and the " in text
-    )
-    assert "the learner waits 20% of the time." in text
-    assert "First to saturate: the actors, at 4.8 updates/s." in text
+    """Too few actors, enough of them, and what saturates first, as figures."""
+    text = described(SETTINGS, 6.0)
+    assert "wants 150 env steps/s: 5 actors of 30/s" in text
+    assert "bring 120 env steps/s, which feed 4.8 updates/s: the actors are busy" in text
+    assert "the learner waits 20%" in text
+    assert "First to saturate: the actors, at 4.8 updates/s" in text
     # 101,000 steps at 120/s are 842 s; 4,000 updates at 4.8/s after 8 s of prefill are as many
-    assert "101,000 env steps and 4,000 updates, takes about 14:02 min, of which the prefill 8 s." in text
-    assert max(map(len, lines)) <= WIDTH
-    fewer = " ".join(line.strip() for line in describe(SETTINGS, SIZES, rates(2.4)))
-    assert "the learner is busy, and the actors wait 50% of the time." in fewer
+    assert "101,000 env steps and 4,000 updates, takes about 14:02 min, of which the prefill 8 s" in text
+    assert "the actors wait 50%" in described(SETTINGS, 2.4)
+    auto = SETTINGS.model_copy(update={"actors": SETTINGS.actors.model_copy(update={"count": "auto"})})
+    assert "5 actors of 30/s each bring 150" in described(auto, 6.0), "as many as the learner wants"
 
 
 def test_an_unknown_learner_gets_a_table_of_several() -> None:
     """Nobody's guess is printed as a fact: the columns say which learner they are for."""
-    lines = describe(SETTINGS, SIZES, rates(None))
-    row = next(line for line in lines if line.startswith("actors for that"))
-    assert row.split()[-5:] == ["1", "3", "9", "25", "84"]
-    assert any("The learner's speed is not known" in line for line in lines)
-    assert max(map(len, lines)) <= WIDTH
-
-
-def test_auto_takes_as_many_actors_as_the_learner_wants() -> None:
-    """With `actors.count auto` nobody waits but for rounding."""
-    settings = SETTINGS.model_copy(update={"actors": SETTINGS.actors.model_copy(update={"count": "auto"})})
-    assert "5 actors of 30/s each bring 150" in "\n".join(describe(settings, SIZES, rates(6.0)))
+    text = described(SETTINGS, None)
+    assert "updates/s 1 3 10 30 100 env" in text
+    assert "actors for that, of 30/s 1 3 9 25 84 actors" in text
+    assert "speed is not known" in text
 
 
 def write_run(directory: Path, rows: list[dict[str, float | None]]) -> RunDirectory:
@@ -226,15 +232,13 @@ def test_a_run_s_rates_are_those_of_the_time_in_which_nobody_waited(tmp_path: Pa
     """60 steps/s of two actors that wait half of the time are 60 each; rows that say nothing are left out."""
     run = write_run(tmp_path, [row(0, 0, 0, 1.0), row(60, 0.5, 4, 0.2), row(60, 0.5, 4, 0.2), row(1, 0.99, 9, 0.95)])
     found = rates_of_run(run)
-    assert found.steps_per_actor.value == 60.0
-    assert found.updates_per_s.value == 5.0
-    assert found.compression.value == 15.0
-    assert "2 rows" in found.updates_per_s.source
+    assert [known and known.value for known in vars(found).values()] == [60.0, 5.0, 15.0]
+    assert "2 rows" in str(found.updates_per_s)
 
 
 def test_a_run_without_rows_knows_nothing(tmp_path: Path) -> None:
     """Then flags or measuring must tell; what is damaged or missing is named."""
-    assert rates_of_run(write_run(tmp_path, [])).updates_per_s.value is None
+    assert rates_of_run(write_run(tmp_path, [])) == Rates(None, None, None)
     (tmp_path / "metrics.jsonl").write_text("{]\n")
     with pytest.raises(UserError, match=r"metrics\.jsonl is damaged"):
         rates_of_run(RunDirectory(tmp_path))
@@ -245,9 +249,8 @@ def test_a_run_without_rows_knows_nothing(tmp_path: Path) -> None:
 
 def test_what_is_given_wins_over_what_is_known() -> None:
     """A flag is taken before a run's rate, and a run's before a measured one."""
-    given = Rates(Known(None, ""), Known(7.0, "flag"), Known(None, ""))
-    taken = given.or_else(rates(6.0))
-    assert (taken.steps_per_actor.value, taken.updates_per_s.value, taken.compression.value) == (30.0, 7.0, 20.0)
+    taken = Rates(None, Known(7.0, "flag"), None).or_else(rates(6.0))
+    assert [known and known.value for known in vars(taken).values()] == [30.0, 7.0, 20.0]
 
 
 def test_measuring_an_actor_steps_the_environment_here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,12 +258,10 @@ def test_measuring_an_actor_steps_the_environment_here(monkeypatch: pytest.Monke
     monkeypatch.setattr(rates_module, "MEASURED_STEPS", 100)
     env = {"id": "counting_environment:make", "kwargs": {"image": 16, "delay_s": 0.001}, "image_size": 0}
     settings = Settings.model_validate({"env": env, "actors": {"steps_per_order": 32, "environments": 2}})
-    found, spaces = measure_actor(settings)
-    assert found.steps_per_actor.value
-    assert 50 < found.steps_per_actor.value < 1000
-    assert "128 steps" in found.steps_per_actor.source
-    assert found.compression.value
-    assert found.compression.value > 5
+    spaces, found, _ = measure_actor(settings, 6.0, on_model=False)
+    assert found.steps == 128
+    assert 50 < found.rate < 1000
+    assert found.raw_bytes / found.stored_bytes > 5
     assert spaces.images[0].shape == (16, 16, 3)
 
 
@@ -268,7 +269,7 @@ def test_an_environment_that_fails_while_it_is_measured_is_one_sentence() -> Non
     """With its id and what befell it."""
     env = {"id": "counting_environment:make", "kwargs": {"fail_at": 5}, "image_size": 0}
     with pytest.raises(UserError, match=r"'counting_environment:make' failed while it was measured: .*told to fail"):
-        measure_actor(Settings.model_validate({"env": env}))
+        measure_actor(Settings.model_validate({"env": env}), 6.0, on_model=False)
 
 
 def test_the_command_prints_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
@@ -277,9 +278,8 @@ def test_the_command_prints_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
                  "--env-steps-per-s", "50", "--updates-per-s", "9", "--compression", "10"]  # fmt: skip
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "counting_environment:make, batches of 8 × 20, train ratio 32" in printed
-    assert "a step is 12.3 kB, 1.23 kB stored" in printed
-    assert "wants 45 env steps/s: 1 actor of 50/s." in printed
+    for part in ("counting_environment:make", "8 × 20", "train ratio 32", "12.3 kB", "1.23 kB", "45 env steps/s"):
+        assert part in printed
 
 
 @pytest.mark.parametrize(
@@ -299,3 +299,69 @@ def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], arguments
     assert printed.err.count("\n") == 1
     for part in wanted:
         assert part in printed.err
+
+
+def test_a_big_batch_is_extrapolated_from_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the time is over before the batch is as big as wanted, a line through the last two sizes says the rest."""
+    clock = FakeClock(monkeypatch)
+    found = fit_update_time(lambda size: clock.pass_s(3.0 + 0.5 * size), wanted=16, most_s=20.0)
+    assert found.batch < 16
+    assert math.isclose(found.seconds, 3.0 + 0.5 * 16)
+
+
+def test_a_batch_that_fits_is_measured_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is time, the figure is the median over updates with whole batches."""
+    clock = FakeClock(monkeypatch)
+    found = fit_update_time(lambda size: clock.pass_s(0.01 * size**2), wanted=6, most_s=20.0)
+    assert (found.batch, found.updates) == (6, rates_module.MOST_UPDATES)
+    assert math.isclose(found.seconds, 0.36)
+
+
+def test_a_single_sequence_that_takes_too_long_is_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one size alone the time is taken to be proportional."""
+    clock = FakeClock(monkeypatch)
+    found = fit_update_time(lambda size: clock.pass_s(30.0 * size), wanted=8, most_s=20.0)
+    assert (found.batch, found.seconds) == (1, 240.0)
+
+
+class FakeClock:
+    """A clock that the measurement reads, and that a test moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(rates_module, "perf_counter", lambda: self.now)
+
+    def pass_s(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_updates_and_acting_are_measured_for_every_behaviour() -> None:
+    """An update on a made-up batch is finite for each kind of behaviour, with pictures and with vectors."""
+    for preset in ("planet", "dreamer_v1", "dreamer_v2", "dreamer_v3", "small"):
+        settings, _ = resolve_with_sources([preset, "debug"], [("env.id", "CartPole-v1")])
+        spaces = probe_environment(settings.env)
+        found, _ = measure_updates(settings, spaces, busy_cores=0, seconds=12.0)
+        assert 0 < found.seconds < 60
+
+
+def test_the_time_is_that_of_the_slowest() -> None:
+    """Worked out by hand: 1,000 steps with random actions at 100/s and 9,000 at 10/s, 500 updates of 2 s."""
+    work = Work.left(TrainRatio(10_000, ratio=1.0, replayed_per_update=18, prefill=1000), env_steps=0, updates=0)
+    assert work == Work(1000, 9000, 500)
+    speeds = Speeds(100.0, 10.0, 2.0, actors=2, cores=8, threads=4)
+    assert forecast(work, speeds, inline=True).seconds == 10 + 900 + 1000
+    apart = forecast(work, speeds, inline=False)
+    assert (apart.seconds, apart.prefill_s, apart.bound) == (5 + 1000, 5, "the learner")
+    few = forecast(work, Speeds(100.0, 10.0, 2.0, actors=2, cores=1, threads=1), inline=False)
+    assert few.seconds == 910 + 1000
+    assert "cores" in few.bound
+    slow = forecast(work, Speeds(100.0, 1.0, 2.0, actors=2, cores=8, threads=4), inline=False)
+    assert (slow.seconds, slow.bound) == ((10 + 9000) / 2, "the actors")
+
+
+def test_what_is_there_already_is_not_counted_again() -> None:
+    """A run that goes on has its prefill behind it."""
+    ratio = TrainRatio(10_000, ratio=1.0, replayed_per_update=18, prefill=1000)
+    assert Work.left(ratio, env_steps=4000, updates=100) == Work(0, 6000, 400)
+    assert Work.left(ratio, env_steps=400, updates=0) == Work(600, 9000, 500)
+    assert Work.left(ratio, env_steps=10_000, updates=500) == Work(0, 0, 0)

@@ -20,7 +20,7 @@ from dreamfleet.actors.spaces.action_spaces import (
 from dreamfleet.common.acting.policy import RandomPolicy
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ActionSpec
-from dreamfleet.deploy.run.action_doubts import doubts_of
+from dreamfleet.deploy.run.action_warnings import action_warnings
 
 INF = np.inf
 ARM = spaces.Box(np.array([-1, 0], np.float32), np.array([1, INF], np.float32))
@@ -124,7 +124,7 @@ def test_a_bound_of_a_types_largest_number_is_none() -> None:
         actions = list(islice(random_actions(space, seed=0), 50))
         assert all(space.contains(action) for action in actions)
         assert np.abs(actions).max() < 6
-        assert doubts_of(describe_action(space))
+        assert action_warnings(describe_action(space))
 
 
 def test_what_cannot_be_an_action_is_named() -> None:
@@ -143,13 +143,13 @@ def test_what_cannot_be_an_action_is_named() -> None:
 
 def test_doubtful_actions_are_told_by_name() -> None:
     """What lacks a bound and what it is acted on in; and choices of very many options."""
-    (warning,) = doubts_of(describe_action(DEEP))
-    assert "'b_1_arm[1]' (0 to inf) is acted on in [0, 2]" in warning
-    (warning,) = doubts_of(describe_action(spaces.Box(-INF, np.array([7.0, -3.0, INF, 2, 2, 2]), (6,), np.float64)))
-    assert "dimension 1 (-inf to -3) is acted on in [-5, -3]" in warning
-    assert "and 2 more likewise" in warning
-    (warning,) = doubts_of(describe_action(spaces.Dict({"a": spaces.Discrete(3), "goal": spaces.Discrete(50_000)})))
-    assert "50,003 numbers" in warning
-    assert "'goal' alone has 50,000 options" in warning
-    assert doubts_of(describe_action(spaces.MultiDiscrete([100, 100]))) == []
-    assert doubts_of(ActionSpec("box", (1,), (-2,), (2,), (1,))) == []
+    (told,) = action_warnings(describe_action(DEEP))
+    assert "'b_1_arm[1]' (0 to inf) is acted on in [0, 2]" in told
+    (told,) = action_warnings(describe_action(spaces.Box(-INF, np.array([7.0, -3.0, INF, 2, 2, 2]), (6,), np.float64)))
+    assert "dimension 1 (-inf to -3) is acted on in [-5, -3]" in told
+    assert "and 2 more likewise" in told
+    (told,) = action_warnings(describe_action(spaces.Dict({"a": spaces.Discrete(3), "goal": spaces.Discrete(50_000)})))
+    assert "50,003 numbers" in told
+    assert "'goal' alone has 50,000 options" in told
+    assert action_warnings(describe_action(spaces.MultiDiscrete([100, 100]))) == []
+    assert action_warnings(ActionSpec("box", (1,), (-2,), (2,), (1,))) == []
