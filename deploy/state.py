@@ -125,7 +125,7 @@ class StateWriter(logging.Handler):
         )
 
     def beat(self, counters: Mapping[str, Any]) -> None:
-        """Say that the run goes on, and how far it is; most calls return at once."""
+        """Note the newest counters; they are written every few seconds, and most calls return at once."""
         is_first = not self._state.counters
         self._update(counters=dict(counters), **_times("counted"))
         if is_first or time.monotonic() >= self._due:

@@ -56,7 +56,7 @@ class MetricsWriter:
             if file:
                 file.close()
         dropped, seconds = _drop_rows_beyond(self._run.metrics_file, updates)
-        if self._seconds_before is None:  # else a learner was lost: the clock goes on
+        if self._seconds_before is None:  # else a learner was lost: the clock keeps running
             self._seconds_before = seconds
         if dropped:
             log.info("metrics: %d rows of updates beyond %d are dropped: these are made again", dropped, updates)

@@ -42,7 +42,7 @@ class RunCallbacks(Callbacks):
     def __init__(
         self,
         settings: Settings,
-        records: MetricsWriter,
+        metrics: MetricsWriter,
         console: Console,
         state: StateWriter,
         on_restored: Callable[[], None],
@@ -54,7 +54,7 @@ class RunCallbacks(Callbacks):
         self.last_video: Path | None = None
         self.progress: Progress | None = None
         self._settings = settings
-        self._records = records
+        self._metrics = metrics
         self._console = console
         self._state = state
         self._on_restored = on_restored
@@ -68,7 +68,7 @@ class RunCallbacks(Callbacks):
         is_first, self._is_begun = not self._is_begun, True
         self._on_restored()
         ledger = fleet.ledger
-        self._records.begin(ledger.updates)
+        self._metrics.begin(ledger.updates)
         if self.progress:
             self.progress.begin_anew()
         for decision in decisions:
@@ -106,9 +106,9 @@ class RunCallbacks(Callbacks):
 
     def on_pictures(self, fleet: FleetState, pictures: Any) -> None:
         """Write the learner's pictures."""
-        self.last_picture = self._records.picture("prediction", pictures.still, fleet.ledger.updates)
+        self.last_picture = self._metrics.picture("prediction", pictures.still, fleet.ledger.updates)
         if pictures.video is not None:  # vectors are drawn as charts, which do not move
-            self.last_video = self._records.video("prediction", pictures.video, fleet.ledger.updates)
+            self.last_video = self._metrics.video("prediction", pictures.video, fleet.ledger.updates)
 
     def on_checkpoint(self, fleet: FleetState, facts: dict[str, Any]) -> None:
         """Log that there is a checkpoint."""
@@ -116,7 +116,7 @@ class RunCallbacks(Callbacks):
         loss = f", held-out loss {held_out:.4g}" if held_out is not None else ""
         log.info("checkpoint at update %d%s", facts["updates"], loss)
         if held_out is not None:
-            self._records.scalars({"held_out/loss": held_out}, fleet.ledger.env_steps, fleet.ledger.updates)
+            self._metrics.scalars({"held_out/loss": held_out}, fleet.ledger.env_steps, fleet.ledger.updates)
 
     def on_evaluation(self, fleet: FleetState, env_steps: int, report: Any) -> None:
         """Log how well the policy does, and write it against steps and time."""
@@ -127,8 +127,8 @@ class RunCallbacks(Callbacks):
         extremes = f"best {max(report.returns):.4g}, worst {min(report.returns):.4g}"
         log.info("evaluation at %s env steps, update %d: %s, %s", f"{env_steps:,}", report.version, found, extremes)
         if report.gif:
-            self._records.film(report.gif, env_steps, self._settings.train.env_steps)
-        self._records.evaluation(
+            self._metrics.film(report.gif, env_steps, self._settings.train.env_steps)
+        self._metrics.evaluation(
             {
                 "env_steps": env_steps,
                 "simulator_steps": fleet.ledger.simulator.of(env_steps),
@@ -176,7 +176,7 @@ class RunCallbacks(Callbacks):
         self._sums.clear()
         self.last_replay = fleet.pool.replay_stats()
         row |= {f"replay/{name}": value for name, value in self.last_replay.items()}
-        self._records.scalars(row | self.progress.scalars(), fleet.ledger.env_steps, fleet.ledger.updates)
+        self._metrics.scalars(row | self.progress.scalars(), fleet.ledger.env_steps, fleet.ledger.updates)
 
 
 def _log_records(records: list[LogRecord]) -> None:

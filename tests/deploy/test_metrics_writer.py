@@ -39,7 +39,7 @@ def row_seconds(file: Path) -> list[float]:
 
 
 def test_resuming_drops_rows_of_updates_that_are_made_again(run: RunDirectory) -> None:
-    """After a learner was lost, metrics.jsonl holds each update once, like TensorBoard, and goes on after it."""
+    """After a learner was lost, metrics.jsonl holds each update once, like TensorBoard, and continues after it."""
     exported: list[tuple[int, int]] = []
 
     class Exporter:
