@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dreamfleet.common.errors import UserError
-from dreamfleet.common.experience.chunk import check_record
+from dreamfleet.common.experience.chunk import check_chunk
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.lock import DirectoryLock
 from dreamfleet.common.process_log import LogRecord
@@ -85,7 +85,7 @@ class Replay:
         if not self._directory_lock:
             raise UserError(f"{self.directory} was opened to be read only: nothing can be stored in it.")
         view = chunk.data if isinstance(chunk, np.ndarray) else memoryview(chunk)
-        header = check_record(self._step_format, view)
+        header = check_chunk(self._step_format, view)
         with self._writing:
             incarnation = header.key.actor, header.key.incarnation
             if incarnation in self._retired:

@@ -210,7 +210,7 @@ class StoredChunk(NamedTuple):
 
     def read(self) -> bytes:
         """Return the whole chunk, encoded."""
-        return self.segment.read(self.offset, self.header.record_bytes)
+        return self.segment.read(self.offset, self.header.chunk_bytes)
 
 
 class Damage(NamedTuple):
@@ -249,24 +249,24 @@ def scan(segment: Segment, step_format: StepFormat, start: int, bodies: bool) ->
             offset = stop
         else:
             yield StoredChunk(header, segment, offset)
-            offset += header.record_bytes
+            offset += header.chunk_bytes
 
 
 def _read_chunk(segment: Segment, step_format: StepFormat, offset: int, body: bool) -> ChunkHeader:
     """Return the header of the chunk at `offset` after the checks asked for."""
     header = _read_chunk_header(segment, step_format, offset)
-    missing = offset + header.record_bytes - segment.size
+    missing = offset + header.chunk_bytes - segment.size
     if missing > 0:
         raise DamagedChunkError(f"the last {missing} bytes of the chunk are missing")
     if body:
-        chunk.check_record(step_format, segment.read(offset, header.record_bytes))
+        chunk.check_chunk(step_format, segment.read(offset, header.chunk_bytes))
     return header
 
 
 def _read_chunk_header(segment: Segment, step_format: StepFormat, offset: int) -> ChunkHeader:
     """Return the header of the chunk at `offset`, whatever became of its body."""
     front = segment.read(offset, _GUESS_BYTES)
-    header_bytes, _ = chunk.record_size(front)
+    header_bytes, _ = chunk.chunk_size(front)
     if header_bytes > _MOST_CHUNK_HEADER_BYTES:
         raise DamagedChunkError(f"a chunk's header cannot have {header_bytes} bytes")
     if chunk.PREFIX.size + header_bytes > len(front):

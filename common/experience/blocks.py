@@ -1,7 +1,7 @@
-"""The blocks that a chunk's body is made of: small fields all together, big fields 16 steps at a time.
+"""The blocks of a chunk's body: small fields all together, big fields 16 steps at a time.
 
-Pictures with several channels lie in their blocks plane by plane, (channels, steps, height, width): that takes a fifth
-less space than pixel by pixel and decompresses a third quicker, which more than pays for putting them together.
+Pictures with several channels are stored plane by plane, (channels, steps, height, width): this takes a fifth less
+space than pixel by pixel and decompresses a third quicker, which more than pays for merging the planes.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _LOCAL = threading.local()
 
 
 class DamagedChunkError(Exception):
-    """A record that is not what its checksums say, or not a record at all."""
+    """Bytes that are not what their checksums say, or not a chunk at all."""
 
 
 class Block(NamedTuple):
-    """Where one block of a record lies, and how to check it."""
+    """Where one block of a chunk is, and how to check it."""
 
     offset: int
     stored_bytes: int
@@ -32,8 +32,12 @@ class Block(NamedTuple):
     checksum: int
 
 
+StoredBlocks = Mapping[int, tuple[Block, bytes | memoryview]]
+"""Blocks of a chunk by number, with their stored bytes."""
+
+
 def raw_blocks(step_format: StepFormat, arrays: Mapping[str, np.ndarray]) -> list[bytes]:
-    """Return the blocks of a chunk's steps, in order and not compressed."""
+    """Return the blocks of a chunk's steps, in order, not compressed."""
     blocks = [b"".join(arrays[field.name].tobytes() for field in step_format.small)]
     for field in step_format.big:
         array = arrays[field.name]
@@ -69,22 +73,11 @@ def block_numbers(step_format: StepFormat, steps: int, start: int, stop: int) ->
 
 
 def read_steps(
-    step_format: StepFormat,
-    steps: int,
-    start: int,
-    stop: int,
-    blocks: Mapping[int, tuple[Block, bytes | memoryview]],
-    out: Mapping[str, np.ndarray],
+    step_format: StepFormat, steps: int, start: int, stop: int, blocks: StoredBlocks, out: Mapping[str, np.ndarray]
 ) -> None:
-    """Decode steps `start` to `stop` of a chunk into `out`.
+    """Decode steps `start` to `stop` of a chunk of `steps` steps into `out`, an array (stop - start, *shape) by field.
 
-    Args:
-        step_format: the chunk's format.
-        steps: how many steps the chunk holds.
-        start: first step wanted; `stop` is one past the last.
-        stop: see `start`.
-        blocks: the chunk's blocks by number, those of `block_numbers` at least, with their stored bytes.
-        out: for each field an array (stop - start, *shape) that is filled.
+    `blocks` are the chunk's blocks by number, at least those of `block_numbers`, with their stored bytes.
 
     Raises:
         DamagedChunkError: if a block is not what its checksum says.
@@ -102,27 +95,22 @@ def read_small_fields(
     Raises:
         DamagedChunkError: if a block is not what its checksum says.
     """
-    row_bytes = steps * sum(field.step_bytes for field in step_format.small)
-    raw = b"".join([decode_block(stored, block, row_bytes) for block, stored in blocks])
-    rows = np.frombuffer(raw, np.uint8).reshape(len(blocks), row_bytes)
+    chunk_bytes = steps * sum(field.step_bytes for field in step_format.small)
+    raw = b"".join([decode_block(stored, block, chunk_bytes) for block, stored in blocks])
+    chunks = np.frombuffer(raw, np.uint8).reshape(len(blocks), chunk_bytes)
     arrays, offset = {}, 0
     for field in step_format.small:
         end = offset + steps * field.step_bytes
-        array = np.ascontiguousarray(rows[:, offset:end]).view(field.dtype)
+        array = np.ascontiguousarray(chunks[:, offset:end]).view(field.dtype)
         arrays[field.name] = array.reshape(len(blocks), steps, *field.shape)
         offset = end
     return arrays
 
 
 def read_big_fields(
-    step_format: StepFormat,
-    steps: int,
-    start: int,
-    stop: int,
-    blocks: Mapping[int, tuple[Block, bytes | memoryview]],
-    out: Mapping[str, np.ndarray],
+    step_format: StepFormat, steps: int, start: int, stop: int, blocks: StoredBlocks, out: Mapping[str, np.ndarray]
 ) -> None:
-    """Decode the big fields of steps `start` to `stop` into `out`; arguments and errors are those of `read_steps`."""
+    """Decode the big fields of steps `start` to `stop` into `out`; see `read_steps`."""
     groups = -(-steps // BLOCK_STEPS)
     for number, field in enumerate(step_format.big):
         for group in range(start // BLOCK_STEPS, -(-stop // BLOCK_STEPS)):
@@ -133,7 +121,7 @@ def read_big_fields(
             target = out[field.name][low - start : high - start]
             raw = np.frombuffer(decode_block(stored, block, held * field.step_bytes), np.uint8)
             if field.planes > 1:
-                _merge(raw, held, low - first, target)
+                _merge_planes(raw, held, low - first, target)
             else:
                 target[...] = raw.view(field.dtype).reshape(held, *field.shape)[low - first : high - first]
 
@@ -148,8 +136,8 @@ def _big_block(field: Field, array: np.ndarray) -> bytes:
     return b"".join(plane.tobytes() for plane in cv2.split(array.reshape(steps * height, width, planes)))
 
 
-def _merge(raw: np.ndarray, held: int, first: int, target: np.ndarray) -> None:
-    """Put pictures together from their planes: `target` gets those from number `first` on of the `held` of a block."""
+def _merge_planes(raw: np.ndarray, held: int, first: int, target: np.ndarray) -> None:
+    """Merge planes into the pictures `target`: those from number `first` on of the `held` ones in a block."""
     import cv2
 
     steps, height, width, planes = target.shape

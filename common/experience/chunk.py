@@ -1,6 +1,6 @@
-"""The chunk: up to 64 consecutive steps of one stream, compressed once by its actor and never changed again.
+"""The chunk: up to 64 consecutive steps of one stream, encoded once by its actor and never changed again.
 
-A record, as it travels and as it is stored (all integers little-endian):
+Its bytes, on the network and on disk (all integers little-endian):
 
     prefix   magic "DFCK" | header bytes u32 | body bytes u32 | CRC-32 of the header u32
     header   format u32 | actor u32 | incarnation u32 | stream u32 | number u64 | first_step u64 | episode u32
@@ -9,7 +9,7 @@ A record, as it travels and as it is stored (all integers little-endian):
              then for each block: stored bytes u32 (top bit: compressed) | CRC-32 of the stored bytes u32
     body     the blocks: first all small fields of all steps, then for each big field its steps 0-15, 16-31, ...
 
-A block that zstd cannot shorten is stored raw. Checksums are per block: a reader verifies what it reads, no more.
+A block that zstd cannot shorten is stored raw. Checksums are per block, so that a reader verifies only what it reads.
 """
 
 from __future__ import annotations
@@ -31,26 +31,12 @@ MAGIC = b"DFCK"
 PREFIX = struct.Struct("<4sIII")
 _HEADER = struct.Struct("<IIIIQQIIQQQiiI")
 _COMPRESSED = 1 << 31
-
-
-class _Compressors(threading.local):
-    """A thread's compressors by level: making one takes as long as compressing a chunk of vectors."""
-
-    def __init__(self) -> None:
-        self._by_level: dict[int, zstandard.ZstdCompressor] = {}
-
-    def of_level(self, level: int) -> zstandard.ZstdCompressor:
-        """Return this thread's compressor of the level."""
-        if level not in self._by_level:
-            self._by_level[level] = zstandard.ZstdCompressor(level=level, write_checksum=False)
-        return self._by_level[level]
-
-
-_COMPRESSORS = _Compressors()
+_LEVEL = 1
+_LOCAL = threading.local()
 
 
 class ChunkKey(NamedTuple):
-    """Who wrote a chunk, and which one in its stream it is: a chunk sent twice bears the same key."""
+    """Who wrote a chunk, and its number in the stream: a chunk that is sent twice has the same key."""
 
     actor: int
     incarnation: int
@@ -59,18 +45,17 @@ class ChunkKey(NamedTuple):
 
 
 class ChunkHeader(NamedTuple):
-    """What a chunk says of itself without being decompressed.
+    """What can be read of a chunk without decompressing it.
 
     Attributes:
-        key: its identity.
         format_identity: `StepFormat.identity` of its steps.
-        first_step: number of its first step in its stream.
-        episode: number in its stream of the episode that its first step belongs to.
-        steps: how many it holds, 1 to 64.
+        first_step: number of its first step in the stream.
+        episode: number in the stream of the first step's episode.
+        steps: 1 to 64.
         first_mask: bit t is `is_first` of step t; likewise `last_mask` and `terminal_mask`.
-        oldest_version: lowest version of the weights that chose its actions; `newest_version` the highest.
-        blocks: its blocks; offsets count from the start of the record.
-        record_bytes: bytes of the whole record, prefix and header included.
+        oldest_version: of the weights that chose its actions; `newest_version` likewise.
+        blocks: their offsets count from the chunk's first byte.
+        chunk_bytes: of the whole chunk, prefix and header included.
     """
 
     key: ChunkKey
@@ -84,33 +69,26 @@ class ChunkHeader(NamedTuple):
     oldest_version: int
     newest_version: int
     blocks: tuple[Block, ...]
-    record_bytes: int
+    chunk_bytes: int
 
 
-def encode_chunk(
-    step_format: StepFormat, key: ChunkKey, first_step: int, arrays: Mapping[str, np.ndarray], level: int = 1
-) -> bytes:
-    """Return the record of the steps in `arrays`.
+def encode_chunk(step_format: StepFormat, key: ChunkKey, first_step: int, arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Return the bytes of a chunk of 1 to 64 steps, each array (steps, *shape).
 
-    Args:
-        step_format: which arrays there are; each is given as (steps, *shape).
-        key: the chunk's identity.
-        first_step: number of the first step in its stream.
-        arrays: the steps, all of one length from 1 to 64.
-        level: zstd's level.
+    Raises:
+        ValueError: if the arrays do not have the format's shapes and types.
     """
     steps = len(arrays["reward"])
     if not 1 <= steps <= CHUNK_STEPS:
         raise ValueError(f"a chunk holds 1 to {CHUNK_STEPS} steps, not {steps}")
     checked = {field.name: _checked(field, arrays[field.name], steps) for field in step_format.fields}
-    compressor = _COMPRESSORS.of_level(level)
     bodies, table = [], []
     for block in raw_blocks(step_format, checked):
-        packed = compressor.compress(block)
-        compressed = len(packed) < len(block)
-        body = packed if compressed else block
+        compressed = _compressor().compress(block)
+        is_shorter = len(compressed) < len(block)
+        body = compressed if is_shorter else block
         bodies.append(body)
-        table += [len(body) | (_COMPRESSED if compressed else 0), zlib.crc32(body)]
+        table += [len(body) | (_COMPRESSED if is_shorter else 0), zlib.crc32(body)]
     versions = checked["version"]
     header = _HEADER.pack(
         step_format.identity, *key[:3], key.number, first_step, int(checked["episode"][0]), steps,
@@ -121,29 +99,29 @@ def encode_chunk(
     return b"".join([PREFIX.pack(MAGIC, len(header), body_bytes, zlib.crc32(header)), header, *bodies])
 
 
-def record_size(prefix: bytes | memoryview) -> tuple[int, int]:
-    """Return (header bytes, record bytes) as the prefix tells them.
+def chunk_size(prefix: bytes | memoryview) -> tuple[int, int]:
+    """Return the bytes of header and whole chunk that a prefix gives.
 
     Raises:
-        DamagedChunkError: if these bytes begin no record.
+        DamagedChunkError: if no chunk begins with these bytes.
     """
     if len(prefix) < PREFIX.size:
-        raise DamagedChunkError(f"{len(prefix)} bytes are too few to begin a record")
+        raise DamagedChunkError(f"{len(prefix)} bytes are too few to begin a chunk")
     magic, header_bytes, body_bytes, _ = PREFIX.unpack_from(prefix)
     if magic != MAGIC:
-        raise DamagedChunkError(f"a record begins with {MAGIC!r}, not {bytes(magic)!r}")
+        raise DamagedChunkError(f"a chunk begins with {MAGIC!r}, not {bytes(magic)!r}")
     return header_bytes, PREFIX.size + header_bytes + body_bytes
 
 
-def parse_header(record: bytes | memoryview) -> ChunkHeader:
-    """Read a record's header; the body need not be there.
+def parse_header(chunk: bytes | memoryview) -> ChunkHeader:
+    """Return a chunk's header; the body need not be there.
 
     Raises:
         DamagedChunkError: if the header is torn or its checksum is wrong.
     """
-    header_bytes, record_bytes = record_size(record)
-    header = bytes(record[PREFIX.size : PREFIX.size + header_bytes])
-    if len(header) < max(header_bytes, _HEADER.size) or zlib.crc32(header) != PREFIX.unpack_from(record)[3]:
+    header_bytes, chunk_bytes = chunk_size(chunk)
+    header = bytes(chunk[PREFIX.size : PREFIX.size + header_bytes])
+    if len(header) < max(header_bytes, _HEADER.size) or zlib.crc32(header) != PREFIX.unpack_from(chunk)[3]:
         raise DamagedChunkError("the header's checksum is wrong")
     (identity, actor, incarnation, stream, sequence, first_step, episode, steps, first, last, terminal, oldest, newest,
      block_count) = _HEADER.unpack_from(header)  # fmt: skip
@@ -152,13 +130,13 @@ def parse_header(record: bytes | memoryview) -> ChunkHeader:
     table = struct.unpack_from(f"<{2 * block_count}I", header, _HEADER.size)
     sizes = [length & ~_COMPRESSED for length in table[::2]]
     *offsets, end = accumulate(sizes, initial=PREFIX.size + header_bytes)
-    if end != record_bytes:
-        raise DamagedChunkError(f"the record's blocks end at byte {end}, not at its end, {record_bytes}")
+    if end != chunk_bytes:
+        raise DamagedChunkError(f"the chunk's blocks end at byte {end}, not at its end, {chunk_bytes}")
     compressed = [length >= _COMPRESSED for length in table[::2]]
     blocks = tuple(map(Block, offsets, sizes, compressed, table[1::2]))
     return ChunkHeader(
         ChunkKey(actor, incarnation, stream, sequence), identity, first_step, episode, steps, first, last, terminal,
-        oldest, newest, blocks, record_bytes,
+        oldest, newest, blocks, chunk_bytes,
     )  # fmt: skip
 
 
@@ -169,7 +147,7 @@ def check_header(step_format: StepFormat, header: ChunkHeader) -> None:
         DamagedChunkError: if it is of another format or contradicts itself.
     """
     if header.format_identity != step_format.identity:
-        raise DamagedChunkError(f"the record's format {header.format_identity} is not {step_format.identity}")
+        raise DamagedChunkError(f"the chunk's format {header.format_identity} is not {step_format.identity}")
     if not 1 <= header.steps <= CHUNK_STEPS:
         raise DamagedChunkError(f"a chunk holds 1 to {CHUNK_STEPS} steps, not {header.steps}")
     if (header.first_mask | header.last_mask | header.terminal_mask) >> header.steps:
@@ -179,44 +157,50 @@ def check_header(step_format: StepFormat, header: ChunkHeader) -> None:
         raise DamagedChunkError(f"a chunk of {header.steps} steps has {expected} blocks, not {len(header.blocks)}")
 
 
-def check_record(step_format: StepFormat, record: bytes | memoryview) -> ChunkHeader:
-    """Check a whole record, decompressing nothing, and return its header.
+def check_chunk(step_format: StepFormat, chunk: bytes | memoryview) -> ChunkHeader:
+    """Check a whole chunk without decompressing it, and return its header.
 
     Raises:
-        DamagedChunkError: if any part of the record is damaged or it is of another format.
+        DamagedChunkError: if any part of the chunk is damaged or it is of another format.
     """
-    header = parse_header(record)
-    check_header(step_format, header)
-    view = memoryview(record)
-    if len(view) != header.record_bytes:
-        raise DamagedChunkError(f"the record has {len(view)} bytes and says {header.record_bytes}")
-    for number, block in enumerate(header.blocks):
-        if zlib.crc32(view[block.offset : block.offset + block.stored_bytes]) != block.checksum:
+    header, blocks = _split(step_format, chunk)
+    for number, (block, stored) in enumerate(blocks):
+        if zlib.crc32(stored) != block.checksum:
             raise DamagedChunkError(f"the checksum of block {number} is wrong")
     return header
 
 
-def decode_chunk(step_format: StepFormat, record: bytes | memoryview) -> dict[str, np.ndarray]:
-    """Return all steps of a whole record, each field as (steps, *shape).
+def decode_chunk(step_format: StepFormat, chunk: bytes | memoryview) -> dict[str, np.ndarray]:
+    """Return all steps of a whole chunk, each field as (steps, *shape).
 
     Raises:
-        DamagedChunkError: if any part of the record is damaged or it is of another format.
+        DamagedChunkError: if any part of the chunk is damaged or it is of another format.
     """
-    header = parse_header(record)
-    check_header(step_format, header)
-    view = memoryview(record)
-    if len(view) != header.record_bytes:
-        raise DamagedChunkError(f"the record has {len(view)} bytes and says {header.record_bytes}")
-    blocks = {
-        n: (block, view[block.offset : block.offset + block.stored_bytes]) for n, block in enumerate(header.blocks)
-    }
+    header, blocks = _split(step_format, chunk)
     out = {field.name: np.empty((header.steps, *field.shape), field.dtype) for field in step_format.fields}
-    read_steps(step_format, header.steps, 0, header.steps, blocks, out)
+    read_steps(step_format, header.steps, 0, header.steps, dict(enumerate(blocks)), out)
     return out
 
 
+def _split(step_format: StepFormat, chunk: bytes | memoryview) -> tuple[ChunkHeader, list[tuple[Block, memoryview]]]:
+    """Return the header and the blocks, with their stored bytes, of a whole chunk of this format."""
+    header = parse_header(chunk)
+    check_header(step_format, header)
+    view = memoryview(chunk)
+    if len(view) != header.chunk_bytes:
+        raise DamagedChunkError(f"the chunk has {len(view)} bytes and says {header.chunk_bytes}")
+    return header, [(block, view[block.offset : block.offset + block.stored_bytes]) for block in header.blocks]
+
+
+def _compressor() -> zstandard.ZstdCompressor:
+    """Return this thread's compressor: making one takes as long as compressing a chunk of vectors."""
+    if not hasattr(_LOCAL, "compressor"):
+        _LOCAL.compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False)
+    return _LOCAL.compressor
+
+
 def _checked(field: Field, array: np.ndarray, steps: int) -> np.ndarray:
-    """Return the array in C order, or say how it differs from its field."""
+    """Return the array in C order; ValueError if it is not what its field says."""
     if array.shape != (steps, *field.shape) or array.dtype != np.dtype(field.dtype):
         raise ValueError(
             f"'{field.name}' is {array.dtype} {array.shape}; the format wants {field.dtype} {(steps, *field.shape)}"

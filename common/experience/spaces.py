@@ -1,4 +1,4 @@
-"""What an environment shows and takes, as plain data: no Gymnasium here, so that replay and learner need none."""
+"""Observations and actions of an environment as plain data, without Gymnasium: replay and learner do not need it."""
 
 from __future__ import annotations
 
@@ -25,22 +25,19 @@ class ObservationSpec:
         return self.dtype == "uint8" and len(self.shape) == 3
 
     def __post_init__(self) -> None:
-        """Make the shape a tuple of ints, also when it comes from JSON."""
+        """Convert what comes from JSON or numpy."""
         object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
 
 
 @dataclass(frozen=True)
 class ActionSpec:
-    """What an action is.
+    """An action: one choice, several choices, reals, or choices followed by reals ("mixed").
 
     Attributes:
-        kind: "discrete" (one choice), "multi_discrete" (several choices), "box" (a vector of reals) or "mixed" (choices
-            and, after them, reals).
-        sizes: number of options of each choice; for a box, its number of dimensions alone.
-        low: lower bounds of the reals, flat; empty without any.
-        high: upper bounds of the reals, flat; empty without any.
-        box_shape: the shape the environment wants a box action in; empty otherwise.
-        names: what the environment calls each choice and then each real; empty where it has no names for them.
+        sizes: number of options of each choice; for a box, only its number of dimensions.
+        low: lower bounds of the reals, flat; `high` their upper bounds.
+        box_shape: the shape of the environment's box action; empty otherwise.
+        names: of each choice and then each real; empty if the environment has no names for them.
     """
 
     kind: ActionKind
@@ -51,7 +48,7 @@ class ActionSpec:
     names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Make tuples of lists, also when they come from JSON."""
+        """Convert what comes from JSON or numpy."""
         object.__setattr__(self, "sizes", tuple(int(size) for size in self.sizes))
         object.__setattr__(self, "low", tuple(float(bound) for bound in self.low))
         object.__setattr__(self, "high", tuple(float(bound) for bound in self.high))
@@ -75,23 +72,23 @@ class ActionSpec:
 
     @property
     def stored_dtype(self) -> str:
-        """Type of a stored action: int32 for choices, float32 with reals; the choices' numbers are exact in it."""
+        """Type of a stored action: int32 for choices, float32 with reals, which holds choices exactly."""
         return "float32" if self.reals else "int32"
 
     @property
     def width(self) -> int:
-        """Width of the action as the networks take it: the choices' one-hots side by side, then the reals."""
+        """Width of the networks' action: the choices' one-hots side by side, then the reals."""
         return sum(self.choices) + self.reals
 
     @property
     def in_words(self) -> str:
-        """The kind and how much of it, such as "multi_discrete of 2×3"."""
+        """Kind and size, such as "multi_discrete of 2×3"."""
         if self.kind == "mixed":
             return f"mixed of {'×'.join(map(str, self.choices))} and {self.reals} reals"
         return f"{self.kind} of {'×'.join(map(str, self.sizes))}"
 
     def name_of(self, number: int) -> str:
-        """Return what a choice, or a real after all choices, is called in messages."""
+        """Return the name in messages of a choice, or of a real, numbered after all choices."""
         return f"'{self.names[number]}'" if self.names else f"dimension {number}"
 
 
@@ -103,7 +100,7 @@ class Spaces:
     action: ActionSpec
 
     def __post_init__(self) -> None:
-        """Sort the observations by name, so that the order never depends on who built them."""
+        """Sort the observations by name, so that the order is always the same."""
         object.__setattr__(self, "observations", tuple(sorted(self.observations, key=lambda spec: spec.name)))
 
     @property
@@ -117,20 +114,20 @@ class Spaces:
         return tuple(spec for spec in self.observations if not spec.is_image)
 
     def plain(self) -> dict[str, Any]:
-        """Return them as plain data, infinite bounds as floats: what `StepFormat.identity` is made of."""
+        """Return plain data, infinite bounds as floats; `StepFormat.identity` is computed from it."""
         data = asdict(self)
-        if not self.action.names:  # which older versions did not know
+        if not self.action.names:  # older versions did not have them
             del data["action"]["names"]
         return data
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data that `from_json` takes back; infinities, which JSON lacks, are "inf" and "-inf"."""
+        """Return plain data for `from_json`; infinities, which JSON lacks, are "inf" and "-inf"."""
         data: dict[str, Any] = _spell_infinities(self.plain())
         return data
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Spaces:
-        """Rebuild the spaces from what `to_json` gave, or `plain`, which older versions wrote."""
+        """Return the spaces of what `to_json` gave, or `plain`, which older versions wrote."""
         return Spaces(
             observations=tuple(ObservationSpec(**entry) for entry in data["observations"]),
             action=ActionSpec(**data["action"]),
@@ -138,7 +135,7 @@ class Spaces:
 
 
 def _spell_infinities(data: Any) -> Any:
-    """Return plain data with a string, which `float` reads, for each infinite number."""
+    """Return plain data with a string that `float` reads for each infinite number."""
     if isinstance(data, dict):
         return {key: _spell_infinities(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
@@ -147,7 +144,7 @@ def _spell_infinities(data: Any) -> Any:
 
 
 def first_difference(then: Spaces, now: Spaces) -> str | None:
-    """Return in words the first entry in which two spaces differ, with both versions of it; None if they are equal."""
+    """Return in words the first entry in which two spaces differ, in both versions; None if they are equal."""
     before, after = _entries(then), _entries(now)
     for name in sorted(before.keys() | after.keys()):
         if before.get(name) != after.get(name):
@@ -156,7 +153,7 @@ def first_difference(then: Spaces, now: Spaces) -> str | None:
 
 
 def _entries(spaces: Spaces) -> dict[str, str]:
-    """Return by name what each entry of the spaces is, in words."""
+    """Return each entry of the spaces in words, by name."""
     action = spaces.action
     entries = {f"observation '{spec.name}'": f"{spec.dtype} {spec.shape}" for spec in spaces.observations}
     bounds = f" from {action.low} to {action.high} in {action.box_shape}" if action.reals else ""
@@ -170,11 +167,21 @@ def zero_action(spec: ActionSpec, count: int) -> np.ndarray:
 
 
 ENDLESS = 1e18
-"""A bound of this size is none: its square is too great for float32, and some environments give a type's largest."""
+"""A bound of this size counts as none: its square overflows float32, and some environments give a type's largest."""
 
 
 def reach_of(low: float, high: float) -> tuple[float, float]:
-    """Return the first and the last number that are reached of a real with these bounds."""
+    """Return the interval of a real, in the environment's units, that is [-1, 1] for the networks.
+
+        bounds                    interval
+        [low, high]               [low, high]
+        none                      [-1, 1]
+        [low, ∞)                  [-1, 1], or [low, low + 2] if low is greater than -1
+        (-∞, high]                [-1, 1], or [high - 2, high] if high is less than 1
+
+    Planner and actor keep the mean of their actions within it. Only a real's own bounds clip it: on a side without one,
+    noise may go beyond.
+    """
     if is_bounded(low, high):
         return low, high
     if low > -ENDLESS:

@@ -1,7 +1,7 @@
-"""The step: one record of one environment, and which arrays it is made of.
+"""The step of an environment: the arrays it is made of, and their alignment in time, to which all other files refer.
 
-Time alignment, drawn once and referred to everywhere else. A step at index t holds the observation, the reward received
-*on arriving* at it, three flags, and the action taken *after* it:
+A step at index t holds the observation, the reward received *on arriving* at it, three flags, and the action taken
+*after* it:
 
     index          0          1          2    ...    n          n+1
     observation    o_0        o_1        o_2         o_n        o'_0        (o' = the next episode of the same stream)
@@ -11,35 +11,38 @@ Time alignment, drawn once and referred to everywhere else. A step at index t ho
     is_terminal    0          0          0           0 or 1     0           1: a true end; 0 with is_last: cut short
     action         a_0        a_1        a_2         (unused)   a'_0
     episode        0          0          0           0          1           number of the episode in its stream
-    version        weights' version that chose `action`
+    version        of the weights that chose `action`
 
-The network's input at t is a_{t-1}, and zero where is_first. `is_last` and the following `is_first` are two steps: the
-last observation of an episode is stored, and so is the first of the next.
+The network's input at t is a_{t-1}, or zero where is_first. `is_last` and the following `is_first` are two steps: both
+the last observation of an episode and the first of the next are stored.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from dreamfleet.common.experience.spaces import Spaces
 
 BLOCK_STEPS = 16
-"""Steps in one compressed block of a big field: what is decoded at least when a sequence is read."""
+"""Steps in one compressed block of a big field, the least that is decoded when a sequence is read."""
 CHUNK_STEPS = 64
-"""Most steps in one chunk; the masks of a chunk's header hold one bit for each."""
+"""Most steps in one chunk; the masks in its header have one bit for each."""
 BLOCK_LAYOUT = "planes"
-"""How a block is laid out; another layout is another format."""
+"""The layout of a block; another layout is another format."""
 BIG_FIELD_BYTES = 512
-"""A field with at least as many bytes per step is stored in blocks of its own."""
+"""A field with at least this many bytes per step is stored in blocks of its own."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """One array of a step: its name, its type and its shape per step."""
+    """One array of a step, with its shape per step."""
 
     name: str
     dtype: str
@@ -48,33 +51,27 @@ class Field:
     @cached_property
     def step_bytes(self) -> int:
         """Bytes of one step."""
-        import numpy as np
-
-        size = np.dtype(self.dtype).itemsize
-        for length in self.shape:
-            size *= length
-        return size
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
 
     @property
     def planes(self) -> int:
-        """Channels of a big picture, which is stored plane by plane if there are several; 0 if it is something else."""
+        """Channels of a big picture, which is stored plane by plane if it has several; 0 for anything else."""
         return self.shape[2] if self.is_big and self.dtype == "uint8" and len(self.shape) == 3 else 0
 
     @property
     def is_big(self) -> bool:
-        """Whether it is stored in compressed blocks of its own."""
+        """Whether it is stored in blocks of its own."""
         return self.step_bytes >= BIG_FIELD_BYTES
 
 
 class StepFormat:
-    """The arrays of one step of one kind of environment, in the order in which they are stored.
+    """The arrays of one step, for the spaces of an environment, in the order in which they are stored.
 
     Attributes:
-        spaces: what it was made from.
-        fields: all fields: action, reward, is_first, is_last, is_terminal, episode, version, then the observations.
+        fields: action, reward, is_first, is_last, is_terminal, episode, version, then the observations.
         small: the fields stored together in a chunk's first block.
         big: the fields stored in blocks of `BLOCK_STEPS` steps.
-        identity: a number that differs between formats; every stored chunk bears it.
+        identity: a number that differs between formats, stored in every chunk.
     """
 
     def __init__(self, spaces: Spaces) -> None:
@@ -94,12 +91,12 @@ class StepFormat:
         return sum(field.step_bytes for field in self.fields)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data that `from_json` takes back."""
+        """Return plain data for `from_json`."""
         return self._described(self.spaces.to_json())
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> StepFormat:
-        """Rebuild the format from what `to_json` gave; ValueError if this version cannot read it."""
+        """Return the format of what `to_json` gave; ValueError if this version cannot read it."""
         if data.get("layout") != BLOCK_LAYOUT:
             raise ValueError(f"blocks are laid out by '{data.get('layout')}', which is not known")
         if (data["block_steps"], data["chunk_steps"]) != (BLOCK_STEPS, CHUNK_STEPS):

@@ -7,7 +7,7 @@ import pytest
 from make_chunks import counting_format, cut, image_format, make_stream, mixed_format
 
 from dreamfleet.common.experience.blocks import DamagedChunkError, block_numbers, read_small_fields, read_steps
-from dreamfleet.common.experience.chunk import PREFIX, ChunkKey, check_record, decode_chunk, encode_chunk, parse_header
+from dreamfleet.common.experience.chunk import PREFIX, ChunkKey, check_chunk, decode_chunk, encode_chunk, parse_header
 from dreamfleet.common.experience.spaces import ActionSpec
 from dreamfleet.common.experience.steps import StepFormat
 
@@ -59,7 +59,7 @@ def test_header_tells_the_chunk_without_its_body() -> None:
     assert header.last_mask == 1 << 9 | 1 << 29 | 1 << 36
     assert header.terminal_mask == 1 << 9 | 1 << 36
     assert (header.oldest_version, header.newest_version) == (5, 41)
-    assert header.record_bytes == len(record)
+    assert header.chunk_bytes == len(record)
 
 
 @pytest.mark.parametrize("bounds", [(0, 1), (0, 40), (3, 14), (15, 17), (16, 32), (5, 40), (39, 40)])
@@ -106,15 +106,15 @@ def test_small_fields_are_read_without_the_pictures() -> None:
 
 
 def test_every_flipped_bit_is_noticed() -> None:
-    """No byte of a record can change without `check_record` saying so."""
+    """No byte of a record can change without `check_chunk` saying so."""
     step_format = mixed_format()
     record = cut(step_format, make_stream(step_format, [3]))[0]
-    check_record(step_format, record)
+    check_chunk(step_format, record)
     for position in range(len(record)):
         damaged = bytearray(record)
         damaged[position] ^= 1 << position % 8
         with pytest.raises(DamagedChunkError):
-            check_record(step_format, bytes(damaged))
+            check_chunk(step_format, bytes(damaged))
 
 
 def test_every_torn_record_is_noticed() -> None:
@@ -123,15 +123,15 @@ def test_every_torn_record_is_noticed() -> None:
     record = cut(step_format, make_stream(step_format, [3]))[0]
     for size in range(len(record)):
         with pytest.raises(DamagedChunkError):
-            check_record(step_format, record[:size])
+            check_chunk(step_format, record[:size])
     with pytest.raises(DamagedChunkError):
-        check_record(step_format, record + b"x")
+        check_chunk(step_format, record + b"x")
 
 
 def test_another_format_is_refused() -> None:
     """A record of other shapes is not decoded as something it is not."""
     record = cut(image_format(16), make_stream(image_format(16), [3]))[0]
-    for read in (check_record, decode_chunk):
+    for read in (check_chunk, decode_chunk):
         with pytest.raises(DamagedChunkError, match="format"):
             read(image_format(32), record)
 

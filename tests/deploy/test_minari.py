@@ -59,7 +59,7 @@ def stored(directory: Path) -> list[bytes]:
             for found in scan(segment, StepFormat.from_json(header.step_format), start, bodies=True):
                 assert isinstance(found, StoredChunk)
                 assert found.header.key not in records
-                records[found.header.key] = segment.read(found.offset, found.header.record_bytes)
+                records[found.header.key] = segment.read(found.offset, found.header.chunk_bytes)
             segment.close()
     return [records[key] for key in sorted(records)]
 

@@ -55,7 +55,7 @@ def test_records_are_found_where_they_were_put(tmp_path: Path) -> None:
     assert [header.key.number for header, _ in found] == list(range(10))
     assert [location.segment for _, location in found] == [1] * 4 + [2] * 4 + [3] * 2
     for record, (header, location) in zip(records, found, strict=True):
-        assert log.segment(location.segment).read(location.offset, header.record_bytes) == record
+        assert log.segment(location.segment).read(location.offset, header.chunk_bytes) == record
     assert log.total_steps == 40
     log.close()
 
@@ -245,4 +245,4 @@ def test_record_bytes_are_what_the_header_says(tmp_path: Path) -> None:
     records = fill(tmp_path, 5)
     data = segment_paths(tmp_path)[0].read_bytes()
     assert data.endswith(b"".join(records))
-    assert [parse_header(record).record_bytes for record in records] == [len(record) for record in records]
+    assert [parse_header(record).chunk_bytes for record in records] == [len(record) for record in records]

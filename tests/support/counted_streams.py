@@ -97,7 +97,7 @@ def read_streams(directory: Path, step_format: StepFormat) -> dict[tuple[int, in
                 key = piece.header.key
                 stream = chunks.setdefault((key.actor, key.incarnation, key.stream), {})
                 assert key.number not in stream, f"{key} is stored twice"
-                record = segment.read(piece.offset, piece.header.record_bytes)
+                record = segment.read(piece.offset, piece.header.chunk_bytes)
                 stream[key.number] = (piece.header.first_step, decode_chunk(step_format, record))
     return {key: _join(stream) for key, stream in sorted(chunks.items())}
 
