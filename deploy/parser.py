@@ -42,7 +42,7 @@ class _Parser(argparse.ArgumentParser):
         """Raise one sentence instead of printing the usage and exiting."""
         wrong = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         hint = nearest(wrong[1], re.findall(r"[a-z]+", wrong[2])) if wrong else ""
-        raise UserError(f"{message}.{hint} `{self.prog} --help` tells more.")
+        raise UserError(f"{message}.{hint} See `{self.prog} --help`.")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -83,7 +83,7 @@ def _add_collect(commands: Any) -> None:
     _takes_settings(collect)
     text = "the dataset's directory; one that holds less than --steps is continued"
     _path(collect, "--out", text, required=True)
-    text = "environment steps that the dataset is to hold (default: train.env_steps)"
+    text = "environment steps of the finished dataset (default: train.env_steps)"
     collect.add_argument("--steps", type=_positive, help=text)
     text = (
         "a run whose learned policy acts, exploring as it did; its settings are the new dataset's "
@@ -104,7 +104,7 @@ def _add_submit(commands: Any) -> None:
     submit.epilog = "example: dreamfleet submit deploy/cluster.yaml -- train --preset small --env.id Pendulum-v1"
     text = "the file that `ray up` was given, or the address http://HOST:8265 of a cluster's dashboard"
     submit.add_argument("target", metavar="TARGET", help=text)
-    text = "a directory whose modules all nodes are to have, for an environment of your own"
+    text = "a directory whose modules go to all nodes, for an environment of your own"
     _path(submit, "--working-dir", text)
     text = (
         "run the command on a node with this resource, for example 'learner' (default: the head, unless only others "
@@ -116,13 +116,13 @@ def _add_submit(commands: Any) -> None:
 
 
 def _add_checks(commands: Any) -> None:
-    status = _command(commands, "status", "say how a run stands, from its files alone")
+    status = _command(commands, "status", "report the state of a run, from its files alone")
     _path(status, "directory", "the run's directory")
     status.add_argument("--json", action="store_true", help="as one JSON object")
 
     doctor = _command(commands, "doctor", "check this machine or a cluster before a run")
     _takes_settings(doctor)
-    _path(doctor, "--run", "where the run is to be, or is: its disk is checked")
+    _path(doctor, "--run", "the run's directory, new or existing: its disk is checked")
     _takes_address(doctor)
 
     plan = _command(commands, "plan", "work out traffic, memory and what saturates first, from settings and rates")
@@ -155,12 +155,12 @@ def _add_eval_and_dream(commands: Any) -> None:
 
 
 def _add_replay(commands: Any) -> None:
-    replay = _command(commands, "replay", "look into a replay, give it away or take one in")
+    replay = _command(commands, "replay", "inspect, verify, export or import a replay")
     actions = replay.add_subparsers(dest="action", required=True, metavar="ACTION")
-    info = _command(actions, "info", "say what it holds")
+    info = _command(actions, "info", "report its contents")
     verify = _command(actions, "verify", "check every record")
     export = _command(actions, "export", "write it as a dataset that other tools read, without loss")
-    take = _command(actions, "import", "make a dataset of one that another tool wrote")
+    take = _command(actions, "import", "make a dataset from one that another tool wrote")
     for command in (info, verify, export):
         _path(command, "directory", "a run's, a dataset's or a replay's directory")
     text = (
@@ -176,7 +176,7 @@ def _add_replay(commands: Any) -> None:
         take.add_argument(f"--{name}", type=_name_list, default=(), metavar="NAMES", help=text)
     for command in (export, take):
         command.add_argument("--format", choices=["minari"], default="minari", help="(default: minari)")
-        _path(command, "--out", "a directory that is not there yet", required=True)
+        _path(command, "--out", "a new directory", required=True)
 
 
 def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:

@@ -59,7 +59,7 @@ class Job:
             reads = 0 if self._printed > before else reads + 1
             if not whole and reads <= 1:
                 _say("the connection to the log was lost; the job goes on, and so will its log here.")
-            details = self._details_in_the_end()
+            details = self._details_after_pauses()
             if details.status.is_terminal() and (whole or reads >= MOST_READS):
                 if not self._at_line_start:
                     print(flush=True)
@@ -97,7 +97,7 @@ class Job:
             _say("the job waits for a node with room for it, and for what it takes along.")
         return True
 
-    def _details_in_the_end(self) -> JobDetails:
+    def _details_after_pauses(self) -> JobDetails:
         """Ask for the job's details with growing pauses, for at most GIVE_UP_S."""
         since, pause = time.monotonic(), FIRST_PAUSE_S
         while True:

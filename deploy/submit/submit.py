@@ -27,39 +27,37 @@ EXIT_CODES = {"SUCCEEDED": 0, "FAILED": 1, "STOPPED": 143}
 def submit(
     target: str, arguments: list[str], working_dir: Path | None, follow: str | None, stop: str | None, on: str | None
 ) -> int:
-    """Run a dreamfleet command as a job and follow its log; or follow, or stop, one submitted before.
+    """Run a dreamfleet command as a job and follow its log; or follow, or stop, a job submitted before.
 
     Args:
         target: a file that `ray up` was given, or http://HOST:PORT of a dashboard.
         arguments: the command, for example ["train", "--preset", "small"].
         working_dir: a directory whose modules all nodes are to have.
-        follow: the job to follow instead.
-        stop: the job to stop instead.
+        follow: the id of a job to follow instead.
+        stop: the id of a job to stop instead.
         on: the resource of the node that runs the command; by default the head does, or, where the cluster file
-            declares `learner` for other nodes alone, one of these.
+            declares `learner` for other nodes only, one of these.
 
     Returns:
-        The exit code: 0 when the job succeeded, 1 when it failed or was lost sight of, 143 when it was stopped, 130
-        when following was interrupted.
+        The exit code: 0 when the job succeeded, 1 when it failed or contact was lost, 143 when it was stopped, 130 when
+        following was interrupted.
 
     Raises:
-        UserError: for a command, target or token that would not do.
+        UserError: for a command, target or token that is wrong.
     """
     if sum(map(bool, (arguments, follow, stop))) > 1:
         raise UserError("submit: a command, --follow and --stop exclude each other.")
     use_token()
-    with _exit_on_signals():
-        if stop:
-            with Cluster(target) as cluster:
-                return _stop(Job(cluster, stop), target)
-        if follow:
-            with Cluster(target) as cluster:
-                job = Job(cluster, follow)
-                _first_details(job, target)
-                return _follow(job, target)
-        entry = EntryPoint.of(arguments, working_dir)
-        with Cluster(target) as cluster:
+    entry = None if follow or stop else EntryPoint.of(arguments, working_dir)
+    with _exit_on_signals(), Cluster(target) as cluster:
+        if entry:
             return _run(cluster, entry, working_dir, on or _learner_resource(cluster))
+        job = Job(cluster, follow or stop or "")
+        try:
+            details = job.details()
+        except LostContactError as lost:  # what is not reached the first time is most likely not there
+            raise UserError(f"submit: {target} cannot be reached: {lost}.") from None
+        return _stop(job, details, target) if stop else _follow(job, target)
 
 
 def _run(cluster: Cluster, entry: EntryPoint, working_dir: Path | None, resource: str) -> int:
@@ -122,9 +120,8 @@ def _follow(job: Job, target: str) -> int:
     return EXIT_CODES[details.status]
 
 
-def _stop(job: Job, target: str) -> int:
+def _stop(job: Job, details: JobDetails, target: str) -> int:
     """Ask the job to stop and follow it until it has."""
-    details = _first_details(job, target)
     if details.status.is_terminal():
         print(_ending(job, details))
         return 0
@@ -132,18 +129,10 @@ def _stop(job: Job, target: str) -> int:
         job.skip_log()
         job.stop()
     except LostContactError as lost:
-        raise UserError(f"submit: {target} could not be told to stop the job: {lost}.") from None
+        raise UserError(f"submit: {target} could not be asked to stop the job: {lost}.") from None
     print(f"asked {job.id} to stop; it writes a checkpoint first, for which it has {STOP_WAIT_S} s.", flush=True)
     code = _follow(job, target)
     return 0 if code == EXIT_CODES["STOPPED"] else code
-
-
-def _first_details(job: Job, target: str) -> JobDetails:
-    """Ask once for the job's details: a cluster that is not reached the first time is most likely not there."""
-    try:
-        return job.details()
-    except LostContactError as lost:
-        raise UserError(f"submit: {target} cannot be reached: {lost}.") from None
 
 
 def _ending(job: Job, details: JobDetails) -> str:
