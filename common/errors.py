@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one sentence, no traceback."""
+"""Errors that end a command with one sentence and no traceback."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A fault in what the user gave: the sentence names the value, where it stood and what would be right."""
+    """A fault in the user's input: the sentence names the value, where it came from and what would be right."""
 
 
 class WrongHereError(UserError):
-    """A fault that may be of this machine alone, such as a package that is missing: on another it may be right."""
+    """A fault that may be of this machine only, such as a missing package: on another the input may be right."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -21,4 +21,4 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 class RunFailedError(Exception):
-    """A run that cannot go on: the sentence says of what; shown without a traceback, which the log holds."""
+    """A run that cannot continue: the sentence gives the reason; the traceback is in the log only."""

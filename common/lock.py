@@ -1,4 +1,4 @@
-"""The lock on a directory: two processes must not write to one at the same time."""
+"""The lock on a directory: two processes must not write to it at the same time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import fcntl
 import os
 import time
 from pathlib import Path
-from types import TracebackType
 
 from dreamfleet.common.errors import UserError
 
@@ -15,12 +14,9 @@ _POLL_S = 0.05
 
 
 class DirectoryLock:
-    """Holds a directory for this process until released; the end of the process, even by SIGKILL, releases it too.
+    """Holds an existing directory for this process until released, or until its end, even by SIGKILL.
 
-    Args:
-        path: the directory; it must exist.
-        wait_s: how long to wait for another process to let go.
-        shown: what to call the directory in a message; its path if None.
+    `shown` is the directory's name in messages, its path if None.
 
     Raises:
         UserError: if another process (or another lock of this one) still has it after `wait_s`.
@@ -38,9 +34,9 @@ class DirectoryLock:
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
-        """Let go; a second call does nothing."""
+        """Release the directory; a second call does nothing."""
         if self._descriptor >= 0:
-            # The file stays: removing it could take it from a process that is just waiting for it.
+            # The file stays: another process may be waiting for its lock.
             os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
             self._descriptor = -1
@@ -48,9 +44,7 @@ class DirectoryLock:
     def __enter__(self) -> DirectoryLock:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.release()
 
     def _acquire(self, wait_s: float) -> None:

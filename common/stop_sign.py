@@ -1,34 +1,31 @@
-"""How code that runs for long is told to stop: it looks now and then, and says where it may be interrupted at once."""
+"""How long-running code learns that it should stop: it polls, and marks where it may be interrupted at once."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
 
-class StepInterrupted(BaseException):  # no Exception: user code that catches all errors is not to catch it
-    """A stop was asked for within an environment's step, which need not be waited for."""
+class StepInterrupted(BaseException):  # not an Exception, so that user code that catches all errors does not catch it
+    """A stop was requested during an environment's step, which is abandoned."""
 
 
 class StopSign(Protocol):
-    """Whether to stop.
-
-    Attributes:
-        may_interrupt: whether what runs now may be left by `StepInterrupted` when a stop is asked for.
-    """
+    """Whether to stop."""
 
     may_interrupt: bool
+    """Whether a stop request may raise `StepInterrupted` in the code that runs now."""
 
     def asked(self) -> bool:
-        """Return whether a stop was asked for."""
+        """Return whether a stop was requested."""
         ...
 
     def hold(self) -> None:
-        """See to it that whoever asks is heard, also after code that may have seen to the contrary."""
+        """Install the signal handlers again, after code that may have replaced them."""
         ...
 
 
 class NeverStop:
-    """Where orders are short enough, or whoever wants them stopped ends their process."""
+    """For orders that are short, or stopped by ending their process."""
 
     may_interrupt = False
 

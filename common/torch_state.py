@@ -1,4 +1,8 @@
-"""What torch computes by: ours, whatever an environment in the same process has set for itself."""
+"""Torch's global settings and types: ours, whatever an environment in the same process has set for itself.
+
+All arithmetic outside the networks' products is float32, also under autocast. If torch's default type is float64, all
+of it is float64: tests use this to compare two computations, since float32 rounds differently on every processor.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from torch import Tensor
 
 
 class TorchState(NamedTuple):
-    """What functions of torch go by that are not told otherwise; as it stands here, it is torch's own beginning."""
+    """Torch's global defaults; the values here are those torch starts with."""
 
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
@@ -19,16 +23,16 @@ class TorchState(NamedTuple):
 
     @staticmethod
     def now() -> TorchState:
-        """Return what holds now."""
+        """Return the current defaults."""
         return TorchState(torch.get_default_dtype(), str(torch.get_default_device()), torch.is_grad_enabled())
 
     def set(self) -> None:
-        """Have this hold from now on."""
+        """Make these the defaults."""
         now = TorchState.now()
         if now.dtype is not self.dtype:
             torch.set_default_dtype(self.dtype)
         if now.device != self.device:
-            # None, where it is the CPU: one that is named costs time at every call of torch.
+            # None for the CPU: a named device costs time at every call of torch.
             torch.set_default_device(None if self.device == "cpu" else self.device)
         if now.has_gradients is not self.has_gradients:
             torch.set_grad_enabled(self.has_gradients)
@@ -36,10 +40,9 @@ class TorchState(NamedTuple):
 
 @contextmanager
 def own_torch_state() -> Iterator[None]:
-    """Compute in float32, on the CPU unless said otherwise, and with gradients; put back what was set before.
+    """Within, torch's own defaults hold: float32, CPU, gradients. Also a decorator.
 
-    An environment may set other defaults for what it computes itself, and it may be stepped between any two of our own
-    calls. Also a decorator.
+    An environment may set other defaults for itself, and it may be stepped between any two calls of ours.
     """
     before = TorchState.now()
     TorchState().set()
@@ -50,10 +53,10 @@ def own_torch_state() -> Iterator[None]:
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """Return a network's numbers as float32 where they are shorter than that; float32 and float64 stay as they are."""
+    """Return a network's numbers as float32 if they are shorter; float32 and float64 stay unchanged."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def as_input(x: Tensor) -> Tensor:
-    """Return stored numbers, bytes or truth values in the type networks begin with: torch's default one, float32."""
+    """Return stored numbers, bytes or booleans in the networks' input type: torch's default, float32."""
     return x.to(torch.get_default_dtype())

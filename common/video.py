@@ -1,4 +1,4 @@
-"""Moving pictures: `.webm` files that browsers play, and GIF images for TensorBoard."""
+"""Videos: `.webm` files for browsers, and GIF images for TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,41 +14,36 @@ import numpy as np
 
 from dreamfleet.common.errors import UserError
 
-_TAG_NOTE = b"OpenCV: FFMPEG: tag"
+_TAG_WARNING = b"OpenCV: FFMPEG: tag"
 
 
 def to_rgb(images: np.ndarray) -> np.ndarray:
-    """Return images (..., H, W, C) as RGB: of one or two channels the first as grey, of more the first three."""
+    """Return images (..., H, W, C) as RGB: one or two channels become grey, of more the first three are taken."""
     if images.shape[-1] >= 3:
         return images[..., :3]
     return np.repeat(images[..., :1], 3, axis=-1)
 
 
 def write_webm(path: Path, frames: np.ndarray, fps: float) -> None:
-    """Write the frames as a VP8 video.
+    """Write at least one frame, (T, H, W, 3) or (T, H, W, 1) in uint8, as a VP8 video; an existing file is replaced.
 
-    Sides of an odd length grow by one row or column, repeated from the edge: the codec wants even ones.
-
-    Args:
-        path: the file, whose name ends in `.webm`; one that is there is replaced.
-        frames: (T, H, W, 3) or (T, H, W, 1) in uint8, at least one.
-        fps: frames per second.
+    The codec needs even sides: an odd one is extended by repeating the edge.
 
     Raises:
         UserError: if the file cannot be written or the video codec is missing.
-        ValueError: if the frames are not as above.
+        ValueError: if the frames are not as above, or the name does not end in `.webm`.
     """
     import cv2
 
     if path.suffix != ".webm":
-        raise ValueError(f"'{path}' does not end in .webm, by which the container is chosen")
+        raise ValueError(f"'{path}' does not end in .webm, which chooses the container")
     if not path.parent.is_dir():
         raise UserError(f"The video '{path}' cannot be written: there is no directory '{path.parent}'.")
     colour = np.broadcast_to(_checked(frames), (*frames.shape[:3], 3))
     height, width = colour.shape[1:3]
     padded = np.pad(colour, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     size = (padded.shape[2], padded.shape[1])
-    with _without_tag_note():
+    with _without_tag_warning():
         writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"VP80"), float(fps), size)
     if not writer.isOpened():
         raise UserError(
@@ -61,11 +56,9 @@ def write_webm(path: Path, frames: np.ndarray, fps: float) -> None:
 
 
 def encode_gif(frames: np.ndarray, fps: float) -> bytes:
-    """Return the frames as a GIF image that repeats for ever.
+    """Return at least one frame, (T, H, W, 3) or (T, H, W, 1) in uint8, as a GIF image that repeats forever.
 
-    Args:
-        frames: (T, H, W, 3) or (T, H, W, 1) in uint8, at least one.
-        fps: frames per second; the format counts in hundredths of a second, and viewers slow down below two of them.
+    The format counts in hundredths of a second, and viewers slow down below two of them: at most 50 frames per second.
 
     Raises:
         ValueError: if the frames are not as above.
@@ -83,17 +76,17 @@ def encode_gif(frames: np.ndarray, fps: float) -> bytes:
 
 
 def _checked(frames: np.ndarray) -> np.ndarray:
-    """Return the frames, or say how they differ from what is written."""
+    """Return the frames; ValueError if they are not what can be written."""
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] not in (1, 3) or 0 in frames.shape:
         raise ValueError(f"frames are (T, H, W, 3) or (T, H, W, 1) in uint8, not {frames.dtype} {frames.shape}")
     return frames
 
 
 @contextlib.contextmanager
-def _without_tag_note() -> Iterator[None]:
-    """Keep one harmless line off the standard error; whatever else is written there meanwhile is passed on.
+def _without_tag_warning() -> Iterator[None]:
+    """Keep one harmless line off the standard error; anything else that is written there passes.
 
-    OpenCV prints from C, without a way to switch it off, that WebM has no tag for VP8; the file is right all the same.
+    OpenCV prints from C, and cannot be told not to, that WebM has no tag for VP8; the file is right all the same.
     """
     sys.stderr.flush()
     kept = os.dup(2)
@@ -105,6 +98,6 @@ def _without_tag_note() -> Iterator[None]:
             os.dup2(kept, 2)
             os.close(kept)
             caught.seek(0)
-            said = b"".join(line for line in caught if not line.startswith(_TAG_NOTE))
+            said = b"".join(line for line in caught if not line.startswith(_TAG_WARNING))
             if said:
                 os.write(2, said)
