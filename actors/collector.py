@@ -18,7 +18,6 @@ from dreamfleet.common.acting.policy import Policy
 from dreamfleet.common.errors import UserError, WrongHereError
 from dreamfleet.common.experience.chunk import ChunkKey, encode_chunk
 from dreamfleet.common.experience.spaces import zero_action
-from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.process_log import LogRecord
 from dreamfleet.common.seeds import derive_seed
 from dreamfleet.common.settings.schema import Settings
@@ -59,13 +58,10 @@ class CollectReport:
         steps: environment steps stored and acknowledged.
         simulator_steps: steps of the simulator that they took: none where an episode begins (except for no-op starts),
             and as many as the action was repeated everywhere else.
-        episodes: the episodes that ended.
         timings: seconds spent in each of `TIMINGS`.
-        version: version of the weights that acted last.
-        raw_bytes: bytes of the steps before compression; `stored_bytes` after it.
-        stored_bytes: see `raw_bytes`.
+        version: of the weights that acted last.
+        raw_bytes: before compression; `stored_bytes` after it.
         weights_lost: how often newer weights could not be fetched and the old ones went on acting.
-        log_records: what the actor's process logged since the last order.
     """
 
     steps: int
@@ -91,36 +87,20 @@ class Collector:
     are divided into orders, and every order is met exactly. Chunks are cut from all streams at once, at the end of an
     order and when 64 rounds are there; after an order that ended within a round, some hold 63 steps.
 
-    Args:
-        environments: the batch of K environments.
-        policy: chooses their actions.
-        writer: stores the chunks.
-        step_format: the arrays of a step.
-        actor: number of the actor.
-        incarnation: number of its incarnation.
-
-    Attributes:
-        spaces: the environments' observations and action.
+    The numbers of the actor and its incarnation become part of each chunk's key.
     """
 
     def __init__(
-        self,
-        environments: EnvironmentBatch,
-        policy: Policy,
-        writer: ChunkWriter,
-        step_format: StepFormat,
-        actor: int,
-        incarnation: int,
+        self, environments: EnvironmentBatch, policy: Policy, writer: ChunkWriter, actor: int, incarnation: int
     ) -> None:
-        self.spaces = step_format.spaces
-        self._policy = policy
-        self._environments, self._writer, self._format = environments, writer, step_format
-        self._buffer = environments.buffer
+        self.spaces = environments.spaces
+        self._environments, self._policy, self._writer = environments, policy, writer
+        self._buffer, self._format = environments.buffer, environments.step_format
         self._actor, self._incarnation = actor, incarnation
         count = len(environments)
         self._chunks_cut = [0] * count  # of each stream
         self._steps_cut = [0] * count
-        self._actions = zero_action(step_format.spaces.action, count)
+        self._actions = zero_action(self.spaces.action, count)
         self._version = 0
         self._next = 0  # the environment whose step of the current round is recorded next
         self._sent = 0  # number of environments whose first step in the buffer an earlier order has sent
@@ -232,7 +212,7 @@ class Collector:
 
     def _send_all(self, report: CollectReport) -> None:
         """Send all recorded steps, and return once everything sent is stored."""
-        if self._buffer.row >= 0:
+        if self._buffer.index >= 0:
             self._send(report)
         with _timed(report, "push"):
             self._writer.flush(FLUSH_TIMEOUT_S)
@@ -242,7 +222,7 @@ class Collector:
         buffer, is_within = self._buffer, self._next > 0
         for k in range(len(self._environments)):
             start = 1 if k < self._sent else 0
-            stop = buffer.row if is_within and k >= self._next else buffer.row + 1
+            stop = buffer.index if is_within and k >= self._next else buffer.index + 1
             if start == stop:
                 continue
             with _timed(report, "encode"):
@@ -255,11 +235,7 @@ class Collector:
         self._sent = self._next
 
     def _cut_chunk(self, k: int, arrays: dict[str, np.ndarray]) -> bytes:
-        """Return the next chunk of the stream of environment `k`, whose arrays are (steps, *shape).
-
-        Raises:
-            EnvironmentFailedError: if a vector observation holds a number that is not finite.
-        """
+        """Return the next chunk of the stream of environment `k`, whose arrays are (steps, *shape)."""
         self._environments.check_vectors(k, self._steps_cut[k], arrays)
         key = ChunkKey(self._actor, self._incarnation, k, self._chunks_cut[k])
         chunk = encode_chunk(self._format, key, self._steps_cut[k], arrays)
@@ -292,7 +268,7 @@ def build_collector(settings: Settings, actor: int, incarnation: int, writer: Ch
     policy_seed = derive_seed(settings.seed, "policy", actor, incarnation)
     policy = make_policy(settings, environments.spaces, len(seeds), policy_seed)
     log.info("actor %d, incarnation %d: environments' seeds %s", actor, incarnation, seeds)
-    return Collector(environments, policy, writer, StepFormat(environments.spaces), actor, incarnation)
+    return Collector(environments, policy, writer, actor, incarnation)
 
 
 @contextmanager

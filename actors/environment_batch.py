@@ -33,8 +33,8 @@ class BatchStep:
         reward: (K,); likewise `action` (K, *stored_shape), `is_first`, `is_last` and `is_terminal`.
     """
 
-    def __init__(self, arrays: dict[str, np.ndarray], row: int, observations: list[str]) -> None:
-        fields = {name: array[row] for name, array in arrays.items()}
+    def __init__(self, arrays: dict[str, np.ndarray], index: int, observations: list[str]) -> None:
+        fields = {name: array[index] for name, array in arrays.items()}
         self.observations = {name: fields[name] for name in observations}
         self.each = [
             [(name, array[k, ...]) for name, array in self.observations.items()] for k in range(len(fields["reward"]))
@@ -52,7 +52,7 @@ class StepBuffer:
 
     Attributes:
         arrays: every field of the format by name, (CHUNK_STEPS, K, *shape).
-        row: index of the current step in them, -1 before the first.
+        index: of the current step in them, -1 before the first.
         current: the current step.
     """
 
@@ -61,42 +61,42 @@ class StepBuffer:
             field.name: np.zeros((CHUNK_STEPS, count, *field.shape), field.dtype) for field in step_format.fields
         }
         observations = [spec.name for spec in step_format.spaces.observations]
-        self._steps = [BatchStep(self.arrays, row, observations) for row in range(CHUNK_STEPS)]
-        self.row = -1
+        self._steps = [BatchStep(self.arrays, index, observations) for index in range(CHUNK_STEPS)]
+        self.index = -1
         self.current = self._steps[-1]
 
     @property
     def is_full(self) -> bool:
         """Whether there is no room for another step."""
-        return self.row == CHUNK_STEPS - 1
+        return self.index == CHUNK_STEPS - 1
 
     def advance(self) -> None:
         """Begin the next step; a full buffer is cleared first."""
-        if self.row == CHUNK_STEPS - 1:
+        if self.index == CHUNK_STEPS - 1:
             self.clear()
-        self.row += 1
-        self.current = self._steps[self.row]
+        self.index += 1
+        self.current = self._steps[self.index]
 
     def discard_current(self) -> None:
         """Forget the current step, which was not finished; the one before it becomes the current one."""
-        self.row -= 1
-        self.current = self._steps[self.row]
+        self.index -= 1
+        self.current = self._steps[self.index]
 
     def set_from_here(self, name: str, number: int, k: int | slice = slice(None)) -> None:
         """Set `episode` of one environment, or `version` of all, for the current and all following steps."""
-        self.arrays[name][self.row :, k] = number
+        self.arrays[name][self.index :, k] = number
 
     def clear(self, keep_current: bool = False) -> None:
         """Forget all steps, or all but the current one."""
         for name in ("episode", "version"):
-            self.arrays[name][:] = self.arrays[name][self.row]
+            self.arrays[name][:] = self.arrays[name][self.index]
         if keep_current:
             for array in self.arrays.values():
-                array[0] = array[self.row]
+                array[0] = array[self.index]
         for name in _FLAGS:
             self.arrays[name][int(keep_current) :] = False
-        self.row = int(keep_current) - 1
-        self.current = self._steps[self.row]
+        self.index = int(keep_current) - 1
+        self.current = self._steps[self.index]
 
 
 class EnvironmentBatch:
@@ -108,11 +108,9 @@ class EnvironmentBatch:
         actor: number of the actor they belong to, for messages.
 
     Attributes:
-        spaces: their observations and action.
         buffer: where they write their steps; actions and versions are written by the caller.
         is_last: whether the current step of each ends its episode.
         returns: sum of the rewards in the current episode of each; `lengths` its steps (actions taken).
-        lengths: see `returns`.
 
     Raises:
         UserError: if an environment cannot be made.
@@ -125,7 +123,8 @@ class EnvironmentBatch:
         self.spaces = describe_spaces(self.environments[0])
         self._vector_bounds = VectorBounds(self.environments[0].observation_space)
         self._to_environment = action_converter(self.environments[0].action_space)
-        self.buffer = StepBuffer(StepFormat(self.spaces), len(self))
+        self.step_format = StepFormat(self.spaces)
+        self.buffer = StepBuffer(self.step_format, len(self))
         self._episode = [-1] * len(self)
         self.is_last = [False] * len(self)
         self.returns = [0.0] * len(self)
@@ -136,20 +135,15 @@ class EnvironmentBatch:
         return len(self._seeds)
 
     def reset(self) -> None:
-        """Begin the first episode of every environment, from its seed.
-
-        Raises:
-            EnvironmentFailedError: if one of them raises an error.
-        """
+        """Begin the first episode of every environment, from its seed; raises as `step` does."""
         self.buffer.advance()
         for k, seed in enumerate(self._seeds):
             self._begin_episode(k, seed)
 
     def step(self, actions: np.ndarray) -> None:
-        """Take one step in every environment; one whose episode has ended begins the next, its action unused.
+        """Take one step in every environment, with stored actions (K, *stored_shape).
 
-        Args:
-            actions: stored actions, (K, *stored_shape).
+        One whose episode has ended begins the next, its action unused.
 
         Raises:
             EnvironmentFailedError: if one of them raises an error, ends the process, or returns an invalid reward or

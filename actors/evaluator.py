@@ -37,14 +37,10 @@ log = logging.getLogger(__name__)
 
 
 class VideoRecorder:
-    """Collects an episode's frames; when there are too many, it drops every second and then takes half as many.
+    """Collects an episode's frames, their longer side `side` pixels, `stride` environment steps apart.
 
-    Attributes:
-        stride: environment steps from one frame to the next.
-
-    Args:
-        side: the longer side of its frames, in pixels.
-        most: fewer than twice this many frames are kept; 0 keeps all.
+    Fewer than 2 · `most` frames are kept, or all if that is 0: at that number every second one is dropped, and the
+    stride doubles.
     """
 
     def __init__(self, side: int = VIDEO_SIDE, most: int = 0) -> None:
@@ -85,7 +81,6 @@ class Evaluation:
 
     Attributes:
         fps: environment steps per second of a video that plays at the environment's own speed.
-        episodes: their results, in order.
         videos: the frames (T, H, W, 3) in uint8 of each recorded episode that showed anything.
         strides: environment steps from one frame to the next, of each video.
         cut_short: how many episodes were ended by `max_steps` and not by the environment.
@@ -103,12 +98,8 @@ class EvaluationReport:
     """The result of an evaluation of published weights.
 
     Attributes:
-        version: of the weights.
-        returns: of the episodes, in their order; `lengths` in environment steps.
-        lengths: see `returns`.
-        cut_short: episodes that were ended before the environment ended them.
-        seconds: its duration.
-        log_records: what the process logged meanwhile.
+        lengths: of the episodes, in environment steps.
+        cut_short: how many episodes were ended before the environment ended them.
         gif: the first episode as a GIF image; None where there is nothing to see.
     """
 
@@ -184,12 +175,11 @@ def play_episodes(
         settings: which environment, and how it is wrapped.
         policy_factory: makes the policy, for one environment.
         episodes: how many.
-        seed: from which each episode's seed is derived.
+        seed: from which each episode's seed is derived; see `reset_seed`.
         record: how many episodes, from the first on, are recorded: the frames that the environment renders, or else its
             pictures as the policy sees them. An environment that has neither gives no video.
         max_steps: environment steps after which an episode is ended; 0 leaves it to the environment.
         on_episode: called as each episode ends, with its result and whether `max_steps` ended it.
-        make_recorder: makes the recorder of one episode.
         is_stopping: called before each step; True stops the evaluation.
 
     Raises:

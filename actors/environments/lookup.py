@@ -27,10 +27,10 @@ from gymnasium.envs.registration import EnvSpec
 
 from dreamfleet.actors.environments.other_interfaces import describe_other
 from dreamfleet.actors.environments.suites import Suite, known_spec, register_suite, suite_of
+from dreamfleet.actors.environments.user_code import cause_of
 from dreamfleet.actors.environments.user_objects import (
     NoSuchAttributeError,
-    cause_of,
-    find_object,
+    find_function,
     import_module,
     sent_object,
 )
@@ -58,7 +58,7 @@ def find_environment(name: str) -> tuple[Suite, Make]:
     missing: NoSuchAttributeError | None = None
     if colon and all(part.isidentifier() for part in inside.split(".")):
         try:
-            return Suite(), _user_function(name, where)
+            return Suite(), find_function(name, where, "a function that returns a gymnasium.Env")
         except NoSuchAttributeError as error:
             missing = error
     elif colon:
@@ -70,14 +70,6 @@ def find_environment(name: str) -> tuple[Suite, Make]:
         return suite, _registered_maker(_find_spec(inside, where, module), where)
     except UserError as error:
         raise missing or error from error
-
-
-def _user_function(name: str, where: str) -> Make:
-    found: Any = find_object(name, where)
-    if not callable(found):
-        raise UserError(f"{where} is {type(found).__name__}: it should be a function that returns a gymnasium.Env.")
-    make: Make = found
-    return make
 
 
 def _registered_maker(spec: EnvSpec, where: str) -> Make:

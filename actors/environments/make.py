@@ -30,13 +30,14 @@ from dreamfleet.actors.environments.rendering import log_library, prepare_librar
 from dreamfleet.actors.environments.suites import Environment, Suite, is_of_gymnasium, known_spec, suite_of
 from dreamfleet.actors.environments.user_code import (
     WrongStepError,
+    cause_of,
     close_environment,
     exits_are_errors,
     flag_of,
     process_kept,
     reward_of,
 )
-from dreamfleet.actors.environments.user_objects import cause_of, find_object, search_working_directory
+from dreamfleet.actors.environments.user_objects import find_function, search_working_directory
 from dreamfleet.actors.spaces.action_spaces import describe_action, random_actions
 from dreamfleet.actors.spaces.entries import NamedEntries
 from dreamfleet.actors.spaces.observations import (
@@ -72,7 +73,10 @@ def make_environment(settings: EnvironmentSettings, render: bool = False) -> Env
     search_working_directory()
     if _runs_user_code(settings):
         prepare_library()
-    user_wrappers = [(name, _find_wrapper(name), arguments) for name, arguments in settings.named_wrappers]
+    user_wrappers = [
+        (name, find_function(name, f"env.wrappers '{name}'", _WRAPPER), arguments)
+        for name, arguments in settings.named_wrappers
+    ]
     suite, make = find_environment(settings.id)
     env = _call(settings, suite, make, render)
     log_library()
@@ -146,20 +150,8 @@ def _runs_user_code(settings: EnvironmentSettings) -> bool:
     return not is_of_gymnasium(known_spec(settings.id)) and not suite_of(settings.id).prefixes
 
 
-def _find_wrapper(name: str) -> Callable[..., Any]:
-    found = find_object(name, f"env.wrappers '{name}'")
-    if not callable(found):
-        raise UserError(f"env.wrappers '{name}' is {type(found).__name__}: it should be {_WRAPPER}.")
-    wrapper: Callable[..., Any] = found
-    return wrapper
-
-
 def _wrap_as_user_says(env: Environment, user_wrappers: list[tuple[str, Callable[..., Any], Any]]) -> Environment:
-    """Return the environment in the user's wrappers, each with its name and arguments; the first is the innermost.
-
-    Raises:
-        UserError: if one fails, or does not return an environment.
-    """
+    """Return the environment in the user's wrappers, each with its name and arguments; the first is the innermost."""
     for name, wrapper, arguments in user_wrappers:
         given = f"arguments {arguments}" if arguments else "no arguments"
         try:
@@ -180,7 +172,7 @@ def _call(settings: EnvironmentSettings, suite: Suite, make: Make, render: bool)
     is_drawn, kwargs = render or settings.observe != "own", suite.arguments(settings)
     try:
         env = _checked(make(**kwargs), settings)
-        if not is_drawn or _is_undrawn(env, settings, suite) or "render_mode" in kwargs or not _can_render(env, make):
+        if not is_drawn or _is_undrawn(env, settings) or "render_mode" in kwargs or not _can_render(env, make):
             return env
         close_environment(env, settings.id)
         try:
@@ -202,11 +194,7 @@ def _call(settings: EnvironmentSettings, suite: Suite, make: Make, render: bool)
 
 
 def _checked(env: Any, settings: EnvironmentSettings) -> Environment:
-    """Return what was made if it is an environment; otherwise close it, since it may have started processes.
-
-    Raises:
-        UserError: if it is no environment, with what it is.
-    """
+    """Return what was made if it is an environment; otherwise close it, since it may have started processes."""
     if isinstance(env, gymnasium.Env):
         return env
     with suppress(Exception):
@@ -214,13 +202,9 @@ def _checked(env: Any, settings: EnvironmentSettings) -> Environment:
     raise UserError(f"env.id '{settings.id}' returned {describe_other(env)}.")
 
 
-def _is_undrawn(env: Environment, settings: EnvironmentSettings, suite: Suite) -> bool:
-    """Return whether this machine cannot draw the environment; known once it is made and has imported what draws it.
-
-    Raises:
-        UserError: if rendered pictures were to be observed; the environment is closed then.
-    """
-    reason = suite.cannot_render()
+def _is_undrawn(env: Environment, settings: EnvironmentSettings) -> bool:
+    """Return whether MuJoCo is imported, as is known once the environment is made, and cannot draw on this machine."""
+    reason = log_library()
     if reason and settings.observe != "own":
         close_environment(env, settings.id)
         raise UserError(f"env.observe {settings.observe}: '{settings.id}' cannot be drawn on this machine: {reason}.")

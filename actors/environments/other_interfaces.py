@@ -73,7 +73,7 @@ def describe_other(value: Any) -> str:
 def describe_old_interface(env: gymnasium.Env[Any, Any]) -> str:
     """Return what is old in the interface of an environment that has failed, or an empty string.
 
-    Each layer is tried, the innermost first, so that a wrapper of the user's is told from the environment in it.
+    Each layer is tried, the innermost first, so that a wrapper of the user's is not blamed for the environment in it.
     """
     layers = [env]
     while isinstance(layers[-1], gymnasium.Wrapper):

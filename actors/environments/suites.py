@@ -54,10 +54,6 @@ class Suite:
         """Return the arguments of an environment: env.kwargs, and those that the suite adds."""
         return dict(settings.kwargs)
 
-    def cannot_render(self) -> str:
-        """Return why environments of this suite cannot be drawn on this machine, or an empty string."""
-        return rendering.log_library()
-
     def show(self, env: Environment, settings: EnvironmentSettings) -> Environment:  # noqa: ARG002 (others need it)
         """Return the environment with the observations that a model learns from."""
         return env
@@ -83,10 +79,6 @@ class Mujoco(Suite):
         if importlib.util.find_spec("mujoco"):
             rendering.choose_library()
         super().register()
-
-    def cannot_render(self) -> str:
-        """Return why this machine cannot draw, or an empty string."""
-        return rendering.choose_library()
 
 
 class DeepMindControl(Mujoco):
@@ -143,8 +135,8 @@ class Atari(Suite):
         sticky = env.unwrapped.ale.getFloat("repeat_action_probability")  # type: ignore[attr-defined]
         log_once(
             f"Atari: AtariPreprocessing with {settings.action_repeat} frames per step and the maximum of the last two, "
-            f"at most {settings.noop_max} no-ops at the start, {'grey' if settings.grey else 'colour'}, lost lives go "
-            f"on; an action sticks with probability {sticky:g} (env.kwargs.repeat_action_probability)"
+            f"at most {settings.noop_max} no-ops at the start, {'grey' if settings.grey else 'colour'}, a lost life "
+            f"ends no episode; an action sticks with probability {sticky:g} (env.kwargs.repeat_action_probability)"
         )
         return env
 

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -67,6 +68,13 @@ def describe(error: BaseException) -> str:
         return f"it called sys.exit({'' if error.code is None else repr(error.code)})"
     text = str(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def cause_of(error: BaseException) -> str:
+    """Return an error in words, with the place where user code raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    is_ours = not frames or Path(frames[-1].filename).parent == Path(__file__).parent
+    return describe(error) + ("" if is_ours else f" ({frames[-1].filename}, line {frames[-1].lineno})")
 
 
 def exits_are_errors(function: Callable[P, R]) -> Callable[P, R]:

@@ -11,7 +11,7 @@ import importlib
 import os
 import pickle
 import sys
-import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 import gymnasium
 
 from dreamfleet.actors.environments import rendering
+from dreamfleet.actors.environments.user_code import cause_of
 from dreamfleet.common.errors import UserError, nearest
 from dreamfleet.common.settings.schema import EnvironmentSettings
 
@@ -118,16 +119,28 @@ def import_module(module: str, where: str) -> ModuleType:
         raise UserError(f"{where}: importing '{module}' failed: {cause_of(error)}") from error
 
 
-def find_object(name: str, where: str) -> Any:
-    """Return the object `module:attribute`; the attribute may have dots.
+def find_function(name: str, where: str, wanted: str) -> Callable[..., Any]:
+    """Return the function or class `module:attribute`; the attribute may have dots.
+
+    Args:
+        name: of the function or class.
+        where: the setting and the value that name it, for messages.
+        wanted: what it should be, for messages.
 
     Raises:
         NoSuchAttributeError: if the module has no such attribute.
-        UserError: if the module does not exist or cannot be imported.
+        UserError: if the module does not exist or cannot be imported, or the object cannot be called.
     """
-    sent = sent_object(name)
-    if sent is not None:
-        return sent
+    found = sent_object(name)
+    if found is None:
+        found = _imported_object(name, where)
+    if not callable(found):
+        raise UserError(f"{where} is {type(found).__name__}: it should be {wanted}.")
+    function: Callable[..., Any] = found
+    return function
+
+
+def _imported_object(name: str, where: str) -> Any:
     module, _, attribute = name.partition(":")
     found: Any = import_module(module, where)
     for part in attribute.split("."):
@@ -142,14 +155,6 @@ def find_object(name: str, where: str) -> Any:
     return found
 
 
-def cause_of(error: BaseException) -> str:
-    """Return an error in one line, with the place where user code raised it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    is_ours = not frames or Path(frames[-1].filename).parent == Path(__file__).parent
-    place = "" if is_ours else f" ({frames[-1].filename}, line {frames[-1].lineno})"
-    return (f"{type(error).__name__}: {error}" if str(error) else type(error).__name__) + place
-
-
 def _main_object(name: str) -> Any:
     return reduce(getattr, name.partition(":")[2].split("."), importlib.import_module(MAIN))
 
@@ -161,12 +166,12 @@ def _registration(name: str) -> dict[str, bytes]:
         return {}
     if isinstance(spec.entry_point, str) and spec.entry_point.startswith(f"{MAIN}:"):
         spec = dataclasses.replace(spec, entry_point=_main_object(spec.entry_point))
-    elif not callable(spec.entry_point):
-        try:
-            return {name: _pickled(name, spec)}
-        except UserError:  # its module can be imported, and registers it elsewhere too
-            return {}
-    return {name: _pickled(name, spec)}
+    try:
+        return {name: _pickled(name, spec)}
+    except UserError:
+        if callable(spec.entry_point):
+            raise
+        return {}  # its module can be imported, and registers it elsewhere too
 
 
 def _pickled(name: str, value: Any) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium import spaces
 
+from dreamfleet.actors.spaces.entries import leaf_name, leaf_spaces
 from dreamfleet.common.acting.policy import RandomPolicy
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ActionKind, ActionSpec
@@ -25,26 +26,19 @@ MOST_OPTIONS = 2**24
 
 
 class Options(NamedTuple):
-    """The choices of a part: option i of a choice is `starts + i`.
-
-    Attributes:
-        starts: in the part's shape and type.
-        sizes: number of options of each choice, flat.
-    """
+    """The choices of a part: option i is `starts + i`, in the part's shape and type; `sizes` counts them, flat."""
 
     starts: np.ndarray
     sizes: tuple[int, ...]
 
 
 class Part(NamedTuple):
-    """One part of an action space.
+    """One part of an action space: a Discrete, MultiDiscrete, MultiBinary or Box.
 
     Attributes:
         name: its keys and indices, joined by underscores; empty for a space without parts.
-        space: Discrete, MultiDiscrete, MultiBinary or Box.
         options: of its choices; None if it consists of reals.
-        first: its first index in a stored action.
-        width: its length there.
+        first: its first index in a stored action; `width` its length there.
     """
 
     name: str
@@ -67,7 +61,7 @@ def list_parts(space: Space) -> list[Part]:
     Raises:
         UserError: naming the first that is not supported.
     """
-    found = [(name, part, _options(name, part)) for name, part in _leaves(space, "")]
+    found = [(leaf_name(path), part, _options(leaf_name(path), part)) for path, part in leaf_spaces(space)]
     if not found:
         raise _refusal("", space)
     next_choice, next_real = 0, sum(len(options.sizes) for _, _, options in found if options)
@@ -156,21 +150,8 @@ def null_action(space: Space) -> Any:
     return np.asarray(np.minimum(np.maximum(np.zeros(space.shape, space.dtype), space.low), space.high))
 
 
-def _leaves(space: Space, name: str) -> Iterator[tuple[str, Space]]:
-    if not isinstance(space, spaces.Dict | spaces.Tuple):
-        yield name, space
-        return
-    inner = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
-    for key, part in inner:
-        yield from _leaves(part, f"{name}_{key}" if name else str(key))
-
-
 def _options(name: str, space: Space) -> Options | None:
-    """Return the options of a part; None if it consists of reals.
-
-    Raises:
-        UserError: if it is not supported.
-    """
+    """Return the options of a part; None if it consists of reals."""
     if isinstance(space, spaces.Discrete):
         options = Options(np.asarray(space.start), (int(space.n),))
     elif isinstance(space, spaces.MultiDiscrete):

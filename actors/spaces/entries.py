@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from dreamfleet.common.experience.spaces import ObservationSpec
 from dreamfleet.common.settings.schema import EnvironmentSettings
 
 Convert = Callable[[Any], np.ndarray]
+Path = tuple[Any, ...]
 Kind = Literal["picture", "vector", "one_hot"]
 """How an entry is read; a one-hot is stored as a vector of 0 and 1."""
 BARE_NAMES = ("image", "vector")
@@ -36,7 +37,7 @@ class Entry:
     """
 
     spec: ObservationSpec
-    path: tuple[Any, ...]
+    path: Path
     convert: Convert
     kind: Kind
     source: str
@@ -109,6 +110,21 @@ class NamedEntries:
 
 NOTHING_NAMED = NamedEntries()
 """Leaves all to the rule in `pictures`."""
+
+
+def leaf_spaces(space: spaces.Space[Any], path: Path = ()) -> Iterator[tuple[Path, spaces.Space[Any]]]:
+    """Yield all spaces inside nested Dicts and Tuples, each with the keys and indices that lead to it."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        for key, part in parts:
+            yield from leaf_spaces(part, (*path, key))
+    else:
+        yield path, space
+
+
+def leaf_name(path: Path) -> str:
+    """Return the name of a leaf, empty for the whole space."""
+    return "_".join(map(str, path))
 
 
 def shape_in_words(shape: tuple[int, ...]) -> str:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
-from dreamfleet.actors.spaces.entries import BARE_NAMES, NOTHING_NAMED, Entry, Kind, NamedEntries, bounds_in_words
+from dreamfleet.actors.spaces.entries import (
+    BARE_NAMES,
+    NOTHING_NAMED,
+    Entry,
+    Kind,
+    NamedEntries,
+    Path,
+    bounds_in_words,
+    leaf_name,
+    leaf_spaces,
+)
 from dreamfleet.actors.spaces.pictures import (
     can_be_picture,
     is_picture,
@@ -29,8 +39,6 @@ WIDE_ONE_HOT = 4096
 MOST_SYMBOL = 15
 """Pictures in which no byte is greater are nearly black, or hold symbols."""
 
-Path = tuple[Any, ...]
-
 
 def list_entries(
     space: spaces.Space[Any], image_size: int, grey: bool, named: NamedEntries = NOTHING_NAMED
@@ -43,17 +51,17 @@ def list_entries(
 
     Args:
         space: the environment's observation space.
-        image_size: side to which images are resized; 0 leaves them.
-        grey: whether images become grey.
+        image_size: side to which pictures are resized; 0 leaves them.
+        grey: whether pictures become grey.
         named: entries whose kind the user gave.
 
     Raises:
         UserError: if a part of the space is not supported or doubtful, or its name cannot be used.
     """
-    leaves = [(path, leaf) for path, leaf in _leaves(space, ()) if not _is_text(leaf, path)]
+    leaves = [(path, leaf) for path, leaf in leaf_spaces(space) if not _is_text(leaf, path)]
     if not leaves:
         raise UserError(f"The observation space {space} is empty: a model needs something to look at.")
-    named.check_names(_name(path) for path, _ in leaves)
+    named.check_names(leaf_name(path) for path, _ in leaves)
     entries: list[Entry] = []
     for path, leaf in leaves:
         entry = _entry(leaf, path, image_size, grey, named)
@@ -114,12 +122,7 @@ def entry_space(entries: list[Entry]) -> spaces.Dict:
 def check_first_observations(
     space: spaces.Space[Any], observations: list[dict[str, np.ndarray]], pictures: tuple[str, ...] = ()
 ) -> None:
-    """Check an environment's first observations, and warn of pictures that hold next to nothing.
-
-    Args:
-        space: of the converted observations.
-        observations: the converted observations.
-        pictures: entries that the user named as pictures.
+    """Check an environment's first converted observations, and warn of nearly black pictures that nobody named.
 
     Raises:
         ValueError: if a vector is not finite.
@@ -138,22 +141,8 @@ def check_first_observations(
             )
 
 
-def _leaves(space: spaces.Space[Any], path: Path) -> Iterator[tuple[Path, spaces.Space[Any]]]:
-    """Yield all spaces inside nested Dicts and Tuples, each with the keys and indices that lead to it."""
-    if isinstance(space, spaces.Dict | spaces.Tuple):
-        parts = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
-        for key, part in parts:
-            yield from _leaves(part, (*path, key))
-    else:
-        yield path, space
-
-
-def _name(path: Path) -> str:
-    return "_".join(map(str, path))
-
-
 def _name_in_words(path: Path) -> str:
-    return f"observation '{_name(path)}'" if path else "observation"
+    return f"observation '{leaf_name(path)}'" if path else "observation"
 
 
 def _is_text(space: spaces.Space[Any], path: Path) -> bool:
@@ -169,7 +158,7 @@ def _is_text(space: spaces.Space[Any], path: Path) -> bool:
 
 def _entry(space: spaces.Space[Any], path: Path, image_size: int, grey: bool, named: NamedEntries) -> Entry:
     kind = _kind(space, path, named)
-    name = _name(path) if path else BARE_NAMES[kind != "picture"]
+    name = leaf_name(path) if path else BARE_NAMES[kind != "picture"]
     if kind == "picture":
         assert isinstance(space, spaces.Box)
         return picture_entry(space, name, path, image_size, grey)
@@ -177,12 +166,8 @@ def _entry(space: spaces.Space[Any], path: Path, image_size: int, grey: bool, na
 
 
 def _kind(space: spaces.Space[Any], path: Path, named: NamedEntries) -> Kind:
-    """Return how an entry is read: as the user said, or else as its space tells.
-
-    Raises:
-        UserError: if it is not supported, doubtful, or cannot be what the user said.
-    """
-    shown, given = _name_in_words(path), named.kind(_name(path))
+    """Return how an entry is read: as the user said, or else as its space tells."""
+    shown, given = _name_in_words(path), named.kind(leaf_name(path))
     if not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiBinary | spaces.MultiDiscrete):
         hint = " gymnasium.wrappers.FilterObservation leaves out a part of a Dict." if path else ""
         raise UserError(
@@ -191,7 +176,7 @@ def _kind(space: spaces.Space[Any], path: Path, named: NamedEntries) -> Kind:
         )
     box = space if isinstance(space, spaces.Box) else None
     if box and 0 in box.shape:
-        raise UserError(f"'{_name(path) or 'observation'}' has the shape {box.shape}: there is nothing in it.")
+        raise UserError(f"'{leaf_name(path) or 'observation'}' has the shape {box.shape}: there is nothing in it.")
     described = f"{box.dtype} {box.shape} from {bounds_in_words(box)}" if box else str(space)
     if given == "picture" and not (box and can_be_picture(box)):
         raise UserError(
@@ -215,7 +200,7 @@ def _kind(space: spaces.Space[Any], path: Path, named: NamedEntries) -> Kind:
 
 def _possible_flags(space: spaces.Box, path: Path, named: NamedEntries) -> str:
     """Return the flags that decide how a doubtful Box is read, each with its result."""
-    name, flags = _name(path), []
+    name, flags = leaf_name(path), []
     if can_be_picture(space):
         height, width, channels = picture_shape(space.shape)
         unit = "channel" if channels == 1 else "channels"
@@ -234,7 +219,7 @@ def _report_undeclared(observation: Any, space: spaces.Space[Any], path: Path) -
         if key in space.spaces:
             _report_undeclared(part, space.spaces[key], (*path, key))
         else:
-            name = _name((*path, key))
+            name = leaf_name((*path, key))
             warn_once(("undeclared", name), f"'{name}' is shown but not in the observation space: it is left out")
 
 

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 from gymnasium import spaces
 
-from dreamfleet.actors.spaces.entries import Entry, bounds_in_words, shape_in_words
+from dreamfleet.actors.spaces.entries import Entry, Path, bounds_in_words, shape_in_words
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ObservationSpec
 from dreamfleet.common.process_log import warn_once
@@ -71,7 +71,7 @@ def why_doubtful(space: spaces.Box) -> str:
     if is_real(space) and axes == 2:
         return "reals with two axes may be a matrix"
     if not is_real(space) and not _is_bytes(space):
-        return "whole numbers other than bytes from 0 to 255 may be amounts or symbols"
+        return "whole numbers other than bytes from 0 to 255 may be quantities or symbols"
     height, width, channels = picture_shape(space.shape)
     if min(height, width) < LEAST_SIDE:
         return f"it is less than {LEAST_SIDE} high or wide, as boards and grids of symbols are"
@@ -99,7 +99,7 @@ def picture_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return (middle, last, first) if _is_channels_first(shape) else (first, middle, last)
 
 
-def picture_entry(space: spaces.Box, name: str, path: tuple[Any, ...], image_size: int, grey: bool) -> Entry:
+def picture_entry(space: spaces.Box, name: str, path: Path, image_size: int, grey: bool) -> Entry:
     """Return the entry of a picture of the shape (H, W), (H, W, C) or (C, H, W).
 
     Channels are the shorter one of the first and the last axis, and the last if both are alike. Values other than bytes
@@ -189,11 +189,7 @@ def _byte_converter(space: spaces.Box, name: str) -> Callable[[np.ndarray], np.n
 
 
 def _report_outside(space: spaces.Box, name: str, picture: np.ndarray, scaled: np.ndarray) -> None:
-    """Warn once that a picture's values lie a little outside their bounds.
-
-    Raises:
-        ValueError: if one is NaN or far outside.
-    """
+    """Warn once that a picture's values lie a little outside their bounds; ValueError if one is NaN or far outside."""
     distance = np.nan_to_num(np.abs(scaled - 127.5), nan=np.inf)
     worst = np.unravel_index(np.argmax(distance), picture.shape)
     at = tuple(int(index) for index in worst)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from dreamfleet.actors.spaces.entries import Convert, Entry, bounds_in_words, shape_in_words
+from dreamfleet.actors.spaces.entries import Convert, Entry, Path, bounds_in_words, shape_in_words
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ObservationSpec
 from dreamfleet.common.process_log import warn_once
@@ -18,7 +18,7 @@ TOLERANCE = 1e-5
 """Beyond a bound by this share of it (or of 1) is rounding."""
 
 
-def vector_entry(space: spaces.Space[Any], name: str, path: tuple[Any, ...]) -> Entry:
+def vector_entry(space: spaces.Space[Any], name: str, path: Path) -> Entry:
     """Return the entry of plain numbers: flattened, in float32."""
     shape = space.shape or ()
     size = int(np.prod(shape))
@@ -39,7 +39,7 @@ def vector_entry(space: spaces.Space[Any], name: str, path: tuple[Any, ...]) -> 
     return Entry(ObservationSpec(name, (size,), "float32"), path, convert, "vector", _source(space), low, high)
 
 
-def one_hot_entry(space: spaces.Space[Any], name: str, path: tuple[Any, ...]) -> Entry:
+def one_hot_entry(space: spaces.Space[Any], name: str, path: Path) -> Entry:
     """Return the entry of a one-hot for each whole number of a space, side by side.
 
     Raises:
@@ -71,10 +71,8 @@ class VectorBounds:
     """Checks vectors against their declared bounds, many steps at once.
 
     A vector outside its bounds is stored unchanged, since float32 holds any number; it is warned of once for each entry
-    in each process. A number that is not finite cannot be learnt from and is a fault.
-
-    Args:
-        space: of the converted observations.
+    in each process. A number that is not finite cannot be learnt from and is a fault. `space` is that of the converted
+    observations.
     """
 
     def __init__(self, space: spaces.Space[Any]) -> None:
@@ -129,11 +127,7 @@ def _not_finite(vectors: np.ndarray) -> tuple[int, str] | None:
 
 
 def _number_array(value: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Return an environment's value as an array.
-
-    Raises:
-        ValueError: if it is not an array of numbers of this shape.
-    """
+    """Return an environment's value as an array; ValueError if it is not an array of numbers of this shape."""
     try:
         array = np.asarray(value)
     except ValueError:  # a ragged list

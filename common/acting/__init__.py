@@ -1,1 +1,1 @@
-"""Choosing actions: policies, the actor, the planner, and weights as they travel to the actors."""
+"""Choosing actions: policies, the networks that act, the planner."""

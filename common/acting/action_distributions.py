@@ -1,8 +1,7 @@
-"""What a policy's action is drawn from, in the network's units: choices as one-hots side by side, reals in [−1, 1].
+"""Distributions of actions, in the network's units: choices as one-hots side by side, reals in [−1, 1].
 
-Shapes: A action width, G groups of choices (1 for "discrete"), R reals. Log-probabilities and entropies are summed
-over an action's parts, and float32 whatever the networks compute in. All random numbers can be given from outside, so
-that the same numbers give the same actions.
+Shapes: A action width, G groups of choices (1 for "discrete"), R reals. Log-probabilities and entropies are summed over
+an action's parts, and float32 whatever the networks compute in. All noise can be given, for repeatable actions.
 """
 
 from __future__ import annotations
@@ -27,30 +26,25 @@ BoxPolicy = Literal["tanh_normal", "bounded_normal"]
 MEAN_BOUND = 5.0
 """V1's means are kept within this before the tanh."""
 INITIAL_STD = 5.0
-"""Deviation of V1's policy where the network says 0, but for `MIN_STD`."""
+"""Deviation of V1's policy where the network's output is 0, without `MIN_STD`."""
 MIN_STD = 1e-4
 """Smallest deviation of V1's policy."""
 _RAW_INITIAL_STD = math.log(math.expm1(INITIAL_STD))
 _LARGEST_BELOW_ONE = 1.0 - 2.0**-24
 """The largest float32 whose atanh is finite."""
 ENTROPY_SAMPLES = 100
-"""Draws that V1's entropy is the mean of."""
+"""Draws over which V1's entropy is averaged."""
 
 
 class TanhNormal(NamedTuple):
-    """A Normal squashed by tanh into (−1, 1) (Dreamer V1): action = tanh(mean + std·noise).
-
-    Attributes:
-        mean: (…, A), before the tanh.
-        std: (…, A), before the tanh.
-    """
+    """A Normal squashed by tanh into (−1, 1) (Dreamer V1): action = tanh(mean + std·noise), mean and std (…, A)."""
 
     mean: Tensor
     std: Tensor
 
     @property
     def mode(self) -> Tensor:
-        """The mean's tanh (…, A), the median; V1's release takes the most likely of 100 samples instead."""
+        """The mean's tanh (…, A), which is the median; V1's release takes the most likely of 100 samples instead."""
         return torch.tanh(self.mean)
 
     def sample(self, noise: Tensor | None = None) -> Tensor:
@@ -59,7 +53,7 @@ class TanhNormal(NamedTuple):
         return torch.tanh(torch.addcmul(self.mean, self.std, noise))
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """Return the log-density (…) of actions (…, A); one of ±1 counts as the last number before it."""
+        """Return the log-density (…) of actions (…, A); ±1 counts as the nearest number within."""
         action = full_precision(action).clamp(-_LARGEST_BELOW_ONE, _LARGEST_BELOW_ONE)
         inner = torch.atanh(action)
         return (Gaussian(self.mean, self.std).log_prob(inner) - _log_tanh_slope(inner)).sum(-1)
@@ -67,11 +61,9 @@ class TanhNormal(NamedTuple):
     def entropy(self, noise: Tensor | None = None) -> Tensor:
         """Return an estimate of the entropy (…), which has no closed form: H(Normal) + E[log(1 − tanh²)].
 
-        The Normal's part is exact and only the slope's mean is sampled. V1's release averages −log_prob over 100 draws
-        instead: the same expectation with more noise, and an atanh of numbers that tanh has rounded to 1.
-
-        Args:
-            noise: (N, …, A) of N(0, 1); drawn with N = `ENTROPY_SAMPLES` if None.
+        The Normal's part is exact; only the slope's mean is sampled, with noise (N, …, A) of N(0, 1), drawn with
+        N = `ENTROPY_SAMPLES` if None. V1's release averages −log_prob over 100 draws instead: the same expectation with
+        more variance, and an atanh of numbers that tanh has rounded to 1.
         """
         if noise is None:
             noise = torch.randn((ENTROPY_SAMPLES, *self.mean.shape), dtype=self.mean.dtype, device=self.mean.device)
@@ -80,12 +72,7 @@ class TanhNormal(NamedTuple):
 
 
 class BoundedNormal(NamedTuple):
-    """A Normal whose mean lies in (−1, 1), not squashed (Dreamer V3): the environment clips what lies outside.
-
-    Attributes:
-        mean: (…, A).
-        std: (…, A), in (0.1, 1).
-    """
+    """A Normal, not squashed, with mean (…, A) in (−1, 1) and std in (0.1, 1) (Dreamer V3); the environment clips."""
 
     mean: Tensor
     std: Tensor
@@ -101,7 +88,7 @@ class BoundedNormal(NamedTuple):
         return torch.addcmul(self.mean, self.std, noise)
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """Return the log-density (…) of actions (…, A), as sampled: not clipped."""
+        """Return the log-density (…) of actions (…, A) as sampled, before clipping."""
         return Gaussian(self.mean, self.std).log_prob(action).sum(-1)
 
     def entropy(self) -> Tensor:
@@ -112,9 +99,7 @@ class BoundedNormal(NamedTuple):
 class OneHotChoice(NamedTuple):
     """One or several choices, each a one-hot, side by side as `encode_actions` makes them.
 
-    Attributes:
-        logits: (…, A), the logarithms of the probabilities, normalised within each group.
-        sizes: number of choices of each of the G groups; they add up to A.
+    `logits` (…, A) are the logarithms of the probabilities, normalised within each of the G groups of `sizes`.
     """
 
     logits: Tensor
@@ -148,12 +133,7 @@ class OneHotChoice(NamedTuple):
 
 
 class JointAction(NamedTuple):
-    """Choices and reals, independent given the state: densities are multiplied.
-
-    Attributes:
-        choices: of the G groups.
-        reals: of the R reals.
-    """
+    """Choices and reals, independent given the state: densities are multiplied."""
 
     choices: OneHotChoice
     reals: TanhNormal | BoundedNormal
@@ -180,19 +160,19 @@ class JointAction(NamedTuple):
 
 
 ActionDistribution = TanhNormal | BoundedNormal | OneHotChoice | JointAction
-"""What a policy gives: `mode`, `sample(noise)`, `log_prob(action)`, `entropy()`."""
+"""All have `mode`, `sample(noise)`, `log_prob(action)` and `entropy()`."""
 
 
-def parameters_wanted(spec: ActionSpec) -> int:
-    """Return how many numbers a policy gives for an action: a logit of each option, mean and deviation of each real."""
+def parameter_count(spec: ActionSpec) -> int:
+    """Return how many numbers a policy outputs: a logit for each option, mean and deviation for each real."""
     return sum(spec.choices) + 2 * spec.reals
 
 
 def policy_outputs(spec: ActionSpec) -> tuple[int, ...]:
-    """Return how `parameters_wanted` are divided into layers of their own, in their order.
+    """Return the widths, in order, of the policy's output layers, together `parameter_count`.
 
-    Each part of a Dict or Tuple, or else the whole action, has one for its choices, one for its reals' means and one
-    for their deviations.
+    Each part of a Dict or Tuple, or otherwise the whole action, has one for its choices, one for its reals' means and
+    one for their deviations.
     """
     parts = [re.sub(r"\[\d+\]$", "", name) for name in spec.names] or [""] * (len(spec.choices) + spec.reals)
     groups = len(spec.choices)
@@ -201,20 +181,16 @@ def policy_outputs(spec: ActionSpec) -> tuple[int, ...]:
 
 
 def _per_part(parts: Sequence[str], sizes: Sequence[int]) -> list[int]:
-    """Return the sum of the sizes of each part; those of one part stand together."""
+    """Return the sum of the sizes of each part; those of one part are adjacent."""
     pairs = zip(parts, sizes, strict=True)
     return [sum(size for _, size in group) for _, group in itertools.groupby(pairs, key=lambda pair: pair[0])]
 
 
 def action_distribution(kind: BoxPolicy, raw: Tensor, spec: ActionSpec, unimix: float = 0.0) -> ActionDistribution:
-    """Return the distribution of a policy's output.
+    """Return the distribution of a policy's output (…, `parameter_count(spec)`), of any floating type.
 
-    Args:
-        kind: which distribution the reals get.
-        raw: (…, `parameters_wanted(spec)`), of any floating type: the logits of all choices, then R means, then what
-            the R deviations are made of.
-        spec: what an action is.
-        unimix: share of uniform probability mixed into each choice; V3's release mixes none in.
+    The output is the logits of all choices, then R means, then R numbers for the deviations. `unimix` is the share of
+    uniform probability mixed into each choice; V3's release mixes in none.
     """
     raw = full_precision(raw)
     if not spec.reals:
@@ -226,13 +202,11 @@ def action_distribution(kind: BoxPolicy, raw: Tensor, spec: ActionSpec, unimix: 
 
 
 def _choices(raw: Tensor, sizes: tuple[int, ...], unimix: float) -> OneHotChoice:
-    """Return the distribution of choices, from raw logits (…, A)."""
     groups = [unimix_logits(group, unimix) for group in raw.split(sizes, dim=-1)]
     return OneHotChoice(torch.cat(groups, dim=-1) if len(groups) > 1 else groups[0], sizes)
 
 
 def _reals(kind: BoxPolicy, raw: Tensor) -> TanhNormal | BoundedNormal:
-    """Return the distribution of reals, from means and what deviations are made of (…, 2·R)."""
     mean, spread = raw.chunk(2, dim=-1)
     if kind == "tanh_normal":
         mean = MEAN_BOUND * torch.tanh(mean / MEAN_BOUND)
@@ -253,12 +227,9 @@ def draw_action_noise(
 
 
 def choose_groups(probabilities: Tensor, uniform: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """Return one-hots side by side (…, A), drawn with a uniform number for each group.
+    """Return one-hots side by side (…, A), drawn with uniform numbers (…, G) in [0, 1); leading axes broadcast.
 
-    Args:
-        probabilities: (…, A), normalised within each group; its leading axes broadcast with the noise's.
-        uniform: (…, G), in [0, 1).
-        sizes: of the groups.
+    The probabilities (…, A) are normalised within each of the G groups of `sizes`.
     """
     groups = zip(probabilities.split(sizes, dim=-1), uniform.unbind(-1), strict=True)
     chosen = [choose(group, numbers) for group, numbers in groups]
@@ -267,13 +238,9 @@ def choose_groups(probabilities: Tensor, uniform: Tensor, sizes: tuple[int, ...]
 
 def likeliest(weights: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """Return one-hots side by side (…, A) of the largest of each group's weights (…, A)."""
-    return torch.cat(
-        [
-            torch.zeros_like(group).scatter_(-1, group.argmax(-1, keepdim=True), 1.0)
-            for group in weights.split(sizes, -1)
-        ],
-        dim=-1,
-    )
+    groups = weights.split(sizes, -1)
+    chosen = [torch.zeros_like(group).scatter_(-1, group.argmax(-1, keepdim=True), 1.0) for group in groups]
+    return torch.cat(chosen, dim=-1)
 
 
 def _log_tanh_slope(inner: Tensor) -> Tensor:

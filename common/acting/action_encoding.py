@@ -1,4 +1,7 @@
-"""Actions as the networks take them, and back: choices are one-hots, reals lie in [-1, 1]; and who came before whom."""
+"""Actions in the networks' units and back: choices are one-hots side by side, then reals in [-1, 1].
+
+Shapes: A is the action's width, `spec.width`.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,7 @@ from dreamfleet.common.torch_state import as_input, full_precision
 def encode_actions(spec: ActionSpec, stored: Tensor) -> Tensor:
     """Return the network's actions (…, A), float32, for stored ones (…, *stored_shape).
 
-    Args:
-        spec: what an action is; A is `spec.width`.
-        stored: choices (), or (choices + reals,). Choices become one-hots side by side; reals are brought from what
-            `reach_of` says to [-1, 1].
+    Reals are scaled from the interval `reach_of` to [-1, 1].
     """
     if spec.kind == "discrete":
         return as_input(F.one_hot(stored.long(), spec.sizes[0]))
@@ -34,10 +34,9 @@ def encode_actions(spec: ActionSpec, stored: Tensor) -> Tensor:
 
 
 def decode_actions(spec: ActionSpec, encoded: Tensor) -> Tensor:
-    """Return the stored actions (…, *stored_shape) for the network's (…, A): `encode_actions` backwards.
+    """Return the stored actions (…, *stored_shape) for the network's (…, A): the inverse of `encode_actions`.
 
-    Choices are the places of the greatest numbers, as int32 where there are no reals; reals are clipped to their
-    bounds, as far as they have any.
+    A choice is the index of the greatest number; reals are clipped to their bounds, if they have any.
     """
     *groups, reals = full_precision(encoded).split([*spec.choices, spec.reals], dim=-1)
     choices = [group.argmax(-1).to(torch.int32) for group in groups]
@@ -52,14 +51,14 @@ def decode_actions(spec: ActionSpec, encoded: Tensor) -> Tensor:
 
 @cache
 def _scale(spec: ActionSpec, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return by real the middle and half width of what is reached, and its bounds in those units."""
+    """Return for each real middle and half width of its interval, and its bounds in the network's units."""
     columns = zip(*[_scale_of(low, high) for low, high in zip(spec.low, spec.high, strict=True)], strict=True)
     middle, half, least, most = (_on_device(list(numbers), device, dtype) for numbers in columns)
     return middle, half, least, most
 
 
 def _scale_of(low: float, high: float) -> tuple[float, float, float, float]:
-    """Return one real's numbers of `_scale`; a fixed one is 0 for the networks."""
+    """Return one real's numbers for `_scale`; a fixed real is 0 for the networks."""
     first, last = reach_of(low, high)
     middle, half = (first + last) / 2, (last - first) / 2
     if is_bounded(low, high):
@@ -69,19 +68,14 @@ def _scale_of(low: float, high: float) -> tuple[float, float, float, float]:
 
 
 def _on_device(numbers: list[float], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return the numbers, made on the device: a compiled update would copy a list's there again and again."""
+    """Return the numbers, created on the device: a compiled update would copy a list to it every time."""
     return torch.stack([torch.full((), number, dtype=dtype, device=device) for number in numbers])
 
 
 def previous_actions(encoded: Tensor, is_first: Tensor) -> Tensor:
-    """Return for every step the action before it; see `common/experience/steps.py` for the time alignment.
+    """Return for every step the action before it (B, T, A): zero at t = 0 and where an episode begins.
 
-    Args:
-        encoded: (B, T, A), at t the action taken after observation t.
-        is_first: (B, T), whether an episode begins at t.
-
-    Returns:
-        (B, T, A), at t the action at t - 1; zero at t = 0 and where an episode begins.
+    `encoded` (B, T, A) has at t the action taken after observation t; `common/experience/steps.py` draws this.
     """
     shifted = F.pad(encoded[:, :-1], (0, 0, 1, 0))
     return shifted.masked_fill(is_first.bool()[..., None], 0.0)

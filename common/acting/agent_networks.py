@@ -1,4 +1,4 @@
-"""The agent: the world model, and what chooses actions on its states.
+"""All networks of an agent, and their weights as they travel from the learner to the actors: one flat float32 array.
 
 Shapes: A action, F feature, P numbers that describe an action's distribution.
 """
@@ -19,31 +19,27 @@ from dreamfleet.common.settings.schema import Settings
 
 
 class AgentNetworks(nn.Module):
-    """What is needed to act: the same parts in the learner and in every actor.
+    """The networks needed to act, the same in the learner and in every actor: the world model and perhaps an actor.
 
     Attributes:
-        world_model: what is seen and what happens next.
         actor: an actor–critic's network, features (…, F) to (…, P); None for chance and the planner.
-        behaviour: the settings of what chooses.
-
-    Args:
-        spaces: what is observed and done.
-        settings: the run's, of which `model` and `behaviour` are read.
 
     Raises:
         UserError: the pictures do not fit the encoder.
     """
 
-    actor: Head | None
-
     def __init__(self, spaces: Spaces, settings: Settings) -> None:
         super().__init__()
         self.behaviour = settings.behaviour
         self.world_model = WorldModel(spaces, settings.model)
-        self.actor = _make_actor(self.world_model, settings) if settings.behaviour.kind == "actor_critic" else None
+        self.actor: Head | None = None
+        if self.behaviour.kind == "actor_critic":
+            outputs, layers, units = policy_outputs(spaces.action), self.behaviour.actor_layers, self.behaviour.units
+            scale = self.behaviour.actor_output_scale
+            self.actor = Head(self.world_model.feature_width, outputs, layers, units, settings.model, scale)
 
     def policy(self, feature: Tensor) -> ActionDistribution:
-        """Return the distribution of actions (…, A), in the network's units, for features (…, F) of the model."""
+        """Return the actor's distribution of actions (…, A), in the network's units, for features (…, F)."""
         assert self.actor is not None, "a policy needs behaviour.kind actor_critic"
         spec = self.world_model.spaces.action
         return action_distribution(self.behaviour.box_policy, self.actor.raw(feature), spec, self.behaviour.unimix)
@@ -51,8 +47,8 @@ class AgentNetworks(nn.Module):
     def acting_parameters(self) -> dict[str, Tensor]:
         """Return by name, in an order that never changes, what acting needs.
 
-        Encoder and dynamics, beside them the reward head for the planner, which adds up rewards, and the actor for an
-        actor–critic. The tensors are the agent's own, detached: what is written to them changes the agent.
+        That is encoder and RSSM, for the planner also the reward head, for an actor–critic also the actor. The tensors
+        are the agent's own, detached: writing to them changes the agent.
         """
         tensors = self.world_model.acting_parameters()
         if self.behaviour.kind == "planner":
@@ -62,22 +58,13 @@ class AgentNetworks(nn.Module):
         return tensors
 
 
-def _make_actor(model: WorldModel, settings: Settings) -> Head:
-    behaviour = settings.behaviour
-    outputs = policy_outputs(model.spaces.action)
-    layers, scale = behaviour.actor_layers, behaviour.actor_output_scale
-    return Head(model.feature_width, outputs, layers, behaviour.units, settings.model, scale)
-
-
 def _named(prefix: str, part: nn.Module) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": tensor.detach() for name, tensor in part.named_parameters()}
 
 
 def flatten(parameters: Mapping[str, torch.Tensor]) -> np.ndarray:
-    """Return all values of the tensors, in the mapping's order, as one float32 array (N,) with memory of its own.
-
-    They are joined on their device first, so that a GPU's parameters come over in one copy.
-    """
+    """Return all values of the tensors, in the mapping's order, as one float32 array (N,) with memory of its own."""
+    # Joined on their device first, so that a GPU's parameters are copied at once.
     joined = torch.cat([tensor.detach().reshape(-1).float() for tensor in parameters.values()])
     return joined.cpu().numpy()
 
@@ -85,7 +72,7 @@ def flatten(parameters: Mapping[str, torch.Tensor]) -> np.ndarray:
 def load_flat(parameters: Mapping[str, torch.Tensor], flat: np.ndarray) -> None:
     """Copy values laid out by `flatten` into the tensors, in place.
 
-    Nothing refers to `flat` afterwards: an array out of Ray's object store would stay there as long as something does.
+    Nothing refers to `flat` afterwards: Ray's object store keeps an array as long as something does.
 
     Raises:
         ValueError: if the number of values differs; the tensors are unchanged.

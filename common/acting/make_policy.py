@@ -17,15 +17,15 @@ def make_policy(
     explores: bool = True,
     weights: tuple[int, np.ndarray] | None = None,
 ) -> Policy:
-    """Return the policy that the settings name, for so many environments.
+    """Return the policy that the settings name, for a number of environments.
 
     Args:
         settings: the run's.
-        spaces: what the environments show and take.
-        environments: K.
-        seed: of its random numbers.
-        explores: whether it is to try things out; else it does what it holds best.
-        weights: a version and the flat array that it begins with; None leaves it to who calls `adopt`.
+        spaces: of the environments.
+        environments: their number K.
+        seed: of the policy's random numbers.
+        explores: whether it explores; otherwise it takes the best action it knows.
+        weights: a version and the flat array to begin with; with None, `adopt` is called later.
 
     Raises:
         UserError: if it does not fit the spaces.

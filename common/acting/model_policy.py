@@ -1,4 +1,4 @@
-"""Acting on the model: what is seen becomes a state, and the actor or the planner says what to do in it."""
+"""Acting on the model: observations become a state, in which the actor or the planner chooses the action."""
 
 from __future__ import annotations
 
@@ -21,20 +21,19 @@ from dreamfleet.common.torch_state import own_torch_state
 
 
 class ModelPolicy:
-    """Acts for K environments, each with a recurrent state and random numbers of its own.
+    """Acts for K environments, each with a recurrent state and a random generator of its own.
 
-    Until the first weights come, another policy acts, by chance as a rule: those actions are of version -1. What one
-    environment gets does not depend on how many others there are.
+    An environment's actions do not depend on how many others there are.
 
     Attributes:
-        version: of the weights that act; -1 before the first.
+        version: of the weights that act; -1 before the first, when `before` acts.
 
     Args:
         settings: the run's.
-        spaces: what the environments show and take.
+        spaces: of the environments.
         environments: K.
-        seed: of its random numbers.
-        explores: whether actions are sampled and `behaviour.exploration` is added; else the likeliest is taken.
+        seed: of the random numbers.
+        explores: whether actions are sampled and `behaviour.exploration` is added; otherwise the likeliest is taken.
         before: acts until there are weights; needed only if `act` is called before `adopt`.
     """
 
@@ -67,7 +66,7 @@ class ModelPolicy:
         if self.version < 0:
             assert self._before is not None, "weights are adopted before the first action"
             return self._before.act(observations, is_first)
-        # Contiguous, since PyTorch takes no picture that is drawn upside down and turned by a negative stride.
+        # Contiguous, since PyTorch refuses the negative stride of a picture that was flipped.
         seen = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in observations.items()}
         first = torch.from_numpy(np.asarray(is_first, bool) | self._begins_anew)
         self._begins_anew = False
@@ -83,7 +82,7 @@ class ModelPolicy:
 
     @own_torch_state()
     def adopt(self, version: int, weights: np.ndarray) -> None:
-        """Take over published weights; the first ones find the episodes under way as if these began there."""
+        """Act with published weights from now on; for the first ones, running episodes count as beginning here."""
         load_flat(self._agent.acting_parameters(), weights)
         self.version = version
 
@@ -95,7 +94,7 @@ class ModelPolicy:
         return distribution.sample(self._draw(lambda generator: draw_action_noise(self._spec, generator=generator)))
 
     def _plan(self) -> Tensor:
-        """Return the first actions (K, A) of the best plans found."""
+        """Return the planner's actions (K, A)."""
         settings = self._settings
         search = Search(settings.horizon, settings.candidates, settings.iterations, settings.elites)
         noise = candidate_noise(self._spec, search, self._generators)
@@ -104,7 +103,7 @@ class ModelPolicy:
         ).first_action()
 
     def _worth(self, states: State, actions: Tensor) -> Tensor:
-        """Return the sum of the rewards (R,) that the model expects of actions (R, H, A) from states on."""
+        """Return the sums of rewards (F,) that the model expects of actions (F, H, A) from states (F, …), F = K·N."""
         each, horizon = len(actions) // len(self._generators), actions.shape[1]
         draw = self._model.dynamics.latents.draw_noise
         noise = torch.cat([draw(each, horizon, generator=generator) for generator in self._generators])
@@ -112,7 +111,7 @@ class ModelPolicy:
         return self._model.predict_reward(imagined.feature).mean.sum(-1)
 
     def _explore(self, encoded: Tensor) -> Tensor:
-        """Return the actions (K, A) with noise: added to reals, instead of choices now and then."""
+        """Return the actions (K, A) with noise: added to reals; choices are replaced with some probability."""
         spec, amount = self._spec, self._settings.exploration
         noise = self._draw(lambda generator: draw_action_noise(spec, generator=generator))
         *uniform, normal = noise.split([*[1] * len(spec.choices), spec.reals], dim=-1)
@@ -128,5 +127,5 @@ class ModelPolicy:
         return torch.cat([torch.where(chance < amount, torch.cat(by_chance, -1), chosen), reals], dim=-1)
 
     def _draw(self, draw_one: Callable[[torch.Generator], Tensor]) -> Tensor:
-        """Return what each environment's generator gives, (K, …)."""
+        """Return what `draw_one` draws with each environment's generator, (K, …)."""
         return torch.stack([draw_one(generator) for generator in self._generators])

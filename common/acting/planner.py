@@ -1,12 +1,10 @@
 """The planner: the cross-entropy method on imagined futures (PlaNet, arXiv 1811.04551, algorithm 2).
 
-Every step is planned from scratch, for several environments at once.
+Every step is planned from scratch, for several environments at once, independently of each other. One iteration:
 
-Shapes: K environments, N candidates, H horizon, A action width, G groups of choices, R reals, F futures of the K·N
-that are scored together.
+    noise -> candidates (K, N, H, A) -> scores (K, N) -> the elites of each environment -> the next distribution
 
-One iteration, in the order data passes: noise -> candidates (K, N, H, A) -> scores (K, N) -> the best of each
-environment -> the next iteration's distribution. Nothing of one environment reaches another.
+Shapes: K environments, N candidates, E elites, H horizon, A action width, G groups of choices, R reals.
 """
 
 from __future__ import annotations
@@ -22,29 +20,20 @@ from dreamfleet.common.experience.spaces import ActionSpec
 from dreamfleet.common.torch_state import full_precision
 
 PROBABILITY_FLOOR = 0.01
-"""Share of uniform probability that every refitted choice keeps, so that none is lost for good by few candidates."""
+"""Share of uniform probability in every refitted choice, so that few candidates cannot rule one out for good."""
 
 
 class Search(NamedTuple):
-    """How much is searched.
-
-    Attributes:
-        horizon: H, steps of a plan.
-        candidates: N, plans tried per iteration.
-        iterations: refits, at least 1.
-        elites: candidates that the distribution is refitted to, at most N.
-        rows: most futures that are scored in one call, which bounds the memory; 0 for all K·N.
-    """
+    """The size of a search: N `candidates` of H steps in each iteration, of which the `elites` shape the next."""
 
     horizon: int = 12
     candidates: int = 1000
     iterations: int = 10
     elites: int = 100
-    rows: int = 0
 
 
 class Mappable(Protocol):
-    """Anything made of tensors with environments along their first axis, such as the model's state."""
+    """Tensors with environments along their first axis, such as the model's state."""
 
     def map(self, function: Callable[[Tensor], Tensor], /) -> Self:
         """Return it with `function` applied to every tensor."""
@@ -53,16 +42,11 @@ class Mappable(Protocol):
 
 StateT = TypeVar("StateT", bound=Mappable)
 Score = Callable[[StateT, Tensor], Tensor]
-"""What futures are worth, (F,), from states (F, …) and the actions (F, H, A) taken from them on."""
+"""Returns the scores (K·N,) of futures: states (K·N, …) and the actions (K·N, H, A) taken from there."""
 
 
 class BoxPlan(NamedTuple):
-    """Independent Normals over a box's plans, as published.
-
-    Attributes:
-        mean: (K, H, A), in [−1, 1].
-        std: (K, H, A), the biased deviation of the elites.
-    """
+    """Independent Normals over plans of reals, as published: mean (K, H, A) in [−1, 1], std (K, H, A)."""
 
     mean: Tensor
     std: Tensor
@@ -72,7 +56,7 @@ class BoxPlan(NamedTuple):
         return torch.addcmul(self.mean[:, None], self.std[:, None], noise).clamp(-1.0, 1.0)
 
     def refit(self, elites: Tensor) -> BoxPlan:
-        """Return mean and deviation of the elites (K, E, H, A)."""
+        """Return mean and (biased) deviation of the elites (K, E, H, A)."""
         return BoxPlan(elites.mean(1), elites.std(1, correction=0))
 
     def first_action(self) -> Tensor:
@@ -81,15 +65,10 @@ class BoxPlan(NamedTuple):
 
 
 class ChoicePlan(NamedTuple):
-    """Independent categoricals over the plans of choices; this is not in the paper, which plans for boxes only.
+    """Independent categoricals over plans of choices, which the paper does not have: it plans for boxes only.
 
-    The same search with the distribution that fits: candidates are sampled, the probabilities become the elites'
-    frequencies (the maximum-likelihood fit, as mean and deviation are for a Normal) with `PROBABILITY_FLOOR` mixed in,
-    and the most probable first choice is taken.
-
-    Attributes:
-        probabilities: (K, H, A), normalised within each group.
-        sizes: of the groups.
+    The refit is the elites' frequencies (the maximum-likelihood fit, as mean and deviation are for a Normal) with
+    `PROBABILITY_FLOOR` mixed in. `probabilities` (K, H, A) are normalised within each group of `sizes`.
     """
 
     probabilities: Tensor
@@ -100,7 +79,7 @@ class ChoicePlan(NamedTuple):
         return choose_groups(self.probabilities[:, None], noise, self.sizes)
 
     def refit(self, elites: Tensor) -> ChoicePlan:
-        """Return how often the elites (K, E, H, A) made each choice, with the floor."""
+        """Return the frequencies of the choices of the elites (K, E, H, A), with the floor."""
         kept = (1.0 - PROBABILITY_FLOOR) * elites.mean(1)
         return ChoicePlan(kept + PROBABILITY_FLOOR * _uniform(self.sizes, kept.device), self.sizes)
 
@@ -110,12 +89,7 @@ class ChoicePlan(NamedTuple):
 
 
 class MixedPlan(NamedTuple):
-    """Plans of choices and reals, refitted to the same elites: each kind by its own rule.
-
-    Attributes:
-        choices: of the groups.
-        reals: of what comes after them.
-    """
+    """Plans of choices and reals, refitted to the same elites, each kind by its own rule."""
 
     choices: ChoicePlan
     reals: BoxPlan
@@ -143,58 +117,44 @@ Plan = BoxPlan | ChoicePlan | MixedPlan
 def cross_entropy_method(
     score: Score[StateT], state: StateT, count: int, spec: ActionSpec, search: Search, noise: Iterable[Tensor]
 ) -> Plan:
-    """Return the distribution over plans after the last refit; its `first_action()` is what to do now.
+    """Return the distribution over plans after the last refit; `first_action()` of it is the action to take.
 
-    A candidate whose score is not a number is never among the elites before one whose score is.
+    Candidates whose score is not a number become elites only when there are too few others.
 
     Args:
-        score: what futures are worth: for PlaNet the sum of predicted mean rewards of the states that the actions lead
-            to through the sampled prior, without value or discount.
+        score: for PlaNet the sum of predicted mean rewards of the states that the actions lead to through the sampled
+            prior, without value or discount.
         state: where the plans begin, (K, …): for PlaNet one sample of the posterior.
         count: K.
-        spec: what an action is.
-        search: how much is searched.
-        noise: for each iteration the candidates' noise on the state's device, (K, N, H, G + R), uniform for choices and
-            then of N(0, 1) for reals (`candidate_noise`); taken one by one, so it may be drawn when asked for.
+        spec: of an action.
+        search: the size of the search.
+        noise: for each iteration the candidates' noise on the state's device (`candidate_noise`), read lazily.
     """
     numbers = iter(noise)
     drawn = next(numbers)
     proposal = _first_proposal(spec, count, search.horizon, drawn.device)
     owners = torch.arange(count, device=drawn.device).repeat_interleave(search.candidates)
-    pieces = owners.split(search.rows or len(owners))
-    states = [state.map(lambda part, rows=rows: part[rows]) for rows in pieces]  # type: ignore[misc]
+    states = state.map(lambda tensor: tensor[owners])  # (K·N, …)
     for iteration in range(search.iterations):
         drawn = drawn if iteration == 0 else next(numbers)
         candidates = proposal.candidates(drawn)  # (K, N, H, A)
-        futures = candidates.flatten(0, 1).split([len(rows) for rows in pieces])
-        worth = torch.cat([score(start, actions) for start, actions in zip(states, futures, strict=True)])
+        worth = score(states, candidates.flatten(0, 1))
         assert worth.shape == owners.shape, f"scores of shape {tuple(worth.shape)} for {len(owners)} futures"
-        # topk takes a NaN for the largest number: a future that overflowed would be the plan.
+        # topk counts NaN as the largest number: a future that overflowed would become the plan.
         worth = full_precision(worth).masked_fill(worth.isnan(), -torch.inf).unflatten(0, (count, search.candidates))
         best = worth.topk(search.elites, dim=1, sorted=False).indices  # (K, E)
         proposal = proposal.refit(candidates.gather(1, best[..., None, None].expand(-1, -1, *candidates.shape[2:])))
     return proposal
 
 
-def candidate_noise(
-    spec: ActionSpec, search: Search, generators: Sequence[torch.Generator], device: torch.device | str = "cpu"
-) -> Iterator[Tensor]:
-    """Give the noise of every iteration, for each environment from its own generator.
+def candidate_noise(spec: ActionSpec, search: Search, generators: Sequence[torch.Generator]) -> Iterator[Tensor]:
+    """Yield each iteration's noise (K, N, H, G + R), uniform for choices and then of N(0, 1) for reals.
 
-    An environment's plan then depends on its own generator alone, not on how many others are planned for beside it.
-
-    Args:
-        spec: what an action is.
-        search: how much is searched.
-        generators: K, on the device.
-        device: of the noise.
-
-    Yields:
-        (K, N, H, G + R), uniform for choices and then of N(0, 1) for reals.
+    Each environment has its own generator, so that its plan does not depend on how many others there are.
     """
     shape = (search.candidates, search.horizon)
     for _ in range(search.iterations):
-        yield torch.stack([draw_action_noise(spec, *shape, generator=own, device=device) for own in generators])
+        yield torch.stack([draw_action_noise(spec, *shape, generator=own) for own in generators])
 
 
 def _first_proposal(spec: ActionSpec, count: int, horizon: int, device: torch.device) -> Plan:

@@ -1,4 +1,4 @@
-"""What chooses actions: one call for all environments of an actor."""
+"""Choosing actions, in one call for all environments of an actor; and the policy that chooses at random."""
 
 from __future__ import annotations
 
@@ -35,35 +35,27 @@ class Policy(Protocol):
     """Version of the weights that choose the actions."""
 
     def act(self, observations: Mapping[str, np.ndarray], is_first: np.ndarray) -> np.ndarray:
-        """Return stored actions (K, *stored_shape), newly made, for observations of (K, *shape) and is_first (K,).
+        """Return new stored actions (K, *stored_shape) for observations of (K, *shape) and is_first (K,).
 
-        The arrays given are overwritten at later steps: copy what you keep.
+        The arguments are overwritten at later steps: copy what you keep.
         """
         ...
 
     def adopt(self, version: int, weights: np.ndarray) -> None:
-        """Take over published weights: one flat array, as the learner laid it out; read-only, so copy what you keep."""
+        """Act with published weights from now on: one flat array, read-only; copy what you keep."""
         ...
 
 
 _DRAWN_AHEAD = 256
-"""Random actions that are drawn at once: a call of numpy's generator takes longer than many an environment's step."""
+"""Random actions drawn at once: a call of numpy's generator takes longer than the step of many environments."""
 
 
 class RandomPolicy:
-    """Uniform random actions, each held for a random number of steps.
+    """Uniform random actions, each held for `hold_min` to `hold_max` steps.
 
-    Held actions reach places that a fresh action at every step does not: a car that steers left and right by turns
-    stands still. A real without two bounds is drawn from a Normal of deviation 1 around the middle of what it reaches
-    (`reach_of`), clipped to the bound that it has.
-
-    Args:
-        spec: the action's space.
-        environments: K.
-        seed: of its random numbers.
-        hold_min: least number of steps an action is held.
-        hold_max: greatest number, drawn uniformly between the two.
-        weights: relative frequencies of a discrete action's choices; all alike if empty.
+    Held actions reach places that a new action at every step does not: a car that steers left and right in turn does
+    not move. A real without two bounds is drawn from a Normal of deviation 1 around the middle of its interval
+    (`reach_of`), clipped to its bound if it has one. `weights` are relative frequencies of a discrete action's choices.
 
     Raises:
         UserError: if the weights do not fit the action.
@@ -96,9 +88,8 @@ class RandomPolicy:
         self._left = [0] * environments
         self._action = np.zeros((environments, *spec.stored_shape), spec.stored_dtype)
 
-    def act(self, observations: Mapping[str, np.ndarray], is_first: np.ndarray) -> np.ndarray:
+    def act(self, observations: Mapping[str, np.ndarray], is_first: np.ndarray) -> np.ndarray:  # noqa: ARG002
         """Return actions (K, *stored_shape): the held ones, or new ones where an episode begins or the hold is over."""
-        del observations
         if self._fresh:
             return next(self._fresh)
         action = self._action = self._action.copy()
@@ -109,27 +100,26 @@ class RandomPolicy:
             left[k] -= 1
         return action
 
-    def adopt(self, version: int, weights: np.ndarray) -> None:
-        """Note the version; chance needs no weights."""
-        del weights
+    def adopt(self, version: int, weights: np.ndarray) -> None:  # noqa: ARG002
+        """Remember the version; random actions need no weights."""
         self.version = version
 
     def _draw(self) -> Iterator[tuple[Any, int]]:
-        """Yield, without end, an action and the number of steps for which it is held."""
+        """Yield forever an action and the number of steps for which it is held."""
         while True:
             actions = self._draw_actions(_DRAWN_AHEAD)
             holds = self._generator.integers(self._hold[0], self._hold[1] + 1, _DRAWN_AHEAD)
             yield from zip(actions.tolist() if actions.ndim == 1 else actions, holds.tolist(), strict=True)
 
     def _draw_fresh(self, environments: int) -> Iterator[np.ndarray]:
-        """Yield, without end, new actions for all environments (K, *stored_shape): what comes of a hold of one step."""
+        """Yield forever new actions (K, *stored_shape) for all environments, each held for one step."""
         shape = (_DRAWN_AHEAD, environments, *self._spec.stored_shape)
         while True:
             drawn = self._draw_actions(_DRAWN_AHEAD * environments)
             yield from drawn.astype(self._spec.stored_dtype).reshape(shape)
 
     def _draw_actions(self, count: int) -> np.ndarray:
-        """Return so many random actions (count, *stored_shape)."""
+        """Return `count` random actions (count, *stored_shape)."""
         if self._frequencies is not None:
             return self._generator.choice(len(self._frequencies), count, p=self._frequencies)
         spec = self._spec

@@ -81,7 +81,7 @@ def test_newer_weights_are_adopted_and_lost_ones_leave_the_old() -> None:
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_a_failing_environment_is_named_through_ray() -> None:
-    """The caller gets the sentence and the cause's traceback; the process lives on to answer."""
+    """The caller gets the sentence and the cause's traceback; the process still answers."""
     shelf = start_shelf()
     actor = start(shelf, counting(fail_at=7))
     with pytest.raises(ray.exceptions.RayTaskError) as error:

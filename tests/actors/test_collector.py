@@ -23,7 +23,7 @@ from dreamfleet.common.stop_sign import StepInterrupted
 
 
 class Shelf:
-    """A sink that keeps the records, and notes which of them were flushed."""
+    """A writer that keeps the chunks, and counts those that were flushed."""
 
     def __init__(self) -> None:
         self.records: list[bytes] = []
@@ -105,7 +105,7 @@ def test_the_steps_do_not_depend_on_how_they_are_ordered() -> None:
 
 
 def test_chunks_are_cut_at_64_steps_and_at_the_end_of_an_order() -> None:
-    """Sequence numbers rise by one, each chunk begins where the one before ended, and the key names the life."""
+    """Sequence numbers rise by one, each chunk begins where the one before ended, and the key names the incarnation."""
     collector, shelf = counting(2, length=10)
     collector.collect(2 * 150)
     collector.collect(2 * 10)
@@ -188,14 +188,16 @@ def test_a_vector_that_is_no_number_is_refused() -> None:
     assert shelf.records == []
 
 
-def test_seeds_differ_between_environments_actors_and_lives() -> None:
-    """Each environment of each actor's each life begins from another seed, the same in every run of the same seed."""
+def test_seeds_differ_between_environments_actors_and_incarnations() -> None:
+    """Each environment of each incarnation of each actor has its own seed, the same in every run of one seed."""
     settings = Settings.model_validate({"seed": 1, "actors": {"environments": 3}})
-    lives = [tuple(environment_seeds(settings, actor, life)) for actor in range(3) for life in range(3)]
-    seeds = [seed for life in lives for seed in life]
+    incarnations = [
+        tuple(environment_seeds(settings, actor, incarnation)) for actor in range(3) for incarnation in range(3)
+    ]
+    seeds = [seed for seeds_of_one in incarnations for seed in seeds_of_one]
     assert len(set(seeds)) == 27
     assert all(0 <= seed < 2**31 for seed in seeds)
-    assert environment_seeds(settings, 2, 1) == list(lives[7])
+    assert environment_seeds(settings, 2, 1) == list(incarnations[7])
     collector, shelf = counting(2)
     collector.collect(2)
     expected = environment_seeds(Settings.model_validate({"actors": {"environments": 2}}), 3, 2)

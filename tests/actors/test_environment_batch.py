@@ -25,7 +25,7 @@ def walk(batch: EnvironmentBatch, steps: int) -> dict[str, np.ndarray]:
     rows = []
     for _ in range(steps):
         rows.append(
-            {name: batch.buffer.arrays[name][batch.buffer.row].copy() for name in FLAGS}
+            {name: batch.buffer.arrays[name][batch.buffer.index].copy() for name in FLAGS}
             | {name: array.copy() for name, array in batch.buffer.current.observations.items()}
         )
         batch.step(action)

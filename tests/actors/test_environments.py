@@ -268,7 +268,7 @@ def test_an_environment_that_cannot_be_had_is_one_sentence(settings: dict[str, A
 def test_a_function_of_your_own_is_found_in_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`module:function` needs no installed package; a near miss is told of the file that is there."""
+    """`module:function` needs no installed package; a near miss is refused with the file that exists."""
     (tmp_path / "my_corridor.py").write_text(
         "import gymnasium\n\ndef make():\n    return gymnasium.make('CartPole-v1')\n"
     )

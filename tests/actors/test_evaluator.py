@@ -37,7 +37,7 @@ def test_the_policy_sees_one_environment_and_where_episodes_begin() -> None:
     """Observations come as (1, *shape); is_first is true at an episode's first step alone."""
     firsts: list[bool] = []
 
-    class Watching(RandomPolicy):
+    class Recording(RandomPolicy):
         def act(self, observations: Any, is_first: np.ndarray) -> np.ndarray:
             assert observations["count"].shape == (1, 4)
             assert bool(is_first[0]) == (observations["count"][0, 2] == 0)
@@ -45,7 +45,7 @@ def test_the_policy_sees_one_environment_and_where_episodes_begin() -> None:
             return super().act(observations, is_first)
 
     settings = EnvironmentSettings(id="counting_environment:make", kwargs={"length": 3}, image_size=0)
-    play_episodes(settings, lambda spaces: Watching(spaces.action, 1, 0), 2, seed=1)
+    play_episodes(settings, lambda spaces: Recording(spaces.action, 1, 0), 2, seed=1)
     assert firsts == [True, False, False] * 2
 
 
@@ -56,13 +56,13 @@ def test_each_episode_has_its_own_seed_whatever_went_before() -> None:
     def starts(seed: int) -> list[bytes]:
         seen: list[bytes] = []
 
-        class Watching(RandomPolicy):
+        class Recording(RandomPolicy):
             def act(self, observations: Any, is_first: np.ndarray) -> np.ndarray:
                 if is_first[0]:
                     seen.append(observations["vector"].tobytes())
                 return super().act(observations, is_first)
 
-        play_episodes(settings, lambda spaces: Watching(spaces.action, 1, seed), 3, seed=5)
+        play_episodes(settings, lambda spaces: Recording(spaces.action, 1, seed), 3, seed=5)
         return seen
 
     assert starts(0) == starts(1)
@@ -78,22 +78,22 @@ def test_an_endless_episode_is_cut_short_when_asked() -> None:
 
 def test_each_episode_is_announced_as_it_ends() -> None:
     """Before the next one begins, with its result and whether it was cut."""
-    told: list[tuple[int, bool]] = []
+    ended: list[tuple[int, bool]] = []
     starts: list[int] = []
 
-    class Watching(RandomPolicy):
+    class Recording(RandomPolicy):
         def act(self, observations: Any, is_first: np.ndarray) -> np.ndarray:
             if is_first[0]:
-                starts.append(len(told))
+                starts.append(len(ended))
             return super().act(observations, is_first)
 
     settings = EnvironmentSettings(id="counting_environment:make", kwargs={"length": 6}, image_size=0)
     for limit in (0, 4):
         play_episodes(
-            settings, lambda spaces: Watching(spaces.action, 1, 0), 2, seed=1, max_steps=limit,
-            on_episode=lambda result, cut: told.append((result.length, cut)),
+            settings, lambda spaces: Recording(spaces.action, 1, 0), 2, seed=1, max_steps=limit,
+            on_episode=lambda result, cut: ended.append((result.length, cut)),
         )  # fmt: skip
-    assert told == [(6, False), (6, False), (4, True), (4, True)]
+    assert ended == [(6, False), (6, False), (4, True), (4, True)]
     assert starts == [0, 1, 2, 3]
 
 
@@ -143,7 +143,7 @@ def test_pictures_of_any_channels_are_filmed_as_dreams_draw_them(channels: int) 
 def test_a_render_that_fails_ends_the_film_and_not_the_episode(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is told of once, and the returns are those without a film."""
+    """It is warned of once, and the returns are those without a recording."""
     from counting_environment import CountingEnvironment
 
     def render(self: CountingEnvironment) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""From an id to an environment: ids of every form, wrappers of the user's own, and what other interfaces are told."""
+"""From an id to an environment: ids of every form, wrappers of the user's own, and what is said of other interfaces."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_ids_are_taken_as_gymnasium_takes_them(name: str, registered: str, limit
 def test_what_follows_the_colon_is_an_attribute_before_it_is_an_id(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A module that has both gives its attribute; one that has neither is told of the nearest of each."""
+    """A module that has both gives its attribute; one that has neither is refused with the nearest of each."""
     text = MODULE.format(name="Pole") + "\nregister_all()\ndef Pole():\n    return gymnasium.make('CartPole-v1')\n"
     (tmp_path / "registering_both.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)

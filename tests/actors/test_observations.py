@@ -28,7 +28,7 @@ FULL = np.ones((64, 64, 3), np.float32)
 
 
 @pytest.fixture(autouse=True)
-def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+def logged(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Return the lines logged once, with their levels; each test begins as a new process does."""
     lines: dict[str, int] = {}
     monkeypatch.setattr(process_log, "_logged_once", lines)
@@ -84,11 +84,11 @@ def seen(space: spaces.Space[Any], shown: Any = None, **settings: Any) -> dict[s
         (box(0, 1, (32, 32), np.float32), "reals with two axes"),
         (box(-np.inf, np.inf, (32, 32), np.float32), "a picture's reals are"),
         (box(0, 1, (4, 64, 64, 3), np.float32), "joining its channels"),
-        (box(0, 1, (10, 10, 4), bool), "may be amounts or symbols"),
-        (box(-1, 5, (5, 5), np.int8), "may be amounts or symbols"),
-        (box(0, 5, (7, 7), np.uint8), "may be amounts or symbols"),
-        (box(0, 1, (84, 84, 1), np.uint8), "may be amounts or symbols"),
-        (box(0, 5975, (21, 79), np.int16), "may be amounts or symbols"),
+        (box(0, 1, (10, 10, 4), bool), "may be quantities or symbols"),
+        (box(-1, 5, (5, 5), np.int8), "may be quantities or symbols"),
+        (box(0, 5, (7, 7), np.uint8), "may be quantities or symbols"),
+        (box(0, 1, (84, 84, 1), np.uint8), "may be quantities or symbols"),
+        (box(0, 5975, (21, 79), np.int16), "may be quantities or symbols"),
     ],
     ids=str,
 )
@@ -185,7 +185,7 @@ def test_named_vectors_are_plain_numbers_and_named_one_hots_are_one_hots(
     assert seen(space, shown, **{list_name: ["vector"]})["vector"].tolist() == expected
 
 
-def test_entries_of_dicts_are_named_one_by_one(told: dict[str, int]) -> None:
+def test_entries_of_dicts_are_named_one_by_one(logged: dict[str, int]) -> None:
     """Each goes its own way, and a line says which."""
     space = spaces.Dict(
         {
@@ -199,7 +199,7 @@ def test_entries_of_dicts_are_named_one_by_one(told: dict[str, int]) -> None:
     assert {name: value.shape for name, value in shown.items()} == {
         "board": (27,), "camera": (32, 32, 3), "lidar": (1024,), "speed": (3,),
     }  # fmt: skip
-    assert list(told) == [
+    assert list(logged) == [
         "observations: board 27 (one-hot: int8 3×3 from 0 to 2), "
         "camera 32×32×3 (picture: uint8 3×32×32, channels first), "
         "lidar 1024 (vector: float32 32×32), speed 3 (vector: float32 3)"
@@ -262,27 +262,27 @@ class Mission(spaces.Space[str]):
 
 
 @pytest.mark.parametrize("text", [spaces.Text(10), Mission()])
-def test_text_is_left_out_with_a_warning(text: spaces.Space[str], told: dict[str, int]) -> None:
+def test_text_is_left_out_with_a_warning(text: spaces.Space[str], logged: dict[str, int]) -> None:
     """The rest is observed, and the warning names what is not."""
     space = spaces.Dict({"a": spaces.Dict({"v": UNIT, "told": text})})
     shown = {"a": {"v": np.zeros(3, np.float32), "told": "go"}}
     assert list(seen(space, shown)) == ["a_v"]
-    assert any("'a_told' is text" in line and level == logging.WARNING for line, level in told.items())
+    assert any("'a_told' is text" in line and level == logging.WARNING for line, level in logged.items())
 
 
-def test_a_wide_choice_is_warned_of(told: dict[str, int]) -> None:
-    """A one-hot of thousands works and is told of; a narrow one is no news."""
+def test_a_wide_choice_is_warned_of(logged: dict[str, int]) -> None:
+    """A one-hot of thousands works and is warned of; a narrow one is not."""
     seen(spaces.Dict({"few": spaces.Discrete(500), "many": spaces.Discrete(5000)}))
-    (warning,) = [line for line, level in told.items() if level == logging.WARNING]
+    (warning,) = [line for line, level in logged.items() if level == logging.WARNING]
     assert "'many' is a one-hot of 5,000 numbers" in warning
 
 
-def test_what_the_space_does_not_declare_is_told_of_once(told: dict[str, int]) -> None:
+def test_what_the_space_does_not_declare_is_warned_of_once(logged: dict[str, int]) -> None:
     """It is left out, in nested Dicts too."""
     space = spaces.Dict({"a": spaces.Dict({"v": UNIT})})
     shown = {"a": {"v": np.zeros(3, np.float32), "more": 3}}
     assert [list(seen(space, shown)) for _ in range(2)] == [["a_v"], ["a_v"]]
-    assert [line for line, level in told.items() if level == logging.WARNING] == [
+    assert [line for line, level in logged.items() if level == logging.WARNING] == [
         "'a_more' is shown but not in the observation space: it is left out"
     ]
 
@@ -321,38 +321,38 @@ def test_a_board_that_shows_what_its_space_denies_is_refused() -> None:
             probe_environment(settings_of(space, shown, one_hot=["vector"]))
 
 
-def test_a_little_outside_is_told_of_once(told: dict[str, int]) -> None:
+def test_a_little_outside_is_warned_of_once(logged: dict[str, int]) -> None:
     """A picture that overshoots is clipped and a vector kept; both are said once, whatever else they show."""
     for value in (1.04, 1.03):
         picture = seen(REALS, FULL * np.float32(value))["image"]
         assert set(picture.flat) == {255}
-    warnings = [line for line, level in told.items() if level == logging.WARNING]
+    warnings = [line for line, level in logged.items() if level == logging.WARNING]
     assert len(warnings) == 1
     assert "'image' is 1.04 at (0, 0, 0), but its space says 0 to 1: such values are clipped" in warnings[0]
 
     for value in (7.5, 8.5):
         probe_environment(settings_of(UNIT, np.array([0, 0, value], np.float32)))
-    warnings = [line for line, level in told.items() if level == logging.WARNING]
+    warnings = [line for line, level in logged.items() if level == logging.WARNING]
     assert len(warnings) == 2
     assert "'vector' is 7.5 at [2], but its space says -1 to 1" in warnings[1]
 
 
-def test_roundings_are_no_news(told: dict[str, int]) -> None:
+def test_rounding_is_not_warned_of(logged: dict[str, int]) -> None:
     """Neither what rounds to the right byte nor the last digit of a bound is outside."""
     probe_environment(settings_of(box(0, 1, (64, 64, 3), np.float64), np.full((64, 64, 3), 1 + 1e-9)))
     probe_environment(settings_of(box(-0.1, 0.1, (3,), np.float64), np.full(3, 0.1)))
     probe_environment(settings_of(UNIT, np.full(3, 1 + 1e-6, np.float32)))
-    assert logging.WARNING not in told.values()
+    assert logging.WARNING not in logged.values()
 
 
 @pytest.mark.parametrize(("greatest", "named", "warned"), [(7, (), True), (200, (), False), (7, ("image",), False)])
 def test_a_picture_that_is_all_but_black_is_warned_of(
-    greatest: int, named: tuple[str, ...], warned: bool, told: dict[str, int]
+    greatest: int, named: tuple[str, ...], warned: bool, logged: dict[str, int]
 ) -> None:
     """A grid of symbols declared as bytes shows itself at the first steps, unless it is said to be a picture."""
     space = box(0, 255, (25, 25, 3), np.uint8)
     probe_environment(settings_of(space, np.full((25, 25, 3), greatest, np.uint8), pictures=named))
-    assert any("no byte above 7" in line for line in told) == warned
+    assert any("no byte above 7" in line for line in logged) == warned
 
 
 class Drifting(CountingEnvironment):
@@ -376,13 +376,13 @@ def collect(steps: int, **kwargs: Any) -> None:
     batch.check_vectors(0, 0, {name: array[:steps, 0] for name, array in batch.buffer.arrays.items()})
 
 
-def test_a_chunk_of_vectors_is_held_against_their_bounds(told: dict[str, int]) -> None:
+def test_a_chunk_of_vectors_is_held_against_their_bounds(logged: dict[str, int]) -> None:
     """Inside them nothing is said; beyond them, the first number is, once for all chunks of a process."""
     collect(4)
-    assert logging.WARNING not in told.values()
+    assert logging.WARNING not in logged.values()
     for steps in (7, 8):
         collect(steps)
-    (warning,) = [line for line, level in told.items() if level == logging.WARNING]
+    (warning,) = [line for line, level in logged.items() if level == logging.WARNING]
     assert "'count' is 4 at [2], but its space says -inf to 3" in warning
     with pytest.raises(
         EnvironmentFailedError, match=r"'count' at step 6 of its stream \(episode 0\) is not finite: \["

@@ -54,10 +54,10 @@ def not_chosen_yet() -> Iterator[None]:
 @functools.cache
 def cannot_draw() -> str:
     """Return why MuJoCo draws nothing on this machine, found out in a process of its own."""
-    told = run_alone(
+    reason = run_alone(
         "from dreamfleet.actors.environments import rendering; print(rendering.choose_library())", MUJOCO_GL=None
     )
-    return told.strip()
+    return reason.strip()
 
 
 def run_alone(program: str, **variables: str | None) -> str:
@@ -106,7 +106,7 @@ def short(preset: str, environments: int = 1) -> Settings:
 
 
 class Shelf:
-    """A sink that keeps the records."""
+    """A writer that keeps the chunks."""
 
     def __init__(self) -> None:
         self.records: list[bytes] = []
@@ -223,9 +223,9 @@ def test_proprioception_needs_nothing_to_draw_with() -> None:
         "try: probe_environment(E(id='dm_control/walker-walk-v0', observe='rendered'))\n"
         "except Exception as error: print(type(error).__name__, error)\n"
     )
-    observations, render_mode, told, refusal = run_alone(program, MUJOCO_GL="off").strip().split("\n")
+    observations, render_mode, logged, refusal = run_alone(program, MUJOCO_GL="off").strip().split("\n")
     assert (observations, render_mode) == ("3", "None")
-    assert "there will be no video" in told
+    assert "there will be no video" in logged
     assert refusal.startswith("UserError env.observe rendered: 'dm_control/walker-walk-v0' cannot be drawn")
     assert "apt-get install libegl1" in refusal
 

@@ -207,7 +207,7 @@ def test_a_run_holds_out_against_an_environment_that_changes_everything(
 def test_a_simulator_that_ends_again_and_again_ends_no_run_that_gets_on(
     tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each life stores more than a chunk of steps: the next begins at once, and the run comes to its end."""
+    """Each incarnation stores more than a chunk of steps: the next begins at once, and the run comes to its end."""
     settings = run_settings(manners={kind: 50})
     assert train(settings, directory=tmp_path / "run", inline=True).exit_code == 0
     assert count_steps(tmp_path / "run" / "replay") == 700

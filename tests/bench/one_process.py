@@ -82,7 +82,7 @@ def _collector(settings: Settings, number: int, writer: ChunkWriter) -> Collecto
     """Return a collector of one environment whose seeds are always the same; its chunks bear the number."""
     batch = EnvironmentBatch(settings.env, [_SEED])
     policy = make_policy(settings, batch.spaces, 1, _SEED)
-    return Collector(batch, policy, writer, StepFormat(batch.spaces), number, 0)
+    return Collector(batch, policy, writer, number, 0)
 
 
 def _collect(collector: Collector, steps: int) -> None:

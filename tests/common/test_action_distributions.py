@@ -17,7 +17,7 @@ from dreamfleet.common.acting.action_distributions import (
     TanhNormal,
     action_distribution,
     draw_action_noise,
-    parameters_wanted,
+    parameter_count,
 )
 from dreamfleet.common.acting.action_encoding import encode_actions
 from dreamfleet.common.experience.spaces import ActionSpec
@@ -220,7 +220,7 @@ def test_extreme_choices_stay_finite() -> None:
 @pytest.mark.parametrize(("spec", "wanted", "noise"), [(BOX, 4, 2), (DISCRETE, 4, 1), (MULTI, 5, 2), (MIXED, 9, 4)])
 def test_every_space_says_what_its_policy_needs(spec: ActionSpec, wanted: int, noise: int) -> None:
     """Outputs, noise and actions fit together for every kind of space, and equal noise gives equal actions."""
-    assert parameters_wanted(spec) == wanted
+    assert parameter_count(spec) == wanted
     numbers = draw_action_noise(spec, 3, 7, generator=torch.Generator().manual_seed(4))
     assert numbers.shape == (3, 7, noise)
     policy = action_distribution("tanh_normal", torch.randn(3, 7, wanted), spec)
@@ -259,7 +259,7 @@ def test_a_mixed_policy_is_the_product_of_two(kind: BoxPolicy) -> None:
 def test_policies_are_float32_also_under_autocast() -> None:
     """A network's bfloat16 output gives float32 actions and densities, equal to those without autocast."""
     for kind, spec in (("tanh_normal", BOX), ("bounded_normal", BOX), ("tanh_normal", MULTI)):
-        raw, noise = torch.randn(3, parameters_wanted(spec)).bfloat16(), draw_action_noise(spec, 3)
+        raw, noise = torch.randn(3, parameter_count(spec)).bfloat16(), draw_action_noise(spec, 3)
         with torch.autocast("cpu", torch.bfloat16):
             policy = action_distribution(kind, raw, spec)
             action = policy.sample(noise)

@@ -8,7 +8,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from dreamfleet.actors.spaces.action_spaces import describe_action
-from dreamfleet.common.acting.action_distributions import parameters_wanted, policy_outputs
+from dreamfleet.common.acting.action_distributions import parameter_count, policy_outputs
 from dreamfleet.common.acting.agent_networks import AgentNetworks
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.model.layers import ForkedLinear
@@ -109,7 +109,7 @@ def test_the_agents_parts_are_those_that_the_release_keeps_apart() -> None:
 def test_a_policys_parts_are_all_of_its_numbers(spec: ActionSpec, parts: tuple[int, ...]) -> None:
     """Choices, means and deviations are layers of their own, and together what the distribution is made of."""
     assert policy_outputs(spec) == parts
-    assert sum(parts) == parameters_wanted(spec)
+    assert sum(parts) == parameter_count(spec)
 
 
 def test_each_key_of_a_dict_has_layers_of_its_own() -> None:
@@ -122,4 +122,4 @@ def test_each_key_of_a_dict_has_layers_of_its_own() -> None:
     }
     spec = describe_action(spaces.Dict(inside))
     assert policy_outputs(spec) == (4, 5, 2, 1, 2, 1)  # gear, lamps; means of aim, speed; deviations of aim, speed
-    assert sum(policy_outputs(spec)) == parameters_wanted(spec)
+    assert sum(policy_outputs(spec)) == parameter_count(spec)

@@ -143,13 +143,17 @@ def test_what_cannot_be_an_action_is_named() -> None:
 
 def test_doubtful_actions_are_told_by_name() -> None:
     """What lacks a bound and what it is acted on in; and choices of very many options."""
-    (told,) = action_warnings(describe_action(DEEP))
-    assert "'b_1_arm[1]' (0 to inf) is acted on in [0, 2]" in told
-    (told,) = action_warnings(describe_action(spaces.Box(-INF, np.array([7.0, -3.0, INF, 2, 2, 2]), (6,), np.float64)))
-    assert "dimension 1 (-inf to -3) is acted on in [-5, -3]" in told
-    assert "and 2 more likewise" in told
-    (told,) = action_warnings(describe_action(spaces.Dict({"a": spaces.Discrete(3), "goal": spaces.Discrete(50_000)})))
-    assert "50,003 numbers" in told
-    assert "'goal' alone has 50,000 options" in told
+    (warning,) = action_warnings(describe_action(DEEP))
+    assert "'b_1_arm[1]' (0 to inf) is acted on in [0, 2]" in warning
+    (warning,) = action_warnings(
+        describe_action(spaces.Box(-INF, np.array([7.0, -3.0, INF, 2, 2, 2]), (6,), np.float64))
+    )
+    assert "dimension 1 (-inf to -3) is acted on in [-5, -3]" in warning
+    assert "and 2 more likewise" in warning
+    (warning,) = action_warnings(
+        describe_action(spaces.Dict({"a": spaces.Discrete(3), "goal": spaces.Discrete(50_000)}))
+    )
+    assert "50,003 numbers" in warning
+    assert "'goal' alone has 50,000 options" in warning
     assert action_warnings(describe_action(spaces.MultiDiscrete([100, 100]))) == []
     assert action_warnings(ActionSpec("box", (1,), (-2,), (2,), (1,))) == []
