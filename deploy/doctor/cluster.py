@@ -32,16 +32,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 @dataclass
 class NodeAnswer:
-    """What a node of a cluster answered; what it did not answer is None, and `silent` says why.
+    """What a node answered: its facts, the median time of an empty call, and how far its clock is ahead of ours.
 
-    Attributes:
-        node: its id, its address and the resources that it declared.
-        is_driver: whether this process runs on it.
-        machine: see `machine_facts`.
-        environment: see `environment_facts`.
-        round_trip_s: median time of an empty call from here.
-        clock_ahead_s: its clock less this machine's.
-        silent: for each question without an answer, a sentence.
+    What it did not answer is None, and `silent` says why, by question.
     """
 
     node: Node
@@ -56,10 +49,7 @@ class NodeAnswer:
 def examine_cluster(settings: Settings, directory: str, dashboard: str) -> list[Section]:
     """Return the findings about the cluster that this process has joined, and about each of its nodes.
 
-    Args:
-        settings: the run's.
-        directory: the run's, absolute.
-        dashboard: where the cluster's dashboard listens; "" if it has none.
+    `directory` is absolute; `dashboard` is the address where it listens, "" if it is off.
     """
     return ClusterReport(settings, ask_nodes(settings, directory), token_mode()).sections(dashboard, lost_nodes())
 

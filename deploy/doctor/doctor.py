@@ -30,10 +30,8 @@ _COLOURS = {"ok": "\x1b[32m", "warning": "\x1b[33m", "error": "\x1b[31m"}
 def doctor(settings: Settings, address: str | None, directory: Path | None) -> int:
     """Print what was found; return 0 if nothing is an error, else 1.
 
-    Args:
-        settings: resolved.
-        address: of a running Ray cluster; None for this machine alone, where Ray is not started.
-        directory: where the run is or will be; None for runs/ in the working directory.
+    Without the address of a Ray cluster, this machine alone is checked, and Ray is not started. Without a directory the
+    run is to be in runs/ below the working directory.
 
     Raises:
         UserError: if no cluster answers at the address.

@@ -43,15 +43,10 @@ class ModelSizes:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Sizes of a run in bytes.
+    """Sizes of a run in bytes, and the mean steps of a chunk.
 
-    Attributes:
-        raw_step: one step before compression.
-        stored_step: one step as it travels from an actor and lies on the disk.
-        chunk_steps: mean steps of a chunk.
-        compressed_batch: a batch as it travels from the replay to the learner.
-        raw_batch: a batch decompressed.
-        model: see `ModelSizes`.
+    `stored_step` is a step as it travels from an actor and lies on the disk, `compressed_batch` a batch as it travels
+    from the replay to the learner; the raw sizes are without compression.
     """
 
     raw_step: int

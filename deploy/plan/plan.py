@@ -42,12 +42,8 @@ def plan(
 ) -> int:
     """Print the plan; return the exit code.
 
-    Args:
-        settings: resolved.
-        run: a run whose rates are taken; flags win over them.
-        env_steps_per_s: of one actor; measured here for some seconds if it is in neither flag nor run.
-        updates_per_s: of the learner; if it is unknown, the table is made for several.
-        compression: raw bytes per stored byte; measured here like `env_steps_per_s`.
+    The rates of flags come before those of a run. What is in neither is measured here for some seconds, except the
+    learner's: without it the table is made for several.
 
     Raises:
         UserError: if the environment, the model or the run is at fault.

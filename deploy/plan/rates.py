@@ -86,12 +86,8 @@ class Collected(NamedTuple):
 def measure_actor(settings: Settings, seconds: float, on_model: bool) -> tuple[Spaces, Collected, Collected]:
     """Return what an actor collects with random actions, and on a model that has learnt nothing.
 
-    It runs in this process, on one thread, as actors do.
-
-    Args:
-        settings: the run's.
-        seconds: after which each measurement ends, when the order then at work is done.
-        on_model: measure this too; if not, the second result is the first.
+    It runs in this process, on one thread, as actors do. Each of the two ends when the order is done that is at work
+    after `seconds`. Unless `on_model`, the second result is the first.
 
     Raises:
         UserError: if the environment cannot be made or fails.
@@ -128,11 +124,7 @@ class UpdateTime(NamedTuple):
 def measure_updates(settings: Settings, spaces: Spaces, busy_cores: int, seconds: float) -> tuple[UpdateTime, Hardware]:
     """Return what an update takes on this machine, without compiling, on made-up batches, and on which hardware.
 
-    Args:
-        settings: the run's.
-        spaces: of its environment.
-        busy_cores: cores of this machine that actors keep busy.
-        seconds: see `fit_update_time`.
+    Actors keep `busy_cores` of the machine's cores busy. For `seconds` see `fit_update_time`.
 
     Raises:
         UserError: if a GPU is asked for and there is none.
@@ -148,13 +140,9 @@ def measure_updates(settings: Settings, spaces: Spaces, busy_cores: int, seconds
 def fit_update_time(update: Callable[[int], None], wanted: int, most_s: float) -> UpdateTime:
     """Return what an update with a batch of `wanted` sequences takes.
 
-    Batches of 1, 2, 4 … sequences are measured, up to `wanted`, as long as there is time: the time of a greater one is
-    found by drawing a line through the last two.
-
-    Args:
-        update: makes one update with a batch of the given number of sequences.
-        wanted: sequences.
-        most_s: seconds; the first two updates, of one sequence, may take longer.
+    `update` makes one with a batch of the given size. Batches of 1, 2, 4 … sequences are measured, up to `wanted`, for
+    `most_s` seconds; the first two updates, of one sequence, may take longer. The time of a greater batch is found by
+    drawing a line through the last two.
     """
     begun = perf_counter()
     update(1)  # what is made once and never again does not count

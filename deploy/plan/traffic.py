@@ -141,15 +141,10 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class Speeds:
-    """What the parts of a run manage.
+    """What the parts of a run manage: env steps/s of one actor (random, on the model), seconds of an update.
 
-    Attributes:
-        random: environment steps per second of one actor with random actions.
-        on_model: the same with actions of the model.
-        update_s: seconds of an update.
-        actors: how many collect at the same time; 0 if nothing is collected.
-        cores: CPU cores that all processes share; 0 if they are on several machines.
-        threads: cores that an update keeps busy; 0 on a GPU.
+    `cores` are CPU cores that all processes share, 0 if they are on several machines; `threads` are cores that an
+    update keeps busy, 0 on a GPU.
     """
 
     random: float

@@ -33,14 +33,8 @@ def dry_run(
 ) -> int:
     """Check the run as `train` does, print what it would be and how long it would take, and return the exit code.
 
-    Nothing is written: no directory is made, and what is collected to measure is thrown away.
-
-    Args:
-        run: its directory, which need not be there.
-        settings: resolved.
-        sources: what each setting came from, by dotted path; defaults are not in it.
-        inline: as in `train`.
-        address: a Ray cluster; this machine is measured all the same.
+    Nothing is written: no directory is made, and what is collected to measure is thrown away. `sources` says what each
+    setting came from, by dotted path, but for defaults. With the `address` of a cluster this machine is measured too.
 
     Raises:
         UserError: as `train`.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from pathlib import Path
 
@@ -301,27 +300,16 @@ def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], arguments
         assert part in printed.err
 
 
-def test_a_big_batch_is_extrapolated_from_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the time is over before the batch is as big as wanted, a line through the last two sizes says the rest."""
+def test_a_batch_is_measured_or_extrapolated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the median of whole batches; if time is short, by a line through the last two sizes, or in proportion."""
     clock = FakeClock(monkeypatch)
-    found = fit_update_time(lambda size: clock.pass_s(3.0 + 0.5 * size), wanted=16, most_s=20.0)
-    assert found.batch < 16
-    assert math.isclose(found.seconds, 3.0 + 0.5 * 16)
-
-
-def test_a_batch_that_fits_is_measured_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is time, the figure is the median over updates with whole batches."""
-    clock = FakeClock(monkeypatch)
-    found = fit_update_time(lambda size: clock.pass_s(0.01 * size**2), wanted=6, most_s=20.0)
-    assert (found.batch, found.updates) == (6, rates_module.MOST_UPDATES)
-    assert math.isclose(found.seconds, 0.36)
-
-
-def test_a_single_sequence_that_takes_too_long_is_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one size alone the time is taken to be proportional."""
-    clock = FakeClock(monkeypatch)
-    found = fit_update_time(lambda size: clock.pass_s(30.0 * size), wanted=8, most_s=20.0)
-    assert (found.batch, found.seconds) == (1, 240.0)
+    whole = fit_update_time(lambda size: clock.pass_s(0.01 * size**2), wanted=6, most_s=20.0)
+    assert whole == (pytest.approx(0.36), 6, rates_module.MOST_UPDATES)
+    line = fit_update_time(lambda size: clock.pass_s(3.0 + 0.5 * size), wanted=16, most_s=20.0)
+    assert line.batch < 16
+    assert line.seconds == pytest.approx(3.0 + 0.5 * 16)
+    single = fit_update_time(lambda size: clock.pass_s(30.0 * size), wanted=8, most_s=20.0)
+    assert single[:2] == (240.0, 1)
 
 
 class FakeClock:
