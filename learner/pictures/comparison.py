@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -39,94 +39,65 @@ class Pictures:
     facts: Mapping[str, Any]
 
 
-class Comparison(NamedTuple):
-    """One sequence: the truth, what the model rebuilt of it, and what it predicted.
-
-    Attributes:
-        truth: (T, H, W, C) uint8, or (T, D) for vectors.
-        reconstruction: likewise, each step seen by the model.
-        prediction: likewise; from step `context` on, from the actions alone.
-        context: steps seen before the prediction.
-        true_reward: (T,); `predicted_reward` belongs to `prediction`.
-        predicted_reward: (T,).
-    """
-
-    truth: np.ndarray
-    reconstruction: np.ndarray
-    prediction: np.ndarray
-    context: int
-    true_reward: np.ndarray
-    predicted_reward: np.ndarray
-
-
 def draw_pictures(
     model: WorldModel, batch: Mapping[str, np.ndarray], context: int, updates: int, held_out: bool
 ) -> Pictures:
-    """Return the pictures of a batch's first sequence; chance is torch's.
+    """Return pictures of a batch's first sequence, its reconstruction and its prediction; chance is torch's.
 
     Args:
         batch: fields of the step format (B, T, …); the first sequence runs into no other episode.
-        context: steps that the prediction sees.
+        context: steps that the prediction sees; from there on it follows from the actions alone.
         held_out: whether the sequence was kept from training.
     """
     first = {name: array[:1] for name, array in batch.items()}
     unrolled = unroll(model, first, context)
     spec = shown_observation(model.spaces)
-    comparison = Comparison(
-        truth=first[spec.name][0],
-        reconstruction=unrolled.reconstruction[spec.name][0],
-        prediction=unrolled.prediction[spec.name][0],
-        context=context,
-        true_reward=first["reward"][0],
-        predicted_reward=unrolled.reward[0],
-    )
+    truth, true_reward, reward = first[spec.name][0], first["reward"][0], unrolled.reward[0]
+    prediction = unrolled.prediction[spec.name][0]
     kind = "held-out sequence, never trained on" if held_out else "sequence from training"
     title = f"Update {updates}: observation '{spec.name}' of a {kind}"
     facts = {
         "observation": spec.name,
         "held_out": held_out,
         "context": context,
-        "steps": len(comparison.truth),
+        "steps": len(truth),
         "updates": updates,
     }
     if not spec.is_image:
-        return Pictures(compare_vectors(comparison, title), None, facts)
-    still, video = compare_images(comparison, title)
-    return Pictures(still, video, facts)
-
-
-def compare_images(comparison: Comparison, title: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the still and the video of truth, reconstruction, open-loop prediction and its error."""
-    truth, reconstruction, prediction = (
-        to_rgb(images) for images in (comparison.truth, comparison.reconstruction, comparison.prediction)
+        return Pictures(draw_curves(title, truth, prediction, true_reward, reward, context), None, facts)
+    true, rebuilt, predicted = (to_rgb(x) for x in (truth, unrolled.reconstruction[spec.name][0], prediction))
+    images = (true, rebuilt, predicted, difference(true, predicted))
+    names = (
+        "truth",
+        "reconstruction\n(sees each step)",
+        f"open loop\n(sees the first {context})",
+        "error:\n|truth - open loop|",
     )
-    error = difference(truth, prediction)
-    rewards = [("true reward", comparison.true_reward), ("open-loop reward", comparison.predicted_reward)]
-    rows = [
-        ("truth", truth),
-        ("reconstruction\n(sees each step)", reconstruction),
-        (f"open loop\n(sees the first {comparison.context})", prediction),
-        ("error:\n|truth - open loop|", error),
-    ]
+    rewards = [("true reward", true_reward), ("open-loop reward", reward)]
+    still = draw_strips(title, list(zip(names, images, strict=True)), context, rewards)
     captions = [
-        f"reward: true {true:+.2f}, open loop {predicted:+.2f}"
-        for true, predicted in zip(comparison.true_reward, comparison.predicted_reward, strict=True)
+        f"reward: true {received:+.2f}, open loop {expected:+.2f}"
+        for received, expected in zip(true_reward, reward, strict=True)
     ]
-    panels = [("truth", truth), ("reconstruction", reconstruction), ("open loop", prediction), ("error", error)]
-    return (
-        draw_strips(title, rows, comparison.context, rewards),
-        draw_panels(panels, captions, comparison.context),
-    )
+    panels = list(zip(("truth", "reconstruction", "open loop", "error"), images, strict=True))
+    return Pictures(still, draw_panels(panels, captions, context), facts)
 
 
-def compare_vectors(comparison: Comparison, title: str) -> np.ndarray:
-    """Return charts (H, W, 3) one under the other: truth and prediction of the first dimensions and the reward."""
-    steps = np.arange(len(comparison.truth))
+def draw_curves(
+    title: str,
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    true_reward: np.ndarray,
+    predicted_reward: np.ndarray,
+    context: int,
+) -> np.ndarray:
+    """Return charts (H, W, 3) one under the other: the first dimensions of vectors (T, D) and the rewards (T,)."""
+    steps = np.arange(len(truth))
     pairs = [
-        (f"dimension {number}", comparison.truth[:, number], comparison.prediction[:, number])
-        for number in range(min(DIMENSIONS, comparison.truth.shape[1]))
+        (f"dimension {number}", truth[:, number], prediction[:, number])
+        for number in range(min(DIMENSIONS, truth.shape[1]))
     ]
-    pairs.append(("reward", comparison.true_reward, comparison.predicted_reward))
+    pairs.append(("reward", true_reward, predicted_reward))
     charts = [
         draw_chart(
             [Curve("truth", steps, true, GREY), Curve("open loop", steps, predicted, BLUE)],
@@ -134,7 +105,7 @@ def compare_vectors(comparison: Comparison, title: str) -> np.ndarray:
             "step",
             name,
             size=(720, 220),
-            marker=(comparison.context, "imagined from here"),
+            marker=(context, "imagined from here"),
             from_zero=False,
         )
         for number, (name, true, predicted) in enumerate(pairs)
@@ -157,7 +128,7 @@ def write_dream(directory: Path, result: DreamResult, fps: float = 8.0) -> list[
     if result.is_image:
         files.insert(0, directory / "dream.webm")
         write_webm(files[0], _wall(result), fps)
-    write_png(directory / "dream.png", _strips(result) if result.is_image else _lines(result))
+    write_png(directory / "dream.png", _strips(result) if result.is_image else _curves(result))
     write_png(directory / "error.png", draw_errors(result))
     (directory / "error.json").write_text(json.dumps(as_json(result), indent=1) + "\n")
     return files
@@ -225,9 +196,7 @@ def _strips(result: DreamResult) -> np.ndarray:
     return draw_strips(title, rows, result.context)
 
 
-def _lines(result: DreamResult) -> np.ndarray:
-    first = Comparison(
-        result.truth[0], result.imagination[0], result.imagination[0], result.context, result.true_reward[0],
-        result.predicted_reward[0],
-    )  # fmt: skip
-    return compare_vectors(first, f"Dream of '{result.observation}'")
+def _curves(result: DreamResult) -> np.ndarray:
+    title = f"Dream of '{result.observation}'"
+    truth, imagination = result.truth[0], result.imagination[0]
+    return draw_curves(title, truth, imagination, result.true_reward[0], result.predicted_reward[0], result.context)

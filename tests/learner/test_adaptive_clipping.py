@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from gymnasium import spaces
@@ -123,3 +125,32 @@ def test_each_key_of_a_dict_has_layers_of_its_own() -> None:
     spec = describe_action(spaces.Dict(inside))
     assert policy_outputs(spec) == (4, 5, 2, 1, 2, 1)  # gear, lamps; means of aim, speed; deviations of aim, speed
     assert sum(policy_outputs(spec)) == parameter_count(spec)
+
+
+def test_gradients_are_clipped_to_their_own_tensors_size() -> None:
+    """By hand: ‖w‖ 5 allows 1.5, a gradient of 10 is scaled to it, one of 1 stays; small tensors count as 1e-3."""
+    large = torch.tensor([3.0, 4.0], requires_grad=True)
+    fine = torch.tensor([3.0, -4.0], requires_grad=True)
+    zeros = torch.zeros(2, 2, requires_grad=True)
+    unused = torch.ones(3, requires_grad=True)
+    large.grad, fine.grad = torch.tensor([6.0, 8.0]), torch.tensor([0.6, 0.8])
+    zeros.grad = torch.full((2, 2), 0.5)
+    found = clip_adaptively([large, fine, zeros, unused])
+    assert large.grad.tolist() == pytest.approx([0.9, 1.2])
+    assert fine.grad.tolist() == pytest.approx([0.6, 0.8])
+    assert zeros.grad.norm().item() == pytest.approx(3e-4)
+    assert found.norm.item() == pytest.approx(math.sqrt(100 + 1 + 1))
+    assert found.share.item() == pytest.approx(2 / 3)
+    assert unused.grad is None
+
+
+def test_clipping_leaves_zeros_and_shows_what_is_not_finite() -> None:
+    """A gradient of zeros is not divided by; a NaN comes through in the norm, and only its own tensor is spoilt."""
+    first, second = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    first.grad, second.grad = torch.zeros(2), torch.tensor([0.1, 0.1])
+    found = clip_adaptively([first, second])
+    assert first.grad.tolist() == [0.0, 0.0]
+    assert found.share.item() == 0.0
+    first.grad[0] = math.nan
+    assert not torch.isfinite(clip_adaptively([first, second]).norm)
+    assert second.grad.tolist() == pytest.approx([0.1, 0.1])

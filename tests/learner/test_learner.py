@@ -8,22 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from make_chunks import cut, make_stream
+from make_chunks import cut
 from moving_square import play_square, square_format, square_replay
 from small_runs import small_settings
 
 from dreamfleet.common.acting.agent_networks import flatten
 from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.errors import RunFailedError, UserError
-from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
-from dreamfleet.common.experience.steps import StepFormat
+from dreamfleet.common.experience.spaces import ActionSpec, Spaces
 from dreamfleet.common.settings.schema import ReplaySettings, Settings
-from dreamfleet.learner.batches import staleness, write_arrays
 from dreamfleet.learner.checkpoints.restore import check_fits, load_world_model
 from dreamfleet.learner.learner import Learner
 from dreamfleet.learner.pictures.open_loop import dream
 from dreamfleet.replay.compressed_batch import decompress
-from dreamfleet.replay.interface import NotEnoughExperienceError
 from dreamfleet.replay.replay import Replay
 
 SPACES = square_format().spaces
@@ -148,17 +145,6 @@ def test_staleness_counts_updates_since_the_acting_weights(tmp_path: Path) -> No
     with_version.close()
 
 
-def test_staleness_is_a_distribution_over_what_weights_chose() -> None:
-    """Ages 1 to 9 after 10 updates and 4 after 5, two actions by chance: those have no age, but a share."""
-    versions = [np.arange(1, 10).reshape(3, 3), np.array([1, -1, -1], np.int32)]
-    found = staleness([10, 5], versions)
-    assert found["staleness/by_chance"] == pytest.approx(2 / 12)
-    assert found["staleness/mean"] == pytest.approx((45 + 4) / 10)
-    assert (found["staleness/p50"], found["staleness/max"]) == (4.5, 9.0)
-    assert found["staleness/p90"] == pytest.approx(8.1)
-    assert staleness([3], [np.full(4, -1)]) == {"staleness/by_chance": 1.0}
-
-
 # Publishing ----------------------------------------------------------------------------------------------------------
 
 
@@ -231,14 +217,6 @@ def test_a_gradient_that_overflows_is_refused_too(replay: Replay, tmp_path: Path
         learner.train(20)
     assert 0 < learner.updates < 20
     assert all(tensor.isfinite().all() for tensor in learner.model.buffers())
-
-
-def test_arrays_of_any_name_can_be_saved(tmp_path: Path) -> None:
-    """An observation may have the name of one of numpy's own arguments."""
-    write_arrays(tmp_path / "x.npz", {"file": np.arange(3), "args": np.ones((2, 2))})
-    with np.load(tmp_path / "x.npz", allow_pickle=False) as saved:
-        assert saved["file"].tolist() == [0, 1, 2]
-        assert saved["args"].shape == (2, 2)
 
 
 # Resuming ------------------------------------------------------------------------------------------------------------
@@ -319,75 +297,6 @@ def test_a_trained_model_loads_by_its_directory(replay: Replay, tmp_path: Path) 
     assert not model.training
     with pytest.raises(UserError, match="no checkpoint in"):
         load_world_model(tmp_path / "elsewhere", small_settings().model)
-
-
-# Measuring and showing -----------------------------------------------------------------------------------------------
-
-
-def test_the_held_out_loss_is_repeatable_and_only_measures(replay: Replay, tmp_path: Path) -> None:
-    """Measured twice it is the same number; nothing of the model changes, batch norm's statistics included."""
-    learner = learner_on(replay, tmp_path, small_settings(model={"batch_norm": True}))
-    before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
-    assert learner.held_out_loss() == learner.held_out_loss()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in learner.model.state_dict().items())
-
-
-def test_short_held_out_episodes_are_measured_too(tmp_path: Path) -> None:
-    """Where no held-out episode has the training length, shorter ones are taken; with none there is no loss."""
-    for every, expected in ((2, True), (0, False)):
-        settings = ReplaySettings(capacity_gb=0.1, held_out_every=every)
-        short = Replay(tmp_path / f"every-{every}", square_format(), settings, 8, seed=0)
-        for record in cut(square_format(), play_square(60, 5, seed=0)):
-            short.append(record)
-        loss = learner_on(short, tmp_path).held_out_loss()
-        assert (loss is not None) == expected
-        short.close()
-
-
-def test_pictures_show_a_held_out_sequence(replay: Replay, tmp_path: Path) -> None:
-    """A still and a video in RGB, of even sides for the codec, from a sequence that is not trained on."""
-    pictures = learner_on(replay, tmp_path).draw_pictures()
-    assert pictures is not None
-    assert pictures.facts["held_out"]
-    assert pictures.facts["steps"] == 20
-    assert pictures.still.dtype == np.uint8
-    assert pictures.still.shape[2] == 3
-    assert pictures.video is not None
-    assert pictures.video.shape[0] == 20
-    assert pictures.video.shape[1] % 2 == pictures.video.shape[2] % 2 == 0
-    assert pictures.video[0].std() > 0
-
-
-def test_pictures_fall_back_on_training_sequences(tmp_path: Path) -> None:
-    """Without held-out episodes the picture is of a training sequence, cut where its episode ends."""
-    settings = ReplaySettings(capacity_gb=0.1, held_out_every=0)
-    replay = Replay(tmp_path / "replay", square_format(), settings, 8, seed=0)
-    learner = learner_on(replay, tmp_path)
-    assert learner.draw_pictures() is None
-    with pytest.raises(NotEnoughExperienceError):
-        learner.train(1)
-    for record in cut(square_format(), play_square(8, 6, seed=0)):
-        replay.append(record)
-    pictures = learner.draw_pictures()
-    assert pictures is not None
-    assert not pictures.facts["held_out"]
-    assert 3 < pictures.facts["steps"] <= 6
-    replay.close()
-
-
-def test_vector_observations_are_learnt_and_shown_as_charts(tmp_path: Path) -> None:
-    """No picture among the observations: the still is a chart and there is no video."""
-    spaces = Spaces((ObservationSpec("position", (3,), "float32"),), ActionSpec("box", (2,), (-1, -1), (1, 1), (2,)))
-    replay = Replay(tmp_path / "replay", StepFormat(spaces), ReplaySettings(capacity_gb=0.1), 8, seed=0)
-    for record in cut(StepFormat(spaces), make_stream(StepFormat(spaces), [30, 30, 30])):
-        replay.append(record)
-    learner = Learner(small_settings(), spaces, replay, tmp_path, prefetch=False)
-    learner.train(2)
-    pictures = learner.draw_pictures()
-    assert pictures is not None
-    assert pictures.video is None
-    assert pictures.still.ndim == 3
-    replay.close()
 
 
 # Choices -------------------------------------------------------------------------------------------------------------

@@ -1,18 +1,152 @@
-"""TensorFlow's Adam as torch's with another epsilon."""
+"""LaProp against loops over single numbers in float64, and TensorFlow's Adam as torch's with another epsilon."""
 
 from __future__ import annotations
 
+import io
 import math
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from dreamfleet.common.settings.schema import LearnerSettings
-from dreamfleet.learner.optimiser import ParameterGroup, correct_epsilon, make_optimiser
+from dreamfleet.learner.optimiser import LaProp, ParameterGroup, correct_epsilon, make_optimiser
 
 pytestmark = pytest.mark.numeric
 
 RATE, EPSILON = 0.1, 1e-2
+
+
+def make_parameters(seed: int = 0, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Return parameters of several shapes, a scalar among them, the same at every call."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes: list[tuple[int, ...]] = [(3, 4), (5,), ()]
+    return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
+
+
+def set_gradients(parameters: list[Tensor], step: int, scale: float = 1.0) -> None:
+    """Give each parameter the gradient of a step."""
+    for parameter, gradient in zip(parameters, make_parameters(100 + step, parameters[0].dtype), strict=True):
+        parameter.grad = scale * gradient.detach()
+
+
+def test_a_step_is_laprops_step_by_step() -> None:
+    """Normalised first, then averaged, both corrected for their start at zero, the learning rate warmed up."""
+    parameters = make_parameters()
+    optimiser = LaProp(parameters, 0.01, betas=(0.9, 0.99), epsilon=1e-3, warmup_steps=4)
+    expected = [parameter.detach().numpy().copy() for parameter in parameters]
+    momentum, square = [[np.zeros_like(w) for w in expected] for _ in range(2)]
+    for t in range(1, 8):
+        set_gradients(parameters, t)
+        optimiser.step()
+        for i, parameter in enumerate(parameters):
+            assert parameter.grad is not None
+            g = parameter.grad.numpy()
+            square[i] = 0.99 * square[i] + 0.01 * g**2
+            momentum[i] = 0.9 * momentum[i] + 0.1 * g / (np.sqrt(square[i] / (1 - 0.99**t)) + 1e-3)
+            expected[i] = expected[i] - 0.01 * min(1.0, t / 4) * momentum[i] / (1 - 0.9**t)
+            assert np.allclose(parameter.detach().numpy(), expected[i], atol=1e-7), (t, i)
+
+
+def test_it_is_not_adam() -> None:
+    """After a change of the gradient's size the two orders differ; on constant gradients each step is the rate."""
+    parameters = [torch.zeros(2, dtype=torch.float64, requires_grad=True)]
+    optimiser = LaProp(parameters, 0.1)
+    for _ in range(5):
+        before = parameters[0].detach().clone()
+        parameters[0].grad = torch.tensor([2.0, -300.0], dtype=torch.float64)
+        optimiser.step()
+        moved = parameters[0].detach() - before
+        assert moved.tolist() == pytest.approx([-0.1, 0.1], rel=1e-5)
+    adam = torch.optim.Adam([torch.zeros(1, dtype=torch.float64, requires_grad=True)], 0.1, eps=1e-20)
+    laprop = LaProp([torch.zeros(1, dtype=torch.float64, requires_grad=True)], 0.1)
+    for size in (1.0, 1.0, 50.0):
+        for optimiser_of in (adam, laprop):
+            optimiser_of.param_groups[0]["params"][0].grad = torch.tensor([size], dtype=torch.float64)
+            optimiser_of.step()
+    assert adam.param_groups[0]["params"][0].item() != pytest.approx(laprop.param_groups[0]["params"][0].item(), 1e-2)
+
+
+def test_steps_do_not_depend_on_the_losss_scale() -> None:
+    """In float32, from gradients of 1e-12 to 1e12; gradients of exactly zero do nothing."""
+    results = []
+    for scale in (1e-12, 1.0, 1e12):
+        parameters = make_parameters(dtype=torch.float32)
+        optimiser = LaProp(parameters, 0.01)
+        for t in range(5):
+            set_gradients(parameters, t, scale)
+            optimiser.step()
+        results.append(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+    assert torch.allclose(results[0], results[1], atol=1e-5)
+    assert torch.allclose(results[2], results[1], atol=1e-5)
+    parameters = make_parameters(dtype=torch.float32)
+    optimiser = LaProp(parameters, 0.01)
+    set_gradients(parameters, 0, 0.0)
+    optimiser.step()
+    for parameter, before in zip(parameters, make_parameters(dtype=torch.float32), strict=True):
+        assert torch.equal(parameter, before)
+
+
+def test_the_first_step_of_float32_is_exact() -> None:
+    """1 − 0.999 is not taken from rounded numbers: the first step is the learning rate to six digits."""
+    parameter = torch.zeros(3, requires_grad=True)
+    parameter.grad = torch.tensor([1e-3, -7.0, 1e4])
+    LaProp([parameter], 1.0).step()
+    assert parameter.tolist() == pytest.approx([-1.0, 1.0, -1.0], rel=1e-6)
+
+
+def test_a_run_goes_on_from_its_state() -> None:
+    """Saved, read with `weights_only` and loaded into a new optimiser, the next steps are those of one run."""
+    whole, parts = make_parameters(dtype=torch.float32), make_parameters(dtype=torch.float32)
+    one, first = LaProp(whole, 0.01, warmup_steps=6), LaProp(parts, 0.01, warmup_steps=6)
+    for t in range(3):
+        for parameters, optimiser in ((whole, one), (parts, first)):
+            set_gradients(parameters, t)
+            optimiser.step()
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second = LaProp(parts, 0.01, warmup_steps=6)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    for t in range(3, 6):
+        for parameters, optimiser in ((whole, one), (parts, second)):
+            set_gradients(parameters, t)
+            optimiser.step()
+    for left, right in zip(whole, parts, strict=True):
+        assert torch.equal(left, right)
+
+
+def test_groups_have_their_own_rates_and_missing_gradients_are_passed_over() -> None:
+    """A group of rate 0 stays, and so does a parameter without a gradient, even the group's first."""
+    moved, still, unused = (torch.ones(2, requires_grad=True) for _ in range(3))
+    optimiser = LaProp([{"params": [unused, moved]}, {"params": [still], "lr": 0.0}], 0.1)
+    for _ in range(2):
+        moved.grad, still.grad = torch.ones(2), torch.ones(2)
+        optimiser.step()
+    assert moved.tolist() == pytest.approx([0.8, 0.8])
+    assert still.tolist() == unused.tolist() == [1.0, 1.0]
+    optimiser.zero_grad(set_to_none=True)
+    optimiser.step()
+    assert moved.tolist() == pytest.approx([0.8, 0.8])
+
+
+def test_it_finds_a_minimum() -> None:
+    """Of a quadratic with curvatures of 1 and 1e6, which both take equally long; a closure gives the loss."""
+    parameter = torch.tensor([3.0, -2.0], requires_grad=True)
+    optimiser = LaProp([parameter], 0.02)
+
+    def closure() -> float:
+        optimiser.zero_grad()
+        loss = (torch.tensor([1.0, 1e6]) * parameter.square()).sum()
+        loss.backward()
+        return loss.item()
+
+    first = optimiser.step(closure)
+    for _ in range(600):
+        optimiser.step(closure)
+    assert first == pytest.approx(9 + 4e6)
+    assert parameter.detach().abs().max() < 0.1
 
 
 def test_adam_steps_as_in_tensorflow() -> None:

@@ -1,4 +1,4 @@
-"""Batches fetched ahead: in order, not too many, errors where they belong, and a prompt end."""
+"""Training batches: fetched ahead in order, their age, and bad ones saved."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from patience import PATIENCE_S, wait_until
 
-from dreamfleet.learner.batches import Prefetcher
+from dreamfleet.learner.batches import Prefetcher, staleness, write_arrays
 
 
 class NotYetError(Exception):
@@ -145,6 +146,25 @@ def test_ctrl_c_interrupts_the_wait_for_a_batch() -> None:
     assert time.monotonic() - begun < PATIENCE_S / 2
     released.set()
     source.close()
+
+
+def test_staleness_is_a_distribution_over_what_weights_chose() -> None:
+    """Ages 1 to 9 after 10 updates and 4 after 5, two actions by chance: those have no age, but a share."""
+    versions = [np.arange(1, 10).reshape(3, 3), np.array([1, -1, -1], np.int32)]
+    found = staleness([10, 5], versions)
+    assert found["staleness/by_chance"] == pytest.approx(2 / 12)
+    assert found["staleness/mean"] == pytest.approx((45 + 4) / 10)
+    assert (found["staleness/p50"], found["staleness/max"]) == (4.5, 9.0)
+    assert found["staleness/p90"] == pytest.approx(8.1)
+    assert staleness([3], [np.full(4, -1)]) == {"staleness/by_chance": 1.0}
+
+
+def test_arrays_of_any_name_can_be_saved(tmp_path: Path) -> None:
+    """An observation may have the name of one of numpy's own arguments."""
+    write_arrays(tmp_path / "x.npz", {"file": np.arange(3), "args": np.ones((2, 2))})
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as saved:
+        assert saved["file"].tolist() == [0, 1, 2]
+        assert saved["args"].shape == (2, 2)
 
 
 def _never(number: int) -> int:
