@@ -71,9 +71,9 @@ def describe(error: BaseException) -> str:
 
 
 def cause_of(error: BaseException) -> str:
-    """Return an error in words, with the place where user code raised it."""
+    """Return an error in words, with the place where it was raised, unless that is in this project's actors."""
     frames = traceback.extract_tb(error.__traceback__)
-    is_ours = not frames or Path(frames[-1].filename).parent == Path(__file__).parent
+    is_ours = not frames or Path(__file__).parents[1] in Path(frames[-1].filename).parents
     return describe(error) + ("" if is_ours else f" ({frames[-1].filename}, line {frames[-1].lineno})")
 
 

@@ -305,9 +305,10 @@ def test_what_the_space_does_not_declare_is_warned_of_once(logged: dict[str, int
 def test_the_probe_refuses_values_that_cannot_be_stored_as_they_are(
     space: spaces.Space[Any], shown: Any, words: list[str]
 ) -> None:
-    """The sentence names the entry, the value and the bounds."""
+    """The sentence names the entry, the value and the bounds, and no line of our own code."""
     with pytest.raises(UserError) as error:
         probe_environment(settings_of(space, "nothing" if shown is None else shown))
+    assert ", line " not in str(error.value)
     assert all(word in str(error.value) for word in ["first steps", *words]), str(error.value)
 
 
