@@ -1,4 +1,4 @@
-"""What the index keeps of each chunk: an entry of fixed size in a table, and the order to draw chunks from."""
+"""The chunk table: what the index keeps of each chunk, an entry of fixed size, and the drawing of chunks from it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ class ChunkEntry(NamedTuple):
         segment: number of the segment it lies in.
         offset: where it begins there.
         front_bytes: bytes of its prefix, header and first block.
-        oldest_version: of the weights that chose its actions.
-        newest_version: of the weights that chose its actions.
-        listed: whether it is in the `DrawOrder`.
+        oldest_version: of the weights that chose its actions; likewise `newest_version`.
+        listed: whether it is in the order that chunks are drawn from.
     """
 
     stream: int
@@ -86,7 +85,7 @@ _ENTRY = np.dtype(
 
 
 class ChunkTable:
-    """Entries under ids that count up and are never used again; the lowest ids can be dropped.
+    """Entries under ids that count up and are never used again, and the order in which chunks first had a valid start.
 
     Attributes:
         base: the lowest id that is still held.
@@ -95,13 +94,15 @@ class ChunkTable:
 
     def __init__(self) -> None:
         self._entries = np.zeros(1024, _ENTRY)
+        self._order = np.zeros(1024, np.int64)  # ids of chunks with valid starts
+        self._listed = 0
         self.base = 0
         self.stop = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory it takes."""
-        return self._entries.nbytes
+        return self._entries.nbytes + self._order.nbytes
 
     def add(self, entry: ChunkEntry) -> int:
         """Append an entry and return its id."""
@@ -122,49 +123,30 @@ class ChunkTable:
         """Return one value of all entries, from `base` to `stop`; a view."""
         return self._entries[name][: self.stop - self.base]
 
+    def list_for_drawing(self, chunk: int) -> None:
+        """Append a chunk with a valid start, which is not in the order, to it."""
+        if self._listed == len(self._order):
+            self._order = np.concatenate([self._order, np.zeros_like(self._order)])
+        self._order[self._listed] = chunk
+        self._listed += 1
+        self.set(chunk, "listed", 1)
+
     def drop_before(self, chunk: int) -> None:
-        """Forget all entries with lower ids, and free memory when much of it is no longer used."""
+        """Forget all entries with lower ids, and in the order all chunks without a valid start; free their memory."""
         kept = self._entries[chunk - self.base : self.stop - self.base]
-        size = len(self._entries)
-        if 4 * len(kept) < size:
-            size = max(1024, 1 << (2 * len(kept)).bit_length() - 1)
-        self._entries = np.zeros(size, _ENTRY)
+        self._entries = np.zeros(max(1024, len(kept) + len(kept) // 2), _ENTRY)
         self._entries[: len(kept)] = kept
         self.base = chunk
-
-
-class DrawOrder:
-    """The ids of chunks with valid starts, in the order in which they first had one."""
-
-    def __init__(self) -> None:
-        self._ids = np.zeros(1024, np.int64)
-        self._count = 0
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory it takes."""
-        return self._ids.nbytes
-
-    def append(self, chunk: int) -> None:
-        """List a chunk that is not listed."""
-        if self._count == len(self._ids):
-            self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
-        self._ids[self._count] = chunk
-        self._count += 1
-
-    def compact(self, table: ChunkTable) -> None:
-        """Take out the chunks that are gone or have no valid start any more; the order of the others stays."""
-        ids = self._ids[: self._count]
-        ids = ids[ids >= table.base]
-        ready = table.column("valid")[ids - table.base] > 0
-        table.column("listed")[ids[~ready] - table.base] = False
-        kept = ids[ready]
-        self._ids = np.zeros(max(1024, 1 << (len(kept) + len(kept) // 2).bit_length()), np.int64)
-        self._ids[: len(kept)] = kept
-        self._count = len(kept)
+        ids = self._order[: self._listed]
+        ids = ids[ids >= self.base]
+        ready = self.column("valid")[ids - self.base] > 0
+        self.column("listed")[ids[~ready] - self.base] = False
+        self._listed = int(ready.sum())
+        self._order = np.zeros(max(1024, self._listed + self._listed // 2), np.int64)
+        self._order[: self._listed] = ids[ready]
 
     def draw(
-        self, rng: np.random.Generator, count: int, table: ChunkTable, valid: int, recent: float, recent_chunks: int
+        self, rng: np.random.Generator, count: int, valid: int, recent: float, recent_chunks: int
     ) -> list[tuple[int, int]]:
         """Return `count` pairs (chunk, start), drawn with replacement, each uniform over the valid starts.
 
@@ -173,27 +155,27 @@ class DrawOrder:
         """
         pairs = None
         if recent > 0:
-            low = max(0, self._count - recent_chunks)
-            masks = table.column("valid")[self._ids[low : self._count] - table.base]
+            low = max(0, self._listed - recent_chunks)
+            masks = self.column("valid")[self._order[low : self._listed] - self.base]
             valid_recent = int(np.bitwise_count(masks).sum())
             if valid_recent:
                 newest = rng.random(count) < recent
                 pairs = np.empty((count, 2), np.int64)
-                pairs[newest] = self._draw_from(low, rng, int(newest.sum()), table, valid_recent)
-                pairs[~newest] = self._draw_from(0, rng, int((~newest).sum()), table, valid)
+                pairs[newest] = self._draw_from(low, rng, int(newest.sum()), valid_recent)
+                pairs[~newest] = self._draw_from(0, rng, int((~newest).sum()), valid)
         if pairs is None:
-            pairs = self._draw_from(0, rng, count, table, valid)
+            pairs = self._draw_from(0, rng, count, valid)
         return [(chunk, start) for chunk, start in pairs.tolist()]
 
-    def _draw_from(self, low: int, rng: np.random.Generator, count: int, table: ChunkTable, valid: int) -> np.ndarray:
-        """Return (count, 2) pairs over the ids from position `low` on: any bit of any chunk, until enough are valid."""
-        masks = table.column("valid")
+    def _draw_from(self, low: int, rng: np.random.Generator, count: int, valid: int) -> np.ndarray:
+        """Return (count, 2) pairs over the order from `low` on: any bit of any chunk, until enough are valid."""
+        masks = self.column("valid")
         found, missing = [np.empty((0, 2), np.int64)], count
         while missing > 0:
-            tries = min(_MOST_TRIES, missing * CHUNK_STEPS * (self._count - low) * 5 // (4 * valid) + 16)
-            chunks = self._ids[rng.integers(low, self._count, tries)]
+            tries = min(_MOST_TRIES, missing * CHUNK_STEPS * (self._listed - low) * 5 // (4 * valid) + 16)
+            chunks = self._order[rng.integers(low, self._listed, tries)]
             bits = rng.integers(0, CHUNK_STEPS, tries)
-            hits = masks[chunks - table.base] >> bits.astype(np.uint64) & np.uint64(1) > 0
+            hits = masks[chunks - self.base] >> bits.astype(np.uint64) & np.uint64(1) > 0
             found.append(np.stack([chunks[hits], bits[hits]], axis=1)[:missing])
             missing -= len(found[-1])
         return np.concatenate(found)

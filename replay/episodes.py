@@ -32,9 +32,6 @@ class StoredEpisode(NamedTuple):
     dropped, was never sent, or is still to come; one with a gap in the middle is two of these.
 
     Attributes:
-        actor: actor that wrote it.
-        incarnation: of the actor.
-        stream: of the incarnation.
         first_step: number of its first step in its stream.
         chunks: number of the chunk that each step lies in, (n,).
         arrays: the steps, each field as (n, *shape).
@@ -79,13 +76,8 @@ class _Part(NamedTuple):
 class StoredStreams(AbstractContextManager["StoredStreams"]):
     """All streams that are stored in some replay directories, the shards of one replay.
 
-    Attributes:
-        step_format: the format of all steps.
-        steps: number of steps stored.
-        faults: a sentence for everything that was passed over, or stored twice; more come while `episodes` reads.
-
-    Args:
-        directories: one or more; each is opened without changing it.
+    `steps` counts what is stored; `faults` has a sentence for everything that was passed over, or stored twice, and
+    gets more while `episodes` reads.
 
     Raises:
         UserError: if they hold no replay, or replays of different formats.

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dreamfleet.common.experience.chunk import ChunkHeader, ChunkKey
-from dreamfleet.replay.chunk_table import ChunkEntry, ChunkTable, DrawOrder
+from dreamfleet.replay.chunk_table import ChunkEntry, ChunkTable
 from dreamfleet.replay.segment_log import Location
 from dreamfleet.replay.starts import StartRules, ones
 
@@ -48,26 +48,19 @@ class _Stream:
 
 
 class Index:
-    """Which chunks are stored, and where training sequences may start.
+    """Which chunks are stored, and where training sequences of T steps may start; for the arguments see `StartRules`.
 
     Attributes:
-        steps: steps stored.
+        steps: steps stored; `chunks` likewise.
         episodes: episodes whose first step is stored.
-        chunks: chunks stored.
         valid_starts: steps at which a training sequence may start.
         next_incarnation: 1 + the greatest incarnation ever seen.
-
-    Args:
-        sequence_length: T.
-        across_episodes: see `StartRules`.
-        held_out_every: see `StartRules`.
     """
 
     def __init__(self, sequence_length: int, across_episodes: bool, held_out_every: int) -> None:
         self._length = sequence_length
         self._rules = StartRules(across_episodes, held_out_every)
         self._table = ChunkTable()
-        self._order = DrawOrder()
         self._numbers: dict[tuple[int, int, int], int] = {}
         self._streams: list[_Stream] = []
         self._held_out: set[int] = set()
@@ -119,7 +112,6 @@ class Index:
         for stream, number in edges:
             self._refresh(stream, number)
         self._table.drop_before(stop)
-        self._order.compact(self._table)
 
     def dropped(self) -> list[tuple[int, int, int, int]]:
         """Return (actor, incarnation, stream, number) of the newest dropped chunk of every stream that lost one."""
@@ -172,7 +164,7 @@ class Index:
     def memory_bytes(self) -> int:
         """Return about how much memory the index takes."""
         dicts = sum(sys.getsizeof(stream.chunks) for stream in self._streams)
-        return self._table.nbytes + self._order.nbytes + dicts + _DICT_ENTRY_BYTES * self.chunks
+        return self._table.nbytes + dicts + _DICT_ENTRY_BYTES * self.chunks
 
     def draw(self, rng: np.random.Generator, count: int, recent_fraction: float, recent_steps: int) -> list[ChunkSlice]:
         """Return the slices of `count` sequences, drawn with replacement; there must be a valid start.
@@ -181,12 +173,8 @@ class Index:
         chunks.
         """
         recent_chunks = -(-recent_steps * self.chunks // self.steps)
-        starts = self._order.draw(rng, count, self._table, self.valid_starts, recent_fraction, recent_chunks)
-        return [
-            part
-            for sequence, (chunk, start) in enumerate(starts)
-            for part in self._cut(sequence, chunk, start, self._length)
-        ]
+        starts = self._table.draw(rng, count, self.valid_starts, recent_fraction, recent_chunks)
+        return [part for n, (chunk, start) in enumerate(starts) for part in self._cut(n, chunk, start, self._length)]
 
     def draw_held_out(self, rng: np.random.Generator, count: int, length: int) -> list[ChunkSlice] | None:
         """Return the slices of `count` sequences of `length` held-out steps of one episode; None if none fits.
@@ -246,8 +234,7 @@ class Index:
                 self.valid_starts += valid.bit_count() - entry.valid.bit_count()
                 self._table.set(chunk, "valid", valid)
             if valid and not entry.listed:
-                self._table.set(chunk, "listed", 1)
-                self._order.append(chunk)
+                self._table.list_for_drawing(chunk)
 
     def _reached(self, stream: _Stream, entry: ChunkEntry, towards: int) -> list[tuple[int, ChunkEntry]]:
         """Return the chunks beside one, nearest first, until they hold the other training steps of a sequence."""

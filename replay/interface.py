@@ -44,8 +44,7 @@ class Shortage(NamedTuple):
     Attributes:
         length: T, steps of a training sequence.
         across_episodes: whether a sequence may continue into the next episode.
-        steps: steps stored.
-        dropped: steps that were stored once and are no more.
+        steps: steps stored now; `dropped` were stored before.
         streams: streams of which something is stored: one for each environment in each incarnation of its actor.
         longest_stream: most consecutive steps of one stream.
         longest_episode: most consecutive steps of one episode that are not held out.
@@ -68,10 +67,8 @@ class Shortage(NamedTuple):
     def cause(self, share: float, environments: int, collected: int) -> str:
         """Return in words why more steps of the same kind would not help; nothing while they may.
 
-        Args:
-            share: share collected of all environment steps that are to be collected.
-            environments: environments of all actors at a time.
-            collected: steps collected since this start of the run.
+        `share` of all steps to be collected are; `environments` of all actors step at a time; `collected` steps are
+        from this start of the run.
         """
         if self.longest_stream >= self.length:
             may_help = share < 1 and self.steps < _ENOUGH_SEQUENCES * self.length
@@ -119,11 +116,9 @@ class ExperienceReplay(Protocol):
         Raises:
             NotEnoughExperienceError: if no sequence can be cut yet.
         """
-        ...
 
     def sample_held_out(self, batch_number: int, batch_size: int, length: int) -> CompressedBatch | None:
         """Return sequences of `length` steps of one episode that are never trained on; None if there is none."""
-        ...
 
     def counters(self) -> Counters:
         """Return what is stored, in numbers.
@@ -131,15 +126,12 @@ class ExperienceReplay(Protocol):
         Raises:
             OSError: if reading or writing failed before, so that a bad disk does not go unnoticed.
         """
-        ...
 
     def stats(self) -> dict[str, float]:
         """Return what is stored, in steps, chunks and bytes, and the bytes of memory that the index takes."""
-        ...
 
     def shortage(self) -> Shortage:
         """Return why no training sequence can be cut from what is stored; this looks at every step."""
-        ...
 
     def retire(self, actor: int, incarnation: int) -> int:
         """Store nothing more of this incarnation; return the steps stored of it since the replay was opened.
@@ -147,19 +139,15 @@ class ExperienceReplay(Protocol):
         Chunks of it may still be on their way, from a process that was killed or cut off. The fleet has its missing
         steps collected by others; stored later, they would be more than were asked for.
         """
-        ...
 
     def log_records(self) -> list[LogRecord]:
         """Return what the replay's own processes logged since the last call, such as what was damaged."""
-        ...
 
     def sync(self) -> None:
         """Wait until everything stored is on the disk itself, so that it survives the machine's end."""
-        ...
 
     def close(self) -> None:
         """Sync, close all files and release the directory; end the replay's process if it has one."""
-        ...
 
 
 class Shard(ExperienceReplay, Protocol):
@@ -168,7 +156,6 @@ class Shard(ExperienceReplay, Protocol):
     @property
     def directory(self) -> Path | None:
         """Where it stores, if that is known."""
-        ...
 
     def append(self, chunk: bytes) -> bool:
         """Store an encoded chunk; True if it is new, False if it was stored before or its incarnation is retired.
@@ -179,7 +166,6 @@ class Shard(ExperienceReplay, Protocol):
             DamagedChunkError: if the bytes are damaged or of another format.
             UserError: if the disk is full, or the replay was opened read-only.
         """
-        ...
 
 
 class DirectChunkWriter:

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -24,7 +25,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.process_log import LogRecord, WorkerLog
-from dreamfleet.common.settings.schema import ReplaySettings
 from dreamfleet.replay.interface import ReplayLostError, Shard
 from dreamfleet.replay.replay import Replay
 from dreamfleet.replay.shards import ShardPlan
@@ -69,19 +69,11 @@ class ReplayServer:
 
     Appending, sampling and questions about its health run in threads of their own, so that none waits behind another.
     The first call opens the directory: an error in a Ray actor's constructor cannot be reported in one sentence.
-    The arguments are `Replay`'s; `step_format` is what `StepFormat.to_json` gives.
+    `step_format` is what `StepFormat.to_json` gives.
     """
 
-    def __init__(
-        self,
-        directory: str,
-        step_format: dict[str, Any],
-        settings: ReplaySettings,
-        sequence_length: int,
-        seed: int,
-        read_only: bool = False,
-    ) -> None:
-        self._arguments = (Path(directory), StepFormat.from_json(step_format), settings, sequence_length, seed)
+    def __init__(self, plan: ShardPlan, step_format: dict[str, Any], sequence_length: int, read_only: bool) -> None:
+        self._arguments = (plan.directory, StepFormat.from_json(step_format), plan.settings, sequence_length, plan.seed)
         self._read_only = read_only
         self._log = WorkerLog.install()
         self._opened: Replay | None = None
@@ -124,12 +116,7 @@ class RayReplay:
     """A replay server's methods, under the names of `Shard`'s, with a time limit on every call.
 
     A call that meets a server in the middle of a restart is made again until the limit. Arrays that it returns lie in
-    Ray's object store for as long as they are held.
-
-    Args:
-        server: the handle of a `ReplayServer`.
-        timeout_s: limit of one call, restarts included.
-        directory: where the server stores, if that is known, to name it by.
+    Ray's object store for as long as they are held. `server` is the handle of a `ReplayServer`.
     """
 
     def __init__(self, server: Any, timeout_s: float = CALL_TIMEOUT_S, directory: Path | None = None) -> None:
@@ -165,30 +152,22 @@ class RayReplay:
             try:
                 reference = getattr(self._server, method).remote(*args, **kwargs)
                 return ray.get(reference, timeout=max(0.0, deadline - time.monotonic()))
-            except (ActorUnavailableError, ObjectLostError) as error:
+            except (ActorUnavailableError, ObjectLostError, GetTimeoutError) as error:
                 if time.monotonic() + _RETRY_S > deadline:
-                    raise self._lost(method) from error
+                    sentence = f"the replay server did not answer '{method}' within {self._timeout_s:g} s"
+                    raise ReplayLostError(sentence) from error
                 time.sleep(_RETRY_S)
-            except GetTimeoutError as error:
-                raise self._lost(method) from error
             except ActorDiedError as error:
                 raise ReplayLostError(f"the replay server is gone: {_first_line(error)}") from error
             except RayTaskError as error:
                 raise _cause(error) from None
 
-    def _lost(self, method: str) -> ReplayLostError:
-        return ReplayLostError(f"the replay server did not answer '{method}' within {self._timeout_s:g} s")
-
 
 class RayChunkWriter:
     """Sends chunks to a replay server without waiting for each; at most `in_flight` are on their way.
 
-    A chunk whose fate is unknown is sent again: the server stores each chunk once.
-
-    Args:
-        server: the handle of a `ReplayServer`.
-        in_flight: most chunks sent and not acknowledged.
-        timeout_s: how long `append` waits for one of them to be acknowledged.
+    A chunk whose fate is unknown is sent again: the server stores each chunk once. `timeout_s` is how long `append`
+    waits for one of the chunks on their way to be acknowledged.
     """
 
     def __init__(self, server: Any, in_flight: int = IN_FLIGHT, timeout_s: float = CALL_TIMEOUT_S) -> None:
@@ -198,12 +177,7 @@ class RayChunkWriter:
         self._sent: dict[ray.ObjectRef[bool], bytes] = {}
 
     def append(self, chunk: bytes) -> None:
-        """Send a chunk; wait first while too many are on their way.
-
-        Raises:
-            ReplayLostError: if the server acknowledges none of them in time.
-            DamagedChunkError: if a chunk arrived damaged or is of another format.
-        """
+        """Send a chunk; wait first while too many are on their way. Errors are those of `flush`."""
         deadline = time.monotonic() + self._timeout_s
         while len(self._sent) >= self._in_flight:
             self._settle_one(deadline)
@@ -213,7 +187,7 @@ class RayChunkWriter:
         """Return once all chunks are acknowledged.
 
         Raises:
-            ReplayLostError: if they are not within `timeout_s`.
+            ReplayLostError: if the server does not acknowledge them in time.
             DamagedChunkError: if a chunk arrived damaged or is of another format.
         """
         deadline = time.monotonic() + timeout_s
@@ -264,30 +238,20 @@ def start_replay_servers(
     }
     remote: Any = ray.remote  # its type hints know nothing of concurrency groups
     actor = remote(concurrency_groups=_CONCURRENCY)(ReplayServer).options(**(usual | options))
-    encoded_format = step_format.to_json()
-    servers = [
-        actor.remote(
-            str(plan.directory.resolve()), encoded_format, plan.settings, sequence_length, plan.seed, read_only
-        )
-        for plan in plans
-    ]
-    try:
-        for server, plan in zip(servers, plans, strict=True):
-            _wait_until_open(server, plan.directory)
-    except BaseException:
+    here = [plan._replace(directory=plan.directory.resolve()) for plan in plans]
+    servers = [actor.remote(plan, step_format.to_json(), sequence_length, read_only) for plan in here]
+    with ExitStack() as on_error:
         for server in servers:
-            ray.kill(server)
-        raise
+            on_error.callback(ray.kill, server)
+        for server, plan in zip(servers, plans, strict=True):
+            try:
+                ray.get(server.health.remote(), timeout=START_TIMEOUT_S)
+            except (RayTaskError, RayActorError, GetTimeoutError) as error:
+                if isinstance(error, RayTaskError) and isinstance(error.cause, UserError):
+                    raise error.cause from None
+                raise RunFailedError(f"the replay server on {plan.directory} did not start: {error}") from error
+        on_error.pop_all()
     return servers
-
-
-def _wait_until_open(server: Any, directory: Path) -> None:
-    try:
-        ray.get(server.health.remote(), timeout=START_TIMEOUT_S)
-    except (RayTaskError, RayActorError, GetTimeoutError) as error:
-        if isinstance(error, RayTaskError) and isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise RunFailedError(f"the replay server on {directory} did not start: {error}") from error
 
 
 def _cause(error: RayTaskError) -> BaseException:

@@ -33,13 +33,13 @@ class Replay:
 
     Args:
         directory: where to store; created if it is not there, reopened with all it holds if it is.
-        step_format: the steps' format.
+        step_format: see `StepFormat`.
         settings: capacity and how to sample; of a shard among several, what `shards.plan_shards` gives.
         sequence_length: T, in steps.
-        seed: of what is drawn.
+        seed: seed of the draws.
         lock_wait_s: how long to wait for another process that has the directory open.
-        read_only: change nothing in the directory and take no lock, so that another process may be writing to it. Only
-            what was stored when it was opened is visible, and nothing may be appended.
+        read_only: change nothing and take no lock, so that another process may be writing. Only what was stored when it
+            was opened is visible, and nothing may be appended.
 
     Raises:
         UserError: if the directory is in use, holds steps of another format, or the capacity is too small to work with.
@@ -77,7 +77,8 @@ class Replay:
             self._log = SegmentLog(directory, step_format, *full_segment, read_only)
             self._recover()
         except BaseException:
-            self._release()
+            if self._directory_lock:
+                self._directory_lock.release()
             raise
 
     def append(self, chunk: bytes | memoryview | np.ndarray) -> bool:
@@ -95,12 +96,17 @@ class Replay:
                     self._duplicates += 1
                     return False
             try:
-                if self._needs_roll(len(view), header.steps):
+                size = (len(view), header.steps)
+                if self._log.is_full(*size) or self._log.excess(*self._capacity, room=size):
                     self._roll()
                 location = self._log.append(view, header.steps)
                 self._steps_of[incarnation] += header.steps
             except OSError as error:
-                self._refuse_full_disk(error)
+                if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                    raise UserError(
+                        f"{self.directory}: the disk is full at {self._log.bytes_stored / 1e9:.2f} GB of replay: free "
+                        f"some space, or lower replay.capacity_gb, which is {whole_capacity_gb(self._settings)}."
+                    ) from error
                 self._fault = error
                 raise
             with self._lock:
@@ -199,7 +205,8 @@ class Replay:
                 self._log.sync()  # before `_lock` is taken, since it may be slow
             with self._lock:
                 self._log.close()
-            self._release()
+            if self._directory_lock:
+                self._directory_lock.release()
 
     def _recover(self) -> None:
         """Fill the index from the log, and drop what is too much for a capacity that became smaller."""
@@ -213,10 +220,6 @@ class Replay:
             self._roll()
             sentence = "%s: the oldest %d of %d steps were dropped: they are more than its capacity by the settings"
             _LOG.warning(sentence, self.directory, stored - self._index.steps, stored)
-
-    def _needs_roll(self, chunk_bytes: int, steps: int) -> bool:
-        """Whether the newest segment is full, or what is stored with this chunk would be more than the capacity."""
-        return self._log.is_full(chunk_bytes, steps) or bool(self._log.excess(*self._capacity, (chunk_bytes, steps)))
 
     def _roll(self) -> None:
         """Begin a new segment and drop the oldest ones, so that what is kept and the new one when full fit."""
@@ -263,14 +266,3 @@ class Replay:
             with self._lock:
                 for part in pinned:
                     part.segment.unpin()
-
-    def _release(self) -> None:
-        if self._directory_lock:
-            self._directory_lock.release()
-
-    def _refuse_full_disk(self, error: OSError) -> None:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise UserError(
-                f"{self.directory}: the disk is full at {self._log.bytes_stored / 1e9:.2f} GB of replay: free some "
-                f"space, or lower replay.capacity_gb, which is {whole_capacity_gb(self._settings)}."
-            ) from error

@@ -42,7 +42,7 @@ class SegmentHeader:
     """What a segment says of the replay before it, so that nothing is forgotten when older segments are dropped.
 
     Attributes:
-        step_format: the steps' format, as `StepFormat.to_json` gives it.
+        step_format: as `StepFormat.to_json` gives it.
         steps_before: unique steps stored before this segment, since the replay began.
         next_incarnation: 1 + the greatest incarnation seen before this segment.
         dropped: (actor, incarnation, stream, number) of the newest chunk dropped of each stream before this segment.
@@ -62,11 +62,7 @@ class SegmentHeader:
 class Segment:
     """One file, open for reading and, if it is the newest, for appending.
 
-    Attributes:
-        number: its place in the order of all segments ever written.
-        path: its file.
-        size: bytes in the file.
-        steps: steps of the chunks in it.
+    `number` is its place in the order of all segments ever written, `size` its bytes, `steps` those of its chunks.
     """
 
     def __init__(self, path: Path, writable: bool = True) -> None:
@@ -92,11 +88,7 @@ class Segment:
         return Segment(path)
 
     def read_header(self) -> tuple[SegmentHeader, int]:
-        """Return the header and the offset of the first chunk.
-
-        Raises:
-            DamagedSegmentError: if it is torn, its checksum is wrong, or this is another kind of file.
-        """
+        """Return the header and the offset of the first chunk, or raise `DamagedSegmentError`."""
         prefix = self.read(0, _PREFIX.size)
         if len(prefix) < _PREFIX.size or prefix[:4] != MAGIC:
             raise DamagedSegmentError(f"a segment begins with {MAGIC!r}, not {prefix[:4]!r}")

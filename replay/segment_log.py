@@ -31,7 +31,7 @@ _HEADROOM_BYTES = 1 << 16
 
 
 class Location(NamedTuple):
-    """Where a chunk lies: the number of its segment, and the byte at which it begins there."""
+    """Where a chunk lies: the number of its segment, and the byte where it begins."""
 
     segment: int
     offset: int
@@ -40,33 +40,18 @@ class Location(NamedTuple):
 class SegmentLog:
     """The chunks of a replay in the order in which they came.
 
-    `recover` must be run through before anything is appended.
+    `recover` must be run through before anything is appended. With `read_only`, no file is changed: a torn chunk at the
+    end is ignored, and stays, since another process may be just writing it; nothing may be appended then.
 
     Attributes:
         newest_header: the header of the newest segment that has an intact one.
         full_segment: at how many bytes and steps a segment is full.
         total_steps: steps ever stored, also those dropped since.
         damaged_bytes: bytes found damaged, and passed over, when the log was opened.
-
-    Args:
-        directory: where the files are; unless `read_only`, it must exist.
-        step_format: the format of all chunks.
-        segment_bytes: see `full_segment`.
-        segment_steps: see `full_segment`.
-        read_only: change no file: a torn chunk at the end is not seen, and stays, since another process may be just
-            writing it. Nothing may be appended then.
-
-    Raises:
-        UserError: if the directory holds steps of another format.
     """
 
     def __init__(
-        self,
-        directory: Path,
-        step_format: StepFormat,
-        segment_bytes: int,
-        segment_steps: int,
-        read_only: bool = False,
+        self, directory: Path, step_format: StepFormat, segment_bytes: int, segment_steps: int, read_only: bool = False
     ) -> None:
         self._directory = directory
         self._step_format = step_format
@@ -131,10 +116,7 @@ class SegmentLog:
         return Location(newest.number, offset)
 
     def excess(self, capacity_bytes: int, capacity_steps: int, room: tuple[int, int] = (0, 0)) -> list[int]:
-        """Return which of the oldest segments must go so that the rest and `room` more fit, always leaving one.
-
-        `room` are bytes and steps that are to fit beside what is stored.
-        """
+        """Return which of the oldest segments must go so that `room` more bytes and steps fit, always leaving one."""
         stored_bytes = self.bytes_stored + room[0]
         steps = sum(segment.steps for segment in self._segments.values()) + room[1]
         too_many = []

@@ -29,13 +29,8 @@ class ShardedReplay:
     others continue. Its steps still count in `total_steps`, so that this never falls; none is sampled any more.
     All methods may be called from several threads.
 
-    Attributes:
-        shards: all of them, also those that are lost.
-
-    Args:
-        shards: at least one; what it stores is in no other.
-        seed: the run's.
-        name: what the log calls the whole: in a run, the fleet and the learner each find losses for themselves.
+    `shards` are all of them, also those that are lost; no chunk is in two. The log calls the whole by `name`: in a run,
+    the fleet and the learner each find losses for themselves.
     """
 
     def __init__(self, shards: Sequence[Shard], seed: int, name: str = "replay") -> None:

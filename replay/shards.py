@@ -46,11 +46,7 @@ def shard_directories(directory: Path) -> list[Path]:
 
 
 def _names(directory: Path) -> list[str]:
-    """Return the names in a directory, none if it is not there; `Path.glob` would not tell it from an unreadable one.
-
-    Raises:
-        UserError: if it may not be read.
-    """
+    """Return the names in a directory, none if it is not there; `Path.glob` does not tell it from an unreadable one."""
     try:
         return [path.name for path in directory.iterdir()]
     except FileNotFoundError:
@@ -99,9 +95,6 @@ def _share_of(settings: ReplaySettings, count: int, sequence_length: int, read_o
 
     `shards` is then the number of those that share, so that a message can name the whole. Shards that are only read
     have no capacity to share, since nothing is dropped.
-
-    Raises:
-        UserError: if the share of the steps is too small to sample from.
     """
     recent_steps = max(1, settings.recent_steps // count)
     if read_only:
@@ -139,8 +132,11 @@ def open_shards(
     """
     opened: list[Replay] = []
     with ExitStack() as on_error:
-        for path, share, shard_seed in plan_shards(directory, settings, sequence_length, seed, read_only):
-            opened.append(Replay(path, step_format, share, sequence_length, shard_seed, lock_wait_s, read_only))
-            on_error.callback(opened[-1].close)
+        for plan in plan_shards(directory, settings, sequence_length, seed, read_only):
+            replay = Replay(
+                plan.directory, step_format, plan.settings, sequence_length, plan.seed, lock_wait_s, read_only
+            )
+            on_error.callback(replay.close)
+            opened.append(replay)
         on_error.pop_all()
     return ShardedReplay(opened, seed)
