@@ -32,7 +32,7 @@ EPISODES = {
 
 
 class Streams:
-    """An index with four streams of two lives, and what is known of their steps, laid end to end.
+    """An index with four streams of two incarnations, and what is known of their steps, laid end to end.
 
     Args:
         episodes: a key of `EPISODES`.
@@ -74,16 +74,16 @@ class Streams:
             yield own, self.steps(own)
 
 
-def chunks_of(first: np.ndarray, life: tuple[int, int, int], rng: np.random.Generator) -> Iterator[ChunkHeader]:
-    """Yield the headers of a stream's chunks: whole ones; the second stream of a life is cut anywhere."""
-    start = sequence = 0
+def chunks_of(first: np.ndarray, key: tuple[int, int, int], rng: np.random.Generator) -> Iterator[ChunkHeader]:
+    """Yield the headers of a stream's chunks: whole ones; the second stream of an incarnation is cut anywhere."""
+    start = number = 0
     while start < len(first):
-        steps = min(64 if not life[2] else int(rng.integers(1, 65)), len(first) - start)
+        steps = min(64 if not key[2] else int(rng.integers(1, 65)), len(first) - start)
         mask = sum(1 << t for t in range(steps) if first[start + t])
         episode = int(first[: start + 1].sum()) - 1
         blocks = (Block(0, 0, False, 0),)
-        yield ChunkHeader(ChunkKey(*life, sequence), 0, start, episode, steps, mask, 0, 0, 0, 0, blocks, 0)
-        start, sequence = start + steps, sequence + 1
+        yield ChunkHeader(ChunkKey(*key, number), 0, start, episode, steps, mask, 0, 0, 0, 0, blocks, 0)
+        start, number = start + steps, number + 1
 
 
 @pytest.mark.parametrize("episodes", EPISODES)
@@ -159,20 +159,20 @@ def test_steps_are_drawn_equally_often(episodes: str) -> None:
     assert abs(((counts - expected) ** 2 / expected).sum() - degrees) < 4 * (2 * degrees) ** 0.5
 
 
-@pytest.mark.parametrize(("lives", "streams"), [(1, 1), (2, 1), (1, 4), (2, 4), (4, 1), (16, 4), (3, 7)])
+@pytest.mark.parametrize(("incarnations", "streams"), [(1, 1), (2, 1), (1, 4), (2, 4), (4, 1), (16, 4), (3, 7)])
 @pytest.mark.parametrize("every", [2, 8, 10])
-def test_at_any_time_about_one_step_in_so_many_is_held_out(lives: int, streams: int, every: int) -> None:
+def test_at_any_time_the_configured_share_of_steps_is_held_out(incarnations: int, streams: int, every: int) -> None:
     """While all streams grow alike, held out are at most that share and a run of one stream more."""
     index = Index(2, True, every)
     whole = np.zeros(64 * 2 * every * 2, bool)
     rng = np.random.default_rng(0)
-    keys = [(0, life, stream * 2) for life in range(lives) for stream in range(streams)]
+    keys = [(0, incarnation, stream * 2) for incarnation in range(incarnations) for stream in range(streams)]
     growing = [list(chunks_of(whole, (*key[:2], 0), rng)) for key in keys]
     steps = held_out = 0
     for chunks in zip(*growing, strict=True):
-        for (actor, life, stream), header in zip(keys, chunks, strict=True):
+        for (actor, incarnation, stream), header in zip(keys, chunks, strict=True):
             number = index._table.stop
-            index.add(header._replace(key=ChunkKey(actor, life, stream, header.key.number)), Location(1, 0))
+            index.add(header._replace(key=ChunkKey(actor, incarnation, stream, header.key.number)), Location(1, 0))
             held_out += index.entry(number).held_out.bit_count()
             steps += header.steps
         assert held_out <= steps / every + 128 * max(1, len(keys) / every)

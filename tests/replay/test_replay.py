@@ -56,8 +56,8 @@ def test_sampled_sequences_are_the_stream_s_own_steps(tmp_path: Path, length: in
     for stream in range(3):
         arrays = streams[stream] = make_stream(step_format, [90, 33, 150], seed=stream)
         arrays["joints"][:, 0], arrays["joints"][:, 1] = stream, np.arange(273)
-        for record in cut(step_format, arrays, stream=stream, chunk_steps=[64, 30, 64]):
-            assert replay.append(record)
+        for chunk in cut(step_format, arrays, stream=stream, chunk_steps=[64, 30, 64]):
+            assert replay.append(chunk)
     batch = decompress(replay.sample(0, 12), step_format, threads)
     for row in range(12):
         stream, start = batch["joints"][row, 0, :2].astype(int)
@@ -70,13 +70,13 @@ def test_sampled_sequences_are_the_stream_s_own_steps(tmp_path: Path, length: in
     replay.close()
 
 
-def test_unpacked_arrays_are_the_reader_s_own(tmp_path: Path) -> None:
+def test_decompressed_arrays_are_the_reader_s_own(tmp_path: Path) -> None:
     """They can be written to, and do not lie in what was received."""
     replay = open_replay(tmp_path)
-    for record in cut(FORMAT, make_stream(FORMAT, [100])):
-        replay.append(record)
-    packed = replay.sample(0, 2)
-    batch = decompress(packed, FORMAT)
+    for chunk in cut(FORMAT, make_stream(FORMAT, [100])):
+        replay.append(chunk)
+    compressed = replay.sample(0, 2)
+    batch = decompress(compressed, FORMAT)
     for array in batch.values():
         assert array.flags.owndata
         assert array.flags.writeable
@@ -86,8 +86,8 @@ def test_unpacked_arrays_are_the_reader_s_own(tmp_path: Path) -> None:
 def test_a_batch_depends_on_its_number_alone(tmp_path: Path) -> None:
     """Asking again, in another order, or after a restart gives the same batch; another number gives another."""
     replay = open_replay(tmp_path, ReplaySettings(held_out_every=3, recent_fraction=0.3, recent_steps=200))
-    for record in cut(FORMAT, make_stream(FORMAT, [70] * 30)):
-        replay.append(record)
+    for chunk in cut(FORMAT, make_stream(FORMAT, [70] * 30)):
+        replay.append(chunk)
     batches = [replay.sample(number, 8) for number in range(4)]
     assert same(replay.sample(2, 8), batches[2])
     assert not same(batches[0], batches[1])
@@ -104,20 +104,20 @@ def test_a_batch_depends_on_its_number_alone(tmp_path: Path) -> None:
 
 def test_a_chunk_sent_twice_is_stored_once(tmp_path: Path) -> None:
     """The second time is told apart, also after a restart, and changes no counter but that of duplicates."""
-    records = cut(FORMAT, make_stream(FORMAT, [150]))
+    chunks = cut(FORMAT, make_stream(FORMAT, [150]))
     replay = open_replay(tmp_path)
-    assert [replay.append(record) for record in records] == [True] * 3
+    assert [replay.append(chunk) for chunk in chunks] == [True] * 3
     before = replay.stats()
-    assert [replay.append(record) for record in records] == [False] * 3
+    assert [replay.append(chunk) for chunk in chunks] == [False] * 3
     assert replay.stats() == before | {"duplicates": 3}
     replay.close()
     replay = open_replay(tmp_path)
-    assert not any(replay.append(record) for record in records)
+    assert not any(replay.append(chunk) for chunk in chunks)
     assert replay.counters().total_steps == 150
     replay.close()
 
 
-def test_records_may_come_as_any_bytes(tmp_path: Path) -> None:
+def test_chunks_may_come_as_any_bytes(tmp_path: Path) -> None:
     """Bytes, memoryviews and arrays are stored alike."""
     one, two, three = cut(FORMAT, make_stream(FORMAT, [150]))
     replay = open_replay(tmp_path)
@@ -129,16 +129,16 @@ def test_records_may_come_as_any_bytes(tmp_path: Path) -> None:
     assert verify(tmp_path) == []
 
 
-def test_a_damaged_record_is_refused_and_leaves_no_trace(tmp_path: Path) -> None:
+def test_a_damaged_chunk_is_refused_and_leaves_no_trace(tmp_path: Path) -> None:
     """What arrives broken or of another format is an error, and the log stays clean."""
-    record = cut(FORMAT, make_stream(FORMAT, [64]))[0]
+    chunk = cut(FORMAT, make_stream(FORMAT, [64]))[0]
     replay = open_replay(tmp_path)
     size = replay.stats()["bytes_stored"]
-    for bad in (b"", record[:-1], record[:-1] + b"\x00", cut(image_format(16), make_stream(image_format(16), [64]))[0]):
+    for bad in (b"", chunk[:-1], chunk[:-1] + b"\x00", cut(image_format(16), make_stream(image_format(16), [64]))[0]):
         with pytest.raises(DamagedChunkError):
             replay.append(bad)
     assert replay.stats()["bytes_stored"] == size
-    assert replay.append(record)
+    assert replay.append(chunk)
     replay.close()
 
 
@@ -156,8 +156,8 @@ def test_held_out_steps_are_never_trained_on(tmp_path: Path) -> None:
     """Training batches have all other steps, held-out batches these alone; also once the replay is opened again."""
     settings = ReplaySettings(held_out_every=4)
     replay = open_replay(tmp_path, settings)
-    for record in cut(FORMAT, make_stream(FORMAT, [45] * 40)):
-        replay.append(record)
+    for chunk in cut(FORMAT, make_stream(FORMAT, [45] * 40)):
+        replay.append(chunk)
     trained: set[int] = set()
     held_out: set[int] = set()
     for number in range(60):
@@ -165,9 +165,9 @@ def test_held_out_steps_are_never_trained_on(tmp_path: Path) -> None:
             replay.close()
             replay = open_replay(tmp_path, settings)
         trained |= set(decompress(replay.sample(number, 32), FORMAT)["count"][..., 1].reshape(-1).tolist())
-        packed = replay.sample_held_out(number, 32, 40)
-        assert packed is not None
-        windows = decompress(packed, FORMAT)
+        compressed = replay.sample_held_out(number, 32, 40)
+        assert compressed is not None
+        windows = decompress(compressed, FORMAT)
         assert (windows["episode"] == windows["episode"][:, :1]).all()
         held_out |= set(windows["count"][..., 1].reshape(-1).tolist())
     assert not trained & held_out
@@ -183,8 +183,8 @@ def test_rows_begin_anew_behind_held_out_steps(tmp_path: Path, chunk_steps: int)
     """There, and only there, an episode is cut short: `is_last` before, `is_first` behind; all else is as stored."""
     stream = make_stream(FORMAT, [300, 90, 400, 45, 1000])
     replay = open_replay(tmp_path, ReplaySettings(held_out_every=3))
-    for record in cut(FORMAT, stream, chunk_steps=chunk_steps):
-        replay.append(record)
+    for chunk in cut(FORMAT, stream, chunk_steps=chunk_steps):
+        replay.append(chunk)
     joints = 0
     for number in range(8):
         batch = decompress(replay.sample(number, 64), FORMAT)
@@ -204,8 +204,8 @@ def test_rows_begin_anew_behind_held_out_steps(tmp_path: Path, chunk_steps: int)
 def test_sequences_stay_within_an_episode_if_told_to(tmp_path: Path) -> None:
     """Without `across_episodes` the only first step of a sequence is its first."""
     replay = open_replay(tmp_path, ReplaySettings(held_out_every=0, across_episodes=False))
-    for record in cut(FORMAT, make_stream(FORMAT, [30, 25, 19, 100])):
-        replay.append(record)
+    for chunk in cut(FORMAT, make_stream(FORMAT, [30, 25, 19, 100])):
+        replay.append(chunk)
     assert replay.counters().valid_starts == 11 + 6 + 0 + 81
     for number in range(20):
         assert not decompress(replay.sample(number, 16), FORMAT)["is_first"][:, 1:].any()
@@ -218,9 +218,9 @@ def test_turnover_keeps_files_memory_and_counts_bounded(tmp_path: Path) -> None:
     replay = open_replay(tmp_path, settings)
     arrays = make_stream(FORMAT, [100] * 320)
     files, memory = [], []
-    records = cut(FORMAT, arrays)
-    for number, record in enumerate(records):
-        assert replay.append(record)
+    chunks = cut(FORMAT, arrays)
+    for number, chunk in enumerate(chunks):
+        assert replay.append(chunk)
         stats = replay.stats()
         assert stats["steps"] <= 8000
         if number % 125 == 124:
@@ -233,14 +233,14 @@ def test_turnover_keeps_files_memory_and_counts_bounded(tmp_path: Path) -> None:
     assert replay.stats()["dropped_steps"] == 32000 - replay.stats()["steps"]
     oldest = 32000 - replay.stats()["steps"]
     assert min(decompress(replay.sample(n, 50), FORMAT)["count"][..., 1].min() for n in range(20)) >= oldest
-    assert not replay.append(records[0]), "a chunk that was dropped is not taken for a new one"
+    assert not replay.append(chunks[0]), "a chunk that was dropped is not taken for a new one"
     valid = replay.counters().valid_starts
     replay.close()
     assert verify(tmp_path) == []
 
     replay = open_replay(tmp_path, settings)
     assert (replay.counters().total_steps, replay.counters().valid_starts) == (32000, valid)
-    assert not replay.append(records[0])
+    assert not replay.append(chunks[0])
     replay.close()
 
 
@@ -250,8 +250,8 @@ def test_capacity_in_bytes_is_kept(tmp_path: Path) -> None:
     replay = open_replay(tmp_path, ReplaySettings(held_out_every=0, capacity_gb=0.004), 20, step_format)
     arrays = make_stream(step_format, [64 * 40])
     arrays["image"][:] = np.random.default_rng(0).integers(0, 256, arrays["image"].shape, np.uint8)
-    for record in cut(step_format, arrays):
-        replay.append(record)
+    for chunk in cut(step_format, arrays):
+        replay.append(chunk)
         assert sum(path.stat().st_size for path in segment_paths(tmp_path)) <= 4_000_000
     assert replay.stats()["bytes_stored"] > 2_900_000
     replay.close()
@@ -260,15 +260,15 @@ def test_capacity_in_bytes_is_kept(tmp_path: Path) -> None:
 def test_a_smaller_capacity_drops_the_oldest_when_opened(tmp_path: Path) -> None:
     """What is too much after a restart goes at once, and stays counted and known."""
     replay = open_replay(tmp_path, ReplaySettings(held_out_every=0, capacity_steps=8000))
-    records = cut(FORMAT, make_stream(FORMAT, [7000]))
-    for record in records:
-        replay.append(record)
+    chunks = cut(FORMAT, make_stream(FORMAT, [7000]))
+    for chunk in chunks:
+        replay.append(chunk)
     replay.close()
     for _ in range(2):
         replay = open_replay(tmp_path, ReplaySettings(held_out_every=0, capacity_steps=2000))
         assert 1000 <= replay.stats()["steps"] <= 2000
         assert replay.counters().total_steps == 7000
-        assert not replay.append(records[0])
+        assert not replay.append(chunks[0])
         replay.close()
 
 
@@ -277,8 +277,8 @@ def test_opening_a_full_replay_drops_nothing(tmp_path: Path) -> None:
     settings = ReplaySettings(held_out_every=0, capacity_steps=2000)
     replay = open_replay(tmp_path, settings)
     most = 0.0
-    for record in cut(FORMAT, make_stream(FORMAT, [64 * 60])):
-        assert replay.append(record)
+    for chunk in cut(FORMAT, make_stream(FORMAT, [64 * 60])):
+        assert replay.append(chunk)
         before = replay.stats()
         most = max(most, before["steps"])
         replay.close()
@@ -291,14 +291,14 @@ def test_opening_a_full_replay_drops_nothing(tmp_path: Path) -> None:
 def test_a_capacity_made_a_little_smaller_is_kept(tmp_path: Path) -> None:
     """A newest segment with room left does not fill up beyond a capacity that is just not exceeded when opened."""
     replay = open_replay(tmp_path, ReplaySettings(held_out_every=0, capacity_steps=16000))
-    records = cut(FORMAT, make_stream(FORMAT, [64 * 80]))
-    for record in records[:46]:
-        replay.append(record)
+    chunks = cut(FORMAT, make_stream(FORMAT, [64 * 80]))
+    for chunk in chunks[:46]:
+        replay.append(chunk)
     replay.close()
     replay = open_replay(tmp_path, ReplaySettings(held_out_every=0, capacity_steps=2950))
     assert replay.stats()["steps"] == 2944
-    for record in records[46:]:
-        replay.append(record)
+    for chunk in chunks[46:]:
+        replay.append(chunk)
         assert replay.stats()["steps"] <= 2950
     replay.close()
 
@@ -306,26 +306,26 @@ def test_a_capacity_made_a_little_smaller_is_kept(tmp_path: Path) -> None:
 def test_reading_beside_a_writer(tmp_path: Path) -> None:
     """A replay opened to read needs no lock, sees what was stored whole, and reads on while all of it is dropped."""
     settings = ReplaySettings(held_out_every=3, capacity_steps=2000)
-    records = cut(FORMAT, make_stream(FORMAT, [50] * 130))
+    chunks = cut(FORMAT, make_stream(FORMAT, [50] * 130))
     writer = open_replay(tmp_path, settings)
-    for record in records[:20]:
-        writer.append(record)
+    for chunk in chunks[:20]:
+        writer.append(chunk)
     newest = segment_paths(tmp_path)[-1]
-    with newest.open("ab") as file:  # as far as a record has come that is just being written
-        file.write(records[20][:-7])
+    with newest.open("ab") as file:  # as far as a chunk has come that is just being written
+        file.write(chunks[20][:-7])
     files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     reader = Replay(tmp_path, FORMAT, settings, 20, 5, read_only=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
     assert reader.counters().total_steps == 64 * 20
     assert reader.counters().valid_starts == writer.counters().valid_starts
     batch = reader.sample(0, 8)
-    for record in records[20:]:
-        assert writer.append(record)
+    for chunk in chunks[20:]:
+        assert writer.append(chunk)
     assert newest not in segment_paths(tmp_path)
     assert same(reader.sample(0, 8), batch)
     assert reader.sample_held_out(0, 4, 30) is not None
     with pytest.raises(UserError, match="opened to be read only"):
-        reader.append(records[0])
+        reader.append(chunks[0])
     reader.sync()
     reader.close()
     reader.close()
@@ -369,13 +369,13 @@ def test_another_environment_s_directory_is_refused_and_let_go(tmp_path: Path) -
 
 
 def test_incarnations_are_remembered_when_their_chunks_are_gone(tmp_path: Path) -> None:
-    """A new life gets a number above all earlier ones, also when nothing of those is left."""
+    """A new incarnation gets a number above all earlier ones, also when nothing of those is left."""
     settings = ReplaySettings(held_out_every=0, capacity_steps=1000)
     replay = open_replay(tmp_path, settings)
     assert replay.counters().next_incarnation == 0
     replay.append(cut(FORMAT, make_stream(FORMAT, [64]), incarnation=9)[0])
-    for record in cut(FORMAT, make_stream(FORMAT, [3000]), incarnation=2):
-        replay.append(record)
+    for chunk in cut(FORMAT, make_stream(FORMAT, [3000]), incarnation=2):
+        replay.append(chunk)
     assert replay.counters().next_incarnation == 10
     replay.close()
     replay = open_replay(tmp_path, settings)
@@ -384,15 +384,15 @@ def test_incarnations_are_remembered_when_their_chunks_are_gone(tmp_path: Path) 
 
 
 def test_a_chunk_that_rots_on_the_disk_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Sampling goes on without it, says once what was lost, and never gives its bytes away."""
+    """Sampling continues without it, says once what was lost, and never gives its bytes away."""
     step_format = image_format(16)
     replay = open_replay(tmp_path, ALL, 20, step_format)
-    records = cut(step_format, make_stream(step_format, [64 * 6]))
-    for record in records:
-        replay.append(record)
+    chunks = cut(step_format, make_stream(step_format, [64 * 6]))
+    for chunk in chunks:
+        replay.append(chunk)
     path = segment_paths(tmp_path)[0]
     data = path.read_bytes()
-    middle = data.index(records[2]) + len(records[2]) // 2
+    middle = data.index(chunks[2]) + len(chunks[2]) // 2
     with path.open("r+b") as file:
         file.seek(middle)
         file.write(bytes(data[middle + k] ^ 255 for k in range(40)))
@@ -414,10 +414,10 @@ from dreamfleet.common.settings.schema import ReplaySettings
 from dreamfleet.replay.replay import Replay
 step_format = counting_format()
 replay = Replay(Path(sys.argv[1]), step_format, ReplaySettings(held_out_every=0, capacity_steps=40000), 20, 0)
-life = replay.counters().next_incarnation
-for number, record in enumerate(cut(step_format, make_stream(step_format, [64 * 500]), incarnation=life)):
-    assert replay.append(record)
-    print(life, number, flush=True)
+incarnation = replay.counters().next_incarnation
+for number, chunk in enumerate(cut(step_format, make_stream(step_format, [64 * 500]), incarnation=incarnation)):
+    assert replay.append(chunk)
+    print(incarnation, number, flush=True)
 """
 
 
@@ -435,10 +435,10 @@ def test_nothing_acknowledged_is_lost_by_sigkill_of_the_writer(tmp_path: Path) -
         seen += process.stdout.readlines()
         process.wait()
         acknowledged |= {(int(line.split()[0]), int(line.split()[1])) for line in seen if line.endswith("\n")}
-    assert {life for life, _ in acknowledged} == {0, 1, 2}
+    assert {incarnation for incarnation, _ in acknowledged} == {0, 1, 2}
     replay = open_replay(tmp_path, ReplaySettings(held_out_every=0, capacity_steps=40000))
-    again = [cut(FORMAT, make_stream(FORMAT, [64 * 500]), incarnation=life) for life in range(3)]
-    assert all(not replay.append(again[life][number]) for life, number in acknowledged)
+    again = [cut(FORMAT, make_stream(FORMAT, [64 * 500]), incarnation=incarnation) for incarnation in range(3)]
+    assert all(not replay.append(again[incarnation][number]) for incarnation, number in acknowledged)
     assert replay.counters().total_steps >= 64 * len(acknowledged)
     replay.close()
     assert verify(tmp_path) == []
@@ -447,9 +447,9 @@ def test_nothing_acknowledged_is_lost_by_sigkill_of_the_writer(tmp_path: Path) -
 def test_reading_goes_on_while_segments_are_dropped(tmp_path: Path) -> None:
     """Two threads sample while a third turns the replay over five times; every sequence is whole."""
     replay = open_replay(tmp_path, ReplaySettings(held_out_every=0, capacity_steps=2000))
-    records = cut(FORMAT, make_stream(FORMAT, [100] * 100))
-    for record in records[:20]:
-        replay.append(record)
+    chunks = cut(FORMAT, make_stream(FORMAT, [100] * 100))
+    for chunk in chunks[:20]:
+        replay.append(chunk)
     stop = threading.Event()
     faults: list[BaseException] = []
     batches = [0, 0]
@@ -466,8 +466,8 @@ def test_reading_goes_on_while_segments_are_dropped(tmp_path: Path) -> None:
     readers = [threading.Thread(target=read, args=(reader,)) for reader in range(2)]
     for reader in readers:
         reader.start()
-    for number, record in enumerate(records[20:]):
-        replay.append(record)
+    for number, chunk in enumerate(chunks[20:]):
+        replay.append(chunk)
         wait_until(lambda number=number: min(batches) > number // 10 or faults)  # neither reader may sleep through it
     stop.set()
     for reader in readers:
@@ -481,8 +481,8 @@ def test_reading_goes_on_while_segments_are_dropped(tmp_path: Path) -> None:
 def test_sampling_does_not_wait_for_a_slow_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a sync of the disk hangs, sequences can still be drawn."""
     replay = open_replay(tmp_path)
-    for record in cut(FORMAT, make_stream(FORMAT, [100])):
-        replay.append(record)
+    for chunk in cut(FORMAT, make_stream(FORMAT, [100])):
+        replay.append(chunk)
     hanging, go_on = threading.Event(), threading.Event()
 
     def hang(_descriptor: int) -> None:
@@ -501,7 +501,7 @@ def test_sampling_does_not_wait_for_a_slow_disk(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_full_disk_is_said_plainly_and_harms_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A record that does not fit leaves no half of it behind, and is taken once there is room."""
+    """A chunk that does not fit leaves no half of it behind, and is taken once there is room."""
     replay = open_replay(tmp_path)
     one, two = cut(FORMAT, make_stream(FORMAT, [128]))
     replay.append(one)
@@ -528,8 +528,8 @@ def test_report_tells_steps_returns_and_versions(tmp_path: Path) -> None:
     arrays = make_stream(FORMAT, [30, 50, 70])
     arrays["reward"][:] = 1
     replay = open_replay(tmp_path)
-    for record in cut(FORMAT, arrays)[:2]:
-        replay.append(record)
+    for chunk in cut(FORMAT, arrays)[:2]:
+        replay.append(chunk)
     replay.close()
     facts = describe(tmp_path)
     assert (facts["steps"], facts["total_steps"], facts["chunks"], facts["complete_episodes"]) == (128, 128, 2, 2)
@@ -539,22 +539,22 @@ def test_report_tells_steps_returns_and_versions(tmp_path: Path) -> None:
     assert facts["bytes_raw"] == 128 * FORMAT.step_bytes
 
 
-def test_a_record_being_written_is_no_fault(tmp_path: Path) -> None:
+def test_a_chunk_being_written_is_no_fault(tmp_path: Path) -> None:
     """While a process has the replay open, verify and info pass over its unfinished end; damage elsewhere is told."""
-    records = cut(FORMAT, make_stream(FORMAT, [64 * 4]))
+    chunks = cut(FORMAT, make_stream(FORMAT, [64 * 4]))
     replay = open_replay(tmp_path)
-    for record in records[:3]:
-        replay.append(record)
+    for chunk in chunks[:3]:
+        replay.append(chunk)
     path = segment_paths(tmp_path)[0]
     whole = path.read_bytes()
-    for kept in (1, 30, len(records[3]) - 1):
-        path.write_bytes(whole + records[3][:kept])
+    for kept in (1, 30, len(chunks[3]) - 1):
+        path.write_bytes(whole + chunks[3][:kept])
         assert verify(tmp_path) == []
         assert describe(tmp_path)["steps"] == 192
-    middle = whole.index(records[1]) + 100
+    middle = whole.index(chunks[1]) + 100
     path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
     assert [fault for fault in verify(tmp_path) if "no chunk" in fault]
-    path.write_bytes(whole + records[3][:30])
+    path.write_bytes(whole + chunks[3][:30])
     replay.close()
     assert [fault for fault in verify(tmp_path) if "30 bytes" in fault]
 
@@ -565,8 +565,8 @@ def test_reports_live_with_segments_that_vanish(tmp_path: Path, monkeypatch: pyt
     for number, report in enumerate((describe, verify)):
         directory = tmp_path / str(number)
         replay = open_replay(directory, settings)
-        for record in cut(FORMAT, make_stream(FORMAT, [64 * 40])):
-            replay.append(record)
+        for chunk in cut(FORMAT, make_stream(FORMAT, [64 * 40])):
+            replay.append(chunk)
         replay.close()
         first, second, *rest = segment_paths(directory)
         assert rest
@@ -590,15 +590,15 @@ def test_reports_live_with_segments_that_vanish(tmp_path: Path, monkeypatch: pyt
 )
 def test_verify_compares_header_and_steps(tmp_path: Path, name: str, at: int) -> None:
     """A header that tells other flags, episodes or versions than its steps, with a right checksum, is a fault."""
-    record = bytearray(cut(FORMAT, make_stream(FORMAT, [20, 30]))[0])
-    header_bytes = parse_header(record).blocks[0].offset - PREFIX.size
+    chunk = bytearray(cut(FORMAT, make_stream(FORMAT, [20, 30]))[0])
+    header_bytes = parse_header(chunk).blocks[0].offset - PREFIX.size
     episode = PREFIX.size + 4 * 4 + 2 * 8
     place = {-1: episode, -2: episode + 8 + 3 * 8}.get(at, episode + 8 + at)
-    record[place] ^= 8
-    header = record[PREFIX.size : PREFIX.size + header_bytes]
-    record[PREFIX.size - 4 : PREFIX.size] = zlib.crc32(header).to_bytes(4, "little")
+    chunk[place] ^= 8
+    header = chunk[PREFIX.size : PREFIX.size + header_bytes]
+    chunk[PREFIX.size - 4 : PREFIX.size] = zlib.crc32(header).to_bytes(4, "little")
     replay = open_replay(tmp_path)
-    assert replay.append(bytes(record))
+    assert replay.append(bytes(chunk))
     replay.close()
     faults = verify(tmp_path)
     assert any(f"differ in {name}." in fault for fault in faults), faults
@@ -618,9 +618,9 @@ def test_verify_names_what_is_missing(tmp_path: Path) -> None:
     """A chunk that was never stored and a file that is gone are both told."""
     settings = ReplaySettings(held_out_every=0, capacity_steps=8000)
     replay = open_replay(tmp_path, settings)
-    records = cut(FORMAT, make_stream(FORMAT, [64 * 40]))
-    for record in records[:3] + records[4:]:
-        replay.append(record)
+    chunks = cut(FORMAT, make_stream(FORMAT, [64 * 40]))
+    for chunk in chunks[:3] + chunks[4:]:
+        replay.append(chunk)
     replay.close()
     assert [fault for fault in verify(tmp_path) if "chunks 3 to 3 before it are missing" in fault]
     assert len(verify(tmp_path)) == 1
@@ -635,15 +635,15 @@ def test_a_directory_without_replay_is_refused(tmp_path: Path) -> None:
             report(tmp_path)
 
 
-def test_nothing_more_is_stored_of_a_life_that_was_retired(tmp_path: Path) -> None:
-    """Chunks of a retired life that arrive late are passed over; what was stored of it before stays, others go on."""
+def test_nothing_more_is_stored_of_an_incarnation_that_was_retired(tmp_path: Path) -> None:
+    """Late chunks of a retired incarnation are passed over; those stored before stay, and other incarnations continue."""
     replay = open_replay(tmp_path)
-    records = cut(FORMAT, make_stream(FORMAT, [200]), actor=3, incarnation=7)
-    assert replay.append(records[0])
-    assert replay.retire(3, 7) == 64, "how much of the life is stored"
-    assert not replay.append(records[1])
+    chunks = cut(FORMAT, make_stream(FORMAT, [200]), actor=3, incarnation=7)
+    assert replay.append(chunks[0])
+    assert replay.retire(3, 7) == 64, "how much of the incarnation is stored"
+    assert not replay.append(chunks[1])
     assert replay.counters().total_steps == 64
-    for record in cut(FORMAT, make_stream(FORMAT, [200]), actor=3, incarnation=8):
-        assert replay.append(record)
+    for chunk in cut(FORMAT, make_stream(FORMAT, [200]), actor=3, incarnation=8):
+        assert replay.append(chunk)
     assert replay.counters().total_steps > 64
     replay.close()

@@ -24,7 +24,7 @@ def headers(
 ) -> list[ChunkHeader]:
     """Return the headers of a made-up stream's chunks."""
     arrays = make_stream(FORMAT, episode_lengths)
-    return [parse_header(record) for record in cut(FORMAT, arrays, actor, incarnation, stream, chunk_steps)]
+    return [parse_header(chunk) for chunk in cut(FORMAT, arrays, actor, incarnation, stream, chunk_steps)]
 
 
 def filled(index: Index, chunks: list[ChunkHeader], segment_of: int = 1) -> dict[int, ChunkHeader]:
@@ -125,8 +125,8 @@ def test_valid_starts_are_those_of_a_plain_enumeration(
         assert listed_starts(index, held) == enumerated_starts(rest, length, across_episodes, held_out_every)
 
 
-def test_streams_and_lives_are_never_joined() -> None:
-    """Chunks that follow each other in number but belong to another actor, life or stream make no sequence."""
+def test_streams_and_incarnations_are_never_joined() -> None:
+    """Chunks that follow each other in number but belong to another actor, incarnation or stream make no sequence."""
     index = Index(64, True, 0)
     one, *_ = headers([64], 64)
     filled(index, [one])

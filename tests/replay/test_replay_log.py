@@ -27,17 +27,17 @@ def open_log(
     return log, [header.key for header, _ in log.recover()]
 
 
-def fill(directory: Path, chunks: int, chunk_steps: int = 4, per_segment: int = 1000) -> list[bytes]:
-    """Write a stream to a new log and return its records."""
+def fill(directory: Path, count: int, chunk_steps: int = 4, per_segment: int = 1000) -> list[bytes]:
+    """Write a stream to a new log and return its chunks."""
     directory.mkdir(exist_ok=True)
-    records = cut(FORMAT, make_stream(FORMAT, [chunks * chunk_steps]), chunk_steps=chunk_steps)
+    chunks = cut(FORMAT, make_stream(FORMAT, [count * chunk_steps]), chunk_steps=chunk_steps)
     log, _ = open_log(directory)
-    for number, record in enumerate(records):
+    for number, chunk in enumerate(chunks):
         if number and number % per_segment == 0:
             log.roll(SegmentHeader(FORMAT.to_json(), log.total_steps))
-        log.append(record, chunk_steps)
+        log.append(chunk, chunk_steps)
     log.close()
-    return records
+    return chunks
 
 
 def sequences(directory: Path) -> list[int]:
@@ -47,15 +47,15 @@ def sequences(directory: Path) -> list[int]:
     return [key.number for key in keys]
 
 
-def test_records_are_found_where_they_were_put(tmp_path: Path) -> None:
-    """Reopening gives all records in order, and their places hold their bytes."""
-    records = fill(tmp_path, 10, per_segment=4)
+def test_chunks_are_found_where_they_were_put(tmp_path: Path) -> None:
+    """Reopening gives all chunks in order, and their places hold their bytes."""
+    chunks = fill(tmp_path, 10, per_segment=4)
     log = SegmentLog(tmp_path, FORMAT, 1 << 20, 10**6)
     found = list(log.recover())
     assert [header.key.number for header, _ in found] == list(range(10))
     assert [location.segment for _, location in found] == [1] * 4 + [2] * 4 + [3] * 2
-    for record, (header, location) in zip(records, found, strict=True):
-        assert log.segment(location.segment).read(location.offset, header.chunk_bytes) == record
+    for chunk, (header, location) in zip(chunks, found, strict=True):
+        assert log.segment(location.segment).read(location.offset, header.chunk_bytes) == chunk
     assert log.total_steps == 40
     log.close()
 
@@ -63,10 +63,10 @@ def test_records_are_found_where_they_were_put(tmp_path: Path) -> None:
 def test_a_tail_torn_anywhere_is_cut_off_and_nothing_before_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """For every length to which the last record can be torn, the others survive and appending goes on cleanly."""
-    records = fill(tmp_path / "whole", 3)
+    """For every length to which the last chunk can be torn, the others survive and appending continues cleanly."""
+    chunks = fill(tmp_path / "whole", 3)
     whole = segment_paths(tmp_path / "whole")[0].read_bytes()
-    last = len(records[-1])
+    last = len(chunks[-1])
     for kept in range(last):
         directory = tmp_path / "torn"
         directory.mkdir()
@@ -75,7 +75,7 @@ def test_a_tail_torn_anywhere_is_cut_off_and_nothing_before_it(
         log, keys = open_log(directory)
         assert [key.number for key in keys] == [0, 1], kept
         assert (f"{kept} bytes of a torn chunk" in caplog.text) == (kept > 0)
-        log.append(records[2], 4)
+        log.append(chunks[2], 4)
         log.close()
         assert (directory / "segment-00000001.dfl").read_bytes() == whole
         shutil.rmtree(directory)
@@ -95,15 +95,15 @@ def test_a_tail_of_zeros_or_rubbish_is_cut_off(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["magic", "header", "header size", "body size", "body"])
 @pytest.mark.parametrize("newest", [True, False])
-def test_a_record_damaged_in_the_middle_costs_itself_alone(
+def test_a_chunk_damaged_in_the_middle_costs_itself_alone(
     tmp_path: Path, place: str, newest: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The records after it are found again; a damaged body of an older segment is left to whoever reads it."""
-    records = fill(tmp_path, 6, per_segment=6 if newest else 4)
+    """The chunks after it are found again; a damaged body of an older segment is left to whoever reads it."""
+    chunks = fill(tmp_path, 6, per_segment=6 if newest else 4)
     path = segment_paths(tmp_path)[0]
     data = bytearray(path.read_bytes())
-    begin = data.index(records[2])
-    offset = {"magic": 0, "header size": 5, "body size": 9, "header": 40, "body": len(records[2]) - 1}[place]
+    begin = data.index(chunks[2])
+    offset = {"magic": 0, "header size": 5, "body size": 9, "header": 40, "body": len(chunks[2]) - 1}[place]
     data[begin + offset] ^= 64
     path.write_bytes(data)
     found = sequences(tmp_path)
@@ -111,12 +111,12 @@ def test_a_record_damaged_in_the_middle_costs_itself_alone(
         assert found == [0, 1, 2, 3, 4, 5]
     else:
         assert found == [0, 1, 3, 4, 5]
-        assert f"{len(records[2])} bytes" in caplog.text
+        assert f"{len(chunks[2])} bytes" in caplog.text
     assert path.stat().st_size == len(data)
 
 
 def test_a_damaged_segment_header_loses_no_record(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Records are searched for when the file's own header is bad, and the count of all steps comes from the next."""
+    """Chunks are searched for when the file's own header is bad, and the count of all steps comes from the next."""
     fill(tmp_path, 9, per_segment=3)
     path = segment_paths(tmp_path)[0]
     data = bytearray(path.read_bytes())
@@ -138,16 +138,16 @@ def test_an_unfinished_new_segment_is_forgotten(tmp_path: Path) -> None:
 
 
 def test_a_segment_is_full_at_its_bytes_or_its_steps(tmp_path: Path) -> None:
-    """Either limit asks for the next segment, but never before a segment has a record."""
-    record = cut(FORMAT, make_stream(FORMAT, [4]))[0]
+    """Either limit asks for the next segment, but never before a segment has a chunk."""
+    chunk = cut(FORMAT, make_stream(FORMAT, [4]))[0]
     log, _ = open_log(tmp_path, segment_bytes=10)
-    assert not log.is_full(len(record), 4)
-    log.append(record, 4)
-    assert log.is_full(len(record), 4)
+    assert not log.is_full(len(chunk), 4)
+    log.append(chunk, 4)
+    assert log.is_full(len(chunk), 4)
     log.close()
     log, _ = open_log(tmp_path, segment_steps=7)
-    assert log.is_full(len(record), 4)
-    assert not log.is_full(len(record), 3)
+    assert log.is_full(len(chunk), 4)
+    assert not log.is_full(len(chunk), 3)
     log.close()
 
 
@@ -202,14 +202,14 @@ def test_segments_dropped_between_listing_and_opening_are_left_out(
 
 def test_a_dropped_segment_is_readable_while_pinned(tmp_path: Path) -> None:
     """Whoever reads from a segment can end, and the file is gone from the directory at once."""
-    records = fill(tmp_path, 6, per_segment=3)
+    chunks = fill(tmp_path, 6, per_segment=3)
     log = SegmentLog(tmp_path, FORMAT, 1 << 20, 10**6)
     locations = [location for _, location in log.recover()]
     segment = log.segment(1)
     segment.pin()
     log.drop([1])
     assert [path.name for path in segment_paths(tmp_path)] == ["segment-00000002.dfl"]
-    assert segment.read(locations[0].offset, len(records[0])) == records[0]
+    assert segment.read(locations[0].offset, len(chunks[0])) == chunks[0]
     segment.unpin()
     with pytest.raises(OSError, match="file descriptor"):
         segment.read(0, 1)
@@ -241,8 +241,8 @@ def test_a_directory_of_another_format_is_refused_by_the_name_of_what_differs(
 
 
 def test_record_bytes_are_what_the_header_says(tmp_path: Path) -> None:
-    """The file is its header and the records, end to end, with nothing between."""
-    records = fill(tmp_path, 5)
+    """The file is its header and the chunks, end to end, with nothing between."""
+    chunks = fill(tmp_path, 5)
     data = segment_paths(tmp_path)[0].read_bytes()
-    assert data.endswith(b"".join(records))
-    assert [parse_header(record).chunk_bytes for record in records] == [len(record) for record in records]
+    assert data.endswith(b"".join(chunks))
+    assert [parse_header(chunk).chunk_bytes for chunk in chunks] == [len(chunk) for chunk in chunks]

@@ -56,8 +56,8 @@ def process_of(server: Any) -> int:
 def test_the_client_does_what_the_replay_does(start: Start, tmp_path: Path) -> None:
     """Appending, counting and sampling through Ray give what they give in the same process."""
     replay = RayReplay(start())
-    records = cut(FORMAT, make_stream(FORMAT, [150]), incarnation=3)
-    assert [replay.append(record) for record in [*records, records[0]]] == [True, True, True, False]
+    chunks = cut(FORMAT, make_stream(FORMAT, [150]), incarnation=3)
+    assert [replay.append(chunk) for chunk in [*chunks, chunks[0]]] == [True, True, True, False]
     assert replay.counters() == (150, 131, 4)
     assert replay.stats()["duplicates"] == 1
     assert replay.sample_held_out(0, 4, 10) is None
@@ -77,10 +77,10 @@ def test_errors_arrive_as_what_they_are(start: Start) -> None:
         RayReplay(server).sample(0, 1)
     with pytest.raises(DamagedChunkError, match="format"):
         RayReplay(server).append(cut(image_format(16), make_stream(image_format(16), [5]))[0])
-    sink = RayChunkWriter(server)
-    sink.append(b"rubbish")
+    writer = RayChunkWriter(server)
+    writer.append(b"rubbish")
     with pytest.raises(DamagedChunkError):
-        sink.flush(PATIENCE_S)
+        writer.flush(PATIENCE_S)
 
 
 def test_a_directory_at_fault_is_the_user_s_error(tmp_path: Path, start: Start) -> None:
@@ -91,30 +91,30 @@ def test_a_directory_at_fault_is_the_user_s_error(tmp_path: Path, start: Start) 
 
 
 def test_a_sink_acknowledges_everything_once(start: Start) -> None:
-    """After a flush all records are stored, in order, though several were on their way at once."""
+    """After a flush all chunks are stored, in order, though several were on their way at once."""
     server = start()
-    sink = RayChunkWriter(server, in_flight=3)
-    for record in cut(FORMAT, make_stream(FORMAT, [64 * 30])):
-        sink.append(record)
-    sink.flush(PATIENCE_S)
+    writer = RayChunkWriter(server, in_flight=3)
+    for chunk in cut(FORMAT, make_stream(FORMAT, [64 * 30])):
+        writer.append(chunk)
+    writer.flush(PATIENCE_S)
     assert RayReplay(server).counters() == (64 * 30, 64 * 30 - 19, 1)
 
 
 def test_nothing_is_lost_or_doubled_by_sigkill_of_the_server(start: Start, tmp_path: Path) -> None:
-    """The server is killed twice while two sinks push and a learner samples: all arrives once, and sampling goes on."""
+    """The server is killed twice while two writers push and a learner samples: all arrives once, sampling continues."""
     server = start()
     streams = [cut(FORMAT, make_stream(FORMAT, [64 * 150], tag=k), stream=k) for k in range(2)]
-    sinks = [RayChunkWriter(server), RayChunkWriter(server)]
+    writers = [RayChunkWriter(server), RayChunkWriter(server)]
     stored: list[int] = []
     faults: list[BaseException] = []
 
     def push(number: int) -> None:
         try:
-            for record in streams[number]:
-                sinks[number].append(record)
+            for chunk in streams[number]:
+                writers[number].append(chunk)
                 stored.append(number)
                 time.sleep(0.01)
-            sinks[number].flush(PATIENCE_S)
+            writers[number].flush(PATIENCE_S)
         except BaseException as fault:  # noqa: BLE001 - handed to the test's own thread
             faults.append(fault)
 
@@ -139,34 +139,34 @@ def test_nothing_is_lost_or_doubled_by_sigkill_of_the_server(start: Start, tmp_p
 def test_a_server_that_is_gone_for_good_is_reported_soon(start: Start) -> None:
     """Callers get one clear error instead of waiting for ever."""
     server = start()
-    sink = RayChunkWriter(server)
+    writer = RayChunkWriter(server)
     ray.kill(server)
     begun = time.monotonic()
     with pytest.raises(ReplayLostError, match="replay server"):
         RayReplay(server, timeout_s=PATIENCE_S).sample(0, 1)
-    sink.append(cut(FORMAT, make_stream(FORMAT, [5]))[0])
+    writer.append(cut(FORMAT, make_stream(FORMAT, [5]))[0])
     with pytest.raises(ReplayLostError, match="replay server"):
-        sink.flush(PATIENCE_S)
+        writer.flush(PATIENCE_S)
     assert time.monotonic() - begun < PATIENCE_S / 2
 
 
 def test_a_server_that_hangs_is_reported_after_the_time_limit(start: Start) -> None:
-    """A stopped process makes no caller wait beyond its limit; once it goes on, the records arrive after all."""
+    """A stopped process makes no caller wait beyond its limit; once it continues, the chunks arrive after all."""
     server = start()
     process = process_of(server)
     os.kill(process, signal.SIGSTOP)
     try:
         with pytest.raises(ReplayLostError, match="did not answer 'counters' within 1 s"):
             RayReplay(server, timeout_s=1).counters()
-        sink = RayChunkWriter(server, in_flight=2, timeout_s=1)
-        records = cut(FORMAT, make_stream(FORMAT, [64 * 3]))
-        sink.append(records[0])
-        sink.append(records[1])
+        writer = RayChunkWriter(server, in_flight=2, timeout_s=1)
+        chunks = cut(FORMAT, make_stream(FORMAT, [64 * 3]))
+        writer.append(chunks[0])
+        writer.append(chunks[1])
         with pytest.raises(ReplayLostError, match="did not acknowledge 2 chunks"):
-            sink.append(records[2])
+            writer.append(chunks[2])
     finally:
         os.kill(process, signal.SIGCONT)
-    sink.flush(PATIENCE_S)
+    writer.flush(PATIENCE_S)
     assert RayReplay(server).counters()[0] == 128
 
 
@@ -192,10 +192,10 @@ def test_the_server_takes_no_gpu(start: Start) -> None:
 
 
 def test_a_direct_sink_stores_at_once(tmp_path: Path) -> None:
-    """In one process a record is stored when `append` returns."""
+    """In one process a chunk is stored when `append` returns."""
     replay = Replay(tmp_path, FORMAT, SETTINGS, 20, 0)
-    sink = DirectChunkWriter(replay)
-    sink.append(cut(FORMAT, make_stream(FORMAT, [64]))[0])
+    writer = DirectChunkWriter(replay)
+    writer.append(cut(FORMAT, make_stream(FORMAT, [64]))[0])
     assert replay.counters().total_steps == 64
-    sink.flush(0)
+    writer.flush(0)
     replay.close()

@@ -179,10 +179,10 @@ def test_info_tells_the_whole_and_each_shard(replay: ShardedReplay, tmp_path: Pa
 
 
 def test_verify_names_the_shard(replay: ShardedReplay, tmp_path: Path, capsys: Any) -> None:
-    """A chunk in two shards is a fault, and so is what lies in one of them and is no record."""
+    """A chunk in two shards is a fault, and so is what lies in one of them and is no chunk."""
     assert print_faults(tmp_path) == 0
-    for record in cut(FORMAT, make_stream(FORMAT, [59], tag=1), actor=1):
-        replay.shards[2].append(record)
+    for chunk in cut(FORMAT, make_stream(FORMAT, [59], tag=1), actor=1):
+        replay.shards[2].append(chunk)
     replay.close()
     with segment_paths(tmp_path / "shard-0")[0].open("ab") as file:
         file.write(b"rubbish")
@@ -201,7 +201,7 @@ def test_verify_names_the_shard(replay: ShardedReplay, tmp_path: Path, capsys: A
 
 
 def test_counting_through_three_shards(tmp_path: Path) -> None:
-    """What five actors play is stored once, in order, each life in one shard; what is sampled was played so."""
+    """What five actors play is stored once, in order, each incarnation in one shard; what is sampled was played so."""
     settings = Settings.model_validate({
         "seed": SEED,
         "env": {"id": "faulty_environment:make", "kwargs": {"length": 23}},

@@ -97,7 +97,7 @@ def test_the_test_of_likelihood_finds_a_wrong_split(
 
 
 def test_joined_batches_hold_the_rows_of_their_parts(replay: ShardedReplay) -> None:
-    """Row by row and bit by bit, whatever the number of pieces and blocks of each."""
+    """Row by row and bit by bit, whatever the number of slices and blocks of each."""
     parts = [replay.shards[0].sample(0, 5), replay.shards[2].sample(1, 1), replay.shards[1].sample(2, 3)]
     joined = join_batches(parts)
     assert (joined.batch_size, joined.length, joined.nbytes) == (9, LENGTH, sum(part.nbytes for part in parts))

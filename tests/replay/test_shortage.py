@@ -15,19 +15,19 @@ from dreamfleet.replay.replay import Replay
 def test_the_longest_stretches_are_those_of_all_shards(tmp_path: Path) -> None:
     """Of streams without their gaps, and of episodes without what is held out; sums of the rest."""
     with closing(open_all(tmp_path, settings_of(across_episodes=False))) as replay:
-        records = cut(FORMAT, make_stream(FORMAT, [7, 9, 3, 5] * 10), actor=5, chunk_steps=20)
-        for record in records[:3] + records[4:]:  # 60 steps, a gap, and 160
-            replay.shards[2].append(record)
+        chunks = cut(FORMAT, make_stream(FORMAT, [7, 9, 3, 5] * 10), actor=5, chunk_steps=20)
+        for chunk in chunks[:3] + chunks[4:]:  # 60 steps, a gap, and 160
+            replay.shards[2].append(chunk)
         fill(replay, {0: [8] * 4, 1: [4, 6]})
         assert replay.shortage() == Shortage(LENGTH, False, 32 + 10 + 220, 0, 3, 160, 9)
         assert replay.counters()[1] == 0
 
 
 def test_held_out_steps_are_in_no_episode_to_train_on(tmp_path: Path) -> None:
-    """A stream's episode of 128 + 30 steps, of which the first run is held out by its life's number, has 30 left."""
+    """Of a stream's episode of 128 + 30 steps the first run is held out, by its incarnation's number: 30 are left."""
     replay = Replay(tmp_path, FORMAT, settings_of(1, held_out_every=2), 40, seed=0)
-    for record in cut(FORMAT, make_stream(FORMAT, [158]), incarnation=1):
-        replay.append(record)
+    for chunk in cut(FORMAT, make_stream(FORMAT, [158]), incarnation=1):
+        replay.append(chunk)
     shortage = replay.shortage()
     assert (replay.counters().valid_starts, shortage.longest_stream, shortage.longest_episode) == (0, 158, 30)
     replay.close()
