@@ -636,7 +636,7 @@ def test_a_directory_without_replay_is_refused(tmp_path: Path) -> None:
 
 
 def test_nothing_more_is_stored_of_an_incarnation_that_was_retired(tmp_path: Path) -> None:
-    """Late chunks of a retired incarnation are passed over; those stored before stay, and other incarnations continue."""
+    """Late chunks of a retired incarnation are passed over; those stored before stay, other incarnations continue."""
     replay = open_replay(tmp_path)
     chunks = cut(FORMAT, make_stream(FORMAT, [200]), actor=3, incarnation=7)
     assert replay.append(chunks[0])
