@@ -43,7 +43,7 @@ class MinariDataset:
 
     Attributes:
         data: where everything lies.
-        remarks: sentences on what is not taken as it is; more come while `episodes` reads.
+        messages: sentences on what is not taken as it is; more come while `episodes` reads.
 
     Args:
         directory: the dataset's, or the folder `data` in it.
@@ -59,12 +59,12 @@ class MinariDataset:
         self._metadata = _read_metadata(directory, self.data / METADATA_FILE)
         self._storage = self._open()
         self._foreign = None if self._is_ours() else ForeignEpisodes(self._storage, named)
-        self.remarks: list[str] = self._foreign.remarks if self._foreign else []
+        self.messages: list[str] = self._foreign.messages if self._foreign else []
         if not self._foreign and named.lists:
             flags = " and ".join(f"--{name}" for name in named.lists)
             raise UserError(f"{directory} was written by dreamfleet, which knows its observations: leave out {flags}.")
         if self._foreign and GROUP in self._metadata:
-            self.remarks.append(
+            self.messages.append(
                 "another tool has added or removed episodes since dreamfleet wrote this: they are taken as they are now"
             )
 

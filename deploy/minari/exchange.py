@@ -145,8 +145,8 @@ def import_replay(
         with StateWriter(target, "collect", pause_s=0) as state:  # finished, as a dataset that was collected is
             state.beat({"env_steps": steps})
             run.write(settings.model_copy(update=parts), step_format.spaces)
-    for remark in dataset.remarks:
-        print(f"note: {remark}.")
+    for message in dataset.messages:
+        print(f"note: {message}.")
     print(f"imported {steps:,} steps to {out}")
     print(f"train from it with: {shlex.join(['dreamfleet', 'train', '--dataset', str(out)])}")
     return 0

@@ -30,7 +30,7 @@ class ForeignEpisodes:
 
     Attributes:
         step_format: of the steps.
-        remarks: sentences on what could not be taken as it is; complete once all episodes were read.
+        messages: sentences on what could not be taken as it is; complete once all episodes were read.
 
     Args:
         storage: where they come from, with its spaces.
@@ -41,7 +41,7 @@ class ForeignEpisodes:
     """
 
     def __init__(self, storage: MinariStorage, named: NamedEntries) -> None:
-        self.remarks: list[str] = []
+        self.messages: list[str] = []
         try:
             self._entries = list_entries(storage.observation_space, image_size=0, grey=False, named=named)
             action = describe_action(storage.action_space)
@@ -50,8 +50,8 @@ class ForeignEpisodes:
         self._storage = storage
         self._rounded: dict[str, list[int]] = {}
         self.step_format = StepFormat(Spaces(tuple(entry.spec for entry in self._entries), action))
-        self.remarks.append(f"observations: {', '.join(map(str, self._entries))}")
-        self._remark_on_pictures()
+        self.messages.append(f"observations: {', '.join(map(str, self._entries))}")
+        self._report_pictures()
 
     def episodes(self, episodes: Iterable[Mapping[str, Any]]) -> Iterator[StoredEpisode]:
         """Yield each episode, of stream 0 of actor 0.
@@ -69,9 +69,9 @@ class ForeignEpisodes:
             steps = np.arange(first_step, first_step + len(arrays["reward"]))
             yield StoredEpisode(0, 0, 0, first_step, steps // CHUNK_STEPS, arrays)
             first_step += len(steps)
-        self._remark_on_rounding()
+        self._report_rounding()
         if ends_inside:
-            self.remarks.append(f"{ends_inside} transitions inside episodes are marked as their ends: ignored")
+            self.messages.append(f"{ends_inside} transitions inside episodes are marked as their ends: ignored")
 
     def _steps(self, episode: Mapping[str, Any], number: int) -> dict[str, np.ndarray]:
         """Return an episode's steps, each field as (T + 1, *shape)."""
@@ -135,20 +135,20 @@ class ForeignEpisodes:
             counts[0] += int(np.sum(values.reshape(converted.shape) != converted))
             counts[1] += values.size
 
-    def _remark_on_rounding(self) -> None:
+    def _report_rounding(self) -> None:
         for name, (changed, count) in self._rounded.items():
             lost = f"{changed:,} of {count:,} numbers are rounded: not lossless" if changed else "no number has changed"
-            self.remarks.append(f"{name} is stored as float32: {lost}")
+            self.messages.append(f"{name} is stored as float32: {lost}")
 
-    def _remark_on_pictures(self) -> None:
+    def _report_pictures(self) -> None:
         from minari.dataset.minari_storage import is_image_space
 
         for entry in self._entries:
             space, name = self._space(entry), entry.spec.name
             if entry.spec.is_image and space.dtype != np.uint8:
-                self.remarks.append(f"'{name}' ({space.dtype}) is stored as bytes from 0 to 255, rounded: not lossless")
+                self.messages.append(f"'{name}' ({space.dtype}) is stored as bytes 0 to 255, rounded: not lossless")
             if self._storage.jpeg_encoding and is_image_space(space):
-                self.remarks.append(
+                self.messages.append(
                     f"'{name}' was compressed as JPEG when the dataset was written, which is not lossless"
                 )
 

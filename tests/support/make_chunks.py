@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from dreamfleet.common.experience.chunk import ChunkKey, encode_chunk
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.experience.steps import CHUNK_STEPS, StepFormat
+from dreamfleet.common.settings.schema import ReplaySettings
+from dreamfleet.replay.replay import Replay
 
 Arrays = dict[str, np.ndarray]
 
@@ -99,3 +102,11 @@ def _noise(generator: np.random.Generator, dtype: str, shape: tuple[int, ...]) -
     if dtype == "bool":
         return generator.integers(0, 2, shape).astype(bool)
     return generator.integers(0, 3, shape).astype(dtype)
+
+
+def fill(directory: Path, step_format: StepFormat, records: list[bytes]) -> None:
+    """Store records in one shard."""
+    replay = Replay(directory, step_format, ReplaySettings(), sequence_length=2, seed=0)
+    for record in records:
+        assert replay.append(record)
+    replay.close()
