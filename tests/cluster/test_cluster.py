@@ -57,9 +57,9 @@ class Laptop:
             words, env=self._environment, cwd=ROOT, capture_output=True, text=True, timeout=within_s, check=False,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
-        told = done.stdout + done.stderr
-        assert code is None or done.returncode == code, f"{' '.join(words)}: exit code {done.returncode}\n{told}"
-        return told
+        output = done.stdout + done.stderr
+        assert code is None or done.returncode == code, f"{' '.join(words)}: exit code {done.returncode}\n{output}"
+        return output
 
     def submit(self, *words: str, within_s: float = 300, code: int | None = 0) -> str:
         """Run `dreamfleet submit` on the cluster to its end."""
@@ -93,9 +93,9 @@ class Diary:
 
     def write(self, file: Path, log: str) -> None:
         """Write the table, and what the run said of actors, nodes and checkpoints."""
-        told = [line for line in log.splitlines() if not line.startswith(("steps ", "prefill"))]
+        output = [line for line in log.splitlines() if not line.startswith(("steps ", "prefill"))]
         table = "\n".join(["| stage | took | found |", "| --- | --- | --- |", *self._rows])
-        file.write_text(f"{table}\n\n```\n" + "\n".join(told) + "\n```\n")
+        file.write_text(f"{table}\n\n```\n" + "\n".join(output) + "\n```\n")
 
 
 def wait_until(what: str, is_so: Callable[[], object], within_s: float, pause_s: float = 1.0) -> float:
@@ -147,8 +147,8 @@ def test_a_cluster_from_up_to_down(hosts: Hosts, laptop: Laptop, tmp_path: Path)
         return sum("ray::ActorProcess" in line for line in hosts.ray_processes(host))
 
     def steps() -> int:
-        told = re.findall(r"steps ([\d,]+)/", said())
-        return int(told[-1].replace(",", "")) if told else 0
+        output = re.findall(r"steps ([\d,]+)/", said())
+        return int(output[-1].replace(",", "")) if output else 0
 
     with diary.stage("`ray up` on four hosts") as found:
         laptop.run("ray", "up", "-y", "--no-config-cache", str(laptop.file), within_s=400)
@@ -166,10 +166,10 @@ def test_a_cluster_from_up_to_down(hosts: Hosts, laptop: Laptop, tmp_path: Path)
         found += ["the dashboard listens on loopback alone", "without the token: refused"]
 
     with diary.stage("`dreamfleet doctor` on the cluster") as found:
-        told = laptop.submit("--", "doctor", "--preset", "small", "--env.id", "Pendulum-v1", "--actors.count", "auto",
+        output = laptop.submit("--", "doctor", "--preset", "small", "--env.id", "Pendulum-v1", "--actors.count", "auto",
                              within_s=400, code=None)  # fmt: skip
-        assert all(hosts.addresses()[name] in told for name in hosts.names), told
-        found.append(re.findall(r"\d+ ok.*", told)[-1] if re.findall(r"\d+ ok.*", told) else told.splitlines()[-1])
+        assert all(hosts.addresses()[name] in output for name in hosts.names), output
+        found.append((re.findall(r"\d+ ok.*", output) or output.splitlines())[-1])
 
     train = laptop.start(log, "dreamfleet", "submit", str(laptop.file), "--", *TRAIN)
     try:
