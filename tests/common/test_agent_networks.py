@@ -1,16 +1,20 @@
-"""The agent: one set of parts for learner and actors, and what of it travels."""
+"""The agent's networks: the same for learner and actors, and the weights that travel."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from moving_square import square_format
 
 from dreamfleet.common.acting.action_distributions import BoundedNormal, JointAction, OneHotChoice, TanhNormal
 from dreamfleet.common.acting.agent_networks import AgentNetworks, flatten, load_flat
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
+from dreamfleet.common.model.world_model import WorldModel
+from dreamfleet.common.settings.model import ModelSettings
 from dreamfleet.common.settings.schema import Settings
 
 pytestmark = pytest.mark.numeric
@@ -90,3 +94,51 @@ def test_chance_and_planner_have_no_actor() -> None:
     for name, tensor in models[0].items():
         assert torch.equal(tensor, models[1][name])
         assert torch.equal(tensor, models[2][name])
+
+
+SMALL = ModelSettings(encoder="strided", batch_norm=True, depth=2, embedding=8, deterministic=6, stochastic=3, hidden=5)
+
+
+def small_model(seed: int) -> WorldModel:
+    torch.manual_seed(seed)
+    return WorldModel(square_format().spaces, SMALL)
+
+
+@pytest.mark.numeric(dtype="float32")
+def test_weights_arrive_bit_for_bit() -> None:
+    """What one model acts by, another acts by after the way through a flat array that nobody may write to."""
+    sent, received = small_model(0), small_model(1)
+    flat = flatten(sent.acting_parameters())
+    flat.flags.writeable = False  # as Ray hands it out
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_flat(received.acting_parameters(), flat)
+    assert flat.dtype == np.float32
+    assert flat.shape == (sum(tensor.numel() for tensor in sent.acting_parameters().values()),)
+    for name, tensor in sent.acting_parameters().items():
+        assert torch.equal(tensor, received.acting_parameters()[name]), name
+    image = torch.randint(0, 255, (1, 2, 16, 16, 1), dtype=torch.uint8)
+    assert torch.equal(sent.eval().encode({"image": image}), received.eval().encode({"image": image}))
+
+
+@pytest.mark.numeric(dtype="float32")
+@pytest.mark.parametrize("names", [["a", "b"], ["a"]])
+def test_published_weights_do_not_change_with_the_model(names: list[str]) -> None:
+    """Neither the array that was published nor the parameters that took it over share memory with the other side."""
+    parameters = {name: torch.ones(3) for name in names}
+    flat = flatten(parameters)
+    parameters["a"].zero_()
+    assert flat[0] == 1.0
+    load_flat(parameters, flat)
+    flat[:] = 7.0
+    assert parameters["a"][0] == 1.0
+
+
+@pytest.mark.numeric(dtype="float32")
+@pytest.mark.parametrize("shape", [(3,), (5,), (2, 2)])
+def test_weights_of_another_model_are_refused(shape: tuple[int, ...]) -> None:
+    """Too few or too many values are an error, and nothing is written."""
+    parameters = {"a": torch.zeros(2, 2)}
+    with pytest.raises(ValueError, match="weights have shape"):
+        load_flat(parameters, np.ones(shape, np.float32))
+    assert not parameters["a"].any()

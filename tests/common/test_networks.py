@@ -22,7 +22,6 @@ from dreamfleet.common.model.encoder import (
     to_display,
 )
 from dreamfleet.common.model.heads import ContinueHead, RewardHead
-from dreamfleet.common.model.loop_layers import JointLinear
 from dreamfleet.common.settings.model import ModelSettings
 
 pytestmark = pytest.mark.numeric
@@ -76,20 +75,6 @@ def test_five_bit_keeps_five_bits_and_fills_the_rest_with_noise() -> None:
 def test_a_prediction_out_of_range_is_cut_off(kind: ImageInput) -> None:
     """What a decoder overshoots is shown black or white, not wrapped round."""
     assert to_display(torch.tensor([-3.0, 3.0]), kind).tolist() == [0, 255]
-
-
-def test_the_two_halves_of_a_joint_layer_make_one_linear_layer() -> None:
-    """Their sum is a single linear layer over both inputs, weights drawn for the joint width."""
-    torch.manual_seed(0)
-    layer = JointLinear(900, 1600, 50)
-    whole = nn.Linear(2500, 50)
-    assert layer.second is not None
-    with torch.no_grad():
-        whole.weight.copy_(torch.cat([layer.first.weight, layer.second.weight], 1))
-        whole.bias.copy_(layer.first.bias)
-    first, second = torch.randn(3, 900), torch.randn(3, 1600)
-    assert agree(layer(first, second), whole(torch.cat([first, second], -1)))
-    assert 0.019 < whole.weight.abs().max() <= 0.02
 
 
 def test_planet_networks_have_the_published_sizes() -> None:
@@ -209,25 +194,6 @@ def test_dreamers_pictures_lie_between_black_and_white(kind: ImageInput) -> None
     for bias, byte in ((-50.0, 0), (50.0, 255)):
         nn.init.constant_(last.bias, bias)
         assert (to_display(decoder(torch.randn(1, 10)), kind) == byte).all()
-
-
-def test_v3s_weights_are_drawn_for_their_fan_in() -> None:
-    """Deviation sqrt(1 / fan-in), cut off at two of the normal's; biases 0; a head's last layer scaled."""
-    torch.manual_seed(0)
-    settings = small(initialisation="truncated_normal", reward_units=300, reward_output_scale=0.5, encoder="dreamer")
-    head = RewardHead(400, settings)
-    encoder = Encoder(spaces(image=(64, 64, 16)), settings)
-    assert isinstance(encoder.image, DreamerImageEncoder)
-    for layer, fan_in, scale in (
-        (head.hidden[0], 400, 1.0),
-        (head.output, 300, 0.5),
-        (encoder.image.convolutions[0], 16 * 25, 1.0),
-    ):
-        assert isinstance(layer, nn.Linear | nn.Conv2d)
-        assert layer.weight.std().item() == pytest.approx(scale * fan_in**-0.5, rel=0.1)
-        assert layer.weight.abs().max() <= 2 * 1.1368 * scale * fan_in**-0.5
-        assert layer.bias is not None
-        assert not layer.bias.any()
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 
 import pytest
 import torch
 from rounding import agree
 from torch import Tensor, nn
 
-from dreamfleet.common.model.layers import NormActivation, NormGRUCell, RMSNorm, initialise
-from dreamfleet.common.model.loop_layers import BlockLinear, LoopLinear, in_loop
+from dreamfleet.common.model.layers import NormActivation, RMSNorm, initialise
 from dreamfleet.common.model.rssm import BlockGRU, StackedGRU
 from dreamfleet.common.settings.model import ModelSettings
 
@@ -125,58 +123,6 @@ def test_blocks_are_drawn_for_the_whole_input() -> None:
     assert torch.equal(cell.state_activation.norm.weight, torch.ones(32))
 
 
-def test_a_block_linear_is_a_linear_layer_of_blocks() -> None:
-    """It equals one dense layer whose weights are zero off the diagonal of blocks."""
-    torch.manual_seed(0)
-    layer = BlockLinear(12, 8, 4)
-    dense = torch.block_diag(*layer.weight.detach())  # (12, 8)
-    x = torch.randn(5, 12)
-    assert agree(layer(x).flatten(-2), x @ dense + layer.bias.flatten())
-
-
-def test_rms_norm_has_a_mean_square_of_one_and_no_shift() -> None:
-    """By hand: (3, 4) has a mean square of 12.5; half-precision input is computed in float32."""
-    norm = RMSNorm(2)
-    norm.weight.data = torch.tensor([1.0, 2.0])
-    x = torch.tensor([[3.0, 4.0]])
-    scale = 1 / math.sqrt(12.5 + 1e-4)
-    assert agree(norm(x), torch.tensor([[3 * scale, 2 * 4 * scale]]))
-    assert norm(x.bfloat16()).dtype == torch.float32
-    assert torch.equal(norm(torch.zeros(1, 2)), torch.zeros(1, 2))
-
-
-def test_rms_norms_gradients_are_those_of_the_plain_formula() -> None:
-    """On the CPU they are put together by hand: against autograd's in float64, also for a permuted input."""
-    torch.manual_seed(0)
-    norm = RMSNorm(7)
-    nn.init.normal_(norm.weight)
-    for x in (torch.randn(4, 5, 7), torch.randn(7, 4, 5).permute(1, 2, 0)):
-        weights = torch.randn(4, 5, 7)
-        x.requires_grad_()
-        got = torch.autograd.grad((norm(x) * weights).sum(), (x, norm.weight))
-        exact, scale = x.detach().double().requires_grad_(), norm.weight.detach().double().requires_grad_()
-        plain = exact * (exact.square().mean(-1, keepdim=True) + 1e-4).rsqrt() * scale
-        expected = torch.autograd.grad((plain * weights.double()).sum(), (exact, scale))
-        assert agree(norm(x).double(), plain)
-        assert all(agree(ours.double(), theirs) for ours, theirs in zip(got, expected, strict=True))
-
-
-def test_v2s_cell_is_the_published_one() -> None:
-    """One layer norm over all gates, the update gate biased by -1, in float64 by hand."""
-    torch.manual_seed(0)
-    cell = NormGRUCell(5, 4)
-    for parameter in cell.parameters():
-        nn.init.normal_(parameter)
-    x, h = torch.randn(3, 5), torch.randn(3, 4)
-    gates = torch.cat([x, h], 1).double() @ numbers(cell.gates.weight).T
-    centred = gates - gates.mean(-1, keepdim=True)
-    normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-    reset, candidate, update = (normed * numbers(cell.norm.weight) + numbers(cell.norm.bias)).chunk(3, -1)
-    u = torch.sigmoid(update - 1)
-    expected = u * torch.tanh(torch.sigmoid(reset) * candidate) + (1 - u) * h.double()
-    assert agree(cell(x, h).double(), expected)
-
-
 @pytest.mark.numeric(dtype="float32")
 @pytest.mark.parametrize("kind", ["gru", "norm_gru", "block_gru"])
 def test_preparing_is_for_all_steps_at_once(kind: str) -> None:
@@ -191,44 +137,3 @@ def test_preparing_is_for_all_steps_at_once(kind: str) -> None:
         (h,) = recurrence.advance((torch.zeros(B, D),), torch.randn(B, S), recurrence.prepare(actions[:, 0]))
     assert h.dtype == torch.float32
     assert h.shape == (B, D)
-
-
-@pytest.mark.parametrize("layer", [LoopLinear(6, 4), LoopLinear(6, 4, bias=False), BlockLinear(6, 4, 2)])
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_a_loops_gradients_are_one_product(layer: nn.Module, bfloat16: bool) -> None:
-    """Within `in_loop` values are the same, and gradients of weight, bias and inputs but for the order of sums."""
-    torch.manual_seed(0)
-    dtype = torch.float32 if bfloat16 else torch.float64
-    layer.to(dtype)
-    x, results = torch.randn(5, 3, 6, dtype=dtype, requires_grad=True), []
-    for deferred in (False, True):
-        layer.zero_grad()
-        x.grad = None
-        context = in_loop(layer, 5) if deferred else nullcontext()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16), context:
-            h = torch.zeros(3, 6, dtype=dtype)
-            for step in x.unbind(0):
-                h = h + torch.tanh(layer(step + h).to(dtype).flatten(1)).repeat(1, 2)[:, :6]
-        h.square().sum().backward()
-        results.append([h.detach(), x.grad, *(p.grad for p in layer.parameters())])
-    for plain, quick in zip(*results, strict=True):
-        assert plain is not None
-        assert quick is not None
-        assert plain.dtype == quick.dtype == dtype
-        assert (plain - quick).abs().max() <= 0.03 * plain.abs().max() if bfloat16 else agree(plain, quick)
-
-
-def test_a_loop_without_gradients_is_left_alone() -> None:
-    """Acting makes no slots, and after a loop, also one that failed, the layer is what it was."""
-    layer, x = LoopLinear(2, 2), torch.randn(1, 2)
-    with torch.no_grad(), in_loop(layer, 3):
-        assert layer._steps is None
-
-    def fail() -> None:
-        with in_loop(layer, 3):
-            layer(x)
-            raise ArithmeticError
-
-    with pytest.raises(ArithmeticError):
-        fail()
-    assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))

@@ -5,77 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from rounding import agree
+from small_rssm import GAUSSIAN_GRU, KINDS, A, B, D, E, Inputs, S, T, joint, make, make_with_inputs, same, told
 from torch import Tensor, nn
 
-from dreamfleet.common.model.distributions import Gaussian, StateDistribution
-from dreamfleet.common.model.layers import GRUCell
-from dreamfleet.common.model.loop_layers import JointLinear
-from dreamfleet.common.model.rssm import RSSM, Rollout, State
-from dreamfleet.common.settings.model import ModelSettings
+from dreamfleet.common.model.distributions import Gaussian
+from dreamfleet.common.model.rssm import State
 
 pytestmark = pytest.mark.numeric
-
-B, T, A, E, D, S = 3, 7, 4, 9, 10, 5
-
-GAUSSIAN_GRU = [{}, {"gru_layers": 3}, {"prior_sees_action": True, "std": "log_variance"}]
-
-MODERN = {"norm": "rms", "activation": "silu", "prior_layers": 2, "initialisation": "truncated_normal", "blocks": 5}
-
-KINDS = [
-    *GAUSSIAN_GRU,
-    {"recurrence": "norm_gru", "gru_layers": 2, "activation": "elu"},
-    {"recurrence": "block_gru", **MODERN},
-    {"latent": "categorical", "norm": "layer"},
-    {"latent": "categorical", "recurrence": "norm_gru", "unimix": 0.0, "prior_sees_action": True},
-    {"latent": "categorical", "recurrence": "block_gru", **MODERN},
-]
-
-
-def make(**changes: object) -> RSSM:
-    """Return small dynamics, the same at every call."""
-    torch.manual_seed(1)
-    sizes = {"deterministic": D, "stochastic": S, "classes": 3, "hidden": 12}
-    return RSSM(A, E, ModelSettings.model_validate({**sizes, **changes}))
-
-
-class Inputs:
-    """Sequences with an episode that begins at t = 4 of the second."""
-
-    def __init__(self, dynamics: RSSM) -> None:
-        torch.manual_seed(2)
-        self.embedding = torch.randn(B, T, E)
-        self.actions = torch.randn(B, T, A)
-        self.noise = dynamics.latents.draw_noise(B, T, device=torch.device("cpu"))
-        self.is_first = torch.zeros(B, T, dtype=torch.bool)
-        self.is_first[:, 0] = True
-        self.is_first[1, 4] = True
-
-    def observe(self, dynamics: RSSM) -> Rollout:
-        """Return the rollout over the sequences."""
-        return dynamics.observe(self.embedding, self.actions, self.is_first, noise=self.noise)
-
-
-def make_with_inputs(**changes: object) -> tuple[RSSM, Inputs]:
-    """Return small dynamics and sequences for them."""
-    dynamics = make(**changes)
-    return dynamics, Inputs(dynamics)
-
-
-def told(distribution: StateDistribution) -> Tensor:
-    """Return the numbers (…) of one time step after the other that describe a distribution (B, T, …)."""
-    return torch.cat([part.flatten(2) for part in distribution], -1)
-
-
-def joint(layer: JointLinear, first: Tensor, second: Tensor) -> Tensor:
-    """Return what one linear layer over both inputs side by side gives."""
-    assert layer.second is not None
-    weight = torch.cat([layer.first.weight, layer.second.weight], 1)
-    return nn.functional.linear(torch.cat([first, second], -1), weight, layer.first.bias)
-
-
-def same(one: State, other: State) -> bool:
-    """Whether two states agree but for rounding."""
-    return all(agree(x, y) for x, y in zip(one, other, strict=True))
 
 
 @pytest.mark.parametrize("changes", KINDS)
@@ -205,27 +141,6 @@ def test_a_sequence_goes_on_from_a_given_state() -> None:
         state = rollout.states.map(lambda x: x[:, -1])
 
 
-def test_stacked_cells_equal_torchs_gru() -> None:
-    """Each layer is fed by the one below: three cells give what `torch.nn.GRU` of three layers gives."""
-    torch.manual_seed(0)
-    gru = nn.GRU(6, D, num_layers=3, batch_first=True)
-    cells = [GRUCell(6 if layer == 0 else D, D) for layer in range(3)]
-    for layer, cell in enumerate(cells):
-        for ours, theirs in ((cell.input, "ih"), (cell.carried, "hh")):
-            ours.weight.data = getattr(gru, f"weight_{theirs}_l{layer}").data
-            ours.bias.data = getattr(gru, f"bias_{theirs}_l{layer}").data
-    x, h = torch.randn(B, T, 6), torch.randn(3, B, D)
-    expected, last = gru(x, h)
-    states, outputs = list(h), []
-    for t in range(T):
-        fed = x[:, t]
-        for layer, cell in enumerate(cells):
-            fed = states[layer] = cell(fed, states[layer])
-        outputs.append(fed)
-    assert agree(torch.stack(outputs, 1), expected)
-    assert agree(torch.stack(states), last)
-
-
 def test_layers_of_the_dynamics_are_fed_by_the_layer_below() -> None:
     """The carried h of the lower layer reaches the upper one, not the other way, and the feature holds the upper."""
     dynamics = make(gru_layers=2)
@@ -239,50 +154,6 @@ def test_layers_of_the_dynamics_are_fed_by_the_layer_below() -> None:
         differs = [not torch.equal(before.deterministic[:, i], after.deterministic[:, i]) for i in range(2)]
         assert differs == expected
     assert torch.equal(before.feature[:, :D], before.deterministic[:, 1])
-
-
-@pytest.mark.parametrize("changes", KINDS)
-def test_imagination_follows_the_prior(changes: dict[str, object]) -> None:
-    """With the prior's noise replayed through `observe`'s transition, imagined h and z are those of the recurrence."""
-    dynamics, inputs = make_with_inputs(**changes)
-    horizon = 4
-    start = inputs.observe(dynamics).states.map(lambda part: part[:, 2])
-    actions, noise = torch.randn(B, horizon, A), dynamics.latents.draw_noise(B, horizon, device=torch.device("cpu"))
-    imagined = dynamics.imagine(start, actions, noise=noise)
-    state = start
-    for t in range(horizon):
-        h = dynamics.observe_step(
-            state, actions[:, t], torch.zeros(B, E), torch.zeros(B, dtype=torch.bool)
-        ).deterministic
-        prior = dynamics.prior(h[:, -1], actions[:, t])
-        state = State(h, prior.sample(noise[:, t]))
-        assert same(state, imagined.map(lambda part, t=t: part[:, t]))
-
-
-@pytest.mark.parametrize("changes", KINDS)
-def test_without_sampling_z_is_the_mode(changes: dict[str, object]) -> None:
-    """With `sample` off nothing is random: z is what prior or posterior hold likeliest."""
-    dynamics, inputs = make_with_inputs(**changes)
-    start, actions = dynamics.initial(B), inputs.actions
-    once, twice = (dynamics.imagine(start, actions, sample=False) for _ in range(2))
-    assert torch.equal(once.stochastic, twice.stochastic)
-    assert agree(once.stochastic, dynamics.prior(once.deterministic[..., -1, :], actions).mode)
-    step = (start, inputs.actions[:, 0], inputs.embedding[:, 0], inputs.is_first[:, 0])
-    expected = told(dynamics.observe(*(part[:, None] for part in (step[2], step[1], step[3]))).posterior)
-    seen = dynamics.observe_step(*step, sample=False).stochastic
-    if changes.get("latent") == "categorical":
-        likeliest = expected.unflatten(-1, (S, 3)).argmax(-1)[:, 0]
-        assert torch.equal(seen, nn.functional.one_hot(likeliest, 3).flatten(1).to(seen.dtype))
-    else:
-        assert agree(seen, expected[:, 0, :S])
-
-
-def test_imagination_is_random_unless_told_otherwise() -> None:
-    """Two samples of the same future differ."""
-    dynamics, inputs = make_with_inputs()
-    start = dynamics.initial(B)
-    one, other = (dynamics.imagine(start, inputs.actions).stochastic for _ in range(2))
-    assert not torch.equal(one, other)
 
 
 @pytest.mark.parametrize("changes", KINDS)
@@ -349,14 +220,6 @@ def test_observing_is_the_plain_loop(changes: dict[str, object]) -> None:
         assert agree(rollout.states.feature[:, t], torch.cat([layers[-1], z], -1))
 
 
-def test_imagining_nothing_gives_no_states() -> None:
-    """A horizon of zero is an empty sequence of the usual shape."""
-    dynamics = make(gru_layers=2)
-    imagined = dynamics.imagine(dynamics.initial(B), torch.zeros(B, 0, A))
-    assert imagined.deterministic.shape == (B, 0, 2, D)
-    assert imagined.feature.shape == (B, 0, D + S)
-
-
 def test_the_same_seed_gives_the_same_states() -> None:
     """All randomness comes from torch's global generator."""
     dynamics, inputs = make_with_inputs()
@@ -376,21 +239,3 @@ def test_a_deviation_never_falls_below_its_minimum(kind: str) -> None:
     posterior = Inputs(dynamics).observe(dynamics).posterior
     assert isinstance(posterior, Gaussian)
     assert posterior.std.min() >= 0.3
-
-
-@pytest.mark.parametrize("changes", KINDS)
-def test_imagining_with_a_policy_equals_imagining_its_actions(changes: dict[str, object]) -> None:
-    """A policy sees the feature of the state it acts in, and its actions lead where the same actions given lead."""
-    dynamics, inputs = make_with_inputs(**changes)
-    start = inputs.observe(dynamics).states.map(lambda part: part[:, -1])
-    seen: list[Tensor] = []
-
-    def policy(feature: Tensor) -> Tensor:
-        seen.append(feature)
-        return torch.tanh(feature[:, :A])
-
-    states, actions = dynamics.imagine_with(start, policy, T, inputs.noise)
-    assert actions.shape == (B, T, A)
-    assert same(states, dynamics.imagine(start, actions, noise=inputs.noise))
-    assert torch.equal(seen[0], start.feature)
-    assert torch.equal(torch.stack(seen[1:], 1), states.feature[:, :-1])
