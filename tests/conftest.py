@@ -61,7 +61,7 @@ def local_ray() -> Iterator[None]:
     import ray
 
     from dreamfleet.actors.environments.rendering import prepare_library
-    from dreamfleet.deploy.workers.local_ray import start_local_ray
+    from dreamfleet.deploy.workers.ray_session import start_local_ray
 
     prepare_library()  # once for all workers, which inherit it
     start_local_ray(

@@ -55,7 +55,7 @@ class ActorSide:
     def lost(self, slot: WorkerSlot) -> int:
         """Have the replay refuse what a lost actor may still send; return how many of its steps are stored."""
         self._ready.pop(slot.number, None)
-        return self._state.pool.retire(slot.number, slot.incarnation)
+        return self._state.pool.replay.retire(slot.number, slot.incarnation)
 
     def is_fatal(self, cause: BaseException) -> bool:
         """Whether a failure ends the run, because every other actor would fail the same way.

@@ -205,7 +205,7 @@ class Fleet:
         """Ask the replay for its counters."""
         self._stored_more = False
         self._recount_due = self._clock() + self.state.pool.counters_every_s
-        counters = self.state.pool.counters()
+        counters = self.state.pool.replay.counters()
         self.state.ledger.count(counters)
         self._next_incarnation = max(self._next_incarnation, counters.next_incarnation)
 

@@ -66,7 +66,7 @@ class LearnerSide:
 
     def _check_starts(self) -> None:
         state, ledger = self._state, self._state.ledger
-        shortage = state.pool.shortage()
+        shortage = state.pool.replay.shortage()
         environments = state.config.environments * max(1, len(state.roster.actors))
         share = min(1.0, ledger.env_steps / ledger.ratio.env_steps)
         cause = shortage.cause(share, environments, ledger.env_steps - ledger.steps_before)
@@ -78,7 +78,7 @@ class LearnerSide:
 
     def _check_size(self) -> None:
         ledger = self._state.ledger
-        stored = int(self._state.pool.replay_stats().get("steps", ledger.env_steps))
+        stored = int(self._state.pool.replay.stats().get("steps", ledger.env_steps))
         if stored < ledger.ratio.replayed_per_update:
             raise RunFailedError(
                 f"the replay keeps {stored} of the {ledger.env_steps} steps collected, fewer than an update replays "
@@ -128,7 +128,7 @@ class LearnerSide:
 
     def save(self) -> None:
         """Have a checkpoint written, once the experience it was trained on is on disk."""
-        self._state.pool.sync_replay()
+        self._state.pool.replay.sync()
         self._give(self._learner, "save", {"env_steps": self._state.ledger.env_steps}, then=self._take_saved)
 
     def save_what_was_learnt(self) -> None:

@@ -96,7 +96,7 @@ class Roster:
             return []
         now = self._clock()
         waiting = {slot.worker: slot for slot in self if slot.worker and slot.waits_for_place}
-        for worker in self._pool.placed(list(waiting)) if waiting else []:
+        for worker in self._pool.running(list(waiting)) if waiting else []:
             waiting[worker].started(now)
         return [slot for slot in self if slot.worker and slot.is_late(now)]
 

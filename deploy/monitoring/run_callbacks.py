@@ -170,11 +170,11 @@ class RunCallbacks(Callbacks):
     def write_row(self, fleet: FleetState) -> None:
         """Write the means since the last row, and the figures of fleet and replay."""
         assert self.progress
-        _log_records(fleet.pool.replay_log_records())
+        _log_records(fleet.pool.replay.log_records())
         row = {name: sum(values) / len(values) for name, values in self._sums.items()}
         row["episode/count"] = len(self._sums["episode/return"])
         self._sums.clear()
-        self.last_replay = fleet.pool.replay_stats()
+        self.last_replay = fleet.pool.replay.stats()
         row |= {f"replay/{name}": value for name, value in self.last_replay.items()}
         self._metrics.scalars(row | self.progress.scalars(), fleet.ledger.env_steps, fleet.ledger.updates)
 

@@ -18,7 +18,6 @@ from dreamfleet.actors.evaluator import EvaluationReport, EvaluationStoppedError
 from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.experience.steps import StepFormat
-from dreamfleet.common.process_log import LogRecord
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.common.stop_sign import NeverStop, StopSign
 from dreamfleet.common.torch_state import own_torch_state
@@ -26,7 +25,7 @@ from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.workers.pool import Worker, WorkerFailedError
 from dreamfleet.learner.hardware import torch_threads
 from dreamfleet.learner.learner import Learner
-from dreamfleet.replay.interface import Counters, DirectChunkWriter, Shard, Shortage
+from dreamfleet.replay.interface import DirectChunkWriter, Shard
 from dreamfleet.replay.sharded import shard_of
 from dreamfleet.replay.shards import open_shards
 
@@ -129,7 +128,7 @@ class InlinePool:
         self._run = run
         self._process = ExitStack()
         experience, read_only = run.experience(settings)
-        self._replay = open_shards(experience, StepFormat(spaces), settings.replay, settings.learner.sequence_length,
+        self.replay = open_shards(experience, StepFormat(spaces), settings.replay, settings.learner.sequence_length,
                                    settings.seed, read_only, LOCK_WAIT_S)  # fmt: skip
         self._process.enter_context(process_kept())
         self._actors: dict[Worker, InlineActor] = {}
@@ -148,7 +147,7 @@ class InlinePool:
     def start_learner(self) -> Worker:
         """Make the learner."""
         with own_torch_state():
-            self._learner = Learner(self._settings, self._spaces, self._replay, self._run.path, prefetch=False,
+            self._learner = Learner(self._settings, self._spaces, self.replay, self._run.path, prefetch=False,
                                     set_to=self._threads)  # fmt: skip
         return Worker("learner", self._learner)
 
@@ -183,7 +182,7 @@ class InlinePool:
                 return [future]
         return []
 
-    def placed(self, workers: Sequence[Worker]) -> list[Worker]:
+    def running(self, workers: Sequence[Worker]) -> list[Worker]:
         """Return none: greetings are answered here when their turn comes."""
         del workers
         return []
@@ -207,35 +206,11 @@ class InlinePool:
         """Return the weights themselves."""
         return flat
 
-    def retire(self, actor: int, incarnation: int) -> int:
-        """Have the replay store nothing more of a life that is over; return how many of its steps are stored."""
-        return self._replay.retire(actor, incarnation)
-
-    def counters(self) -> Counters:
-        """Ask the replay for its counters."""
-        return self._replay.counters()
-
-    def replay_stats(self) -> dict[str, float]:
-        """Ask the replay for its figures."""
-        return self._replay.stats()
-
-    def shortage(self) -> Shortage:
-        """Ask the replay what it holds, where no training sequence can be cut from it."""
-        return self._replay.shortage()
-
-    def replay_log_records(self) -> list[LogRecord]:
-        """Return nothing: the replay logs to this process's log."""
-        return self._replay.log_records()
-
-    def sync_replay(self) -> None:
-        """Have the replay write all it holds through to the disk."""
-        self._replay.sync()
-
     def close(self) -> None:
         """Close environments and replay, and leave the process as it was found."""
         for worker in list(self._actors):
             self.stop(worker)
-        self._replay.close()
+        self.replay.close()
         self._process.close()
         torch.set_num_threads(self._threads.number)
 
@@ -252,7 +227,7 @@ class InlinePool:
     def _actor(self, worker: Worker) -> InlineActor:
         if worker not in self._actors:
             actor, incarnation = worker.target
-            shard = self._replay.shards[shard_of(actor, self._replay.alive)]
+            shard = self.replay.shards[shard_of(actor, self.replay.alive)]
             self._actors[worker] = InlineActor(self._settings, actor, incarnation, shard, self._stop)
             self._stop.hold()  # an environment may have put the signals aside as it was made
         return self._actors[worker]

@@ -1,4 +1,4 @@
-"""Where actors, learner and replay live: the fleet loop gives them orders through this, with Ray or without."""
+"""The pool of workers: the fleet loop gives actors and learner their orders through it, with Ray or inline."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dreamfleet.common.process_log import LogRecord
-from dreamfleet.replay.interface import Counters, Shortage
+from dreamfleet.replay.interface import ExperienceReplay
 
 
 class WorkerLostError(Exception):
-    """A worker's process died, hangs or cannot be reached: what it was doing is lost, a new one may do better."""
+    """A worker's process died, hangs or cannot be reached: what it was doing is lost; a new one may do better."""
 
 
 class WorkerFailedError(Exception):
@@ -32,25 +31,30 @@ class WorkerFailedError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Worker:
-    """A started worker: its name for the log, and what stands for it in its pool."""
+    """A started worker: its name for the log, and its pool's handle of it."""
 
     name: str
     target: Any
 
 
 class Pool(Protocol):
-    """Starts workers, gives them orders and brings back their answers. Orders of one worker are done in turn.
+    """Starts workers, gives them orders and brings back the answers. A worker carries out its orders one by one.
 
-    Every actor understands the order "greet", which it answers once it has a place, before it is given others.
+    Actors and the evaluator answer the order "greet" as soon as their process runs, with the name of their node.
     """
 
     counters_every_s: float
-    """How old the replay's counters may be: asking costs a call, which a thousand actors would ask for at each turn."""
+    """How old the replay's counters may be: a thousand actors would have them asked for every turn, at a call each."""
     workers_can_hang: bool
-    """False where orders are carried out by turns in this process: an old order is then no sign of a fault."""
+    """False where this process carries out all orders in turn: an old order is then no sign of a fault."""
+
+    @property
+    def replay(self) -> ExperienceReplay:
+        """Where actors store, and the learner samples."""
+        ...
 
     def start_actor(self, actor: int, incarnation: int) -> Worker:
-        """Start the actor with this number in its next life."""
+        """Start the actor with this number in a new incarnation."""
         ...
 
     def start_evaluator(self) -> Worker:
@@ -66,19 +70,19 @@ class Pool(Protocol):
         ...
 
     def finish_early(self, worker: Worker) -> None:
-        """Have the learner end its train orders after the update it is at."""
+        """Have the learner end its train orders after the update being made."""
         ...
 
     def give(self, worker: Worker, method: str, *arguments: Any) -> Any:
-        """Give an order and return its future."""
+        """Have a worker carry out a method; return the order's future."""
         ...
 
     def wait(self, timeout_s: float) -> list[Any]:
-        """Return the futures of all orders that were done since the last call, after at most `timeout_s`."""
+        """Return the futures of all orders completed since the last call, after at most `timeout_s`."""
         ...
 
     def result(self, future: Any) -> Any:
-        """Return what a done order brought.
+        """Return the answer to a completed order.
 
         Raises:
             WorkerLostError: if the worker is gone.
@@ -86,47 +90,23 @@ class Pool(Protocol):
         """
         ...
 
-    def placed(self, workers: Sequence[Worker]) -> list[Worker]:
-        """Return those of these workers that are known to have their place: nothing but a fault keeps them silent.
+    def running(self, workers: Sequence[Worker]) -> list[Worker]:
+        """Return those of these workers whose process is known to run: only a fault keeps them silent.
 
         A pool whose workers cannot hang may return none.
         """
         ...
 
     def room(self) -> int:
-        """Return how many actors there is room for in all, those that have their place included."""
+        """Return how many actors there is room for in all, including those that run."""
         ...
 
     def ask_for_room(self, actors: int) -> None:
-        """Ask for room for so many actors in all, where room can grow; 0 takes back what was asked for."""
+        """Ask for room for this many actors in all, where room can grow; 0 takes back what was asked for."""
         ...
 
     def publish(self, flat: np.ndarray) -> Any:
-        """Return what stands for flat weights in orders to actors."""
-        ...
-
-    def retire(self, actor: int, incarnation: int) -> int:
-        """Have the replay store nothing more of a life that is over; return how many of its steps are stored."""
-        ...
-
-    def counters(self) -> Counters:
-        """Ask the replay for its counters."""
-        ...
-
-    def replay_stats(self) -> dict[str, float]:
-        """Ask the replay for its figures."""
-        ...
-
-    def shortage(self) -> Shortage:
-        """Ask the replay what it holds, where no training sequence can be cut from it."""
-        ...
-
-    def replay_log_records(self) -> list[LogRecord]:
-        """Return what the replay logged since the last call, if it runs in another process."""
-        ...
-
-    def sync_replay(self) -> None:
-        """Have the replay write all it holds through to the disk."""
+        """Return the handle of flat weights for orders to actors."""
         ...
 
     def close(self) -> None:

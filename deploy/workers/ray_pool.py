@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import signal
 from collections.abc import Sequence
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray._private import state as ray_state
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError, RayTaskError
 
@@ -22,15 +20,14 @@ from dreamfleet.actors.environments.user_objects import SentCode
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.experience.steps import StepFormat
-from dreamfleet.common.process_log import LogRecord
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.run_directory import RunDirectory
-from dreamfleet.deploy.workers.local_ray import start_local_ray
 from dreamfleet.deploy.workers.placement import Placement
 from dreamfleet.deploy.workers.pool import Worker, WorkerFailedError, WorkerLostError
+from dreamfleet.deploy.workers.ray_internals import started_actors
+from dreamfleet.deploy.workers.ray_session import start_ray
 from dreamfleet.learner.hardware import torch_threads
 from dreamfleet.learner.process import LearnerProcess
-from dreamfleet.replay.interface import Counters, Shortage
 from dreamfleet.replay.ray_replay import RayReplay, start_replay_servers
 from dreamfleet.replay.sharded import ShardedReplay, shard_of
 from dreamfleet.replay.shards import plan_shards
@@ -72,7 +69,7 @@ class RayPool:
         self._is_local = address is None
         self._done: SimpleQueue[Future[Any]] = SimpleQueue()
         self._actors: list[Worker] = []
-        _start_ray(settings, address)
+        start_ray(settings, address)
         try:
             self._begin()
         except BaseException:
@@ -101,7 +98,7 @@ class RayPool:
         clients = [
             RayReplay(server, directory=plan.directory) for server, plan in zip(self._servers, plans, strict=True)
         ]
-        self._replay = ShardedReplay(clients, settings.seed)
+        self.replay = ShardedReplay(clients, settings.seed)
         self._take_back_request()
         for sentence in self._decisions():
             log.info("cluster: %s", sentence)
@@ -134,7 +131,7 @@ class RayPool:
         """Start an actor process; it sees no GPU and uses one thread."""
         quiet = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         options = self._placement.actor_options() | {"max_restarts": 0, "runtime_env": {"env_vars": quiet}}
-        server = self._servers[shard_of(actor, self._replay.alive)]
+        server = self._servers[shard_of(actor, self.replay.alive)]
         actor_class: Any = ActorProcess
         target = actor_class.options(**options).remote(self._settings, actor, incarnation, server, self._sent_code)
         self._actors.append(Worker(f"actor {actor}", target))
@@ -214,16 +211,10 @@ class RayPool:
                 raise WorkerFailedError(cause, _plain(error)) from None
             raise WorkerLostError(str(error).strip().splitlines()[0]) from None
 
-    def placed(self, workers: Sequence[Worker]) -> list[Worker]:
-        """Return those of these workers whose process has started: Ray found a node for them.
-
-        Of what Ray offers this alone tells them from those that wait for room: the public state API wants a dashboard,
-        and a placement group for each actor would not spread them. By Ray's own words its function is for debugging
-        only; it was tried with Ray 2.60. An actor that Ray put elsewhere with its old number would count as placed.
-        """
-        job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
-        known = ray_state.actors(job_id=job)  # one question, however many wait
-        return [worker for worker in workers if known.get(worker.target._actor_id.hex(), {}).get("Pid")]
+    def running(self, workers: Sequence[Worker]) -> list[Worker]:
+        """Return those of these workers whose process has started: Ray found a node for them."""
+        running = started_actors()
+        return [worker for worker in workers if worker.target._actor_id.hex() in running]
 
     def room(self) -> int:
         """Return how many actors the cluster holds now."""
@@ -238,36 +229,12 @@ class RayPool:
         self._published = ray.put(flat)
         return self._published
 
-    def retire(self, actor: int, incarnation: int) -> int:
-        """Have the replay store nothing more of a life that is over; return how many of its steps are stored."""
-        return self._replay.retire(actor, incarnation)
-
-    def counters(self) -> Counters:
-        """Ask the replay for its counters."""
-        return self._replay.counters()
-
-    def replay_stats(self) -> dict[str, float]:
-        """Ask the replay for its figures."""
-        return dict(self._replay.stats())
-
-    def shortage(self) -> Shortage:
-        """Ask the replay what it holds, where no training sequence can be cut from it."""
-        return self._replay.shortage()
-
-    def replay_log_records(self) -> list[LogRecord]:
-        """Return what the replay logged since the last call."""
-        return self._replay.log_records()
-
-    def sync_replay(self) -> None:
-        """Have the replay write all it holds through to the disk."""
-        self._replay.sync()
-
     def close(self) -> None:
         """Close the replay and leave Ray, which ends all that this process started."""
         try:
             self._close_environments()
             self._take_back_request()
-            self._replay.close()
+            self.replay.close()
         except RunFailedError as error:
             log.warning("the replay was not closed in order, what it acknowledged is on disk: %s", error)
         finally:
@@ -275,42 +242,10 @@ class RayPool:
 
     def _close_environments(self) -> None:
         """Let actors close their environments, but not for ever; one that is busy or gone is left to Ray."""
-        placed = self.placed(self._actors)
+        placed = self.running(self._actors)
         if placed:
             ray.wait([worker.target.close.remote() for worker in placed], num_returns=len(placed),
                      timeout=CLOSE_TIMEOUT_S)  # fmt: skip
-
-
-def _start_ray(settings: Settings, address: str | None) -> None:
-    """Start Ray on this machine with a logical CPU for each process, or join the cluster at `address`."""
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    try:
-        if address:
-            ray.init(address=address, logging_level=logging.ERROR)
-        else:
-            # One logical CPU for each actor and the learner: the system's scheduler shares out the real ones.
-            count = settings.actors.count
-            actors = max(1, (os.cpu_count() or 1) - 1) if count == "auto" else count
-            start_local_ray(actors + 1, logging_level=logging.ERROR)
-    except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
-        if address:
-            raise UserError(f"flag --address: {_why_not_joined(address, error)}") from None
-        raise RunFailedError(f"Ray did not start: {error}") from error
-    finally:
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there, which leaves without a checkpoint
-
-
-def _why_not_joined(address: str, error: BaseException) -> str:
-    """Return in words why a cluster could not be joined."""
-    chain: BaseException | None = error
-    while chain is not None:
-        if "uthenticat" in f"{type(chain).__name__} {chain}":
-            return (
-                f"the cluster at '{address}' asks for its token: put it into ~/.ray/auth_token (mode 600), as `ray up` "
-                "does on its nodes."
-            )
-        chain = chain.__cause__ or chain.__context__
-    return f"no Ray cluster answers at '{address}': {error}"
 
 
 def _plain(error: BaseException) -> str:

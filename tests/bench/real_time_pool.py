@@ -102,7 +102,12 @@ class RealTimePool:
             self._answered[future.worker].append(future.due)
         return future.answer
 
-    def placed(self, workers: list[Worker]) -> list[Worker]:
+    @property
+    def replay(self) -> Any:
+        """The pool counts what its actors store."""
+        return self
+
+    def running(self, workers: list[Worker]) -> list[Worker]:
         """All have their place."""
         return workers
 
@@ -117,15 +122,15 @@ class RealTimePool:
         """Return what is stored."""
         return Counters(self._steps, self._steps, 0)
 
-    def replay_stats(self) -> dict[str, float]:
+    def stats(self) -> dict[str, float]:
         """Return nothing."""
         return {}
 
-    def replay_log_records(self) -> list[tuple[int, str]]:
+    def log_records(self) -> list[tuple[int, str]]:
         """Return nothing."""
         return []
 
-    def sync_replay(self) -> None:
+    def sync(self) -> None:
         """There is nothing to sync."""
 
     def close(self) -> None:

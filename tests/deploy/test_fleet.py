@@ -42,7 +42,7 @@ class RatioCallbacks(Callbacks):
 
     def on_turn(self, fleet: FleetState) -> None:
         self.turns += 1
-        assert fleet.ledger.updates <= fleet.ledger.ratio.updates_allowed(fleet.pool.counters().total_steps)
+        assert fleet.ledger.updates <= fleet.ledger.ratio.updates_allowed(fleet.pool.replay.counters().total_steps)
         queue = 2 * fleet.config.updates_per_order
         per_step = fleet.ledger.ratio.ratio / fleet.ledger.ratio.replayed_per_update
         if self.begun and fleet.ledger.env_steps > fleet.ledger.ratio.prefill + self.in_flight:

@@ -12,7 +12,8 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError
 
 from dreamfleet.deploy.workers.address import use_token
 from dreamfleet.deploy.workers.pool import WorkerLostError
-from dreamfleet.deploy.workers.ray_pool import RayPool, _why_not_joined
+from dreamfleet.deploy.workers.ray_pool import RayPool
+from dreamfleet.deploy.workers.ray_session import _why_not_joined
 
 VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import ray
 
-from dreamfleet.deploy.workers.local_ray import START_TRIALS, start_local_ray
+from dreamfleet.deploy.workers.ray_session import START_TRIALS, start_local_ray
 
 
 @pytest.fixture

@@ -30,10 +30,10 @@ def test_a_silent_worker_in_its_place_is_told_from_one_that_waits_for_room(local
     pool = object.__new__(RayPool)
     try:
         deadline = time.monotonic() + PATIENCE_S
-        while not (found := pool.placed([placed, waiting])) and time.monotonic() < deadline:
+        while not (found := pool.running([placed, waiting])) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert found == [placed]
-        assert pool.placed([waiting]) == []
+        assert pool.running([waiting]) == []
     finally:
         for worker in (placed, waiting):
             ray.kill(worker.target)
@@ -48,4 +48,4 @@ def test_ray_that_is_not_up_in_time_is_one_sentence(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray, "init", be_late)
     with pytest.raises(RunFailedError, match="Ray did not start: The current node timed out during startup"):
-        ray_pool._start_ray(Settings(), None)
+        ray_pool.start_ray(Settings(), None)

@@ -89,7 +89,7 @@ def test_training_goes_on_without_a_shard_that_is_lost(
     try:
         with caplog.at_level(logging.WARNING, "dreamfleet"):
             loop.run()
-        assert pool.counters().total_steps == fleet.ledger.env_steps == fleet.ledger.ratio.env_steps
+        assert pool.replay.counters().total_steps == fleet.ledger.env_steps == fleet.ledger.ratio.env_steps
     finally:
         pool.close()
     assert fleet.ledger.updates == fleet.ledger.ratio.updates

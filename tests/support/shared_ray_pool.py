@@ -73,7 +73,7 @@ class SharedRayPool(ray_pool.RayPool):
 
 def share_ray(monkeypatch: Any) -> None:
     """Let pools use the Ray that is running, leave it running, take none of its CPUs, and train nothing but check."""
-    monkeypatch.setattr(ray_pool, "_start_ray", lambda settings, address: None)
+    monkeypatch.setattr(ray_pool, "start_ray", lambda settings, address: None)
     monkeypatch.setattr(ray_pool.ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray_pool, "ActorProcess", Unscheduled(ray_pool.ActorProcess))
     monkeypatch.setattr(ray_pool, "LearnerProcess", Unscheduled(CheckingLearner))
@@ -118,7 +118,7 @@ class Attendant(Callbacks):
         self.acknowledged[self._pool.lives[slot.worker]] += report.steps
 
     def on_updates(self, fleet: FleetState, report: Any) -> None:
-        assert fleet.ledger.updates <= fleet.ledger.ratio.updates_allowed(self._pool.counters().total_steps), (
+        assert fleet.ledger.updates <= fleet.ledger.ratio.updates_allowed(self._pool.replay.counters().total_steps), (
             "the ratio is exceeded"
         )
 

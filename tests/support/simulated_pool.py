@@ -88,6 +88,10 @@ class SimulatedPool:
         self.judged: list[tuple[int, float]] = []
         self.shortages_asked: list[int] = []
 
+    @property
+    def replay(self) -> Any:
+        return self
+
     def clock(self) -> float:
         return self.now
 
@@ -132,7 +136,7 @@ class SimulatedPool:
         self._under_way = [future for future in self._under_way if future.done_at > self.now]
         return done
 
-    def placed(self, workers: list[Worker]) -> list[Worker]:
+    def running(self, workers: list[Worker]) -> list[Worker]:
         return [worker for worker in workers if worker in self._placed]
 
     def room(self) -> int:
@@ -159,17 +163,17 @@ class SimulatedPool:
             next_incarnation,
         )
 
-    def replay_stats(self) -> dict[str, float]:
+    def stats(self) -> dict[str, float]:
         return {"steps": min(self.total_steps, self.kept_steps)}
 
     def shortage(self) -> Shortage:
         self.shortages_asked.append(self.total_steps)
         return self.shortage_at(self.total_steps)
 
-    def replay_log_records(self) -> list[tuple[int, str]]:
+    def log_records(self) -> list[tuple[int, str]]:
         return []
 
-    def sync_replay(self) -> None:
+    def sync(self) -> None:
         self.syncs += 1
 
     def close(self) -> None:

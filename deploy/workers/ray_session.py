@@ -1,0 +1,76 @@
+"""Ray's start on this machine, for this process alone, or its connection to a cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from dreamfleet.common.errors import RunFailedError, UserError
+from dreamfleet.common.settings.schema import Settings
+
+START_TRIALS = 3
+"""Tries to start Ray: on a busy machine its node dies if one of its agents is not up in time."""
+
+log = logging.getLogger("dreamfleet")
+
+
+def start_local_ray(cpus: int, **options: Any) -> None:
+    """Start Ray with this many logical CPUs, and again if it was not up in time.
+
+    Raises:
+        RuntimeError: if it was not up in time at any trial; `ray.init` may raise other errors.
+    """
+    for trial in range(1, START_TRIALS + 1):
+        try:
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
+        except Exception as error:
+            if type(error) is not Exception:  # Ray has no class for a node that is late
+                raise
+            ray.shutdown()
+            if trial == START_TRIALS:
+                raise RuntimeError(f"{error} It was tried {START_TRIALS} times.") from error
+            log.warning("Ray was not up in time on this machine, which is busy, and is started again: %s", error)
+        else:
+            return
+
+
+def start_ray(settings: Settings, address: str | None) -> None:
+    """Start Ray on this machine with a logical CPU for each process, or join the cluster at `address`.
+
+    Raises:
+        RunFailedError: if Ray does not start.
+        UserError: if the cluster cannot be joined.
+    """
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        if address:
+            ray.init(address=address, logging_level=logging.ERROR)
+        else:
+            # One logical CPU for each actor and the learner: the system's scheduler shares out the real ones.
+            count = settings.actors.count
+            actors = max(1, (os.cpu_count() or 1) - 1) if count == "auto" else count
+            start_local_ray(actors + 1, logging_level=logging.ERROR)
+    except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
+        if address:
+            raise UserError(f"flag --address: {_why_not_joined(address, error)}") from None
+        raise RunFailedError(f"Ray did not start: {error}") from error
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there, which leaves without a checkpoint
+
+
+def _why_not_joined(address: str, error: BaseException) -> str:
+    """Return in words why a cluster could not be joined."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if "uthenticat" in f"{type(chain).__name__} {chain}":
+            return (
+                f"the cluster at '{address}' asks for its token: put it into ~/.ray/auth_token (mode 600), as `ray up` "
+                "does on its nodes."
+            )
+        chain = chain.__cause__ or chain.__context__
+    return f"no Ray cluster answers at '{address}': {error}"
