@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dreamfleet.deploy.fleet.callbacks import Callbacks
     from dreamfleet.deploy.run.loaded_run import LoadedRun as load
     from dreamfleet.deploy.run.runs import collect, dream, evaluate, train
-    from dreamfleet.deploy.run.runs import make_settings as settings
+    from dreamfleet.deploy.run.arguments import make_settings as settings
     from dreamfleet.deploy.run.stored_replay import StoredReplay as Replay
 
 _PLACES = {
@@ -27,7 +27,7 @@ _PLACES = {
     "dream": ("deploy.run.runs", "dream"),
     "evaluate": ("deploy.run.runs", "evaluate"),
     "load": ("deploy.run.loaded_run", "LoadedRun"),
-    "settings": ("deploy.run.runs", "make_settings"),
+    "settings": ("deploy.run.arguments", "make_settings"),
     "train": ("deploy.run.runs", "train"),
 }
 

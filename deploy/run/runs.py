@@ -18,18 +18,17 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from dreamfleet.actors.environment_batch import EnvironmentFailedError
 from dreamfleet.actors.evaluator import play_episodes
 from dreamfleet.common.acting.make_policy import make_policy
 from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.errors import UserError
-from dreamfleet.common.settings.resolve import leaves, resolve
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.common.video import write_webm
 from dreamfleet.deploy.fleet.callbacks import Callbacks
@@ -37,6 +36,7 @@ from dreamfleet.deploy.fleet.fleet import Fleet
 from dreamfleet.deploy.fleet.fleet_config import FleetConfig
 from dreamfleet.deploy.fleet.ledger import Ledger
 from dreamfleet.deploy.monitoring.run_callbacks import RunCallbacks
+from dreamfleet.deploy.run.arguments import Environment, directory_of, start_settings
 from dreamfleet.deploy.run.dream_sequences import RecordedDream, dream_of
 from dreamfleet.deploy.run.prepare import RunSpec
 from dreamfleet.deploy.run.prepare_collecting import prepare_collecting, settings_to_collect
@@ -47,9 +47,6 @@ from dreamfleet.deploy.run.summary import summarise_collecting, summarise_traini
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.workers.pool import Pool
 from dreamfleet.learner.checkpoints.restore import load_acting_weights
-
-Environment = str | Callable[..., Any]
-"""An environment's id, or a function or class at the top level of a module, a script or a notebook."""
 
 log = logging.getLogger("dreamfleet")
 
@@ -62,7 +59,7 @@ class RunResult:
         directory: of the run or dataset.
         env_steps: environment steps that it holds or held; `updates` made by its learner.
         metrics: the learner's newest, by name.
-        stopped: why it ended before its goal: a signal's name, or what a callback said; empty if it did not.
+        stopped: why it ended early: a signal's name, or what a callback said; empty if it did not.
         exit_code: 0, or 130 after Ctrl-C and 143 after SIGTERM.
     """
 
@@ -76,13 +73,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Episodes that were played with a run's policy.
-
-    Attributes:
-        updates: of the checkpoint that acted; None for chance.
-        cut_short: episodes that were ended by `max_steps`.
-        directory: with results.json and the videos.
-    """
+    """Episodes played with a run's policy; `cut_short` of them ended by `max_steps`; `updates` is None for chance."""
 
     policy: str
     updates: int | None
@@ -93,20 +84,6 @@ class EvaluationResult:
     mean: float
     std: float
     directory: Path
-
-
-def make_settings(*presets: str, **sections: Any) -> Settings:
-    """Return settings: the presets, each over the one before it, and values over these.
-
-    Args:
-        presets: names of built-in presets, or paths of YAML files.
-        sections: values by section, such as `train={"env_steps": 4000}, seed=1`.
-
-    Raises:
-        UserError: if a preset or a setting does not exist, or a value does not fit.
-    """
-    flags = [(path, yaml.safe_dump(value, default_flow_style=True)) for path, value in leaves(sections)]
-    return resolve(presets, flags)
 
 
 def train(
@@ -132,8 +109,8 @@ def train(
         UserError: if the settings, the environment, the dataset or the directory are at fault.
         RunFailedError: if the run cannot go on, with the cause; what it has is kept.
     """
-    run = _directory(directory, environment or "train")
-    spec = prepare_training(run, _settings(settings, environment, run), inline, address)
+    run = directory_of(directory, environment or "train")
+    spec = prepare_training(run, start_settings(settings, environment, run), inline, address)
     run.create()
     return _run(spec, callbacks, inline, address)
 
@@ -162,9 +139,9 @@ def collect(
         UserError: if the settings, the environment, the policy or the directory are at fault.
         RunFailedError: if no actor can go on, with the cause; what was collected is kept.
     """
-    run = _directory(directory, environment or "collect")
+    run = directory_of(directory, environment or "collect")
     acting = RunDirectory(Path(policy)).existing("--policy") if policy else None
-    settings = _settings(settings or settings_to_collect([], [], run, acting), environment, run)
+    settings = start_settings(settings or settings_to_collect([], [], run, acting), environment, run)
     spec = prepare_collecting(run, settings, steps, acting, checkpoint, inline, address)
     return _run(spec, callbacks, inline, address)
 
@@ -182,9 +159,8 @@ def _run(spec: RunSpec, callbacks: Sequence[Callbacks], inline: bool, address: s
         ):
             session.has_workers = True
             # The settings are written once the checkpoint is found to fit them.
-            written = RunCallbacks(
-                settings, writer, session.console, session.state, lambda: run.write(settings, spec.spaces)
-            )
+            write = partial(run.write, settings, spec.spaces)
+            written = RunCallbacks(settings, writer, session.console, session.state, write)
             weights = PublishedWeights(spec.weights[0], pool.publish(spec.weights[1])) if spec.weights else None
             fleet = Fleet(
                 pool,
@@ -264,7 +240,7 @@ def evaluate(
         UserError: if there is no checkpoint, it does not fit the run's settings, or the environment fails.
     """
     run = RunDirectory(Path(directory)).existing()
-    settings = _settings(run.settings(), environment, run)
+    settings = start_settings(run.settings(), environment, run)
     kind = settings.behaviour.kind
     weights = None if kind == "random" else load_acting_weights(run.checkpoints, settings, checkpoint)
     of = f" of update {weights[0]}, without exploring" if weights else ""
@@ -321,32 +297,3 @@ def dream(
         UserError: if the run has no checkpoint, or holds no sequence that is longer than the context.
     """
     return dream_of(RunDirectory(Path(directory)).existing(), sequences, context, horizon)
-
-
-def environment_id(environment: Environment) -> str:
-    """Return the id of an environment, `module:name` for a function or class.
-
-    Raises:
-        UserError: if it cannot be found by a name.
-    """
-    if isinstance(environment, str):
-        return environment
-    name = getattr(environment, "__qualname__", "")
-    if not name or "<" in name:
-        raise UserError(
-            f"environment {environment!r} has no name by which actors find it: give an id, or a function or class "
-            "that is defined at the top level of a module, a script or a notebook."
-        )
-    return f"{environment.__module__}:{name}"
-
-
-def _directory(directory: str | Path | None, label: Environment) -> RunDirectory:
-    return RunDirectory.new(environment_id(label)) if directory is None else RunDirectory(Path(directory))
-
-
-def _settings(settings: Settings | None, environment: Environment | None, run: RunDirectory) -> Settings:
-    if settings is None:
-        settings = run.settings() if run.config_file.exists() else Settings()
-    if environment is None:
-        return settings
-    return settings.model_copy(update={"env": settings.env.model_copy(update={"id": environment_id(environment)})})

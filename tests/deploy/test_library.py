@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ import torch
 
 import dreamfleet as df
 from dreamfleet.common.errors import UserError
+from dreamfleet.common.settings.schema import Settings
+from dreamfleet.deploy.run.arguments import environment_id, make_settings
 from dreamfleet.deploy.run.loaded_run import LoadedRun
-from dreamfleet.deploy.run.runs import environment_id, make_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -162,3 +165,27 @@ def test_the_package_offers_what_it_says() -> None:
         assert callable(getattr(df, name))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         df.nothing  # noqa: B018
+
+
+def test_the_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they are written, but inline, with a smaller model and fewer steps; the callback ends the run."""
+    monkeypatch.chdir(tmp_path)
+    small = {"learner": {"batch_size": 4, "sequence_length": 8, "device": "cpu"}, "train": {"env_steps": 10_000}}
+    small["train"] |= {"prefill": 100, "ratio": 0.5}
+    small["records"] = {"evaluate_every": 150, "evaluation_episodes": 1, "picture_context": 3, "picture_steps": 8}
+
+    def small_settings(preset: str, **sections: Any) -> Settings:
+        assert make_settings(preset, **sections).train.env_steps == 8000
+        return make_settings("dreamer_v3", "debug", env={"id": "CartPole-v1"}, **small)
+
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    script = "\n".join([code[1].replace(">= 475", ">= 0"), code[0]])  # the callback first
+    script = script.replace("class Stop", "import dreamfleet as df\n\nclass Stop")
+    script = script.replace(
+        'directory="runs/cartpole"', 'directory="runs/cartpole", callbacks=[StopWhenGood()], inline=True'
+    )
+    monkeypatch.setattr(df, "settings", small_settings, raising=False)
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(script, "README.md", "exec"), names)  # noqa: S102 (our own README)
+    assert names["result"].stopped == "every episode of an evaluation reached 475"
+    assert names["ended"]
