@@ -72,8 +72,8 @@ def test_an_index_shows_no_link_that_leads_nowhere() -> None:
     """A relative link becomes text that names the file; the whole of it is still there."""
     shown = on_an_index((ROOT / "README.md").read_text())
     assert list(relative_links(shown)) == []
-    assert "truth, dream and error of one held-out sequence, `docs/results/quickstart-dream.png`" in shown
-    assert "See `docs/presets.md`, and `docs/suites.md` for" in shown
+    assert re.search(r"\w, `docs/results/quickstart-dream.png`", shown), "a picture becomes its words and its file"
+    assert "`docs/presets.md`" in shown
     assert "[Ray](https://www.ray.io)" in shown
 
 
@@ -83,7 +83,7 @@ def test_where_files_are_public_one_setting_makes_links_of_them(monkeypatch: pyt
     readme = (ROOT / "README.md").read_text()
     shown = on_an_index(readme)
     assert shown.count("](https://host.example/raw/") == len(list(relative_links(readme))) > 5
-    assert "![truth, dream and error of one held-out sequence](https://host.example/raw/docs/results/" in shown
+    assert re.search(r"!\[.*\]\(https://host.example/raw/docs/results/quickstart-dream.png\)", shown)
 
 
 def test_the_metadata_says_what_it_is() -> None:

@@ -12,12 +12,11 @@ The command line reads arguments and calls these functions; so does a script or 
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from dreamfleet.common.acting.make_policy import make_policy
 from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.common.video import write_webm
 from dreamfleet.deploy.fleet.callbacks import Callbacks
 from dreamfleet.deploy.fleet.fleet import Fleet
 from dreamfleet.deploy.fleet.fleet_config import FleetConfig
@@ -38,6 +36,7 @@ from dreamfleet.deploy.fleet.ledger import Ledger
 from dreamfleet.deploy.monitoring.run_callbacks import RunCallbacks
 from dreamfleet.deploy.run.arguments import Environment, directory_of, start_settings
 from dreamfleet.deploy.run.dream_sequences import RecordedDream, dream_of
+from dreamfleet.deploy.run.evaluation import EvaluationResult, write_evaluation
 from dreamfleet.deploy.run.prepare import RunSpec
 from dreamfleet.deploy.run.prepare_collecting import prepare_collecting, settings_to_collect
 from dreamfleet.deploy.run.prepare_training import prepare_training
@@ -69,21 +68,6 @@ class RunResult:
     metrics: Mapping[str, float]
     stopped: str = ""
     exit_code: int = 0
-
-
-@dataclass(frozen=True)
-class EvaluationResult:
-    """Episodes played with a run's policy; `cut_short` of them ended by `max_steps`; `updates` is None for chance."""
-
-    policy: str
-    updates: int | None
-    seed: int
-    returns: list[float]
-    lengths: list[int]
-    cut_short: int
-    mean: float
-    std: float
-    directory: Path
 
 
 def train(
@@ -265,21 +249,18 @@ def evaluate(
         )
     except EnvironmentFailedError as error:
         raise UserError(f"{error}.") from error
-    returns = [episode.total_reward for episode in found.episodes]
-    lengths = [episode.length for episode in found.episodes]
-    folder = run.path / "eval"
-    mean, std = float(np.mean(returns)), float(np.std(returns))
-    updates = weights[0] if weights else None
-    result = EvaluationResult(kind, updates, seed, returns, lengths, found.cut_short, mean, std, folder)
-    folder.mkdir(exist_ok=True)
-    written = {name: value for name, value in asdict(result).items() if name != "directory"}
-    (folder / "results.json").write_text(json.dumps(written, indent=1))
-    for number, frames in enumerate(found.videos):
-        write_webm(folder / f"episode-{number}.webm", frames, found.fps)
-    say(f"return {mean:.2f} ± {std:.2f} over {episodes} episodes, mean length {np.mean(lengths):.1f}")
-    if videos and not found.videos:
-        say("no video: the environment renders no frames and shows no pictures")
-    say(f"written to {folder}")
+    result = EvaluationResult(
+        kind,
+        updates=weights[0] if weights else None,
+        seed=seed,
+        returns=[episode.total_reward for episode in found.episodes],
+        lengths=[episode.length for episode in found.episodes],
+        cut_short=found.cut_short,
+        mean=float(np.mean([episode.total_reward for episode in found.episodes])),
+        std=float(np.std([episode.total_reward for episode in found.episodes])),
+        directory=run.path / "eval",
+    )
+    write_evaluation(result, found, videos > 0, say)
     return result
 
 
