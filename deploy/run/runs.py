@@ -229,14 +229,6 @@ def evaluate(
     weights = None if kind == "random" else load_acting_weights(run.checkpoints, settings, checkpoint)
     of = f" of update {weights[0]}, without exploring" if weights else ""
     say(f"playing {episodes} episodes of {settings.env.id} with the policy '{kind}'{of}")
-    played = 0
-
-    def announce(result: Any, is_cut: bool) -> None:
-        nonlocal played
-        note = ", cut there by --max-steps" if is_cut else ""
-        say(f"  episode {played}: return {result.total_reward:.2f}, {result.length} steps{note}")
-        played += 1
-
     try:
         found = play_episodes(
             settings.env,
