@@ -237,7 +237,7 @@ def evaluate(
             seed,
             record=min(videos, episodes),
             max_steps=max_steps,
-            on_episode=announce,
+            on_episode=say_each_episode(say),
         )
     except EnvironmentFailedError as error:
         raise UserError(f"{error}.") from error
