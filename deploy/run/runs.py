@@ -36,7 +36,7 @@ from dreamfleet.deploy.fleet.ledger import Ledger
 from dreamfleet.deploy.monitoring.run_callbacks import RunCallbacks
 from dreamfleet.deploy.run.arguments import Environment, directory_of, start_settings
 from dreamfleet.deploy.run.dream_sequences import RecordedDream, dream_of
-from dreamfleet.deploy.run.evaluation import EvaluationResult, write_evaluation
+from dreamfleet.deploy.run.evaluation import EvaluationResult, say_each_episode, write_evaluation
 from dreamfleet.deploy.run.prepare import RunSpec
 from dreamfleet.deploy.run.prepare_collecting import prepare_collecting, settings_to_collect
 from dreamfleet.deploy.run.prepare_training import prepare_training
