@@ -201,10 +201,9 @@ def _is_locked(directory: Path) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    else:
-        return False
     finally:
         os.close(descriptor)
+    return False
 
 
 def _segment_faults(shard: _Shard) -> list[str]:

@@ -215,7 +215,7 @@ class Damage(NamedTuple):
 
     @property
     def is_at_the_end(self) -> bool:
-        """Whether the file ends with it: this is how a chunk looks that is just being written, or was torn."""
+        """Whether the file ends with it, as with a chunk that is just being written, or was torn."""
         return self.stop > self.offset and self.stop == self.segment.size
 
     def __str__(self) -> str:
