@@ -14,10 +14,8 @@ from torch import Tensor
 from dreamfleet.common.acting.agent_networks import AgentNetworks
 from dreamfleet.common.model.rssm import State
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.learner.behaviour.actor_critic import ActorCritic, BehaviourLosses
-from dreamfleet.learner.behaviour.imagination import imagine
-from dreamfleet.learner.compilation import Compilation, compile_region
-from dreamfleet.learner.hardware import Hardware
+from dreamfleet.learner.behaviour.actor_critic import ActorCritic, BehaviourLosses, imagine
+from dreamfleet.learner.hardware import Compilation, Hardware, compile_region
 from dreamfleet.learner.optimiser import ParameterGroup, clip_adaptively, correct_epsilon, find_parts, make_optimiser
 from dreamfleet.learner.world_model_loss import world_model_loss
 
@@ -41,7 +39,7 @@ class Stopwatch:
 class Update(NamedTuple):
     """An update's metrics, on the device, and the names of those that are not finite: if any, nothing has changed.
 
-    Read the metrics before the next update, which may overwrite them (`learner/compilation.py`).
+    Read the metrics before the next update, which may overwrite them (`learner/hardware.py`).
     """
 
     metrics: dict[str, Tensor]

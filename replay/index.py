@@ -17,9 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dreamfleet.common.experience.chunk import ChunkHeader, ChunkKey
-from dreamfleet.replay.chunk_table import ChunkEntry, ChunkTable
+from dreamfleet.replay.chunk_table import ChunkEntry, ChunkTable, StartRules, ones
 from dreamfleet.replay.segment_log import Location
-from dreamfleet.replay.starts import StartRules, ones
 
 _DICT_ENTRY_BYTES = 72  # two integers outside the dict's own table
 

@@ -14,20 +14,20 @@ __version__ = "0.1.0"
 __all__ = ["Callbacks", "Replay", "collect", "dream", "evaluate", "load", "settings", "train"]
 
 if TYPE_CHECKING:
-    from dreamfleet.deploy.fleet.callbacks import Callbacks
+    from dreamfleet.deploy.fleet.fleet_state import Callbacks
     from dreamfleet.deploy.run.loaded_run import LoadedRun as load
     from dreamfleet.deploy.run.runs import collect, dream, evaluate, train
-    from dreamfleet.deploy.run.arguments import make_settings as settings
-    from dreamfleet.deploy.run.stored_replay import StoredReplay as Replay
+    from dreamfleet.deploy.run.prepare import make_settings as settings
+    from dreamfleet.deploy.run.loaded_run import StoredReplay as Replay
 
 _PLACES = {
-    "Callbacks": ("deploy.fleet.callbacks", "Callbacks"),
-    "Replay": ("deploy.run.stored_replay", "StoredReplay"),
+    "Callbacks": ("deploy.fleet.fleet_state", "Callbacks"),
+    "Replay": ("deploy.run.loaded_run", "StoredReplay"),
     "collect": ("deploy.run.runs", "collect"),
     "dream": ("deploy.run.runs", "dream"),
     "evaluate": ("deploy.run.runs", "evaluate"),
     "load": ("deploy.run.loaded_run", "LoadedRun"),
-    "settings": ("deploy.run.arguments", "make_settings"),
+    "settings": ("deploy.run.prepare", "make_settings"),
     "train": ("deploy.run.runs", "train"),
 }
 

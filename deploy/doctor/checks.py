@@ -7,11 +7,10 @@ from typing import Any, Literal, NamedTuple
 
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import Spaces
-from dreamfleet.common.formatting import format_bytes
+from dreamfleet.common.formatting import counted, format_bytes
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.doctor.facts import MachineFacts
 from dreamfleet.deploy.plan.footprint import Footprint, footprint_of
-from dreamfleet.deploy.plan.table import counted
 
 Level = Literal["ok", "warning", "error"]
 

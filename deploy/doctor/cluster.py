@@ -13,10 +13,10 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from dreamfleet.common.formatting import counted
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.doctor import checks, facts
 from dreamfleet.deploy.doctor.checks import Finding, Section, first_case
-from dreamfleet.deploy.plan.table import counted
 from dreamfleet.deploy.workers.placement import LEARNER_RESOURCE, Node, choose_home, list_nodes, room_for_actors
 
 ANSWER_S = 60.0

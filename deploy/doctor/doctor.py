@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from dreamfleet.common.errors import UserError
+from dreamfleet.common.formatting import ARROW, counted, table
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.doctor import checks
 from dreamfleet.deploy.doctor.checks import Section
 from dreamfleet.deploy.doctor.facts import environment_facts, machine_facts
-from dreamfleet.deploy.plan.table import ARROW, counted, table
 from dreamfleet.deploy.workers.address import check_address
 
 ENVIRONMENT_S = 120.0

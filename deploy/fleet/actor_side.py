@@ -7,9 +7,8 @@ from functools import partial
 from typing import Any
 
 from dreamfleet.common.errors import UserError, WrongHereError
-from dreamfleet.deploy.fleet.callbacks import Callbacks
 from dreamfleet.deploy.fleet.fleet_config import ORDERS_QUEUED
-from dreamfleet.deploy.fleet.fleet_state import FleetState, GiveOrder
+from dreamfleet.deploy.fleet.fleet_state import Callbacks, FleetState, GiveOrder
 from dreamfleet.deploy.fleet.worker_slot import WorkerSlot
 
 

@@ -23,9 +23,8 @@ from typing import Any
 
 from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.deploy.fleet.actor_side import ActorSide
-from dreamfleet.deploy.fleet.callbacks import Callbacks
 from dreamfleet.deploy.fleet.fleet_config import FleetConfig
-from dreamfleet.deploy.fleet.fleet_state import FleetState
+from dreamfleet.deploy.fleet.fleet_state import Callbacks, FleetState
 from dreamfleet.deploy.fleet.learner_side import LearnerSide
 from dreamfleet.deploy.fleet.ledger import Ledger
 from dreamfleet.deploy.fleet.roster import CHECK_EVERY_S, Roster

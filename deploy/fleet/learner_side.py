@@ -8,13 +8,64 @@ from typing import Any
 
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.process_log import LogRecord
-from dreamfleet.deploy.fleet.callbacks import Callbacks
-from dreamfleet.deploy.fleet.evaluation_schedule import EvaluationSchedule
 from dreamfleet.deploy.fleet.fleet_config import ORDERS_QUEUED
-from dreamfleet.deploy.fleet.fleet_state import FleetState, GiveOrder
+from dreamfleet.deploy.fleet.fleet_state import Callbacks, FleetState, GiveOrder
+from dreamfleet.deploy.fleet.ledger import Ledger
 
 _CHECK_AGAIN = 1.25
 """A replay without a training sequence is examined again after it has grown by this factor, if that may help."""
+
+
+class EvaluationSchedule:
+    """Says when an evaluation is due: at regular numbers of environment steps, and once more when training is done.
+
+    Evaluations that fall due while one is under way become one.
+
+    An evaluation counts once its report is there: one that is lost on the way is due again.
+
+    Attributes:
+        awaits_checkpoint: whether a checkpoint is being written that is then to be evaluated.
+
+    Args:
+        every: environment steps between two evaluations; 0 for none.
+    """
+
+    def __init__(self, every: int) -> None:
+        self._every = every
+        self._done = 0
+        self._under_way: int | None = None  # `_done` after the evaluation under way
+        self.awaits_checkpoint = False
+
+    def is_owed(self, ledger: Ledger) -> bool:
+        """Whether one is due or under way."""
+        return self._wanted(ledger) > self._done
+
+    def is_due(self, ledger: Ledger) -> bool:
+        """Whether one should begin now."""
+        return self._under_way is None and self.is_owed(ledger)
+
+    def begin(self, ledger: Ledger) -> None:
+        """Note that a checkpoint is being written for it."""
+        self._under_way = self._wanted(ledger)
+        self.awaits_checkpoint = True
+
+    def end(self) -> None:
+        """Note that its report is there."""
+        assert self._under_way is not None
+        self._done, self._under_way = self._under_way, None
+
+    def lost(self) -> None:
+        """Note that the evaluation under way, if any, is lost: it is due again."""
+        self._under_way = None
+        self.awaits_checkpoint = False
+
+    def skip(self, ledger: Ledger) -> None:
+        """Count those due so far as done by earlier starts of the run."""
+        self._done = self._wanted(ledger)
+
+    def _wanted(self, ledger: Ledger) -> int:
+        """Return how many should be done by now; none of a model that has learnt nothing."""
+        return ledger.env_steps // self._every + ledger.has_all if self._every and ledger.updates else 0
 
 
 class LearnerSide:

@@ -13,12 +13,10 @@ import numpy as np
 
 from dreamfleet.common.process_log import LogRecord, logged_once
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.deploy.fleet.callbacks import Callbacks
-from dreamfleet.deploy.fleet.fleet_state import FleetState
+from dreamfleet.deploy.fleet.fleet_state import Callbacks, FleetState
 from dreamfleet.deploy.fleet.worker_slot import WorkerSlot
-from dreamfleet.deploy.monitoring.console import Console
 from dreamfleet.deploy.monitoring.metrics_writer import MetricsWriter
-from dreamfleet.deploy.monitoring.progress import Progress
+from dreamfleet.deploy.monitoring.progress import Console, Progress
 from dreamfleet.deploy.state import StateWriter
 
 TERMINAL_STATUS_S = 1.0

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import Spaces
-from dreamfleet.common.formatting import format_bytes, format_duration
+from dreamfleet.common.formatting import counted, format_bytes, format_duration, number, table, wrap
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.fleet.ledger import TrainRatio
 from dreamfleet.deploy.plan.footprint import Footprint, footprint_of
 from dreamfleet.deploy.plan.rates import Known, Rates, measure_actor, rates_of_run
-from dreamfleet.deploy.plan.table import counted, number, table, wrap
 from dreamfleet.deploy.plan.traffic import (
     GIGABIT,
     Limit,

@@ -10,10 +10,10 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from dreamfleet.common.formatting import counted, number
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.fleet.ledger import TrainRatio
 from dreamfleet.deploy.plan.footprint import Footprint
-from dreamfleet.deploy.plan.table import counted, number
 
 GIGABIT = 125e6
 """Bytes per second of 1 Gbit/s."""

@@ -7,16 +7,14 @@ from typing import Any
 
 import yaml
 
-from dreamfleet.common.formatting import format_bytes, format_duration
+from dreamfleet.common.formatting import counted, format_bytes, format_duration, number, table, wrap
 from dreamfleet.common.settings.resolve import leaves
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.doctor.facts import usable_cores, usable_memory
 from dreamfleet.deploy.plan.footprint import model_sizes
 from dreamfleet.deploy.plan.rates import measure_actor, measure_updates
-from dreamfleet.deploy.plan.table import counted, number, table, wrap
 from dreamfleet.deploy.plan.traffic import Speeds, Work, forecast
-from dreamfleet.deploy.run.action_warnings import action_warnings
-from dreamfleet.deploy.run.prepare import RunSpec
+from dreamfleet.deploy.run.prepare import RunSpec, action_warnings
 from dreamfleet.deploy.run.prepare_training import prepare_training
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.learner.checkpoints.store import CheckpointStore

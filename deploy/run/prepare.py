@@ -1,21 +1,78 @@
-"""What is checked before a run starts, so that whatever is at fault leaves nothing behind."""
+"""The start of a run: what is given to it, and what is checked first, so that a fault leaves nothing behind."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 
 from dreamfleet.actors.environments.make import probe_environment
 from dreamfleet.common.acting.make_policy import make_policy
 from dreamfleet.common.errors import UserError
-from dreamfleet.common.experience.spaces import Spaces, first_difference
+from dreamfleet.common.experience.spaces import ActionSpec, Spaces, first_difference, is_bounded, reach_of
 from dreamfleet.common.process_log import LogRecord
+from dreamfleet.common.settings.resolve import leaves, resolve
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.fleet.ledger import TrainRatio
-from dreamfleet.deploy.monitoring.console import quiet_log
+from dreamfleet.deploy.monitoring.progress import quiet_log
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.workers.address import check_address
+
+MOST_NUMBERS = 4096
+"""Width of an action, as the networks take it, beyond which there is a warning."""
+_NAMED = 4
+"""Unbounded parts of an action that a warning names."""
+Environment = str | Callable[..., Any]
+"""An environment's id, or a function or class at the top level of a module, a script or a notebook."""
+
+
+def make_settings(*presets: str, **sections: Any) -> Settings:
+    """Return settings: the presets, each over the one before it, and values over these.
+
+    Args:
+        presets: names of built-in presets, or paths of YAML files.
+        sections: values by section, such as `train={"env_steps": 4000}, seed=1`.
+
+    Raises:
+        UserError: if a preset or a setting does not exist, or a value does not fit.
+    """
+    flags = [(path, yaml.safe_dump(value, default_flow_style=True)) for path, value in leaves(sections)]
+    return resolve(presets, flags)
+
+
+def environment_id(environment: Environment) -> str:
+    """Return the id of an environment, `module:name` for a function or class.
+
+    Raises:
+        UserError: if it cannot be found by a name.
+    """
+    if isinstance(environment, str):
+        return environment
+    name = getattr(environment, "__qualname__", "")
+    if not name or "<" in name:
+        raise UserError(
+            f"environment {environment!r} has no name by which actors find it: give an id, or a function or class "
+            "that is defined at the top level of a module, a script or a notebook."
+        )
+    return f"{environment.__module__}:{name}"
+
+
+def directory_of(directory: str | Path | None, label: Environment) -> RunDirectory:
+    """Return the directory, or a new one under runs/ that is named after the label."""
+    return RunDirectory.new(environment_id(label)) if directory is None else RunDirectory(Path(directory))
+
+
+def start_settings(settings: Settings | None, environment: Environment | None, run: RunDirectory) -> Settings:
+    """Return the settings, by default those that a run has, with another environment if one is given."""
+    if settings is None:
+        settings = run.settings() if run.config_file.exists() else Settings()
+    if environment is None:
+        return settings
+    return settings.model_copy(update={"env": settings.env.model_copy(update={"id": environment_id(environment)})})
 
 
 @dataclass(frozen=True)
@@ -81,3 +138,37 @@ def check_same_spaces(run: RunDirectory, spaces: Spaces) -> None:
             f"The {kind} {run.shown} is of another environment: {difference}; give the env settings that it was "
             f"{verb} with."
         )
+
+
+def action_warnings(spec: ActionSpec) -> list[str]:
+    """Return a sentence for each property of an action that its environment's author has likely not intended."""
+    return [*_unbounded(spec), *_wide(spec)]
+
+
+def _unbounded(spec: ActionSpec) -> list[str]:
+    """Return which interval is used of reals that lack a bound, the first few by name."""
+    bounds = list(zip(spec.low, spec.high, strict=True))
+    lacking = [index for index, pair in enumerate(bounds) if not is_bounded(*pair)]
+    if not lacking:
+        return []
+    used = []
+    for index in lacking[:_NAMED]:
+        low, high = bounds[index]
+        first, last = reach_of(low, high)
+        name = spec.name_of(len(spec.choices) + index)
+        used.append(f"{name} ({low:g} to {high:g}) is acted on in [{first:g}, {last:g}]")
+    more = f" and {len(lacking) - _NAMED} more likewise" if len(lacking) > _NAMED else ""
+    remedy = "if the environment's own scale is another, give it bounds with a wrapper"
+    return [f"action: {', '.join(used)}{more}, for lack of a bound; {remedy}"]
+
+
+def _wide(spec: ActionSpec) -> list[str]:
+    if spec.width <= MOST_NUMBERS:
+        return []
+    if not spec.choices:
+        return [f"action: {spec.reals:,} reals, more than the policy and the planner are likely to master"]
+    most = max(range(len(spec.choices)), key=lambda index: spec.choices[index])
+    return [
+        f"action: it takes {spec.width:,} numbers in the networks, one for each option of each choice; "
+        f"{spec.name_of(most)} alone has {spec.choices[most]:,} options, more than are likely to be tried"
+    ]

@@ -29,20 +29,23 @@ from dreamfleet.common.acting.make_policy import make_policy
 from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.deploy.fleet.callbacks import Callbacks
 from dreamfleet.deploy.fleet.fleet import Fleet
 from dreamfleet.deploy.fleet.fleet_config import FleetConfig
+from dreamfleet.deploy.fleet.fleet_state import Callbacks
 from dreamfleet.deploy.fleet.ledger import Ledger
 from dreamfleet.deploy.monitoring.run_callbacks import RunCallbacks
-from dreamfleet.deploy.run.arguments import Environment, directory_of, start_settings
 from dreamfleet.deploy.run.dream_sequences import RecordedDream, dream_of
-from dreamfleet.deploy.run.evaluation import EvaluationResult, say_each_episode, write_evaluation
-from dreamfleet.deploy.run.prepare import RunSpec
+from dreamfleet.deploy.run.prepare import Environment, RunSpec, directory_of, start_settings
 from dreamfleet.deploy.run.prepare_collecting import prepare_collecting, settings_to_collect
 from dreamfleet.deploy.run.prepare_training import prepare_training
-from dreamfleet.deploy.run.session import open_session
-from dreamfleet.deploy.run.stop import StopRequest
-from dreamfleet.deploy.run.summary import summarise_collecting, summarise_training
+from dreamfleet.deploy.run.session import StopRequest, open_session
+from dreamfleet.deploy.run.summary import (
+    EvaluationResult,
+    say_each_episode,
+    summarise_collecting,
+    summarise_training,
+    write_evaluation,
+)
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.workers.pool import Pool
 from dreamfleet.learner.checkpoints.restore import load_acting_weights

@@ -1,15 +1,24 @@
-"""The summary at the end of a run: what was done, and where everything is."""
+"""The summary at the end of a run, and the results of an evaluation: what was done, and where everything is."""
 
 from __future__ import annotations
 
+import itertools
+import json
 import logging
 import os
 import shlex
 import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
+from dreamfleet.actors.collector import EpisodeResult
+from dreamfleet.actors.evaluator import Evaluation
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.formatting import format_bytes, format_duration
+from dreamfleet.common.video import write_webm
 from dreamfleet.deploy.fleet.fleet_state import FleetState
 from dreamfleet.deploy.monitoring.run_callbacks import RunCallbacks
 from dreamfleet.deploy.run.dream_sequences import dream_of
@@ -81,3 +90,44 @@ def _tensorboard_command(directory: Path) -> str:
     near = os.path.relpath(beside)
     program = "tensorboard" if not beside.exists() else str(beside) if near.startswith("..") else near
     return shlex.join([program, "--logdir", str(directory)])
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Episodes played with a run's policy; `cut_short` of them ended by `max_steps`; `updates` is None for chance."""
+
+    policy: str
+    updates: int | None
+    seed: int
+    returns: list[float]
+    lengths: list[int]
+    cut_short: int
+    mean: float
+    std: float
+    directory: Path
+
+
+def write_evaluation(result: EvaluationResult, found: Evaluation, is_filmed: bool, say: Callable[[str], None]) -> None:
+    """Write results.json and the videos, and say where they are."""
+    folder = result.directory
+    folder.mkdir(exist_ok=True)
+    written = {name: value for name, value in asdict(result).items() if name != "directory"}
+    (folder / "results.json").write_text(json.dumps(written, indent=1))
+    for number, frames in enumerate(found.videos):
+        write_webm(folder / f"episode-{number}.webm", frames, found.fps)
+    length = f"mean length {np.mean(result.lengths):.1f}"
+    say(f"return {result.mean:.2f} ± {result.std:.2f} over {len(result.returns)} episodes, {length}")
+    if is_filmed and not found.videos:
+        say("no video: the environment renders no frames and shows no pictures")
+    say(f"written to {folder}")
+
+
+def say_each_episode(say: Callable[[str], None]) -> Callable[[EpisodeResult, bool], None]:
+    """Return what is called with each episode as it ends, and says how it went."""
+    numbers = itertools.count()
+
+    def announce(result: EpisodeResult, is_cut: bool) -> None:
+        note = ", cut there by --max-steps" if is_cut else ""
+        say(f"  episode {next(numbers)}: return {result.total_reward:.2f}, {result.length} steps{note}")
+
+    return announce

@@ -1,6 +1,6 @@
 """How the actor learns in imagination: Dreamer V1 (arXiv 1912.01603), V2 (2010.02193) and V3 (2301.04104) by settings.
 
-Shapes: B batch, T time, N = B·T states of the batch, H horizon, A action, F feature.
+Shapes: B batch, T time, N = B·T states of the batch, H horizon, A action, F feature (D + S).
 
 In the order data passes: imagined features (N, H + 1, F) -> rewards, continuations, values (N, H + 1) -> λ-returns
 (N, H) -> the losses of actor and critic; and, on the replayed sequences themselves, the critic's once more.
@@ -20,8 +20,44 @@ from dreamfleet.common.model.rssm import State
 from dreamfleet.common.model.world_model import WorldModel
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.learner.behaviour.critic import Critic, Value, replay_value_loss, value_loss
-from dreamfleet.learner.behaviour.imagination import Imagined
 from dreamfleet.learner.behaviour.returns import ReturnNormaliser, discount_weights, lambda_returns, replay_returns
+
+
+class Imagined(NamedTuple):
+    """Futures from N states.
+
+    Attributes:
+        features: (N, H + 1, F), of the states 0 … H, of which 0 is the batch's own.
+        actions: (N, H, A), taken in the states 0 … H − 1.
+    """
+
+    features: Tensor
+    actions: Tensor
+
+
+def imagine(agent: AgentNetworks, states: State, horizon: int, with_graph: bool) -> Imagined:
+    """Return the futures that the agent's policy leads to from every state of a batch.
+
+    The states themselves are detached, and so are the features that the policy reads (V1): with a graph, gradients go
+    from a feature back through the model to the sampled actions before it, and from these to the actor, not from an
+    action to the feature it was chosen on.
+
+    Under autocast this needs a context of its own: the weights' copies of lower precision that it makes without a graph
+    would else be used again by what needs one.
+
+    Args:
+        states: (B, T, …).
+        with_graph: whether gradients are to come through the model; without, nothing is kept for them.
+    """
+    start = states.map(lambda part: part.detach().flatten(0, 1))
+
+    def act(feature: Tensor) -> Tensor:
+        return agent.policy(feature.detach()).sample()
+
+    with torch.set_grad_enabled(with_graph):
+        following, actions = agent.world_model.dynamics.imagine_with(start, act, horizon)
+        features = torch.cat([start.feature[:, None], following.feature], dim=1)
+    return Imagined(features, actions)
 
 
 class BehaviourLosses(NamedTuple):

@@ -20,7 +20,7 @@ from dreamfleet.actors.spaces.action_spaces import (
 from dreamfleet.common.acting.policy import RandomPolicy
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ActionSpec
-from dreamfleet.deploy.run.action_warnings import action_warnings
+from dreamfleet.deploy.run.prepare import action_warnings
 
 INF = np.inf
 ARM = spaces.Box(np.array([-1, 0], np.float32), np.array([1, INF], np.float32))

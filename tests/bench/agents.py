@@ -20,8 +20,7 @@ from dreamfleet.common.acting.agent_networks import AgentNetworks
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.settings.resolve import resolve
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.learner.behaviour.actor_critic import ActorCritic
-from dreamfleet.learner.behaviour.imagination import imagine
+from dreamfleet.learner.behaviour.actor_critic import ActorCritic, imagine
 from dreamfleet.learner.hardware import Hardware, choose_hardware
 from dreamfleet.learner.updater import Stopwatch, Updater
 from dreamfleet.learner.world_model_loss import world_model_loss

@@ -13,10 +13,9 @@ from simulated_pool import SimulatedPool
 
 from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.errors import RunFailedError, UserError, WrongHereError
-from dreamfleet.deploy.fleet.callbacks import Callbacks
 from dreamfleet.deploy.fleet.fleet import Fleet
 from dreamfleet.deploy.fleet.fleet_config import FleetConfig
-from dreamfleet.deploy.fleet.fleet_state import FleetState
+from dreamfleet.deploy.fleet.fleet_state import Callbacks, FleetState
 from dreamfleet.deploy.fleet.ledger import Ledger, TrainRatio
 from dreamfleet.deploy.fleet.worker_slot import WorkerSlot
 from dreamfleet.deploy.workers.pool import WorkerFailedError, WorkerLostError

@@ -16,8 +16,8 @@ import torch
 import dreamfleet as df
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.deploy.run.arguments import environment_id, make_settings
 from dreamfleet.deploy.run.loaded_run import LoadedRun
+from dreamfleet.deploy.run.prepare import environment_id, make_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 

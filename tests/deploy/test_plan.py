@@ -15,7 +15,7 @@ from dreamfleet.actors.environments.make import probe_environment
 from dreamfleet.common.acting.agent_networks import flatten
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.steps import StepFormat
-from dreamfleet.common.formatting import format_bytes
+from dreamfleet.common.formatting import WIDTH, format_bytes
 from dreamfleet.common.model.world_model import WorldModel
 from dreamfleet.common.settings.resolve import resolve_with_sources
 from dreamfleet.common.settings.schema import ReplaySettings, Settings
@@ -32,7 +32,6 @@ from dreamfleet.deploy.plan.footprint import (
 )
 from dreamfleet.deploy.plan.plan import describe
 from dreamfleet.deploy.plan.rates import Known, Rates, fit_update_time, measure_actor, measure_updates, rates_of_run
-from dreamfleet.deploy.plan.table import WIDTH
 from dreamfleet.deploy.plan.traffic import (
     Speeds,
     Work,

@@ -10,8 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from dreamfleet.deploy.monitoring.console import BAR_WIDTH, Console, open_log
-from dreamfleet.deploy.monitoring.progress import Progress
+from dreamfleet.deploy.monitoring.progress import BAR_WIDTH, Console, Progress, open_log
 
 
 def test_what_a_checkpoint_brings_is_no_rate(monkeypatch: Any) -> None:

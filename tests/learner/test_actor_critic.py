@@ -13,8 +13,7 @@ from dreamfleet.common.acting.agent_networks import AgentNetworks
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.model.rssm import State
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.learner.behaviour.actor_critic import ActorCritic, BehaviourLosses
-from dreamfleet.learner.behaviour.imagination import Imagined, imagine
+from dreamfleet.learner.behaviour.actor_critic import ActorCritic, BehaviourLosses, Imagined, imagine
 from dreamfleet.learner.hardware import Hardware
 from dreamfleet.learner.updater import Stopwatch, Updater
 

@@ -18,8 +18,7 @@ from dreamfleet.common.settings.resolve import resolve
 from dreamfleet.common.settings.schema import LearnerSettings, Settings
 from dreamfleet.learner import updater as updater_module
 from dreamfleet.learner.behaviour.actor_critic import ActorCritic
-from dreamfleet.learner.compilation import compile_region
-from dreamfleet.learner.hardware import Hardware, choose_hardware
+from dreamfleet.learner.hardware import Hardware, choose_hardware, compile_region
 from dreamfleet.learner.updater import Stopwatch, Updater
 
 pytestmark = pytest.mark.numeric

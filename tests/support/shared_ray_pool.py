@@ -16,8 +16,7 @@ from patience import PATIENCE_S
 
 from dreamfleet.actors.environments.make import probe_environment
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.deploy.fleet.callbacks import Callbacks
-from dreamfleet.deploy.fleet.fleet_state import FleetState
+from dreamfleet.deploy.fleet.fleet_state import Callbacks, FleetState
 from dreamfleet.deploy.fleet.worker_slot import WorkerSlot
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.workers import ray_pool
