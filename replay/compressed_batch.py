@@ -29,6 +29,10 @@ from dreamfleet.replay.index import ChunkSlice
 from dreamfleet.replay.segment import Segment
 
 _THREADS_AT_MOST = 8
+SLICE_COLUMNS = 7
+"""Numbers, of eight bytes each, that a batch holds for each slice of a chunk."""
+BLOCK_COLUMNS = 5
+"""Likewise for each block."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,9 @@ def read_batch(step_format: StepFormat, batch_size: int, length: int, pinned: Se
             size += stored_bytes
     data = np.empty(size, np.uint8)
     _fill(data.data, blocks, reads)
-    return CompressedBatch(batch_size, length, np.array(slices, np.int64), np.array(blocks, np.int64), data)
+    slice_table = np.array(slices, np.int64).reshape(-1, SLICE_COLUMNS)
+    block_table = np.array(blocks, np.int64).reshape(-1, BLOCK_COLUMNS)
+    return CompressedBatch(batch_size, length, slice_table, block_table, data)
 
 
 def _fill(

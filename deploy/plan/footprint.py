@@ -9,11 +9,8 @@ from typing import Any
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.experience.steps import BLOCK_STEPS, CHUNK_STEPS, StepFormat
 from dreamfleet.common.settings.schema import Settings
+from dreamfleet.replay.compressed_batch import BLOCK_COLUMNS, SLICE_COLUMNS
 
-CHUNK_ROW_BYTES = 6 * 8
-"""What a compressed batch says of each chunk that a sequence touches."""
-BLOCK_ROW_BYTES = 5 * 8
-"""What a compressed batch says of each stored block in it."""
 INDEX_BYTES_PER_CHUNK = 250
 """What the replay's index takes for a chunk, about: a row, a dict's entry, and room to grow."""
 BATCHES_HELD = 2
@@ -121,8 +118,8 @@ def compressed_sequence_bytes(step_format: StepFormat, length: int, chunk_steps:
     block_steps = chunk_steps / math.ceil(chunk_steps / BLOCK_STEPS)
     chunks = 1 + (length - 1) / chunk_steps
     blocks = 1 + (length - 1) / block_steps
-    rows = chunks * (CHUNK_ROW_BYTES + BLOCK_ROW_BYTES) + len(step_format.big) * blocks * BLOCK_ROW_BYTES
-    return rows + chunks * chunk_steps * small + blocks * block_steps * big
+    numbers = chunks * (SLICE_COLUMNS + BLOCK_COLUMNS) + len(step_format.big) * blocks * BLOCK_COLUMNS
+    return 8 * numbers + chunks * chunk_steps * small + blocks * block_steps * big
 
 
 def model_sizes(settings: Settings, spaces: Spaces) -> ModelSizes:
