@@ -50,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="dreamfleet",
         allow_abbrev=False,
-        description="Learn RSSM world models from pixels with actors and a learner.",
+        description="Learn RSSM world models from pixels with distributed actors and a learner.",
     )
     parser.add_argument("--version", action="version", version=f"dreamfleet {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -67,10 +67,10 @@ def make_parser() -> argparse.ArgumentParser:
 def _add_train(commands: Any) -> None:
     train = _command(commands, "train", "collect and train, or resume a run")
     _takes_settings(train)
-    _path(train, "--run", "the run's directory; an existing run is resumed (default: a new one under runs/)")
-    _path(train, "--dataset", "train on what `dreamfleet collect` stored there, without environments")
+    _path(train, "--run", "directory of the run; an existing run is resumed (default: a new one under runs/)")
+    _path(train, "--dataset", "train on a dataset from `dreamfleet collect`, without environments")
     text = (
-        "print the settings, what each came from, and how long it will take by a first measurement, and end; "
+        "print the settings, where each comes from, and an estimate of the time from a short measurement, and exit; "
         "nothing is written"
     )
     train.add_argument("--dry-run", action="store_true", help=text)
@@ -79,19 +79,19 @@ def _add_train(commands: Any) -> None:
 
 
 def _add_collect(commands: Any) -> None:
-    collect = _command(commands, "collect", "only collect, into a dataset that `train --dataset` trains from")
+    collect = _command(commands, "collect", "collect a dataset, for `train --dataset`")
     _takes_settings(collect)
-    text = "the dataset's directory; one that holds less than --steps is continued"
+    text = "directory of the dataset; an existing one is continued up to --steps"
     _path(collect, "--out", text, required=True)
-    text = "environment steps of the finished dataset (default: train.env_steps)"
+    text = "environment steps in the finished dataset (default: train.env_steps)"
     collect.add_argument("--steps", type=_positive, help=text)
     text = (
-        "a run whose learned policy acts, exploring as it did; its settings are the new dataset's "
-        "(default: actions by chance)"
+        "a run whose learned policy acts, with the run's exploration; the dataset takes the run's settings "
+        "(default: random actions)"
     )
     _path(collect, "--policy", text, metavar="RUN")
     _takes_checkpoint(
-        collect, "of --policy; best: by evaluation return, or held-out loss if nothing was evaluated (default: newest)"
+        collect, "of --policy; best: by evaluation return, or by held-out loss without evaluations (default: newest)"
     )
     collect.add_argument("--actors", metavar="COUNT", help="short for --actors.count")
     _takes_inline(collect)
@@ -102,32 +102,32 @@ def _add_submit(commands: Any) -> None:
     submit = _command(commands, "submit", "run a dreamfleet command on a cluster and follow its log")
     submit.usage = "dreamfleet submit TARGET [flags] -- COMMAND ..."
     submit.epilog = "example: dreamfleet submit deploy/cluster.yaml -- train --preset small --env.id Pendulum-v1"
-    text = "the file that `ray up` was given, or the address http://HOST:8265 of a cluster's dashboard"
+    text = "the cluster file given to `ray up`, or the address http://HOST:8265 of a cluster's dashboard"
     submit.add_argument("target", metavar="TARGET", help=text)
-    text = "a directory whose modules go to all nodes, for an environment of your own"
+    text = "a directory to send to all nodes, with the modules of your own environment"
     _path(submit, "--working-dir", text)
     text = (
-        "run the command on a node with this resource, for example 'learner' (default: the head, unless only others "
-        "are declared to have it)"
+        "run the command on a node with this resource, for example 'learner' (default: 'learner' if only other nodes "
+        "than the head declare it, else the head)"
     )
     submit.add_argument("--on", metavar="RESOURCE", help=text)
-    submit.add_argument("--follow", metavar="ID", help="follow the log of a job submitted before")
-    submit.add_argument("--stop", metavar="ID", help="end a job submitted before: it writes a checkpoint first")
+    submit.add_argument("--follow", metavar="ID", help="follow the log of an earlier job")
+    submit.add_argument("--stop", metavar="ID", help="stop an earlier job; it writes a checkpoint first")
 
 
 def _add_checks(commands: Any) -> None:
-    status = _command(commands, "status", "report the state of a run, from its files alone")
-    _path(status, "directory", "the run's directory")
-    status.add_argument("--json", action="store_true", help="as one JSON object")
+    status = _command(commands, "status", "show the state of a run, from its files")
+    _path(status, "directory", "directory of the run or dataset")
+    status.add_argument("--json", action="store_true", help="print one JSON object")
 
     doctor = _command(commands, "doctor", "check this machine or a cluster before a run")
     _takes_settings(doctor)
-    _path(doctor, "--run", "the run's directory, new or existing: its disk is checked")
+    _path(doctor, "--run", "directory of the run, new or existing: its disk is checked")
     _takes_address(doctor)
 
-    plan = _command(commands, "plan", "work out traffic, memory and what saturates first, from settings and rates")
+    plan = _command(commands, "plan", "calculate traffic, memory and the first bottleneck, from settings and rates")
     _takes_settings(plan)
-    _path(plan, "--run", "a run whose settings and measured rates are taken")
+    _path(plan, "--run", "a run whose settings and measured rates are used")
     plan.add_argument("--env-steps-per-s", type=_rate, metavar="RATE", help="environment steps per second of one actor")
     plan.add_argument("--updates-per-s", type=_rate, metavar="RATE", help="updates per second of the learner")
     plan.add_argument("--compression", type=_rate, metavar="FACTOR", help="raw bytes per stored byte of a step")
@@ -135,21 +135,19 @@ def _add_checks(commands: Any) -> None:
 
 def _add_eval_and_dream(commands: Any) -> None:
     evaluate = _command(commands, "eval", "play episodes with a run's policy: returns and videos")
-    _path(evaluate, "--run", "the run's directory", required=True)
+    _path(evaluate, "--run", "directory of the run", required=True)
     evaluate.add_argument("--episodes", type=_positive, default=5, help="episodes to play (default: 5)")
     evaluate.add_argument("--videos", type=_natural, default=1, help="episodes to film (default: 1)")
     text = "seed of the first episode (default: 1000000)"
     evaluate.add_argument("--seed", type=_natural, default=1_000_000, help=text)
-    _takes_checkpoint(
-        evaluate, "best: by evaluation return, or held-out loss where nothing was evaluated (default: newest)"
-    )
+    _takes_checkpoint(evaluate, "best: by evaluation return, or by held-out loss without evaluations (default: newest)")
     text = "environment steps after which an episode is cut; 0: never (default: 10000)"
     evaluate.add_argument("--max-steps", type=_natural, default=10_000, metavar="STEPS", help=text)
 
-    dream = _command(commands, "dream", "imagine recorded sequences from their actions alone: video and error")
-    _path(dream, "--run", "the run's directory", required=True)
+    dream = _command(commands, "dream", "imagine recorded sequences from their actions: video and errors")
+    _path(dream, "--run", "directory of the run", required=True)
     dream.add_argument("--sequences", type=_positive, default=32, help="sequences to imagine (default: 32)")
-    text = "steps seen before imagining (default: records.picture_context)"
+    text = "steps that the model sees first (default: records.picture_context)"
     dream.add_argument("--context", type=_positive, help=text)
     dream.add_argument("--horizon", type=_positive, help="steps imagined (default: records.picture_steps - context)")
 
@@ -157,22 +155,22 @@ def _add_eval_and_dream(commands: Any) -> None:
 def _add_replay(commands: Any) -> None:
     replay = _command(commands, "replay", "inspect, verify, export or import a replay")
     actions = replay.add_subparsers(dest="action", required=True, metavar="ACTION")
-    info = _command(actions, "info", "report its contents")
-    verify = _command(actions, "verify", "check every record")
-    export = _command(actions, "export", "write it as a dataset that other tools read, without loss")
-    take = _command(actions, "import", "make a dataset from one that another tool wrote")
+    info = _command(actions, "info", "show what it holds")
+    verify = _command(actions, "verify", "check every chunk")
+    export = _command(actions, "export", "write it as a dataset for other tools, without loss")
+    take = _command(actions, "import", "create a dataset from one that another tool wrote")
     for command in (info, verify, export):
-        _path(command, "directory", "a run's, a dataset's or a replay's directory")
+        _path(command, "directory", "directory of a run, a dataset or a replay")
     text = (
         "the other tool's dataset: its directory, or the id of one that Minari has here or can download, "
-        "as D4RL/door/human-v2"
+        "such as D4RL/door/human-v2"
     )
     _path(take, "directory", text, metavar="FROM")
-    text = "resize pictures to this side, by area, as env.image_size does (default: as they are)"
+    text = "height and width to resize pictures to, as env.image_size does (default: unchanged)"
     take.add_argument("--image-size", type=_side, default=0, metavar="SIDE", help=text)
-    take.add_argument("--grey", action="store_true", help="turn pictures grey, as env.grey does")
+    take.add_argument("--grey", action="store_true", help="convert pictures to grey, as env.grey does")
     for name, kind in (("pictures", "pictures"), ("vectors", "plain numbers"), ("one-hot", "one-hots")):
-        text = f"observations that are {kind}, as env.{name.replace('-', '_')} names them"
+        text = f"observations to treat as {kind}, as in env.{name.replace('-', '_')}"
         take.add_argument(f"--{name}", type=_name_list, default=(), metavar="NAMES", help=text)
     for command in (export, take):
         command.add_argument("--format", choices=["minari"], default="minari", help="(default: minari)")
@@ -192,7 +190,7 @@ def _path(command: argparse.ArgumentParser, name: str, text: str, metavar: str =
 def _takes_settings(command: argparse.ArgumentParser) -> None:
     command.epilog = _settings_help()
     command.formatter_class = argparse.RawDescriptionHelpFormatter
-    text = "a built-in preset or a YAML file; several: the later over the earlier"
+    text = "a built-in preset or a YAML file; may be repeated, later ones override"
     command.add_argument("--preset", action="append", default=[], metavar="NAME", help=text)
 
 
@@ -201,19 +199,19 @@ def _takes_checkpoint(command: argparse.ArgumentParser, text: str) -> None:
 
 
 def _takes_inline(command: argparse.ArgumentParser) -> None:
-    text = "all in this process, without Ray: repeatable, for debugging"
+    text = "run everything in this process, without Ray: repeatable, for debugging"
     command.add_argument("--inline", action="store_true", help=text)
 
 
 def _takes_address(command: argparse.ArgumentParser) -> None:
-    text = "a running Ray cluster, for example 'auto' (default: this machine alone)"
+    text = "address of a running Ray cluster, or 'auto' (default: start Ray on this machine)"
     command.add_argument("--address", metavar="ADDRESS", help=text)
 
 
 def _settings_help() -> str:
     """Return all settings, their types, defaults and meanings, as text."""
     width = min(shutil.get_terminal_size((100, 20)).columns, 120)
-    lines = ["settings (give as '--path value'; presets set several at once, see `dreamfleet presets`):", ""]
+    lines = ["settings (as '--path value'; presets set several at once, see `dreamfleet presets`):", ""]
     section = ""
     for path, kind, default, meaning in describe_settings():
         head = path.split(".", 1)[0] if "." in path else ""

@@ -1,4 +1,4 @@
-"""Settings of what is learnt: the world model, its loss, and the behaviour; and `Section`, the base of all settings."""
+"""Settings of the world model, its loss and the behaviour; and `Section`, the base of all settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic_core import PydanticKnownError
 
 
 class Section(BaseModel):
-    """Frozen, without unknown names; the text under a field is its description."""
+    """Frozen; unknown names are refused; the text under a field is its description."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
@@ -26,38 +26,38 @@ class Section(BaseModel):
 
 
 class ModelSettings(Section):
-    """The world model: which parts, and how big."""
+    """The world model: its parts and their sizes."""
 
     encoder: Literal["strided", "planet", "dreamer"] = "planet"
     """Convolutions for pictures: `strided` (3×3, the seed's), `planet` (4×4; 64×64 only; V1, V2) or `dreamer` (V3)."""
     depth: int = Field(32, ge=1)
-    """Channels of the first convolution, 1, 2, 4 and 8 times; with `dreamer` 2, 3, 4 and 4 times."""
+    """The convolutions have 1, 2, 4 and 8 times this many channels; with `dreamer` 2, 3, 4 and 4 times."""
     convolution_activation: Literal["relu", "elu", "silu"] = "relu"
-    """Activation of the convolutions of `planet` and `dreamer`; the seed's are ReLU."""
+    """Activation of the convolutions of `planet` and `dreamer`; `strided` uses ReLU."""
     batch_norm: bool = False
     """Batch norm after the convolutions (`strided` only)."""
     image_input: Literal["unit", "centred", "five_bit"] = "centred"
-    """How bytes become the network's numbers: x/255, x/255 - 0.5, or PlaNet's 5 bits with noise."""
+    """How bytes are normalised: x/255, x/255 - 0.5, or PlaNet's 5 bits with noise."""
     embedding: int = Field(1024, ge=1)
-    """Width to which the encoder's output is projected (`strided` only; else what the convolutions give)."""
+    """Width to which the encoder's output is projected (`strided` only; the others do not project)."""
     vector_units: int = Field(256, ge=1)
-    """Width of the encoder and decoder of vectors; `dreamer` decodes pictures from z through twice that."""
+    """Width of the encoder and decoder of vectors; `dreamer` decodes pictures from z through twice this width."""
     vector_layers: int = Field(2, ge=1)
     """Layers of the encoder and decoder of vector observations."""
     vector_symlog: bool = False
-    """Whether vectors are read and predicted as symlog(x), whatever their size."""
+    """Whether vectors are encoded and predicted as symlog(x)."""
     recurrence: Literal["gru", "norm_gru", "block_gru"] = "gru"
     """The recurrence of h: GRU cells, V2's cell with layer norm, or V3's cell of blocks."""
     deterministic: int = Field(200, ge=1)
     """Width of the deterministic state h."""
     gru_layers: int = Field(1, ge=1)
-    """GRU cells, one on top of the other (`block_gru`: 1)."""
+    """Stacked GRU cells (`block_gru`: 1)."""
     blocks: int = Field(8, ge=1)
-    """Blocks of `block_gru` and of `dreamer`'s decoder; they divide the deterministic state and 4 times the depth."""
+    """Blocks of `block_gru` and of `dreamer`'s decoder; must divide the deterministic state and 4 times the depth."""
     latent: Literal["gaussian", "categorical"] = "gaussian"
-    """What the stochastic state z is: real numbers, or one-hots."""
+    """The kind of the stochastic state z: Gaussian numbers or one-hots."""
     stochastic: int = Field(30, ge=1)
-    """Numbers of a Gaussian z, or variables of a categorical one."""
+    """Dimensions of a Gaussian z, or variables of a categorical one."""
     classes: int = Field(32, ge=2)
     """Classes of each variable of a categorical z."""
     unimix: float = Field(0.01, ge=0, lt=1)
@@ -67,27 +67,27 @@ class ModelSettings(Section):
     prior_layers: int = Field(1, ge=1)
     """Hidden layers of the prior; the posterior has one."""
     prior_sees_action: bool = False
-    """Whether the prior's hidden layer reads [h, a], as the seed's does, or h alone, as PlaNet's."""
+    """Whether the prior's hidden layer reads [h, a], as in the preset seed, or only h, as in PlaNet."""
     std: Literal["softplus", "log_variance"] = "softplus"
-    """How a Gaussian state's deviation is made: `softplus(x) + min_std`, or `exp(x / 2)`, never under min_std."""
+    """Deviation of a Gaussian state: `softplus(x) + min_std`, or `exp(x / 2)`, at least min_std."""
     min_std: float = Field(0.1, gt=0)
-    """Smallest deviation of a Gaussian state."""
+    """Minimum deviation of a Gaussian state."""
     activation: Literal["relu", "elu", "silu"] = "relu"
     """Activation of the dense layers."""
     norm: Literal["none", "layer", "rms"] = "none"
     """Norm before each activation, of the dense layers and of `dreamer`'s convolutions."""
     initialisation: Literal["uniform", "truncated_normal"] = "uniform"
-    """How weights are drawn: uniformly as torch does, or V3's truncated normal, with biases of 0."""
+    """Initial weights: torch's uniform, or V3's truncated normal, with biases of 0."""
     reward_layers: int = Field(2, ge=1)
     """Hidden layers of the reward model."""
     reward_units: int = Field(200, ge=1)
     """Width of the reward model and of the continue head."""
     reward_distribution: Literal["unit_normal", "normal", "two_hot"] = "unit_normal"
-    """What the reward model predicts: a Normal with deviation 1 or with a learned variance, or V3's 255 bins."""
+    """Distribution of the reward: a Normal with deviation 1 or a learned variance, or V3's 255 bins."""
     reward_output_scale: float = Field(1.0, ge=0)
-    """Factor on the first weights of the reward model's last layer; with 0 it begins by predicting 0."""
+    """Factor on the initial weights of the reward model's last layer; with 0 it predicts 0 at first."""
     continue_head: bool = False
-    """Whether the end of an episode is predicted too."""
+    """Whether the model also predicts the end of an episode."""
     continue_layers: int = Field(2, ge=1)
     """Hidden layers of the continue head."""
 
@@ -122,62 +122,62 @@ class LossSettings(Section):
     """The world model's loss."""
 
     reconstruction_scale: float = Field(1.0, ge=0)
-    """Weight of the observations' log-likelihood, which is half the squared error: with 2 it is V3's squared error."""
+    """Weight of the observations' log-likelihood, half the squared error; 2 gives V3's squared error."""
     reward_scale: float = Field(1.0, ge=0)
     """Weight of the rewards' log-likelihood."""
     continue_scale: float = Field(1.0, ge=0)
     """Weight of the continue head's log-likelihood."""
     continue_horizon: int = Field(0, ge=0)
-    """With N steps the continue head learns (1 - terminal)·(1 - 1/N), and so carries the discount; 0: no discount."""
+    """With N steps the continue head learns (1 - terminal)·(1 - 1/N), which includes the discount; 0: no discount."""
     kl_scale: float = Field(1.0, ge=0)
     """Weight of KL(posterior || prior)."""
     kl_split: bool = False
-    """Whether the KL trains prior and posterior with two weights (V2, V3) instead of one."""
+    """Whether the KL has separate weights for prior and posterior (V2, V3)."""
     dynamics_scale: float = Field(1.0, ge=0)
-    """With `kl_split`, weight of the KL that draws the prior to the posterior."""
+    """With `kl_split`, weight of the KL that trains the prior."""
     representation_scale: float = Field(0.1, ge=0)
-    """With `kl_split`, weight of the KL that draws the posterior to the prior."""
+    """With `kl_split`, weight of the KL that trains the posterior."""
     free_nats: float = Field(3.0, ge=0)
-    """KL below this costs nothing."""
+    """KL below this is not penalised."""
     free_nats_per: Literal["element", "mean"] = "element"
-    """Whether free nats are granted to each step of each sequence, or to the batch's mean."""
+    """Whether free nats apply to each step of each sequence, or to the mean of the batch."""
 
 
 class BehaviourSettings(Section):
-    """What chooses the actions, and how it learns."""
+    """What chooses the actions, and how it is trained."""
 
     kind: Literal["random", "planner", "actor_critic"] = "random"
-    """`random`; `planner` searches on the model at every step (PlaNet); `actor_critic` learns a policy (Dreamer)."""
+    """`random`; `planner` searches with the model at every step (PlaNet); `actor_critic` learns a policy (Dreamer)."""
     exploration: float = Field(0.0, ge=0)
-    """While collecting: deviation of the noise added to reals in [-1, 1]; probability of random choices."""
+    """While collecting: deviation of the noise added to reals in [-1, 1]; probability of a random choice."""
     horizon: int = Field(15, ge=1)
-    """Steps imagined ahead, by the planner and for the actor."""
+    """Imagined steps, of the planner and for training the actor."""
     candidates: int = Field(1000, ge=2)
     """Planner: action sequences sampled in each iteration."""
     iterations: int = Field(10, ge=1)
     """Planner: iterations of the cross-entropy method."""
     elites: int = Field(100, ge=1)
-    """Planner: how many of the best candidates the next iteration is fitted to."""
+    """Planner: number of best candidates that the next iteration is fitted to."""
     discount: float = Field(0.99, gt=0, le=1)
-    """Discount per step; not read where a continue head with `loss.continue_horizon` carries the discount itself."""
+    """Discount per step; not used if a continue head with `loss.continue_horizon` includes the discount."""
     return_lambda: float = Field(0.95, ge=0, le=1)
     """λ of the λ-returns."""
     actor_layers: int = Field(3, ge=1)
-    """Hidden layers of the actor; norm, activation and first weights are of the model's kind."""
+    """Hidden layers of the actor; norm, activation and initialisation are the model's."""
     critic_layers: int = Field(3, ge=1)
-    """Hidden layers of the critic, likewise."""
+    """Hidden layers of the critic, the same."""
     units: int = Field(400, ge=1)
     """Width of actor and critic."""
     actor_output_scale: float = Field(1.0, ge=0)
-    """Factor on the first weights of the actor's last layer; with 0.01 it begins with almost equal choices."""
+    """Factor on the initial weights of the actor's last layer; with 0.01 choices are about equally likely at first."""
     critic_output_scale: float = Field(1.0, ge=0)
-    """Factor on the first weights of the critic's last layer; with 0 it begins by predicting 0."""
+    """Factor on the initial weights of the critic's last layer; with 0 it predicts 0 at first."""
     unimix: float = Field(0.0, ge=0, lt=1)
     """Share of uniform probability mixed into the actor's choices."""
     box_policy: Literal["tanh_normal", "bounded_normal"] = "bounded_normal"
     """Distribution of an action's reals: V1's and V2's squashed Normal, or V3's."""
     critic_distribution: Literal["unit_normal", "two_hot"] = "two_hot"
-    """What the critic predicts."""
+    """Distribution that the critic predicts."""
     gradient: Literal["dynamics", "reinforce", "by_action"] = "reinforce"
     """The actor's gradient: through the model, by REINFORCE, or by the kind of action (V2: boxes through the model)."""
     entropy: float = Field(3e-4, ge=0)
@@ -185,19 +185,19 @@ class BehaviourSettings(Section):
     normalise_returns: bool = True
     """Whether advantages are divided by the spread of the returns (V3)."""
     slow_critic: Literal["none", "target", "regulariser"] = "regulariser"
-    """A slow copy of the critic gives the returns (V2's target), or only pulls at the critic (V3)."""
+    """Use of a slow copy of the critic: target network for the returns (V2), or regulariser of the critic (V3)."""
     slow_critic_every: int = Field(1, ge=1)
-    """Updates between two changes of the slow critic."""
+    """Updates between two updates of the slow critic."""
     slow_critic_rate: float = Field(0.02, gt=0, le=1)
-    """How far the slow critic moves to the critic at each change; 1 copies it."""
+    """Fraction by which the slow critic moves towards the critic each time; 1 copies it."""
     replay_value_scale: float = Field(0.3, ge=0)
-    """Weight of the critic's loss on replayed steps, which reaches the world model too (V3); 0: none."""
+    """Weight of the critic's loss on replayed steps, which also trains the world model (V3); 0: none."""
     actor_learning_rate: float = Field(4e-5, gt=0)
     """Learning rate of the actor."""
     critic_learning_rate: float = Field(4e-5, gt=0)
     """Learning rate of the critic."""
     actor_clip: float = Field(100.0, gt=0)
-    """Greatest global norm of the actor's gradients, and of the critic's; not read with `learner.clipping adaptive`."""
+    """Maximum global norm of the actor's and of the critic's gradients; not used with `learner.clipping adaptive`."""
 
     @model_validator(mode="after")
     def _elites_among_candidates(self) -> BehaviourSettings:

@@ -1,4 +1,4 @@
-"""Reading settings from presets: built-in ones by name, and YAML files that may build on others."""
+"""Reads presets: built-in ones by name, and YAML files, which may build on others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """PyYAML silently takes the last of two equal keys; here the second is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build the mapping, refusing a key that is there twice."""
+        """Return the mapping; refuse a duplicate key."""
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)

@@ -13,38 +13,38 @@ class EnvironmentSettings(Section):
     """The environment and its wrappers."""
 
     id: str = "CarRacing-v3"
-    """A Gymnasium id, also `module:Id-v0` as gymnasium.make takes it, or `module:function` of your own that returns a
-    Gymnasium environment."""
+    """A Gymnasium id, also `module:Id-v0` as in gymnasium.make, or your own `module:function` that returns a Gymnasium
+    environment."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Arguments for the environment, for example `{continuous: false}`; another env.id drops them, unless it is of the
-    same namespace, such as `ALE/`."""
+    """Arguments for the environment, such as `{continuous: false}`; another env.id drops them, unless it has the same
+    namespace, such as `ALE/`."""
     wrappers: tuple[str | dict[str, dict[str, Any]], ...] = ()
-    """Wrappers of your own or Gymnasium's around the bare environment, the first the innermost:
-    `[gymnasium.wrappers:FlattenObservation, {my_module:MyWrapper: {size: 3}}]`; dropped as env.kwargs are."""
+    """Wrappers around the bare environment, Gymnasium's or your own, the first innermost:
+    `[gymnasium.wrappers:FlattenObservation, {my_module:MyWrapper: {size: 3}}]`; dropped like env.kwargs."""
     action_repeat: int = Field(1, ge=1)
     """Simulator steps per environment step; their rewards are summed."""
     image_size: int = Field(64, ge=0)
-    """Side to which pictures are resized (area interpolation); 0 keeps them as they are."""
+    """Height and width to which pictures are resized (area interpolation); 0 keeps their size."""
     grey: bool = False
-    """Turn pictures grey."""
+    """Whether pictures are converted to grey."""
     pictures: tuple[str, ...] = ()
-    """Observations that are pictures, where that is not clear: a name, or a list such as `[image]`, the name of an
-    observation that is no Dict. Channels may come first; values are scaled from their declared bounds to 0-255."""
+    """Observations to treat as pictures, if that is ambiguous: a name, or a list such as `[image]` (the name of an
+    observation that is not a Dict). Channels may come first; values are scaled from their declared bounds to 0-255."""
     vectors: tuple[str, ...] = ()
-    """Observations that are plain numbers, flattened, such as a matrix, a grid, or a choice that would be a one-hot."""
+    """Observations to treat as plain numbers, flattened: a matrix, a grid, or a choice that would become a one-hot."""
     one_hot: tuple[str, ...] = ()
-    """Observations of whole numbers, each of which becomes a one-hot, flattened, such as a board."""
+    """Observations of whole numbers, such as a board, of which each number becomes a one-hot; flattened."""
     observe: Literal["own", "rendered", "both"] = "own"
     """What the model sees: the environment's own observations, the picture it renders instead, or both."""
     time_limit: int = Field(0, ge=0)
-    """End (truncate) episodes after this many environment steps; 0 leaves it to the environment."""
+    """Environment steps after which an episode is truncated; 0: the environment decides."""
     noop_max: int = Field(0, ge=0)
-    """Begin each episode with 0 to this many simulator steps of the action that does nothing."""
+    """Episodes begin with a random number of no-op simulator steps, at most this many."""
 
     @field_validator("pictures", "vectors", "one_hot", mode="before")
     @classmethod
     def _names(cls, names: Any) -> Any:
-        """Accept one name for a list, and whole numbers for names: parts of a Tuple are called 0, 1 and so on."""
+        """Accept a single name for a list, and whole numbers for names: parts of a Tuple are called 0, 1 and so on."""
         names = list(names) if isinstance(names, list | tuple) else [names]
         return [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in names]
 
@@ -61,7 +61,7 @@ class EnvironmentSettings(Section):
     @field_validator("wrappers", mode="before")
     @classmethod
     def _names_of_wrappers(cls, wrappers: Any) -> Any:
-        """Accept one name for a list, and refuse anything else that is not a name."""
+        """Accept a single name for a list, and refuse anything else that is not a name."""
         wrappers = [wrappers] if isinstance(wrappers, str) else wrappers
         for wrapper in wrappers if isinstance(wrappers, list | tuple) else [None]:
             name, arguments = next(iter(wrapper.items())) if isinstance(wrapper, dict) and wrapper else (wrapper, {})
@@ -84,11 +84,11 @@ class ActorSettings(Section):
     """The processes that collect experience."""
 
     count: int | Literal["auto"] = 2
-    """Actor processes; `auto` means as many as the cluster holds, now and as it grows and shrinks."""
+    """Actor processes; `auto`: as many as the cluster has room for, following it as it grows and shrinks."""
     cpus: float = Field(1.0, gt=0)
-    """Logical CPUs of its node that an actor takes on a cluster; on one machine the actors share all there are."""
+    """Logical CPUs that an actor reserves on its node of a cluster; on one machine the actors share all of them."""
     environments: int = Field(1, ge=1)
-    """Environments per actor, stepped as one batch."""
+    """Environments per actor, stepped as a batch."""
     steps_per_order: int = Field(64, ge=1, le=4096)
     """Steps of each environment in one order to an actor."""
     hold_min: int = Field(1, ge=1)
@@ -96,9 +96,9 @@ class ActorSettings(Section):
     hold_max: int = Field(1, ge=1)
     """A random action is held for at most this many environment steps."""
     action_weights: tuple[float, ...] = ()
-    """Relative frequencies of a discrete action's random choices; `[]`: all equal."""
+    """Relative frequencies of a discrete action's options in random actions; `[]`: all equal."""
     order_timeout_s: float = Field(300.0, gt=0)
-    """An actor that does not answer an order within this time is replaced; its start has a minute more."""
+    """Seconds after which an actor that has not completed an order is replaced; its start has a minute more."""
 
     @field_validator("count", mode="before")
     @classmethod
@@ -118,22 +118,22 @@ class ActorSettings(Section):
 
 
 class ReplaySettings(Section):
-    """Where experience is stored."""
+    """How experience is stored and sampled."""
 
     capacity_gb: float = Field(4.0, gt=0)
-    """Most gigabytes (1e9 bytes) on disk; the oldest experience is dropped first."""
+    """Maximum gigabytes (1e9 bytes) on disk; the oldest experience is dropped first."""
     capacity_steps: int = Field(1_000_000, ge=1000)
-    """Most environment steps kept; the oldest are dropped first."""
+    """Maximum environment steps kept; the oldest are dropped first."""
     across_episodes: bool = True
-    """Whether a sequence may run from one episode into the next (`is_first` marks where); else it stays within one."""
+    """Whether a sequence may continue into the next episode, marked by `is_first`; if false it stays within one."""
     shards: int = Field(1, ge=1, le=64)
-    """Replay processes, each with a part of the experience in a directory of its own; actors are spread over them."""
+    """Replay processes, each with its own directory and part of the experience; actors are distributed over them."""
     recent_fraction: float = Field(0.0, ge=0, le=1)
-    """Share of sequences drawn from the newest steps alone; the rest is uniform over all."""
+    """Share of sequences drawn from the newest steps only; the others are uniform over all."""
     recent_steps: int = Field(10_000, ge=1)
-    """How many of the newest steps `recent_fraction` draws from."""
+    """Number of newest steps that `recent_fraction` draws from."""
     held_out_every: int = Field(10, ge=0)
-    """Of each stream's runs of 128 steps, one in this many (2 or more) is held out from training; 0: none."""
+    """One in this many runs of 128 steps of each stream is held out from training (2 or more); 0: none."""
 
     @field_validator("held_out_every")
     @classmethod
@@ -153,7 +153,7 @@ class LearnerSettings(Section):
     sequence_length: int = Field(50, ge=2)
     """Steps per sequence."""
     optimiser: Literal["adam", "tensorflow_adam", "laprop"] = "adam"
-    """What makes steps of gradients: Adam; with epsilon as in TensorFlow, greater at first; or V3's LaProp."""
+    """Adam, Adam with TensorFlow's epsilon (which is larger at first), or V3's LaProp."""
     learning_rate: float = Field(1e-3, gt=0)
     """The optimiser's learning rate."""
     warm_up: int = Field(0, ge=0)
@@ -161,67 +161,67 @@ class LearnerSettings(Section):
     epsilon: float = Field(1e-8, gt=0)
     """The optimiser's epsilon."""
     weight_decay: float = Field(0.0, ge=0, lt=1)
-    """Share by which every parameter shrinks at each update, whatever the learning rate."""
+    """Share by which every parameter shrinks at each update, independent of the learning rate."""
     clipping: Literal["global", "adaptive"] = "global"
-    """Whether gradients are scaled down all together by their global norm, or each tensor by its own weights' norm."""
+    """Clip gradients by their global norm, or each tensor relative to the norm of its weights."""
     clip: float = Field(1000.0, gt=0)
-    """Greatest global norm of the gradients; with `adaptive`, of each tensor's in units of its weights' norm."""
+    """Maximum global norm of the gradients; with `adaptive`, of each tensor's, relative to its weights' norm."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; `auto` takes a GPU where there is one."""
+    """Where to train; `auto` uses a GPU if there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of forward and backward; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    """Precision of forward and backward; `auto` is bfloat16 on a GPU and float32 on a CPU."""
     compile: bool = False
-    """Whether updates are compiled by torch, which takes minutes at the start; meant for a GPU."""
+    """Whether torch compiles the updates, which takes minutes at the start; meant for a GPU."""
     threads: int = Field(0, ge=0)
-    """CPU threads of the learner; 0 takes what OMP_NUM_THREADS says (but on a cluster, where Ray sets it), or else the
-    cores that the actors leave free, at least 1, and beside a GPU all."""
+    """CPU threads of the learner; 0 uses OMP_NUM_THREADS (except on a cluster, where Ray sets it), or else the cores
+    that the actors leave free, at least 1; with a GPU all cores."""
     prefetch: int = Field(2, ge=1, le=16)
-    """Batches fetched ahead."""
+    """Batches fetched in advance."""
     updates_per_order: int = Field(8, ge=1)
     """Updates in one order to the learner."""
     publish_every: int = Field(16, ge=1)
     """Updates between two published versions of the weights."""
     order_timeout_s: float = Field(1800.0, gt=0)
-    """A learner that does not answer an order within this time is replaced, from the last checkpoint; an evaluation may
-    take this long for each episode."""
+    """Seconds after which a learner that has not completed an order is replaced, from the last checkpoint; an
+    evaluation may take this long per episode."""
 
 
 class TrainSettings(Section):
-    """How long to train, and how much for each step collected."""
+    """How long to train, and how many updates per collected step."""
 
     env_steps: int = Field(1_000_000, ge=1)
-    """Environment steps to collect in all."""
+    """Environment steps to collect in total."""
     ratio: float = Field(32.0, gt=0)
     """Train ratio: replayed steps (batch size × sequence length per update) per environment step after the prefill."""
     prefill: int = Field(5000, ge=0)
     """Environment steps collected before training begins."""
     dataset: str = ""
-    """Directory of what `dreamfleet collect` stored: train on that alone, without environments (`--dataset DIR`)."""
+    """Directory of a dataset from `dreamfleet collect`: train only on it, without environments (`--dataset DIR`)."""
 
 
 class RecordSettings(Section):
     """Checkpoints, logs and pictures."""
 
     log_every_s: float = Field(10.0, gt=0)
-    """Seconds between two rows of metrics and, off a terminal, status lines."""
+    """Seconds between two rows of metrics and, without a terminal, status lines."""
     checkpoint_every: int = Field(1000, ge=1)
     """Updates between two checkpoints."""
     checkpoints_kept: int = Field(3, ge=1)
-    """How many of the newest checkpoints are kept, beside the best."""
+    """Number of newest checkpoints kept, in addition to the best."""
     checkpoint_url: str = ""
-    """Where each checkpoint is copied to, as an fsspec URL such as `s3://bucket/run`; nowhere if empty."""
+    """Where to copy each checkpoint, an fsspec URL such as `s3://bucket/run`; nowhere if empty."""
     picture_every: int = Field(1000, ge=1)
     """Updates between two pictures of truth, reconstruction and prediction."""
     picture_context: int = Field(5, ge=1)
-    """Steps that a prediction sees before it continues from the actions alone."""
+    """Steps that the model sees before it predicts from the actions alone."""
     picture_steps: int = Field(50, ge=2)
-    """Steps in a picture's sequence, those seen included."""
+    """Steps in a picture's sequence, including those seen."""
     evaluate_every: int = Field(0, ge=0)
-    """Environment steps between two evaluations, on an actor of their own and without exploration; 0: none."""
+    """Environment steps between two evaluations, on a separate actor and without exploration; 0: none."""
     evaluation_episodes: int = Field(5, ge=1)
-    """Episodes of one evaluation, always from the same seeds."""
+    """Episodes per evaluation, always with the same seeds."""
     evaluation_steps: int = Field(10_000, ge=1)
-    """Environment steps after which an evaluation's episode is cut."""
+    """Environment steps after which an episode of an evaluation is cut."""
 
 
 class Settings(Section):
@@ -261,7 +261,7 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _pictures_fit_the_encoder(self) -> Settings:
-        size = self.env.image_size  # 0: as the environment's pictures are, which is seen once there is one
+        size = self.env.image_size  # 0: the size of the environment's pictures, which is not known yet
         if self.model.encoder == "planet" and size not in (0, 64):
             raise ValueError(
                 f"model.encoder planet needs pictures of 64×64, but env.image_size is {size}: "
