@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.doctor import checks, facts
 from dreamfleet.deploy.doctor.checks import Finding, Section, first_case
 from dreamfleet.deploy.workers.placement import LEARNER_RESOURCE, Node, choose_home, list_nodes, room_for_actors
+from dreamfleet.deploy.workers.ray_internals import token_mode
 
 ANSWER_S = 60.0
 """A node that has not answered for this long counts as silent: starting a worker and an environment takes seconds."""
@@ -207,14 +207,6 @@ def lost_nodes() -> list[str]:
     alive = {node["NodeManagerAddress"] for node in nodes if node["Alive"]}
     lost = {node["NodeManagerAddress"] for node in nodes if "UNEXPECTED" in str(node.get("DeathReason", ""))}
     return sorted(lost - alive)
-
-
-def token_mode() -> str:
-    """Return `token` or `disabled` as Ray has it in this process, or `unknown` for a Ray without such tokens."""
-    raylet: Any = importlib.import_module("ray._raylet")  # Ray has no public question for it
-    if not hasattr(raylet, "get_authentication_mode"):
-        return "unknown"
-    return "token" if raylet.get_authentication_mode() == raylet.AuthenticationMode.TOKEN else "disabled"
 
 
 def _bind(remote: Any, node_id: str) -> Any:
