@@ -20,7 +20,7 @@ from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.fleet.ledger import TrainRatio
 from dreamfleet.deploy.monitoring.progress import quiet_log
 from dreamfleet.deploy.run_directory import RunDirectory
-from dreamfleet.deploy.workers.address import check_address
+from dreamfleet.deploy.workers.address import check_address, use_token
 
 MOST_NUMBERS = 4096
 """Width of an action, as the networks take it, beyond which there is a warning."""
@@ -108,6 +108,7 @@ def check_modes(inline: bool, address: str | None) -> None:
     if inline and address:
         raise UserError("flag --address: a cluster has no part in a run with --inline; leave one of the two out.")
     if address:
+        use_token()
         check_address(address)
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +35,8 @@ log = logging.getLogger("dreamfleet")
 
 class StopRequest:
     """Ctrl-C and SIGTERM while it is entered: the first asks for a clean end, the second ends at once.
+
+    Python gives signals to the main thread alone: entered in another, it leaves them as they are.
 
     Attributes:
         signal_number: the signal that asked to stop, or 0.
@@ -77,7 +80,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         """Take over SIGINT and SIGTERM."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        in_main = threading.current_thread() is threading.main_thread()
+        for number in (signal.SIGINT, signal.SIGTERM) if in_main else ():
             self._before[number] = signal.signal(number, self._handler)
         return self
 
@@ -174,6 +178,9 @@ def _logged_failures(spec: RunSpec) -> Iterator[None]:
         log.error("the run failed: %s", error)  # noqa: TRY400 (the sentence is what the user needs)
         file = spec.run.shown / spec.run.log_file.name
         log.info("The log is in %s; `%s` continues from what is stored.", file, spec.resume_command)
+        raise
+    except Exception:  # of a callback, most likely; Python prints the traceback
+        log.exception("the run failed:", extra={"only_to_file": True})
         raise
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 from typing import Any
 
 import ray
@@ -60,7 +61,8 @@ def start_ray(settings: Settings, address: str | None) -> None:
             raise UserError(f"flag --address: {_why_not_joined(address, error)}") from None
         raise RunFailedError(f"Ray did not start: {error}") from error
     finally:
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there, which leaves without a checkpoint
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there, which leaves without a checkpoint
 
 
 def _why_not_joined(address: str, error: BaseException) -> str:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.fleet.fleet import Fleet
 from dreamfleet.deploy.fleet.fleet_config import FleetConfig
+from dreamfleet.deploy.fleet.fleet_state import Callbacks, FleetState
 from dreamfleet.deploy.fleet.ledger import Ledger, TrainRatio
 from dreamfleet.deploy.run.runs import train
 from dreamfleet.deploy.run_directory import RunDirectory
+from dreamfleet.deploy.state import read_state
 from dreamfleet.deploy.workers.inline_pool import InlinePool
 from dreamfleet.learner.checkpoints.store import CheckpointStore
 from dreamfleet.learner.learner import Learner, TrainReport
@@ -181,6 +184,44 @@ def test_signals_are_given_back_after_a_run(copy: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     assert run(copy, tiny_settings(**pictures())) == 0
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_run_may_be_started_from_any_thread(copy: Path) -> None:
+    """A notebook's server may do so; signals are left to the main thread."""
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(run, copy, tiny_settings(**pictures())).result() == 0
+
+
+def test_a_second_run_of_a_process_logs_its_own_environment(copy: Path, tmp_path: Path) -> None:
+    """What is logged once, as the environment is tried, is logged once in each run; nothing of another one's is."""
+    assert run(copy, tiny_settings(**pictures())) == 0
+    assert run(tmp_path / "other", tiny_settings(env_steps=120)) == 0
+    first, other = (RunDirectory(path).log_file.read_text() for path in (copy, tmp_path / "other"))
+    of_pictures, of_vectors = (re.findall("observations: .*", log)[-1] for log in (first, other))
+    assert of_pictures != of_vectors
+    assert of_pictures not in other
+    assert run(copy, tiny_settings(**pictures())) == 0
+    start = RunDirectory(copy).log_file.read_text().rpartition("resuming")[2]
+    assert start.count(of_pictures) == 1
+
+
+def test_an_exception_of_a_callback_is_in_the_log_and_the_state(copy: Path) -> None:
+    """The caller gets it too; what the run had is kept."""
+
+    class Broken(Callbacks):
+        def on_start(self, fleet: FleetState, decisions: list[str]) -> None:
+            raise ZeroDivisionError("of a callback")
+
+    before = files_of(copy)
+    with pytest.raises(ZeroDivisionError):
+        train(tiny_settings(**pictures()), directory=copy, callbacks=[Broken()], inline=True)
+    log = RunDirectory(copy).log_file.read_text()
+    assert "Traceback" in log
+    assert "ZeroDivisionError: of a callback" in log
+    state = read_state(copy)
+    assert state
+    assert (state.state, state.reason) == ("failed", "of a callback")
+    assert files_of(copy).keys() >= before.keys()
 
 
 def test_a_run_killed_while_it_writes_its_settings_keeps_those_it_had(

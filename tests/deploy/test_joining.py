@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError
 
+from dreamfleet.common.errors import UserError
+from dreamfleet.common.settings.schema import Settings
+from dreamfleet.deploy.run.runs import train
 from dreamfleet.deploy.workers.address import use_token
 from dreamfleet.deploy.workers.pool import WorkerLostError
 from dreamfleet.deploy.workers.ray_pool import RayPool
@@ -36,6 +39,17 @@ def test_a_token_at_home_is_used(home: Path) -> None:
     (home / ".ray" / "auth_token").write_text("secret")
     use_token()
     assert os.environ["RAY_AUTH_MODE"] == "token"
+
+
+def test_a_script_that_joins_a_cluster_uses_the_token_too(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from the command line, before Ray is imported or the cluster asked."""
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text("secret")
+    monkeypatch.chdir(home)
+    with pytest.raises(UserError, match="no Ray cluster answers at '127"):
+        train(Settings(), "CartPole-v1", "run", address="127.0.0.1:1")
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert not (home / "run").exists()
 
 
 def test_what_the_user_said_about_tokens_wins(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

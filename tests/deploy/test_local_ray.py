@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import ray
+from small_runs import small_settings
 
-from dreamfleet.deploy.workers.ray_session import START_TRIALS, start_local_ray
+from dreamfleet.deploy.workers.ray_session import START_TRIALS, start_local_ray, start_ray
 
 
 @pytest.fixture
@@ -41,6 +44,20 @@ def test_a_node_that_is_always_late_is_given_up(late: list[Exception]) -> None:
     with pytest.raises(RuntimeError, match=f"timed out during startup. It was tried {START_TRIALS} times"):
         start_local_ray(3)
     assert len(late) == 100 - START_TRIALS
+
+
+def test_ray_starts_from_any_thread_and_leaves_signals_to_the_run(
+    late: list[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python takes handlers of signals in the main thread alone; there, Ray's own is taken away again."""
+    settings = small_settings(actors={"count": 2})
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(ray, "init", lambda **_: signal.signal(signal.SIGTERM, signal.SIG_IGN))
+    start_ray(settings, None)
+    assert signal.getsignal(signal.SIGTERM) is before
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(start_ray, settings, None).result()
 
 
 def test_another_error_is_not_tried_again(late: list[Exception]) -> None:
