@@ -66,6 +66,12 @@ def warn_once(subject: Hashable, line: str) -> None:
         log_once(line, logging.WARNING)
 
 
+def forget_logged() -> None:
+    """Have `log_once` and `warn_once` log everything again: another run starts in this process."""
+    _logged_once.clear()
+    _subjects.clear()
+
+
 def logged_once() -> list[LogRecord]:
-    """Return everything that `log_once` and `warn_once` logged in this process, in order."""
+    """Return everything that `log_once` and `warn_once` logged for the present run of this process, in order."""
     return [(level, line) for line, level in _logged_once.items()]

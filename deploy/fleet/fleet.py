@@ -19,6 +19,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from dreamfleet.common.acting.policy import PublishedWeights
@@ -252,9 +253,14 @@ class Fleet:
         learner = self.state.roster.learner
         if not (self._learner_side.is_restored and learner.worker):
             return
+        deadline = self._clock() + STOP_TIMEOUT_S
         try:
             self.state.pool.finish_early(learner.worker)
             self._learner_side.save_what_was_learnt()
-            self._finish_learner(self._clock() + STOP_TIMEOUT_S)
+            self._drain([learner], deadline)
         except Exception as error:  # noqa: BLE001 (the first failure is raised; a callback may fail again)
-            log.warning("no last checkpoint could be written: %s", error)
+            if not self._learner_side.has_saved_all:
+                log.warning("no last checkpoint could be written: %s", error)
+        if not learner.orders:
+            with suppress(Exception):
+                self._finish_learner(deadline)

@@ -13,7 +13,7 @@ from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.formatting import format_bytes
-from dreamfleet.common.process_log import LogRecord
+from dreamfleet.common.process_log import LogRecord, forget_logged
 from dreamfleet.common.settings.resolve import resolve
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.fleet.ledger import TrainRatio
@@ -49,6 +49,7 @@ def prepare_collecting(
         UserError: if the settings, the environment, the policy or the directory are at fault.
     """
     check_modes(inline, address)
+    forget_logged()  # by earlier runs of this process
     old = run.settings() if run.config_file.exists() else None
     run.check_usable("--out")
     if run.kind() == "train" or any(run.checkpoints.glob("*.pt")):

@@ -13,7 +13,7 @@ from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.model.encoder import image_size
 from dreamfleet.common.model.world_model import WorldModel
-from dreamfleet.common.process_log import LogRecord
+from dreamfleet.common.process_log import LogRecord, forget_logged
 from dreamfleet.common.settings.resolve import leaves
 from dreamfleet.common.settings.schema import EnvironmentSettings, Settings
 from dreamfleet.deploy.fleet.ledger import TrainRatio
@@ -35,6 +35,7 @@ def prepare_training(run: RunDirectory, settings: Settings, inline: bool, addres
         UserError: if the settings, the environment, the dataset, the checkpoint or the directory are at fault.
     """
     check_modes(inline, address)
+    forget_logged()  # by earlier runs of this process
     old = run.settings() if run.config_file.exists() else None
     run.check_usable()
     if old and run.is_dataset:

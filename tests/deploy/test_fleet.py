@@ -591,3 +591,14 @@ def test_a_callback_that_fails_loses_nothing() -> None:
     with pytest.raises(ZeroDivisionError):
         Fleet(pool, CONFIG, Ledger(RATIO), [Stopper(ZeroDivisionError())], clock=pool.clock).run()
     assert pool.saved["updates"] == pool.updates > 0
+
+
+def test_a_callback_that_fails_at_every_checkpoint_does_not_cost_the_last_copy(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It fails again as the last checkpoint is written: that one is there, and its copy is waited for."""
+    pool = SimulatedPool()
+    with pytest.raises(ZeroDivisionError):
+        Fleet(pool, CONFIG, Ledger(RATIO), [Stopper(ZeroDivisionError())], clock=pool.clock).run()
+    assert pool.finished_at_last
+    assert "no last checkpoint" not in caplog.text
