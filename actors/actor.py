@@ -30,10 +30,6 @@ class ActorProcess:
     Whoever creates it hides the GPUs from it; it computes on one thread, and with random actions it imports no torch.
 
     Args:
-        settings: the run's.
-        actor: number of the actor.
-        incarnation: number of its incarnation.
-        replay: handle of the replay's process.
         sent_code: what this process needs of the one that started the run, if anything.
     """
 

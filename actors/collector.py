@@ -273,7 +273,6 @@ def build_collector(settings: Settings, actor: int, incarnation: int, writer: Ch
 
 @contextmanager
 def _timed(report: CollectReport, name: str) -> Iterator[None]:
-    """Add the seconds that the block takes to the report's timing of this name."""
     began = perf_counter()
     try:
         yield

@@ -53,7 +53,6 @@ class StepBuffer:
     Attributes:
         arrays: every field of the format by name, (CHUNK_STEPS, K, *shape).
         index: of the current step in them, -1 before the first.
-        current: the current step.
     """
 
     def __init__(self, step_format: StepFormat, count: int) -> None:
@@ -103,9 +102,7 @@ class EnvironmentBatch:
     """K environments and the current step of each.
 
     Args:
-        settings: which environment, and how it is wrapped.
         seeds: for each of the K environments the seed of its first reset; later episodes continue its generator.
-        actor: number of the actor they belong to, for messages.
 
     Attributes:
         buffer: where they write their steps; actions and versions are written by the caller.

@@ -172,9 +172,6 @@ def play_episodes(
     """Play episodes one after the other; episode number i always begins from the same seed, whatever preceded it.
 
     Args:
-        settings: which environment, and how it is wrapped.
-        policy_factory: makes the policy, for one environment.
-        episodes: how many.
         seed: from which each episode's seed is derived; see `reset_seed`.
         record: how many episodes, from the first on, are recorded: the frames that the environment renders, or else its
             pictures as the policy sees them. An environment that has neither gives no video.

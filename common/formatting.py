@@ -48,7 +48,6 @@ def table(rows: Sequence[Sequence[str]], least: Sequence[int] = (), right: bool 
     """Return the lines of a table whose columns are as wide as their cells.
 
     Args:
-        rows: the cells of each row, the same number in each.
         least: minimal widths of the first columns.
         right: align all but the first column to the right; if not, the last column is wrapped.
     """

@@ -76,7 +76,6 @@ def encode_gif(frames: np.ndarray, fps: float) -> bytes:
 
 
 def _checked(frames: np.ndarray) -> np.ndarray:
-    """Return the frames; ValueError if they are not what can be written."""
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] not in (1, 3) or 0 in frames.shape:
         raise ValueError(f"frames are (T, H, W, 3) or (T, H, W, 1) in uint8, not {frames.dtype} {frames.shape}")
     return frames

@@ -224,7 +224,6 @@ def _settings_help() -> str:
 
 
 def _long_flags(parser: argparse.ArgumentParser, command: str) -> list[str]:
-    """Return the long flags that a command has beside the settings."""
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     known = commands.choices[command]._option_string_actions
     return [flag.removeprefix("--") for flag in known if flag.startswith("--")]

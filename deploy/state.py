@@ -96,7 +96,6 @@ class StateWriter(logging.Handler):
     be written is logged once and ends nothing.
 
     Args:
-        directory: the run's or dataset's.
         kind: the command: "train" or "collect".
         pause_s: seconds between two writes of the counters; the driver may beat more often.
     """

@@ -34,9 +34,7 @@ class Hardware:
 
     Attributes:
         bfloat16: whether forward and backward are in bfloat16 where that is safe (autocast).
-        threads: CPU threads.
         decisions: one sentence for each choice, with its reason.
-        compiled: whether updates are compiled.
     """
 
     device: torch.device

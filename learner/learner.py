@@ -41,7 +41,6 @@ class TrainReport:
         updates: made so far, by all incarnations of the run's learner.
         metrics: means over the order's updates; and how old the replayed actions were, see `staleness`.
         timings: seconds of the order by what they went into: wait, transfer, forward_backward, optimiser, publish.
-        log_records: what the learner's process logged since the last order.
         published: the weights, if a new version was due within the order.
     """
 
@@ -56,8 +55,6 @@ class Restored(NamedTuple):
     """A learner that is ready.
 
     Attributes:
-        updates: made so far.
-        published: the weights that it begins with.
         decisions: one sentence for each automatic choice.
         facts: of the checkpoint that it continues; None if there is none.
     """
@@ -76,13 +73,11 @@ class Learner:
 
     Attributes:
         updates: made so far, by all incarnations of the run's learner.
-        decisions: one sentence for each automatic choice.
 
     Args:
         run_directory: checkpoints lie in its folder `checkpoints`.
         prefetch: whether batches are fetched ahead, in threads.
         busy_cores: cores of this machine that actors keep busy.
-        set_to: the threads that torch was set to.
         put: where the flat weights are published; it returns their handle, such as an object reference.
 
     Raises:

@@ -22,7 +22,6 @@ class ParameterGroup:
 
     Attributes:
         metric: name of their gradient's norm among the metrics.
-        parameters: those of the network that are trained.
         learning_rate: after the warm-up.
         clip: greatest norm of their gradient.
     """
@@ -147,7 +146,6 @@ class LaProp(torch.optim.Optimizer):
     One t counts the steps of a whole group; a parameter without a gradient is passed over, as elsewhere in torch.
 
     Args:
-        params: parameters or groups of them, on one device.
         learning_rate: after the warm-up.
         betas: β₁ and β₂.
         epsilon: ε; smaller than any gradient, so that a step's size does not depend on the loss's scale.

@@ -28,7 +28,6 @@ class LearnerProcess:
     Args:
         spaces: as `Spaces.to_json` gives them.
         replay: handles of the processes of the replay's shards, in order.
-        busy_cores: cores of this machine that actors keep busy.
         set_to: the threads that torch was set to, where the run was started.
     """
 

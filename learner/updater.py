@@ -68,10 +68,7 @@ class Updater:
         optimiser: Adam or LaProp, with groups of parameters for model, actor and critic.
 
     Args:
-        agent: on its device.
         actor_critic: how its actor learns, or None where nothing but the world model does.
-        settings: the run's: `loss`, `learner`, `behaviour`.
-        hardware: where the agent is, in which arithmetic, and whether compiled.
     """
 
     def __init__(

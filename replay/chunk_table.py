@@ -33,8 +33,6 @@ class ChunkEntry(NamedTuple):
         first_mask: the steps that are `is_first`.
         held_out: the steps that are held out; they lie at the chunk's beginning or at its end.
         valid: the steps at which a training sequence may start.
-        segment: number of the segment it lies in.
-        offset: where it begins there.
         front_bytes: bytes of its prefix, header and first block.
         oldest_version: of the weights that chose its actions; likewise `newest_version`.
         listed: whether it is in the order that chunks are drawn from.

@@ -220,5 +220,4 @@ def _decompress_big(batch: CompressedBatch, step_format: StepFormat, share: _Sha
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    """Return the threads that all batches are decompressed by."""
     return ThreadPoolExecutor(min(_THREADS_AT_MOST, os.cpu_count() or 1), thread_name_prefix="decompress")

@@ -117,7 +117,6 @@ class StoredStreams(AbstractContextManager["StoredStreams"]):
         self.close()
 
     def _find_format(self) -> StepFormat:
-        """Return the format that all directories share."""
         found: StepFormat | None = None
         for directory, segments in self._opened:
             for segment in segments:

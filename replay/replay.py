@@ -33,10 +33,8 @@ class Replay:
 
     Args:
         directory: where to store; created if it is not there, reopened with all it holds if it is.
-        step_format: see `StepFormat`.
         settings: capacity and how to sample; of a shard among several, what `shards.plan_shards` gives.
         sequence_length: T, in steps.
-        seed: seed of the draws.
         lock_wait_s: how long to wait for another process that has the directory open.
         read_only: change nothing and take no lock, so that another process may be writing. Only what was stored when it
             was opened is visible, and nothing may be appended.

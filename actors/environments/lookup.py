@@ -151,7 +151,6 @@ def _import_namespace(name: str, where: str) -> EnvSpec | None:
 
 
 def _unknown(name: str, where: str, module: str, failures: list[str]) -> str:
-    """Return the sentence on an id that is not registered."""
     adapter = _old_gym_adapter(name)
     if adapter:
         full = f"{module}:{name}" if module else name

@@ -63,7 +63,6 @@ def make_environment(settings: EnvironmentSettings, render: bool = False) -> Env
     """Return the environment with all its wrappers; its observations are a Dict, its actions its own.
 
     Args:
-        settings: which environment and how it is wrapped.
         render: make it so that `render()` returns frames, if it can.
 
     Raises:

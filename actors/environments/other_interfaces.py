@@ -110,7 +110,6 @@ def _old_in_layer(env: gymnasium.Env[Any, Any]) -> str:
 
 
 def _packages(value: Any) -> set[str]:
-    """Return the packages that define the classes of a value."""
     return {kind.__module__.partition(".")[0] for kind in type(value).__mro__}
 
 

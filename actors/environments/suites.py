@@ -34,7 +34,6 @@ class Suite:
     """Environments that need nothing special, and the base of those that do.
 
     Attributes:
-        name: for messages.
         prefixes: how its ids begin, in lower case.
         modules: those whose import registers its environments.
         extra: the extra of this package that installs them.

@@ -123,7 +123,6 @@ def find_function(name: str, where: str, wanted: str) -> Callable[..., Any]:
     """Return the function or class `module:attribute`; the attribute may have dots.
 
     Args:
-        name: of the function or class.
         where: the setting and the value that name it, for messages.
         wanted: what it should be, for messages.
 

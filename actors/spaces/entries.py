@@ -30,10 +30,8 @@ class Entry:
         spec: its name, and what is stored of it.
         path: the keys and indices that lead to it in nested Dicts and Tuples; empty if it is the whole observation.
         convert: makes of the environment's value the picture (H, W, C) in uint8 or the vector (D,) in float32.
-        kind: how it is read.
         source: type, shape and bounds in the environment, for messages.
         low: lower bounds of what is stored, a scalar or an array of the spec's shape; `high` likewise.
-        high: see `low`.
     """
 
     spec: ObservationSpec

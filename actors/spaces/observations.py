@@ -50,9 +50,7 @@ def list_entries(
     "vector"; an entry of nested ones by its keys and indices, joined by "_". Text is left out, with a warning.
 
     Args:
-        space: the environment's observation space.
         image_size: side to which pictures are resized; 0 leaves them.
-        grey: whether pictures become grey.
         named: entries whose kind the user gave.
 
     Raises:

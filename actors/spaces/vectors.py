@@ -140,7 +140,6 @@ def _number_array(value: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _bounds(space: spaces.Space[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the least and the greatest numbers of a space."""
     if isinstance(space, spaces.Box):
         return space.low, space.high
     if isinstance(space, spaces.Discrete):

@@ -20,10 +20,7 @@ def make_policy(
     """Return the policy that the settings name, for a number of environments.
 
     Args:
-        settings: the run's.
-        spaces: of the environments.
         environments: their number K.
-        seed: of the policy's random numbers.
         explores: whether it explores; otherwise it takes the best action it knows.
         weights: a version and the flat array to begin with; with None, `adopt` is called later.
 

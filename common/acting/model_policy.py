@@ -29,10 +29,7 @@ class ModelPolicy:
         version: of the weights that act; -1 before the first, when `before` acts.
 
     Args:
-        settings: the run's.
-        spaces: of the environments.
         environments: K.
-        seed: of the random numbers.
         explores: whether actions are sampled and `behaviour.exploration` is added; otherwise the likeliest is taken.
         before: acts until there are weights; needed only if `act` is called before `adopt`.
     """

@@ -126,8 +126,6 @@ def cross_entropy_method(
             prior, without value or discount.
         state: where the plans begin, (K, …): for PlaNet one sample of the posterior.
         count: K.
-        spec: of an action.
-        search: the size of the search.
         noise: for each iteration the candidates' noise on the state's device (`candidate_noise`), read lazily.
     """
     numbers = iter(noise)

@@ -93,7 +93,6 @@ def read_layers(
     presets that are below it.
 
     Args:
-        path: of the file.
         source: its name in errors.
         below: names of the built-in presets below; those yielded are added.
         above: the files that build on this one.

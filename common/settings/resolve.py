@@ -118,7 +118,6 @@ def known_paths() -> list[str]:
 
 
 def _type_name(kind: Any) -> str:
-    """Return a setting's type for a reader."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
         return " | ".join(map(str, arguments))

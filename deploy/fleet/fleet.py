@@ -46,10 +46,7 @@ class Fleet:
     What it does per order does not depend on the number of workers.
 
     Args:
-        pool: where the workers live.
-        config: how many workers there are, and the size of their orders.
         ledger: with the ratio, and what earlier starts of the run counted.
-        callbacks: called as things happen, in this order.
         should_stop: asked every turn; true ends the run cleanly.
         clock: seconds, for tests.
         weights: that the actors of a fleet without learner act with.
@@ -202,7 +199,6 @@ class Fleet:
         self._stored_more = True
 
     def _recount(self) -> None:
-        """Ask the replay for its counters."""
         self._stored_more = False
         self._recount_due = self._clock() + self.state.pool.counters_every_s
         counters = self.state.pool.replay.counters()

@@ -21,7 +21,6 @@ class FleetState:
 
     Attributes:
         ledger: what was collected and trained: `ledger.env_steps`, `ledger.updates`, `ledger.ratio`.
-        roster: the workers.
         weights: the newest that the learner published, or those that a fleet without learner acts with.
         stop_reason: why a callback asked the run to end; empty if none did.
     """
@@ -42,11 +41,7 @@ class GiveOrder(Protocol):
     """Gives an order to the worker in a slot.
 
     Args:
-        slot: of the worker.
-        method: of the worker.
-        arguments: of the method.
         amount: environment steps of a collect order.
-        then: called with the worker's answer.
     """
 
     def __call__(

@@ -32,7 +32,6 @@ class Order:
 
     Attributes:
         method: "greet" is answered by an actor as soon as its process runs.
-        then: called with the answer.
         begun: when it came to the head of its worker's queue, by the loop's clock; for a greeting, when the worker's
             process was found to have started.
         amount: environment steps of a collect order.
@@ -140,8 +139,6 @@ class WorkerSlot:
         """Empty the slot after its worker failed.
 
         Args:
-            now: by the loop's clock.
-            cause: of the failure.
             stored: steps of the actor's incarnation that are stored.
 
         Returns:

@@ -123,9 +123,7 @@ def import_replay(
 
     Args:
         directory: the Minari dataset's, or its id.
-        out: the new dataset's.
         named: what the user says of observations.
-        change: what is done to pictures.
 
     Raises:
         UserError: if there is no Minari dataset or it cannot be taken, `out` is there already, or Minari is not

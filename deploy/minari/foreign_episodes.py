@@ -29,11 +29,9 @@ class ForeignEpisodes:
     stream.
 
     Attributes:
-        step_format: of the steps.
         messages: sentences on what could not be taken as it is; complete once all episodes were read.
 
     Args:
-        storage: where they come from, with its spaces.
         named: what the user says of observations.
 
     Raises:
@@ -153,7 +151,6 @@ class ForeignEpisodes:
                 )
 
     def _space(self, entry: Entry) -> spaces.Space[Any]:
-        """Return the space that an entry was made from."""
         space: Any = reduce(lambda part, key: part.spaces[key], entry.path, self._storage.observation_space)
         found: spaces.Space[Any] = space
         return found

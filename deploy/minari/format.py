@@ -153,8 +153,6 @@ def write_dataset(
 
     Args:
         target: an empty directory; an absolute path, since Minari goes wrong with others.
-        step_format: the format of all steps.
-        episodes: what to write, in the order of their places.
         metadata: of `describe_dataset`; the counts are added.
     """
     from minari.data_collector import EpisodeBuffer

@@ -34,7 +34,6 @@ class MetricsWriter:
     by number of updates where a learner was lost, and that would remove evaluations with equal numbers of steps.
 
     Args:
-        run: the run's directory.
         prometheus: exports the scalars as well.
     """
 
@@ -104,7 +103,6 @@ class MetricsWriter:
         """Show an evaluation's first episode, a GIF image, in TensorBoard, unless one was shown shortly before.
 
         Args:
-            gif: the episode.
             env_steps: at which it was evaluated.
             of_steps: environment steps of the whole run: a film is shown each `FILM_EVERY` of them, and the last one.
 

@@ -198,7 +198,6 @@ class Console(logging.Handler):
         return str(tqdm.format_meter(share, 1, 0, ncols=BAR_WIDTH, bar_format=layout, ascii=not self._has_blocks()))
 
     def _has_blocks(self) -> bool:
-        """Return whether the terminal's encoding has the characters of a bar."""
         try:
             "█▏".encode(self._stream.encoding or "ascii")
         except (UnicodeEncodeError, LookupError):

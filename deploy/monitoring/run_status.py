@@ -142,7 +142,6 @@ def _without_state(
 
 
 def _wanted(settings: Settings, kind: str | None) -> dict[str, float]:
-    """Return what the settings ask for."""
     ratio = TrainRatio.of(settings)
     if settings.train.dataset:  # its steps, and so the updates that they allow, are not in the settings
         return {"wanted/ratio": ratio.ratio}
@@ -154,7 +153,6 @@ def _wanted(settings: Settings, kind: str | None) -> dict[str, float]:
 def _figures(
     run: RunDirectory, wanted: dict[str, float], state: RunState | None, newest: CheckpointStatus | None
 ) -> dict[str, Any]:
-    """Return the newest value of each figure."""
     saved = _known({"updates": newest.updates, "env_steps": newest.env_steps}) if newest else {}
     figures: dict[str, Any] = saved | wanted  # rows and state are mostly newer than the checkpoint
     counted, started = (state.counted_unix, state.started_unix) if state else (0.0, 0.0)

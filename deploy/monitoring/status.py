@@ -115,7 +115,6 @@ def _bottleneck(actors: float, learner: float) -> str:
 
 
 def _model_rows(found: RunStatus) -> Rows:
-    """Yield losses and returns."""
     figures = found.figures
     if "loss/total" in figures:
         names = [name for name in ("reconstruction", "kl", "reward", "continue") if f"loss/{name}" in figures]
@@ -134,7 +133,6 @@ def _model_rows(found: RunStatus) -> Rows:
 
 
 def _fleet_rows(found: RunStatus) -> Rows:
-    """Yield the workers and what the replay holds."""
     figures = found.figures
     if "fleet/actors" in figures and found.state == "running":
         of_wanted = f" of {figures['fleet/actors_wanted']:.0f}" if "fleet/actors_wanted" in figures else ""
@@ -156,7 +154,6 @@ def _fleet_rows(found: RunStatus) -> Rows:
 
 
 def _file_rows(found: RunStatus, now: float) -> Rows:
-    """Yield checkpoints, disk usage, warnings, and where to look further."""
     newest, best = found.checkpoints.newest, found.checkpoints.best
     if newest:
         age = format_duration(now - newest.saved_unix)

@@ -164,7 +164,6 @@ def fit_update_time(update: Callable[[int], None], wanted: int, most_s: float) -
 
 
 def _collect(collector: Collector, settings: Settings, seconds: float) -> Collected:
-    """Give an actor's orders to a collector, with the policy that it has."""
     order = settings.actors.steps_per_order * settings.actors.environments
     steps = raw = stored = 0
     began = perf_counter()
@@ -214,7 +213,6 @@ def _seconds_of(update: Callable[[int], None], size: int) -> float:
 
 @contextmanager
 def _threads(number: int) -> Iterator[None]:
-    """Compute on this number of threads in the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

@@ -69,11 +69,6 @@ def dream_of(
     Where no held-out sequence is long enough the horizon is halved repeatedly; where that does not help, the dream is
     of a sequence that was trained on, which shows at least whether anything was learnt.
 
-    Args:
-        run: an existing run, which may be training meanwhile.
-        context: steps seen; the run's `records.picture_context` by default.
-        horizon: steps imagined; what remains of `records.picture_steps` by default.
-
     Raises:
         UserError: if the run has no checkpoint, or holds no sequence that is longer than the context.
     """

@@ -84,7 +84,6 @@ def _sections(found: Sequence[tuple[str, Any]]) -> str:
 
 
 def _as_flag(value: Any) -> str:
-    """Return a value as a flag takes it."""
     if isinstance(value, float):
         return f"{value:g}"
     plain = list(value) if isinstance(value, tuple) else value

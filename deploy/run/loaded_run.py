@@ -32,16 +32,10 @@ class Agent:
     The recurrent state is kept here: say where an episode begins, with `reset` or with `is_first`.
 
     Attributes:
-        settings: the run's.
-        spaces: what the environment shows and takes.
         updates: of the checkpoint that acts; 0 for a run that acts by chance.
 
     Args:
-        settings: the run's.
-        spaces: what the environment shows and takes.
         weights: flat acting weights and their updates; None for a run that acts by chance.
-        environments: how many environments it acts in.
-        seed: of its random numbers.
         explores: whether it explores as it did while collecting.
     """
 
@@ -68,10 +62,7 @@ class Agent:
         """Return the agent of a run, which may be training meanwhile.
 
         Args:
-            run: its directory.
             checkpoint: "newest", or "best" by evaluation return (or held-out loss, where nothing was evaluated).
-            environments: how many environments it is to act in.
-            seed: of its random numbers.
             explores: whether it explores as it did while collecting.
 
         Raises:
@@ -171,10 +162,8 @@ class LoadedRun:
 
     Attributes:
         world_model: in eval mode.
-        updates: of the checkpoint.
 
     Args:
-        directory: of the run.
         checkpoint: "newest", or "best" by evaluation return (or held-out loss, where nothing was evaluated).
         device: of the world model; agents act on the CPU.
 

@@ -39,12 +39,6 @@ def prepare_collecting(
 ) -> RunSpec:
     """Check a start of a dataset, new or continued.
 
-    Args:
-        settings: for an existing dataset, those that it is to have now.
-        steps: environment steps that it is to hold in the end; `train.env_steps` if None.
-        policy: a run whose learned policy acts, exploring as it did; None for chance.
-        checkpoint: of that run, "newest" or "best".
-
     Raises:
         UserError: if the settings, the environment, the policy or the directory are at fault.
     """
@@ -92,9 +86,6 @@ def keep_all(settings: Settings, spaces: Spaces, steps: int, shards: int) -> Set
     """Return the settings with a replay that holds so many steps whatever they are: nothing collected is dropped.
 
     Args:
-        settings: the dataset's.
-        spaces: what its environment shows and takes.
-        steps: that it is to hold.
         shards: how many share the replay's capacity; each may come to hold more than its part, so each is given all.
     """
     raw_gb = steps * StepFormat(spaces).step_bytes / 1e9

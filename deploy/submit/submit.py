@@ -61,7 +61,6 @@ def submit(
 
 
 def _run(cluster: Cluster, entry: EntryPoint, working_dir: Path | None, resource: str) -> int:
-    """Submit a job and follow it."""
     follow = _command(cluster.target, "--follow", entry.job_id)
     try:
         _send(cluster, entry, working_dir, resource)

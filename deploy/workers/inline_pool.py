@@ -109,9 +109,6 @@ class InlinePool:
     """Actors, learner and replay in this process. The same settings and seed give the same run, bit for bit, on a CPU.
 
     Args:
-        settings: the run's.
-        spaces: what the environment shows and takes.
-        run: the run's directory.
         stop: looked at between any two steps, since orders cannot be left otherwise.
 
     Raises:

@@ -63,7 +63,6 @@ def choose_home(nodes: list[Node], driver: str, wants_gpu: bool) -> Node:
 
     Args:
         nodes: those alive.
-        driver: id of the driver's node.
         wants_gpu: whether the learner may use a GPU.
     """
     own = next(node for node in nodes if node.id == driver)
@@ -99,9 +98,6 @@ class Placement:
     Attributes:
         home: the node of learner and replay.
         has_gpu: whether the learner gets a GPU there.
-
-    Args:
-        settings: the run's.
     """
 
     def __init__(self, settings: Settings) -> None:

@@ -19,7 +19,6 @@ class WorkerFailedError(Exception):
     """A worker's own code raised.
 
     Attributes:
-        cause: the exception it raised.
         trace: its traceback as text.
     """
 

@@ -49,9 +49,6 @@ class RayPool:
     """Starts Ray, or joins a cluster, and the replay on it; then actors and the learner as they are asked for.
 
     Args:
-        settings: the run's.
-        spaces: what the environment shows and takes.
-        run: the run's directory.
         address: a cluster to join; None starts Ray on this machine, for this process alone.
 
     Raises:

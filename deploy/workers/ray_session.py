@@ -66,7 +66,6 @@ def start_ray(settings: Settings, address: str | None) -> None:
 
 
 def _why_not_joined(address: str, error: BaseException) -> str:
-    """Return in words why a cluster could not be joined."""
     chain: BaseException | None = error
     while chain is not None:
         if "uthenticat" in f"{type(chain).__name__} {chain}":

@@ -96,7 +96,6 @@ class ActorCritic(nn.Module):
 
     Attributes:
         slow: the critic's slow copy, or None.
-        normaliser: of the returns, or None.
         through_model: whether the actor's gradient comes through the model (V1; V2 for boxes), else it is REINFORCE.
     """
 
@@ -129,7 +128,6 @@ class ActorCritic(nn.Module):
         """Return the losses of one update; the return normaliser takes its returns in.
 
         Args:
-            agent: the owner of the actor.
             imagined: its futures from `states`, with a graph if the gradient comes through the model.
             states: (B, T, …), inferred from the batch, with their graph: the replayed value loss reaches the model.
             batch: `reward`, `is_last` and `is_terminal`, (B, T).

@@ -22,7 +22,6 @@ class Critic(Head):
     """The value of a state: the discounted rewards after it, under the policy that is being learnt.
 
     Args:
-        feature: F.
         settings: the run's: `behaviour` says layers, units and distribution, `model` the kind of layers.
     """
 

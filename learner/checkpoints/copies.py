@@ -120,7 +120,6 @@ class CheckpointCopies:
         self._facts[number] = facts
 
     def _drop_old(self, saved: int) -> None:
-        """Drop copies by the store's own rule."""
         names, keep = self._there.names(), self._keep({}, saved)
         for ending in ("json", "pt"):  # in this order: without its facts it is no checkpoint
             for name in names:

@@ -143,7 +143,6 @@ def _draw_heading(picture: np.ndarray, x: int, width: int, step: int, context: i
 
 
 def _draw_lines(picture: np.ndarray, lines: Sequence[str], x: int, middle: int, colour: Colour = BLACK) -> None:
-    """Write lines of text around a height."""
     for number, line in enumerate(lines):
         y = middle + 4 + round((number - (len(lines) - 1) / 2) * 15)
         draw_text(picture, line, x, y, colour, 0.42 if number == 0 else 0.32)
