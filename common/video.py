@@ -85,7 +85,7 @@ def _checked(frames: np.ndarray) -> np.ndarray:
 def _without_tag_warning() -> Iterator[None]:
     """Keep one harmless line off the standard error; anything else that is written there passes.
 
-    OpenCV prints from C, and cannot be told not to, that WebM has no tag for VP8; the file is right all the same.
+    OpenCV prints from C, and cannot be silenced, that WebM has no tag for VP8; the file is right all the same.
     """
     sys.stderr.flush()
     kept = os.dup(2)

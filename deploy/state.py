@@ -124,7 +124,7 @@ class StateWriter(logging.Handler):
         )
 
     def beat(self, counters: Mapping[str, Any]) -> None:
-        """Note the newest counters; they are written every few seconds, and most calls return at once."""
+        """Record the newest counters; they are written every few seconds, and most calls return at once."""
         is_first = not self._state.counters
         self._update(counters=dict(counters), **_times("counted"))
         if is_first or time.monotonic() >= self._due:
@@ -138,7 +138,7 @@ class StateWriter(logging.Handler):
         self._write()
 
     def stopped(self, reason: str) -> None:
-        """Note that the run was asked to stop, and by what."""
+        """Record that the run was asked to stop, and by what."""
         self._stop_reason = reason
 
     def __enter__(self) -> StateWriter:

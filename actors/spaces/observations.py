@@ -26,7 +26,7 @@ from dreamfleet.actors.spaces.pictures import (
     is_real,
     picture_entry,
     picture_shape,
-    why_doubtful,
+    why_ambiguous,
 )
 from dreamfleet.actors.spaces.vectors import VectorBounds, check_finite, one_hot_entry, one_hot_width, vector_entry
 from dreamfleet.common.errors import UserError
@@ -54,7 +54,7 @@ def list_entries(
         named: entries whose kind the user gave.
 
     Raises:
-        UserError: if a part of the space is not supported or doubtful, or its name cannot be used.
+        UserError: if a part of the space is not supported or ambiguous, or its name cannot be used.
     """
     leaves = [(path, leaf) for path, leaf in leaf_spaces(space) if not _is_text(leaf, path)]
     if not leaves:
@@ -187,17 +187,17 @@ def _kind(space: spaces.Space[Any], path: Path, named: NamedEntries) -> Kind:
         return given
     if box is None:
         return "vector" if isinstance(space, spaces.MultiBinary) else "one_hot"
-    doubt = why_doubtful(box)
-    if doubt:
+    reason = why_ambiguous(box)
+    if reason:
         raise UserError(
-            f"The {shown} is {described}, and whether that is a picture must be said, since {doubt}: "
+            f"The {shown} is {described}, and whether that is a picture must be said, since {reason}: "
             f"{_possible_flags(box, path, named)}."
         )
     return "picture" if is_picture(box) else "vector"
 
 
 def _possible_flags(space: spaces.Box, path: Path, named: NamedEntries) -> str:
-    """Return the flags that decide how a doubtful Box is read, each with its result."""
+    """Return the flags that decide how a ambiguous Box is read, each with its result."""
     name, flags = leaf_name(path), []
     if can_be_picture(space):
         height, width, channels = picture_shape(space.shape)

@@ -9,9 +9,9 @@ The rule, which docs/environments.md states in words:
                     reals      any               two or more axes, of which at most one is 16 or longer, and not three
                                                  axes with the bounds of a picture
                     integers   over 256 values   two or more axes, of which at most one is 16 or longer
-    doubtful        everything else
+    ambiguous        everything else
 
-What is doubtful is refused until the settings name it.
+What is ambiguous is refused until the settings name it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ CV2_CHANNELS = 4
 
 
 def is_picture(space: spaces.Box) -> bool:
-    """Return whether a Box is a picture without doubt."""
+    """Return whether a Box is certainly a picture."""
     axes = len(space.shape)
     if not ((_is_bytes(space) and axes in (2, 3)) or (axes == 3 and _is_unit_real(space))):
         return False
@@ -54,8 +54,8 @@ def is_picture(space: spaces.Box) -> bool:
     return min(height, width) >= LEAST_SIDE and channels <= MOST_CHANNELS and channels < min(height, width)
 
 
-def why_doubtful(space: spaces.Box) -> str:
-    """Return why a Box may or may not be a picture; an empty string if it is a picture or a vector without doubt."""
+def why_ambiguous(space: spaces.Box) -> str:
+    """Return why a Box may or may not be a picture; an empty string if it is certain."""
     axes = len(space.shape)
     if axes < 2 or is_picture(space):
         return ""

@@ -109,11 +109,11 @@ class ModelPolicy:
 
     def _explore(self, encoded: Tensor) -> Tensor:
         """Return the actions (K, A) with noise: added to reals; choices are replaced with some probability."""
-        spec, amount = self._spec, self._settings.exploration
+        spec, exploration = self._spec, self._settings.exploration
         noise = self._draw(lambda generator: draw_action_noise(spec, generator=generator))
         *uniform, normal = noise.split([*[1] * len(spec.choices), spec.reals], dim=-1)
         chosen, reals = encoded.split([sum(spec.choices), spec.reals], dim=-1)
-        reals = reals + amount * normal
+        reals = reals + exploration * normal
         if not spec.choices:
             return reals
         chance = self._draw(lambda generator: torch.rand(1, generator=generator))
@@ -121,7 +121,7 @@ class ModelPolicy:
             torch.nn.functional.one_hot((numbers[:, 0] * size).long(), size).float()
             for numbers, size in zip(uniform, spec.choices, strict=True)
         ]
-        return torch.cat([torch.where(chance < amount, torch.cat(by_chance, -1), chosen), reals], dim=-1)
+        return torch.cat([torch.where(chance < exploration, torch.cat(by_chance, -1), chosen), reals], dim=-1)
 
     def _draw(self, draw_one: Callable[[torch.Generator], Tensor]) -> Tensor:
         """Return what `draw_one` draws with each environment's generator, (K, …)."""

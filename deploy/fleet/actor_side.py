@@ -42,7 +42,7 @@ class ActorSide:
                 weights = state.weights if ledger.env_steps >= ledger.ratio.prefill else None
                 slot.version = weights.version if weights else -1
                 take = partial(self._take_report, slot, steps, slot.version)
-                self._give(slot, "collect", steps, weights, then=take, amount=steps)
+                self._give(slot, "collect", steps, weights, then=take, steps=steps)
                 del self._ready[slot.number]  # and again to the end of the line, if it may have more
                 if len(slot.orders) < ORDERS_QUEUED:
                     self._ready[slot.number] = slot

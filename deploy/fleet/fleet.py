@@ -136,12 +136,12 @@ class Fleet:
     # Orders and their answers ---------------------------------------------------------------------------------------
 
     def _give(
-        self, slot: WorkerSlot, method: str, *arguments: Any, then: Callable[[Any], None], amount: int = 0
+        self, slot: WorkerSlot, method: str, *arguments: Any, then: Callable[[Any], None], steps: int = 0
     ) -> None:
         """Give an order to the worker in a slot; see `GiveOrder`."""
         assert slot.worker
         now = self._clock()
-        order = Order(self.state.pool.give(slot.worker, method, *arguments), method, then, now, amount, slot.version)
+        order = Order(self.state.pool.give(slot.worker, method, *arguments), method, then, now, steps, slot.version)
         self._in_flight[order.future] = slot, order
         slot.gave(order, now)
 
@@ -158,7 +158,7 @@ class Fleet:
             self._lost(slot, str(error))
         else:
             slot.answered(order, self._clock())
-            self._stored_more |= order.amount > 0
+            self._stored_more |= order.steps > 0
             order.then(answer)
 
     def _log_traceback(self, slot: WorkerSlot, error: WorkerFailedError) -> None:

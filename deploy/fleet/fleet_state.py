@@ -41,11 +41,11 @@ class GiveOrder(Protocol):
     """Gives an order to the worker in a slot.
 
     Args:
-        amount: environment steps of a collect order.
+        steps: environment steps of a collect order.
     """
 
     def __call__(
-        self, slot: WorkerSlot, method: str, *arguments: Any, then: Callable[[Any], None], amount: int = 0
+        self, slot: WorkerSlot, method: str, *arguments: Any, then: Callable[[Any], None], steps: int = 0
     ) -> None:
         """Give the order."""
         ...

@@ -45,17 +45,17 @@ class EvaluationSchedule:
         return self._under_way is None and self.is_owed(ledger)
 
     def begin(self, ledger: Ledger) -> None:
-        """Note that a checkpoint is being written for it."""
+        """Record that a checkpoint is being written for it."""
         self._under_way = self._wanted(ledger)
         self.awaits_checkpoint = True
 
     def end(self) -> None:
-        """Note that its report is there."""
+        """Record that its report is there."""
         assert self._under_way is not None
         self._done, self._under_way = self._under_way, None
 
     def lost(self) -> None:
-        """Note that the evaluation under way, if any, is lost: it is due again."""
+        """Record that the evaluation under way, if any, is lost: it is due again."""
         self._under_way = None
         self.awaits_checkpoint = False
 
@@ -142,14 +142,14 @@ class LearnerSide:
         return isinstance(cause, UserError | RunFailedError)
 
     def lost(self) -> None:
-        """Note that the learner is gone: the next one starts from a checkpoint."""
+        """Record that the learner is gone: the next one starts from a checkpoint."""
         self.is_restored = False
         self._state.ledger.ordered_updates = 0
         if self._evaluations.awaits_checkpoint:  # else the checkpoint is there, and being evaluated
             self._evaluations.lost()
 
     def lost_evaluator(self) -> None:
-        """Note that the evaluator is gone: the next one plays a newer checkpoint."""
+        """Record that the evaluator is gone: the next one plays a newer checkpoint."""
         self._evaluations.lost()
 
     # Orders ---------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ class Order:
         method: "greet" is answered by an actor as soon as its process runs.
         begun: when it came to the head of its worker's queue, by the loop's clock; for a greeting, when the worker's
             process was found to have started.
-        amount: environment steps of a collect order.
+        steps: environment steps of a collect order.
         version: of the weights that are to act in a collect order; -1 for none.
     """
 
@@ -42,7 +42,7 @@ class Order:
     method: str
     then: Callable[[Any], None]
     begun: float
-    amount: int = 0
+    steps: int = 0
     version: int = -1
 
 
@@ -120,16 +120,16 @@ class WorkerSlot:
         return bool(self.orders) and self.orders[0].method == "greet" and not self._has_started
 
     def started(self, now: float) -> None:
-        """Note that the worker's process runs: from now on its greeting has to be answered in time."""
+        """Record that the worker's process runs: from now on its greeting has to be answered in time."""
         self._has_started = True
         self.orders[0].begun = now
 
     def acted(self, by_weights: bool) -> None:
-        """Note whether weights chose the actions of the order that was just answered."""
+        """Record whether weights chose the actions of the order that was just answered."""
         self._slowest_s[by_weights] = max(self._slowest_s.get(by_weights, 0.0), self._taken_s)
 
     def succeeded(self) -> None:
-        """Note that the worker was of use: earlier failures no longer count."""
+        """Record that the worker was of use: earlier failures no longer count."""
         self.failures = 0
         self._completed += 1
         if self._completed >= USEFUL_ORDERS:
@@ -144,7 +144,7 @@ class WorkerSlot:
         Returns:
             The environment steps of its unanswered orders.
         """
-        unanswered = sum(order.amount for order in self.orders)
+        unanswered = sum(order.steps for order in self.orders)
         self.idle_s = self.idle_until(now)
         self.orders.clear()
         self.worker = None

@@ -108,10 +108,10 @@ def _held_out(
 ) -> Sequences | None:
     """Return sequences never trained on with the first of `horizons` (for `horizon`) that there are, or None."""
     for imagined in horizons:
-        packed = replay.sample_held_out(0, sequences, context + imagined)
-        if packed is not None:
+        compressed = replay.sample_held_out(0, sequences, context + imagined)
+        if compressed is not None:
             note = f"no held-out sequence has {context + horizon} steps: {imagined} are imagined instead of {horizon}"
-            return Sequences(decompress(packed, step_format), note if imagined < horizon else "")
+            return Sequences(decompress(compressed, step_format), note if imagined < horizon else "")
     return None
 
 

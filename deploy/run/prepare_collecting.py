@@ -83,7 +83,7 @@ def settings_to_collect(
 
 
 def keep_all(settings: Settings, spaces: Spaces, steps: int, shards: int) -> Settings:
-    """Return the settings with a replay that holds so many steps whatever they are: nothing collected is dropped.
+    """Return the settings with a replay that holds `steps` steps whatever they are: nothing collected is dropped.
 
     Args:
         shards: how many share the replay's capacity; each may come to hold more than its part, so each is given all.

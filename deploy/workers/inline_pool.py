@@ -41,11 +41,11 @@ class InlineActor:
         self._stop = stop
 
     def greet(self) -> str:
-        """Return nothing of note: the actor is where everything is."""
+        """Return the empty name of a node: there is only this one."""
         return ""
 
     def collect(self, steps: int, weights: PublishedWeights | None) -> CollectReport:
-        """Adopt the weights if they are newer, and collect exactly so many steps, or fewer once a stop is asked for."""
+        """Adopt the weights if they are newer, and collect exactly these steps, or fewer once a stop is asked for."""
         if weights and weights.version > self.collector.version:
             self.collector.adopt(weights.version, weights.handle)
         return self.collector.collect(steps, self._stop)
@@ -59,7 +59,7 @@ class InlineEvaluator:
         self._stop = stop
 
     def greet(self) -> str:
-        """Return nothing of note: it is where everything is."""
+        """Return the empty name of a node: there is only this one."""
         return ""
 
     def evaluate(self, weights: PublishedWeights) -> EvaluationReport:

@@ -17,7 +17,7 @@ from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.settings.schema import Settings
 
 ACTOR_RESOURCE = "actor"
-"""Node resource: so many actors may run there."""
+"""Node resource: how many actors may run there."""
 LEARNER_RESOURCE = "learner"
 """Node resource: this is the node for learner and replay."""
 LOOK_TIMEOUT_S = 120.0

@@ -218,7 +218,7 @@ class RayPool:
         return sum(self._placement.room().values())
 
     def ask_for_room(self, actors: int) -> None:
-        """Have an autoscaling cluster grow so that it holds so many actors; it knows its own limits."""
+        """Have an autoscaling cluster grow so that it holds this many actors; it knows its own limits."""
         request_resources(bundles=[self._placement.actor_bundle()] * actors)
 
     def publish(self, flat: np.ndarray) -> Any:
@@ -238,7 +238,7 @@ class RayPool:
             ray.shutdown()
 
     def _close_environments(self) -> None:
-        """Let actors close their environments, but not for ever; one that is busy or gone is left to Ray."""
+        """Let actors close their environments, but not without limit; one that is busy or gone is left to Ray."""
         placed = self.running(self._actors)
         if placed:
             ray.wait([worker.target.close.remote() for worker in placed], num_returns=len(placed),

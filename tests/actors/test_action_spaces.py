@@ -141,7 +141,7 @@ def test_what_cannot_be_an_action_is_named() -> None:
             describe_action(space)
 
 
-def test_doubtful_actions_are_told_by_name() -> None:
+def test_unusual_actions_are_named_in_warnings() -> None:
     """What lacks a bound and what it is acted on in; and choices of very many options."""
     (warning,) = action_warnings(describe_action(DEEP))
     assert "'b_1_arm[1]' (0 to inf) is acted on in [0, 2]" in warning

@@ -26,26 +26,26 @@ class Shelf:
     """A writer that keeps the chunks, and counts those that were flushed."""
 
     def __init__(self) -> None:
-        self.records: list[bytes] = []
+        self.chunks: list[bytes] = []
         self.flushed = 0
 
-    def append(self, record: bytes) -> None:
-        """Keep the record."""
-        self.records.append(record)
+    def append(self, chunk: bytes) -> None:
+        """Keep the chunk."""
+        self.chunks.append(chunk)
 
     def flush(self, timeout_s: float) -> None:
-        """Note that all records up to now were asked for."""
+        """Note that all chunks up to now were asked for."""
         assert timeout_s > 0
-        self.flushed = len(self.records)
+        self.flushed = len(self.chunks)
 
     def headers(self, stream: int) -> list[ChunkHeader]:
         """Return the headers of the stream's chunks, in order."""
-        return [header for header in map(parse_header, self.records) if header.key.stream == stream]
+        return [header for header in map(parse_header, self.chunks) if header.key.stream == stream]
 
     def steps(self, stream: int, step_format: StepFormat) -> dict[str, np.ndarray]:
         """Return the whole stream, each array (steps, ...)."""
-        own = [record for record in self.records if parse_header(record).key.stream == stream]
-        chunks = [decode_chunk(step_format, record) for record in own]
+        own = [chunk for chunk in self.chunks if parse_header(chunk).key.stream == stream]
+        chunks = [decode_chunk(step_format, chunk) for chunk in own]
         return {field.name: np.concatenate([chunk[field.name] for chunk in chunks]) for field in step_format.fields}
 
 
@@ -69,8 +69,8 @@ def test_an_order_is_met_exactly_and_acknowledged(environments: int, orders: lis
         report = collector.collect(steps)
         stored += steps
         assert report.steps == steps
-        assert sum(parse_header(record).steps for record in shelf.records) == stored
-        assert shelf.flushed == len(shelf.records)
+        assert sum(parse_header(chunk).steps for chunk in shelf.chunks) == stored
+        assert shelf.flushed == len(shelf.chunks)
     shares = [sum(header.steps for header in shelf.headers(k)) for k in range(environments)]
     assert max(shares) - min(shares) <= 1
 
@@ -185,7 +185,7 @@ def test_a_vector_that_is_no_number_is_refused() -> None:
     collector, shelf = counting(1, nan_count_at=4)
     with pytest.raises(EnvironmentFailedError, match=r"observation 'count' at step 4 of its stream .*not finite"):
         collector.collect(20)
-    assert shelf.records == []
+    assert shelf.chunks == []
 
 
 def test_seeds_differ_between_environments_actors_and_incarnations() -> None:
@@ -225,7 +225,7 @@ def test_a_stop_ends_an_order_between_two_rounds() -> None:
     collector, shelf = counting(2)
     stop = StopAfter(5)
     assert collector.collect(200, stop).steps == 2 * 5
-    assert shelf.flushed == len(shelf.records) == 2
+    assert shelf.flushed == len(shelf.chunks) == 2
     assert collector.collect(200, stop).steps == 0
     assert collector.collect(20).steps == 20
     assert [header.steps for header in shelf.headers(1)] == [5, 10]

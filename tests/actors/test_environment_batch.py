@@ -19,7 +19,7 @@ def counting(seeds: list[int], **kwargs: Any) -> EnvironmentBatch:
 
 
 def walk(batch: EnvironmentBatch, steps: int) -> dict[str, np.ndarray]:
-    """Return so many steps of every environment, each array (steps, K, ...)."""
+    """Return this many steps of every environment, each array (steps, K, ...)."""
     action = np.zeros((len(batch), *batch.spaces.action.stored_shape), batch.spaces.action.stored_dtype)
     batch.reset()
     rows = []

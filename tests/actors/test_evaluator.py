@@ -160,7 +160,7 @@ def test_a_render_that_fails_ends_the_film_and_not_the_episode(
 
 @pytest.mark.parametrize(("steps", "stride"), [(3, 1), (7, 1), (8, 2), (1000, 256)])
 def test_a_film_of_any_length_has_few_frames_spread_evenly(steps: int, stride: int) -> None:
-    """Fewer than twice as many as asked for, each so many steps after the one before, from the beginning to the end."""
+    """Fewer than twice as many as asked for, each `stride` steps after the one before, from first to last."""
     recorder = VideoRecorder(side=1, most=4)
     for step in range(steps):
         if recorder.is_due(step):

@@ -92,7 +92,7 @@ def seen(space: spaces.Space[Any], shown: Any = None, **settings: Any) -> dict[s
     ],
     ids=str,
 )
-def test_a_box_is_a_picture_a_vector_or_refused_as_doubtful(space: spaces.Box, kind: str) -> None:
+def test_a_box_is_a_picture_a_vector_or_refused_as_ambiguous(space: spaces.Box, kind: str) -> None:
     """What may be either is refused with the reason and the flags that decide; each flag offered is taken."""
     if kind in ("picture", "vector"):
         assert [entry.kind for entry in list_entries(space, 0, grey=False)] == [kind]
@@ -207,7 +207,7 @@ def test_entries_of_dicts_are_named_one_by_one(logged: dict[str, int]) -> None:
 
 
 def test_the_flags_offered_keep_what_was_named_before() -> None:
-    """Of two doubtful entries the second one's flag names both, for a flag given twice counts once."""
+    """Of two ambiguous entries the second one's flag names both, for a flag given twice counts once."""
     space = spaces.Dict({"left eye": box(-1, 1, (32, 32), np.float32), "right": box(-1, 1, (32, 32), np.float32)})
     with pytest.raises(UserError, match=r"--env.pictures '\[left eye, right\]' takes"):
         seen(space, pictures="left eye")
@@ -369,7 +369,7 @@ def drifting(**kwargs: Any) -> gymnasium.Env[Any, Any]:
 
 
 def collect(steps: int, **kwargs: Any) -> None:
-    """Collect so many steps in one chunk, as an actor does."""
+    """Collect this many steps in one chunk, as an actor does."""
     batch = EnvironmentBatch(EnvironmentSettings(id=f"{__name__}:drifting", kwargs=kwargs, image_size=0), [1])
     batch.reset()
     for _ in range(steps - 1):
@@ -403,7 +403,7 @@ def test_what_actors_log_again_is_logged_once(caplog: pytest.LogCaptureFixture) 
 
 
 def test_the_names_of_an_old_run_stay() -> None:
-    """What was a picture or a vector without doubt is described as ever."""
+    """What is certainly a picture or a vector is described as ever."""
     space = spaces.Dict({"a": spaces.Dict({"eye": box(0, 255, (64, 64, 3), np.uint8)}), "v": UNIT})
     env = make_environment(settings_of(space))
     assert describe_spaces(env).observations == (

@@ -31,7 +31,7 @@ def rude(repeat: int = 1, **kwargs: Any) -> EnvironmentSettings:
 
 
 def walk(settings: EnvironmentSettings, steps: int = 20) -> EnvironmentBatch:
-    """Return a batch of two environments after so many steps."""
+    """Return a batch of two environments after this many steps."""
     batch = EnvironmentBatch(settings, [1, 2], actor=4)
     batch.reset()
     for _ in range(steps):

@@ -95,7 +95,7 @@ def picture_spaces(action: ActionSpec) -> Spaces:
 
 
 def make_batch(spaces: Spaces, batch: int, length: int, device: torch.device) -> dict[str, Tensor]:
-    """Return a training batch of noise (B, T, …): each sequence is one life that goes on."""
+    """Return a training batch of noise (B, T, …): each sequence has no end of an episode."""
     shape = (batch, length)
     spec = spaces.action
     if spec.kind == "box":
@@ -173,8 +173,8 @@ def _beside(
 ) -> tuple[str, float | None]:
     """Return what r2dreamer took, run here or as others measured it, and how many times faster ours is, if known."""
     if rival is not None:
-        told = f"{rival.name}: {turns.median('theirs'):.3g} s, {rival.parameters:,} parameters"
-        return told, turns.ratio("theirs", "ours")
+        shown = f"{rival.name}: {turns.median('theirs'):.3g} s, {rival.parameters:,} parameters"
+        return shown, turns.ratio("theirs", "ours")
     known = contestant.others_s
     if known is None or bench.quick or trial.hardware.device.type != "cpu":
         return "", None

@@ -22,7 +22,7 @@ from dreamfleet.common.settings.schema import EnvironmentSettings, Settings
 
 
 def pin(processes: Sequence[int], cores: int) -> None:
-    """Have these processes, all of their threads, run on the first so many cores that this one may use."""
+    """Have these processes, all of their threads, run on the first `cores` cores that this one may use."""
     allowed = sorted(os.sched_getaffinity(0))[:cores]
     for process in processes:
         for thread in Path(f"/proc/{process}/task").iterdir():
@@ -52,7 +52,7 @@ class BareLoop:
         pin([process.pid for process in self._processes if process.pid], cores=count)
 
     def run(self, steps: int) -> None:
-        """Have each process take so many steps."""
+        """Have each process take this many steps."""
         for pipe in self._pipes:
             pipe.send(steps)
         for pipe in self._pipes:
@@ -82,7 +82,7 @@ class VectorLoop:
         self._ended = np.zeros(count, bool)
 
     def run(self, steps: int) -> None:
-        """Take so many steps of each environment."""
+        """Take this many steps of each environment."""
         for _ in range(steps):
             stored = [policy.act({}, self._is_first[k : k + 1])[0] for k, policy in enumerate(self._policies)]
             self._is_first = self._ended  # the step after an episode's last begins the next one, as ours does
@@ -117,7 +117,7 @@ def _step_on_demand(settings: Settings, actor: int, pipe: Connection) -> None:
 
 
 def _policy(settings: Settings, actor: int, spaces: Spaces) -> Policy:
-    """Return the policy that the actor of this number has in its first life."""
+    """Return the policy that the actor of this number has in its first incarnation."""
     return make_policy(settings, spaces, 1, derive_seed(settings.seed, "policy", actor, 0))
 
 

@@ -56,7 +56,7 @@ def measure(bench: Bench) -> Iterator[Row]:
 
 
 def _race(settings: Settings, server: Any, steps: int, turns: int) -> Turns:
-    """Return the seconds in which each contestant takes so many steps of each of its environments."""
+    """Return the seconds in which each contestant takes this many steps of each of its environments."""
     say(f"{NAME}: starting actors, plain processes and AsyncVectorEnv")
     loops: dict[str, ActorLoop | BareLoop | VectorLoop] = {
         "ours 1": ActorLoop(settings, server, first=10, count=1),
@@ -96,7 +96,7 @@ class ActorLoop:
         ray.get([actor.ping.remote() for actor in self._actors], timeout=_TIMEOUT_S)
 
     def run(self, steps: int) -> None:
-        """Have each actor collect so many steps, in orders of the usual size."""
+        """Have each actor collect this many steps, in orders of the usual size."""
         asked = [self._server.health.remote(), *(actor.ping.remote() for actor in self._actors)]
         pin(ray.get(asked, timeout=_TIMEOUT_S), cores=len(self._actors))
         left = dict.fromkeys(range(len(self._actors)), steps)

@@ -54,24 +54,24 @@ class _Sender:
 
     def __init__(self, number: int) -> None:
         self._number = number
-        self._records: list[bytes] = []
-        self._life = 0
+        self._chunks: list[bytes] = []
+        self._incarnation = 0
 
     def prepare(self, recording: Recording, chunks: int) -> int:
         """Encode chunks; return their bytes."""
-        self._life += 1
-        keys = (ChunkKey(self._number, self._life, 0, number) for number in range(chunks))
-        self._records = [recording.record(key) for key in keys]
-        return sum(map(len, self._records))
+        self._incarnation += 1
+        keys = (ChunkKey(self._number, self._incarnation, 0, number) for number in range(chunks))
+        self._chunks = [recording.chunk(key) for key in keys]
+        return sum(map(len, self._chunks))
 
     def send(self, servers: list[Any]) -> float:
         """Send all of them to the shards in turn; return the processor seconds that took here."""
         begun = time.process_time()
-        sinks = [RayChunkWriter(server) for server in servers]
-        for number, record in enumerate(self._records):
-            sinks[number % len(sinks)].append(record)
-        for sink in sinks:
-            sink.flush(_TIMEOUT_S)
+        writers = [RayChunkWriter(server) for server in servers]
+        for number, chunk in enumerate(self._chunks):
+            writers[number % len(writers)].append(chunk)
+        for writer in writers:
+            writer.flush(_TIMEOUT_S)
         return time.process_time() - begun
 
     def sample(self, servers: list[Any], batches: int) -> float:
@@ -133,7 +133,7 @@ def _processor_seconds(processes: list[psutil.Process]) -> float:
 
 @contextmanager
 def _shards(bench: Bench, count: int, name: str, recording: Recording) -> Iterator[list[Any]]:
-    """Give the handles of so many replay processes, each filled enough to sample from."""
+    """Give the handles of this many replay processes, each filled enough to sample from."""
     with ExitStack() as stack:
         folder = bench.scratch / f"{name}-{count}"
         yield [

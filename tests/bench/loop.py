@@ -59,7 +59,7 @@ def measure(bench: Bench) -> Iterator[Row]:
 
 
 def _looping(actors: int, seconds: float, warm_up_s: float) -> Iterator[Row]:
-    """Yield the figures of the loop with so many simulated actors."""
+    """Yield the figures of the loop with this many simulated actors."""
     say(f"{NAME}: {actors} simulated actors")
     pool = RealTimePool(actors, _STEPS_PER_S, _UPDATES_PER_S)
     begun = time.perf_counter()
@@ -134,7 +134,7 @@ def _calling(actors: int, orders: int) -> Iterator[Row]:
 
 
 def _order_about(pool: RayPool, workers: list[Worker], weights: PublishedWeights, orders: int) -> None:
-    """Give so many orders, two in flight for each worker, and take the answers."""
+    """Give this many orders, two in flight for each worker, and take the answers."""
     under_way = {pool.give(worker, "collect", _ORDER_STEPS, weights): worker for worker in workers * ORDERS_QUEUED}
     given = len(under_way)
     while under_way:

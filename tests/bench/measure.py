@@ -75,7 +75,7 @@ class Turns:
 
 
 def take_turns(contestants: Mapping[str, Callable[[], object]], turns: int, warm_up: int = 1) -> Turns:
-    """Run all contestants in order, and that so many times; the first `warm_up` rounds do not count."""
+    """Run all contestants in order this many times; the first `warm_up` rounds do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     processor: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(warm_up + turns):

@@ -29,10 +29,10 @@ def _fill(directory: Path, recording: Recording, capacity_gb: float, turns: int)
     sizes: list[int] = []
     appended = sequence = 0
     while len(sizes) <= turns:
-        record = recording.record(ChunkKey(0, 0, 0, sequence))
-        replay.append(record)
+        chunk = recording.chunk(ChunkKey(0, 0, 0, sequence))
+        replay.append(chunk)
         sequence += 1
-        appended += len(record)
+        appended += len(chunk)
         if sequence % _SAMPLE_EVERY == 0:
             replay.sample(sequence, 16)
         if appended >= capacity_gb * 1e9 * (1 + len(sizes)):

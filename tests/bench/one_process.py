@@ -22,7 +22,7 @@ from dreamfleet.common.settings.schema import Settings
 from dreamfleet.replay.interface import DirectChunkWriter
 from dreamfleet.replay.replay import Replay
 from tests.bench.measure import Bench, Turns, say, take_turns
-from tests.bench.recording import ListSink
+from tests.bench.recording import ListWriter
 from tests.bench.report import Row, at_least
 
 METHOD = """
@@ -55,16 +55,16 @@ def measure_one_process(bench: Bench, part: str) -> Iterator[Row]:
 
 
 def _race(name: str, steps: int, directory: Path, turns: int) -> Turns:
-    """Return what so many steps of the environment take each contestant."""
+    """Return what this many steps of the environment take each contestant."""
     say(f"{steps} steps of {name} in one process, in each turn")
     settings = resolve(["quickstart"]) if name == "CarRacing-v3" else resolve([], [("env.id", name)])
     env = make_environment(settings.env) if name == "CarRacing-v3" else gymnasium.make(name, disable_env_checker=True)
     spaces = probe_environment(settings.env)
     actions = _draw_actions(settings, spaces, env, steps)
     replay = Replay(directory, StepFormat(spaces), settings.replay, 50, seed=0)
-    lives = count()
-    ours = [_collector(settings, next(lives), ListSink([])) for _ in range(turns + 1)]
-    stored = [_collector(settings, next(lives), DirectChunkWriter(replay)) for _ in range(turns + 1)]
+    incarnations = count()
+    ours = [_collector(settings, next(incarnations), ListWriter([])) for _ in range(turns + 1)]
+    stored = [_collector(settings, next(incarnations), DirectChunkWriter(replay)) for _ in range(turns + 1)]
     try:
         return take_turns(
             {
@@ -92,7 +92,7 @@ def _collect(collector: Collector, steps: int) -> None:
 
 
 def _draw_actions(settings: Settings, spaces: Spaces, env: Environment, steps: int) -> list[Any]:
-    """Return what our collectors do at each of so many steps: an action, or None for a reset."""
+    """Return what our collectors do at each of this many steps: an action, or None for a reset."""
     convert, policy = action_converter(env.action_space), make_policy(settings, spaces, 1, _SEED)
     is_first = np.ones(1, bool)
     action: Any = None

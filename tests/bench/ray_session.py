@@ -53,7 +53,7 @@ def joined_ray(address: str | None) -> Iterator[None]:
 def replay_server(
     directory: Path, recording: Recording, length: int, copies: int = 0, settings: ReplaySettings | None = None
 ) -> Iterator[Any]:
-    """Give the handle of a replay's process that holds the recording, each of its streams so many times.
+    """Give the handle of a replay's process that holds the recording, each of its streams this many times.
 
     Args:
         directory: where it stores.
@@ -66,8 +66,8 @@ def replay_server(
     (server,) = start_replay_servers([ShardPlan(directory, settings, seed=0)], recording.step_format, length)
     replay = RayReplay(server)
     try:
-        for record in recording.records(actor=1000, copies=copies):  # an actor's number that no other has
-            replay.append(record)
+        for chunk in recording.chunks(actor=1000, copies=copies):  # an actor's number that no other has
+            replay.append(chunk)
         yield server
     finally:
         replay.close()

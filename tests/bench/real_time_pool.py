@@ -27,7 +27,7 @@ class DueOrder:
 
 
 class RealTimePool:
-    """Actors that take their time for an order, a learner that makes so many updates a second, a replay that counts.
+    """Actors that take their time for an order, a learner that makes this many updates a second, a replay that counts.
 
     Attributes:
         delays: seconds between an answer being due and the next order of the same actor being given.

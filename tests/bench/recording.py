@@ -44,14 +44,14 @@ class Recording:
         """Steps of all streams together."""
         return sum(len(stream["reward"]) for stream in self.streams)
 
-    def records(self, actor: int = 0, copies: int = 1) -> Iterator[bytes]:
-        """Yield chunk records of all streams, each repeated as `copies` streams of its own."""
+    def chunks(self, actor: int = 0, copies: int = 1) -> Iterator[bytes]:
+        """Yield chunks of all streams, each repeated as `copies` streams of its own."""
         arrays = [stream for _ in range(copies) for stream in self.streams]
         for number, stream in enumerate(arrays):
             for sequence in range(len(stream["reward"]) // CHUNK_STEPS):
-                yield self.record(ChunkKey(actor, 0, number, sequence), stream)
+                yield self.chunk(ChunkKey(actor, 0, number, sequence), stream)
 
-    def record(self, key: ChunkKey, stream: Arrays | None = None) -> bytes:
+    def chunk(self, key: ChunkKey, stream: Arrays | None = None) -> bytes:
         """Return a whole chunk of a stream (the first, unless given) under a key; past its end it begins again."""
         stream = self.streams[0] if stream is None else stream
         start = key.number * CHUNK_STEPS % (len(stream["reward"]) // CHUNK_STEPS * CHUNK_STEPS)
@@ -120,22 +120,22 @@ def _record(actor: int, steps: int) -> Arrays:
 
     cv2.setNumThreads(1)
     kept: list[bytes] = []
-    collector = build_collector(recording_settings(), actor, 0, ListSink(kept))
+    collector = build_collector(recording_settings(), actor, 0, ListWriter(kept))
     collector.collect(steps)
-    parts = [decode_chunk(StepFormat(collector.spaces), record) for record in kept]
+    parts = [decode_chunk(StepFormat(collector.spaces), chunk) for chunk in kept]
     collector.close()
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-class ListSink:
-    """Keeps records in a list."""
+class ListWriter:
+    """Keeps chunks in a list."""
 
     def __init__(self, kept: list[bytes]) -> None:
         self._kept = kept
 
-    def append(self, record: bytes) -> None:
-        """Keep a record."""
-        self._kept.append(record)
+    def append(self, chunk: bytes) -> None:
+        """Keep a chunk."""
+        self._kept.append(chunk)
 
     def flush(self, timeout_s: float) -> None:
         """Return: whatever was appended is kept."""

@@ -91,16 +91,16 @@ def _speed_row(what: str, turns: Turns, batch_bytes: int) -> Row:
 
 
 def open_replay(directory: Path, recording: Recording, length: int, copies: int = 1) -> Replay:
-    """Return a replay that holds the recording, each of its streams so many times."""
+    """Return a replay that holds the recording, each of its streams this many times."""
     settings = ReplaySettings(capacity_gb=4.0, held_out_every=0)
     replay = Replay(directory, recording.step_format, settings, length, seed=0)
-    for record in recording.records(copies=copies):
-        replay.append(record)
+    for chunk in recording.chunks(copies=copies):
+        replay.append(chunk)
     return replay
 
 
 def _repeated(recording: Recording, copies: int) -> Arrays:
-    """Return all streams end to end, so many times, each field as (steps, *shape)."""
+    """Return all streams end to end, this many times, each field as (steps, *shape)."""
     streams = [stream for _ in range(copies) for stream in recording.streams]
     return {name: np.concatenate([stream[name] for stream in streams]) for name in streams[0]}
 

@@ -53,21 +53,21 @@ class Pusher:
     """
 
     def __init__(self, number: int, server: Any, recording: Recording) -> None:
-        self._number, self._sink, self._recording = number, RayChunkWriter(server), recording
+        self._number, self._writer, self._recording = number, RayChunkWriter(server), recording
         self._sequence = 0
-        self._records: list[bytes] = []
+        self._chunks: list[bytes] = []
 
     def prepare(self, chunks: int) -> None:
         """Encode the next chunks."""
         numbers = range(self._sequence, self._sequence + chunks)
-        self._records = [self._recording.record(ChunkKey(self._number, 0, 0, number)) for number in numbers]
+        self._chunks = [self._recording.chunk(ChunkKey(self._number, 0, 0, number)) for number in numbers]
         self._sequence += chunks
 
     def push(self) -> None:
         """Send what is prepared, and return once all of it is acknowledged."""
-        for record in self._records:
-            self._sink.append(record)
-        self._sink.flush(_TIMEOUT_S)
+        for chunk in self._chunks:
+            self._writer.append(chunk)
+        self._writer.flush(_TIMEOUT_S)
 
 
 @ray.remote
@@ -83,7 +83,7 @@ class Giver:
 
 
 def _inserting(bench: Bench) -> Iterator[Row]:
-    """Yield how many steps per second one server takes in from so many actors."""
+    """Yield how many steps per second one server takes in from this many actors."""
     recording = bench.recording
     with replay_server(bench.scratch / "insert", recording, 50) as server:
         say(f"{NAME}: starting {max(_ACTORS)} actors that push")
@@ -100,7 +100,7 @@ def _inserting(bench: Bench) -> Iterator[Row]:
 
 
 def _start_pushers(server: Any, recording: Recording, count: int) -> list[Any]:
-    """Return so many actors that push, started a few at a time: Ray warns of more."""
+    """Return this many actors that push, started a few at a time: Ray warns of more."""
     shared, pushers = ray.put(recording), []
     for number in range(count):
         pushers.append(Pusher.options(num_cpus=1).remote(number, server, shared))  # type: ignore[attr-defined]
@@ -110,7 +110,7 @@ def _start_pushers(server: Any, recording: Recording, count: int) -> list[Any]:
 
 
 def _push_all(pushers: list[Any], chunks: int, turns: int) -> float:
-    """Return the median seconds in which all the actors push so many chunks each."""
+    """Return the median seconds in which all the actors push this many chunks each."""
 
     def prepare() -> None:
         ray.get([pusher.prepare.remote(chunks) for pusher in pushers], timeout=_TIMEOUT_S)

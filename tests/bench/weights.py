@@ -53,7 +53,7 @@ def measure(bench: Bench) -> Iterator[Row]:
 
 
 def _publishing(bench: Bench, publisher: Any, holders: list[Any], nodes: list[Place], version: int) -> Any:
-    """Yield the figures of so many actors; return the last version."""
+    """Yield the figures of this many actors; return the last version."""
     _publish(publisher, holders, version := version + 1)  # does not count: connections are made
     before = _received(nodes)
     turns = [_publish(publisher, holders, version := version + 1) for _ in range(bench.choose(15, 4))]

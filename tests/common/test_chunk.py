@@ -50,16 +50,16 @@ def test_header_tells_the_chunk_without_its_body() -> None:
     step_format = mixed_format()
     arrays = make_stream(step_format, [10, 20, 7], first_episode=3)
     arrays["version"][:] = np.arange(37) + 5
-    record = encode_chunk(step_format, ChunkKey(1, 2, 3, 2**40), 2**41, arrays)
-    header_bytes = PREFIX.unpack_from(record)[1]
-    header = parse_header(record[: PREFIX.size + header_bytes])
+    chunk = encode_chunk(step_format, ChunkKey(1, 2, 3, 2**40), 2**41, arrays)
+    header_bytes = PREFIX.unpack_from(chunk)[1]
+    header = parse_header(chunk[: PREFIX.size + header_bytes])
     assert header.key == (1, 2, 3, 2**40)
     assert (header.first_step, header.episode, header.steps) == (2**41, 3, 37)
     assert header.first_mask == 1 | 1 << 10 | 1 << 30
     assert header.last_mask == 1 << 9 | 1 << 29 | 1 << 36
     assert header.terminal_mask == 1 << 9 | 1 << 36
     assert (header.oldest_version, header.newest_version) == (5, 41)
-    assert header.chunk_bytes == len(record)
+    assert header.chunk_bytes == len(chunk)
 
 
 @pytest.mark.parametrize("bounds", [(0, 1), (0, 40), (3, 14), (15, 17), (16, 32), (5, 40), (39, 40)])
@@ -67,12 +67,12 @@ def test_part_of_a_chunk_is_read_from_its_blocks_alone(bounds: tuple[int, int]) 
     """Any range of steps is decoded from no more blocks than `block_numbers` names."""
     step_format, (start, stop) = mixed_format(), bounds
     arrays = make_stream(step_format, [40])
-    record = memoryview(cut(step_format, arrays)[0])
-    header = parse_header(record)
+    chunk = memoryview(cut(step_format, arrays)[0])
+    header = parse_header(chunk)
     blocks = {}
     for number in block_numbers(step_format, 40, start, stop):
         block = header.blocks[number]
-        blocks[number] = (block, record[block.offset : block.offset + block.stored_bytes])
+        blocks[number] = (block, chunk[block.offset : block.offset + block.stored_bytes])
     out = {f.name: np.empty((stop - start, *f.shape), f.dtype) for f in step_format.fields}
     read_steps(step_format, 40, start, stop, blocks, out)
     for name, array in out.items():
@@ -83,8 +83,8 @@ def test_steps_are_decoded_into_arrays_of_any_layout() -> None:
     """An array that is not contiguous is filled like any other."""
     step_format = mixed_format()
     arrays = make_stream(step_format, [20])
-    record = memoryview(cut(step_format, arrays)[0])
-    blocks = {n: (b, record[b.offset : b.offset + b.stored_bytes]) for n, b in enumerate(parse_header(record).blocks)}
+    chunk = memoryview(cut(step_format, arrays)[0])
+    blocks = {n: (b, chunk[b.offset : b.offset + b.stored_bytes]) for n, b in enumerate(parse_header(chunk).blocks)}
     out = {f.name: np.empty((10, *f.shape, 2), f.dtype)[..., 0] for f in step_format.fields}
     read_steps(step_format, 20, 5, 15, blocks, out)
     for name, array in out.items():
@@ -95,9 +95,9 @@ def test_small_fields_are_read_without_the_pictures() -> None:
     """The first block alone gives rewards and flags."""
     step_format = image_format(16)
     arrays = make_stream(step_format, [30])
-    record = memoryview(cut(step_format, arrays)[0])
-    block = parse_header(record).blocks[0]
-    stored = record[block.offset : block.offset + block.stored_bytes]
+    chunk = memoryview(cut(step_format, arrays)[0])
+    block = parse_header(chunk).blocks[0]
+    stored = chunk[block.offset : block.offset + block.stored_bytes]
     small = read_small_fields(step_format, 30, [(block, stored), (block, stored)])
     assert "image" not in small
     for copy in range(2):
@@ -106,34 +106,34 @@ def test_small_fields_are_read_without_the_pictures() -> None:
 
 
 def test_every_flipped_bit_is_noticed() -> None:
-    """No byte of a record can change without `check_chunk` saying so."""
+    """No byte of a chunk can change without `check_chunk` saying so."""
     step_format = mixed_format()
-    record = cut(step_format, make_stream(step_format, [3]))[0]
-    check_chunk(step_format, record)
-    for position in range(len(record)):
-        damaged = bytearray(record)
+    chunk = cut(step_format, make_stream(step_format, [3]))[0]
+    check_chunk(step_format, chunk)
+    for position in range(len(chunk)):
+        damaged = bytearray(chunk)
         damaged[position] ^= 1 << position % 8
         with pytest.raises(DamagedChunkError):
             check_chunk(step_format, bytes(damaged))
 
 
 def test_every_torn_record_is_noticed() -> None:
-    """A record cut off anywhere, or with something after it, is refused."""
+    """A chunk cut off anywhere, or with something after it, is refused."""
     step_format = counting_format()
-    record = cut(step_format, make_stream(step_format, [3]))[0]
-    for size in range(len(record)):
+    chunk = cut(step_format, make_stream(step_format, [3]))[0]
+    for size in range(len(chunk)):
         with pytest.raises(DamagedChunkError):
-            check_chunk(step_format, record[:size])
+            check_chunk(step_format, chunk[:size])
     with pytest.raises(DamagedChunkError):
-        check_chunk(step_format, record + b"x")
+        check_chunk(step_format, chunk + b"x")
 
 
 def test_another_format_is_refused() -> None:
-    """A record of other shapes is not decoded as something it is not."""
-    record = cut(image_format(16), make_stream(image_format(16), [3]))[0]
+    """A chunk of other shapes is not decoded as something it is not."""
+    chunk = cut(image_format(16), make_stream(image_format(16), [3]))[0]
     for read in (check_chunk, decode_chunk):
         with pytest.raises(DamagedChunkError, match="format"):
-            read(image_format(32), record)
+            read(image_format(32), chunk)
 
 
 @pytest.mark.parametrize("steps", [0, 65])

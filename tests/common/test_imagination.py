@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from rounding import agree
-from small_rssm import KINDS, A, B, D, E, S, T, make, make_with_inputs, same, told
+from small_rssm import KINDS, A, B, D, E, S, T, make, make_with_inputs, parameters, same
 from torch import Tensor, nn
 
 from dreamfleet.common.model.rssm import State
@@ -40,7 +40,7 @@ def test_without_sampling_z_is_the_mode(changes: dict[str, object]) -> None:
     assert torch.equal(once.stochastic, twice.stochastic)
     assert agree(once.stochastic, dynamics.prior(once.deterministic[..., -1, :], actions).mode)
     step = (start, inputs.actions[:, 0], inputs.embedding[:, 0], inputs.is_first[:, 0])
-    expected = told(dynamics.observe(*(part[:, None] for part in (step[2], step[1], step[3]))).posterior)
+    expected = parameters(dynamics.observe(*(part[:, None] for part in (step[2], step[1], step[3]))).posterior)
     seen = dynamics.observe_step(*step, sample=False).stochastic
     if changes.get("latent") == "categorical":
         likeliest = expected.unflatten(-1, (S, 3)).argmax(-1)[:, 0]

@@ -17,7 +17,7 @@ BOX = ActionSpec("box", (2,), (-2.0, float("-inf")), (3.0, float("inf")), (2,))
 def draw(
     spec: ActionSpec, steps: int, seed: int = 0, environments: int = 1, hold: tuple[int, int] = (1, 1)
 ) -> np.ndarray:
-    """Return the actions of so many steps without an episode's beginning, (steps, K, ...)."""
+    """Return the actions of this many steps without an episode's beginning, (steps, K, ...)."""
     policy = RandomPolicy(spec, environments, seed, *hold)
     return np.stack([policy.act({}, np.zeros(environments, bool)) for _ in range(steps)])
 

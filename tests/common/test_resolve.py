@@ -169,7 +169,7 @@ def test_the_strided_encoder_needs_sides_divisible_by_16() -> None:
 
 
 def test_episodes_too_short_for_any_sequence_are_refused() -> None:
-    """An episode of so many actions has one step more; sequences of as many steps fit, longer ones do not."""
+    """An episode of this many actions has one step more; sequences of as many steps fit, longer ones do not."""
     within = [("replay.across_episodes", "false"), ("learner.sequence_length", "20")]
     assert resolve([], [*within, ("env.time_limit", "19")]).env.time_limit == 19
     assert resolve([], [*within, ("env.time_limit", "0")]).env.time_limit == 0

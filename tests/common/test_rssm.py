@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from rounding import agree
-from small_rssm import GAUSSIAN_GRU, KINDS, A, B, D, E, Inputs, S, T, joint, make, make_with_inputs, same, told
+from small_rssm import GAUSSIAN_GRU, KINDS, A, B, D, E, Inputs, S, T, joint, make, make_with_inputs, parameters, same
 from torch import Tensor, nn
 
 from dreamfleet.common.model.distributions import Gaussian
@@ -67,7 +67,7 @@ def test_an_episode_begins_afresh_whatever_came_before(changes: dict[str, object
         inputs.embedding[1:2, 4:], inputs.actions[1:2, 4:], inputs.is_first[1:2, 4:], noise=inputs.noise[1:2, 4:]
     )
     assert same(whole.states.map(lambda part: part[1:2, 4:]), rest.states)
-    assert agree(told(whole.prior)[1:2, 4:], told(rest.prior))
+    assert agree(parameters(whole.prior)[1:2, 4:], parameters(rest.prior))
     inputs.is_first[1, 4] = False
     assert not same(inputs.observe(dynamics).states.map(lambda part: part[1:2, 4:]), rest.states)
 
@@ -75,9 +75,9 @@ def test_an_episode_begins_afresh_whatever_came_before(changes: dict[str, object
 def test_the_first_state_is_inferred_from_its_observation() -> None:
     """The posterior at t = 0 changes with the first observation."""
     dynamics, inputs = make_with_inputs()
-    before = told(inputs.observe(dynamics).posterior)[:, 0]
+    before = parameters(inputs.observe(dynamics).posterior)[:, 0]
     inputs.embedding[:, 0] += 1.0
-    assert not torch.allclose(before, told(inputs.observe(dynamics).posterior)[:, 0])
+    assert not torch.allclose(before, parameters(inputs.observe(dynamics).posterior)[:, 0])
 
 
 @pytest.mark.parametrize("changes", KINDS)
@@ -88,10 +88,10 @@ def test_the_prior_knows_nothing_of_the_observation_it_expects(changes: dict[str
     before = inputs.observe(dynamics)
     inputs.embedding[:, t] += 3.0
     after = inputs.observe(dynamics)
-    assert torch.equal(told(before.prior)[:, : t + 1], told(after.prior)[:, : t + 1])
-    assert torch.equal(told(before.posterior)[:, :t], told(after.posterior)[:, :t])
-    assert not torch.allclose(told(before.posterior)[:, t], told(after.posterior)[:, t])
-    assert not torch.allclose(told(before.prior)[:, t + 1], told(after.prior)[:, t + 1])
+    assert torch.equal(parameters(before.prior)[:, : t + 1], parameters(after.prior)[:, : t + 1])
+    assert torch.equal(parameters(before.posterior)[:, :t], parameters(after.posterior)[:, :t])
+    assert not torch.allclose(parameters(before.posterior)[:, t], parameters(after.posterior)[:, t])
+    assert not torch.allclose(parameters(before.prior)[:, t + 1], parameters(after.prior)[:, t + 1])
 
 
 def test_the_action_that_led_to_a_step_changes_it() -> None:
@@ -102,7 +102,7 @@ def test_the_action_that_led_to_a_step_changes_it() -> None:
     inputs.actions[:, t] += 1.0
     after = inputs.observe(dynamics)
     assert torch.equal(before.states.stochastic[:, :t], after.states.stochastic[:, :t])
-    assert not torch.allclose(told(before.prior)[:, t], told(after.prior)[:, t])
+    assert not torch.allclose(parameters(before.prior)[:, t], parameters(after.prior)[:, t])
 
 
 @pytest.mark.parametrize("sees", [True, False])
@@ -163,7 +163,7 @@ def test_gradients_flow_from_the_last_state_to_the_first_inputs(changes: dict[st
     inputs.embedding.requires_grad_()
     inputs.actions.requires_grad_()
     # Of the first sequence, which does not begin anew in the middle, the last prior alone.
-    prior = told(inputs.observe(dynamics).prior)
+    prior = parameters(inputs.observe(dynamics).prior)
     weights = torch.randn(prior.shape[-1])
     (prior[0, -1] * weights).sum().backward()
     assert inputs.embedding.grad is not None

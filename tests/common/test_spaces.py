@@ -34,9 +34,9 @@ def test_spaces_read_back_from_strict_json(action: ActionSpec) -> None:
     assert Spaces.from_json(json.loads(strict(spaces.to_json()))) == spaces
     header = SegmentHeader(StepFormat(spaces).to_json())
     written = header.encode()
-    told = json.loads(written[written.index(b"{") :])["step_format"]
-    assert StepFormat.from_json(told).spaces == spaces
-    assert StepFormat.from_json(told).identity == StepFormat(spaces).identity
+    written_format = json.loads(written[written.index(b"{") :])["step_format"]
+    assert StepFormat.from_json(written_format).spaces == spaces
+    assert StepFormat.from_json(written_format).identity == StepFormat(spaces).identity
 
 
 def test_infinities_of_older_files_are_read() -> None:

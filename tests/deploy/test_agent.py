@@ -127,12 +127,12 @@ def test_one_entry_may_be_given_as_the_array_that_it_is(run: Path) -> None:
 def test_the_best_checkpoint_is_the_one_with_the_highest_evaluation(run: Path) -> None:
     """What was evaluated is compared by its return, and can be loaded."""
     facts = [json.loads(path.read_text()) for path in (run / "checkpoints").glob("*.json")]
-    judged = {entry["updates"]: entry["evaluation_return"] for entry in facts if "evaluation_return" in entry}
-    assert judged
-    best = max(judged.values())
-    assert Agent.load(run, checkpoint="best").updates == min(u for u, found in judged.items() if found == best)
+    evaluated = {entry["updates"]: entry["evaluation_return"] for entry in facts if "evaluation_return" in entry}
+    assert evaluated
+    best = max(evaluated.values())
+    assert Agent.load(run, checkpoint="best").updates == min(u for u, found in evaluated.items() if found == best)
     lines = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
-    assert {line["updates"] for line in lines} >= set(judged)
+    assert {line["updates"] for line in lines} >= set(evaluated)
     assert {
         "time",
         "env_steps",

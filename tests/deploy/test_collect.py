@@ -51,7 +51,7 @@ def start(folder: Path) -> Iterator[Callable[..., Command]]:
 
 
 def wait_for_steps(path: Path, steps: int) -> None:
-    """Wait until a dataset that is being collected holds so many steps."""
+    """Wait until a dataset that is being collected holds this many steps."""
     deadline = time.monotonic() + PATIENCE_S
     while not (path / "replay").is_dir() or not any(shard_directories(path / "replay")) or stored(path) < steps:
         assert time.monotonic() < deadline, "nothing is collected"
@@ -63,7 +63,7 @@ def stored(path: Path) -> int:
 
 
 def assert_dataset(path: Path, steps: int) -> None:
-    """Assert that a dataset holds exactly so many steps, each once, in whole streams."""
+    """Assert that a dataset holds exactly this many steps, each once, in whole streams."""
     run = RunDirectory(path)
     assert describe(run.replay)["total_steps"] == describe(run.replay)["steps"] == steps
     assert verify(run.replay) == []
@@ -121,9 +121,9 @@ def test_bad_input_is_one_sentence(
     (folder / "data").mkdir()
     (folder / "data" / "config.yaml").touch()
     assert main(arguments) == 2
-    told = capsys.readouterr().err
-    assert sentence in told
-    assert told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert sentence in printed
+    assert printed.count("\n") == 1
 
 
 def test_a_training_run_is_no_place_for_a_dataset(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,7 +161,7 @@ def test_fewer_shards_asked_for_than_there_are_drop_nothing(folder: Path) -> Non
 def test_a_dataset_that_has_dropped_steps_says_so(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was dropped for want of room is told, and the train ratio is that of what is left."""
+    """What was dropped for want of room is printed, and the train ratio is that of what is left."""
 
     def keep_some(settings: Settings, spaces: Spaces, steps: int, shards: int) -> Settings:
         kept = keep_all(settings, spaces, steps, shards)
@@ -173,19 +173,19 @@ def test_a_dataset_that_has_dropped_steps_says_so(
     assert held < 1600
     assert f"data holds {held} of the 1600 steps collected" in capsys.readouterr().out
     assert main([*TRAIN, "--dataset", "data"]) == 0
-    told = capsys.readouterr().out
-    assert f"data holds {held:,} steps, and has dropped {1600 - held}" in told
+    printed = capsys.readouterr().out
+    assert f"data holds {held:,} steps, and has dropped {1600 - held}" in printed
     updates = 2 * held // 32
-    assert f"updates      {updates} (ratio {updates * 32 / held:.1f})" in told
+    assert f"updates      {updates} (ratio {updates * 32 / held:.1f})" in printed
 
 
 def test_fewer_steps_than_there_are_keep_those(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A dataset asked for less than it holds says so, and its settings go on to name what it holds."""
     assert main([*COLLECT, "--inline", "--steps", "300"]) == 0
     assert main(["collect", "--out", "data", "--inline", "--steps", "100"]) == 0
-    told = capsys.readouterr().out
-    assert "data holds 300 steps already, more than the 100 asked for" in told
-    assert "nothing is left to do; a greater --steps continues the run" in told
+    printed = capsys.readouterr().out
+    assert "data holds 300 steps already, more than the 100 asked for" in printed
+    assert "nothing is left to do; a greater --steps continues the run" in printed
     assert RunDirectory(folder / "data").settings().train.env_steps == 300
 
 

@@ -45,8 +45,8 @@ def test_a_learned_policy_collects(run: Path, capsys: pytest.CaptureFixture[str]
     updates, _ = load_acting_weights(directory.checkpoints, directory.settings())
     collect = ("collect", "--out", "learned", "--policy", "run", "--inline")
     assert main([*collect, "--steps", "100"]) == 0
-    told = capsys.readouterr().out
-    assert f"policy: actor_critic of run at update {updates:,}, exploring as in training" in told
+    printed = capsys.readouterr().out
+    assert f"policy: actor_critic of run at update {updates:,}, exploring as in training" in printed
     assert describe(run.parent / "learned" / "replay")["steps"] == 100
     assert versions(run.parent / "learned") == {updates}
     settings = RunDirectory(run.parent / "learned").settings()

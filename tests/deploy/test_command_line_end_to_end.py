@@ -216,7 +216,7 @@ def wait_until_more_is_stored(path: Path) -> None:
 def complete_inline(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, env_steps: int, *flags: str
 ) -> str:
-    """Resume the run in this process to so many steps, assert that it is complete, and return what it said."""
+    """Resume the run in this process to this many steps, assert that it is complete, and return what it said."""
     monkeypatch.chdir(folder)
     capsys.readouterr()
     assert main(["train", "--run", "run", "--inline", "--train.env_steps", str(env_steps), *flags]) == 0

@@ -32,8 +32,8 @@ def make_run(path: Path, length: int, held_out_every: int = 4, keep_open: bool =
     state = {"model": WorldModel(square_format().spaces, settings.model).state_dict()}
     CheckpointStore(run.checkpoints, 2).save(1, state, {"spaces": square_format().spaces.to_json()})
     replay = open_writer(run, settings)
-    for record in cut(square_format(), play_square(-(-600 // length), length, seed=0)):
-        replay.append(record)
+    for chunk in cut(square_format(), play_square(-(-600 // length), length, seed=0)):
+        replay.append(chunk)
     if not keep_open:
         replay.close()
     return run, replay

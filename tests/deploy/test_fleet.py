@@ -49,7 +49,7 @@ class RatioCallbacks(Callbacks):
 
 
 class Crew(Callbacks):
-    """Notes at every turn how many actors the fleet has."""
+    """Keeps at every turn how many actors the fleet has."""
 
     def __init__(self, pool: SimulatedPool) -> None:
         self.pool = pool
@@ -60,9 +60,9 @@ class Crew(Callbacks):
 
 
 def run(pool: SimulatedPool, config: FleetConfig = CONFIG, ratio: TrainRatio = RATIO, **options: Any) -> FleetState:
-    watcher = RatioCallbacks(in_flight=2 * config.actors * config.steps_per_order)
-    fleet = Fleet(pool, config, Ledger(ratio), [watcher], clock=pool.clock, **options).run()
-    assert watcher.turns > 5
+    ratio_callbacks = RatioCallbacks(in_flight=2 * config.actors * config.steps_per_order)
+    fleet = Fleet(pool, config, Ledger(ratio), [ratio_callbacks], clock=pool.clock, **options).run()
+    assert ratio_callbacks.turns > 5
     return fleet
 
 
@@ -84,7 +84,7 @@ def test_learner_and_actors_both_stay_busy() -> None:
 
 
 def test_a_lost_actor_is_replaced_and_its_stored_steps_count() -> None:
-    """An actor that dies after half its chunks were stored is replaced by its next life; the totals stay exact."""
+    """An actor that dies after half its chunks were stored is replaced by the next incarnation; totals stay exact."""
     pool = SimulatedPool(lose=lambda actor, order: "lost" if order in (5, 11) else "")
     fleet = run(pool)
     assert fleet.ledger.env_steps == pool.total_steps == RATIO.env_steps
@@ -92,7 +92,7 @@ def test_a_lost_actor_is_replaced_and_its_stored_steps_count() -> None:
     assert fleet.roster.restarts == 2
     incarnations = [incarnation for _, incarnation in pool.started]
     assert len(pool.started) == 5
-    assert incarnations == sorted(set(incarnations)), "no two lives bear the same number"
+    assert incarnations == sorted(set(incarnations)), "no two incarnations bear the same number"
 
 
 def test_a_hung_actor_is_replaced() -> None:
@@ -302,7 +302,7 @@ def test_an_actor_that_has_its_place_and_stays_silent_is_replaced(caplog: pytest
 
 
 def test_actors_that_never_answer_are_not_restarted_for_ever() -> None:
-    """When every actor stays silent in its place, life after life, the run ends and says so."""
+    """When every actor stays silent in its place, one incarnation after another, the run ends and says so."""
     pool = SimulatedPool(is_mute=lambda actor, incarnation: True)
     with pytest.raises(RunFailedError, match=r"no actor is left; .* it gave no answer for 90 s"):
         run(pool)
@@ -330,7 +330,7 @@ def test_a_fleet_without_actors_trains_on_what_is_stored() -> None:
 
 
 def test_an_actor_that_never_lives_long_is_given_up() -> None:
-    """An actor that gets a few orders done in every life, and then fails, is not restarted for ever."""
+    """An actor that gets a few orders done in every incarnation, and then fails, is not restarted for ever."""
     orders_of_actor_0 = itertools.count(1)
     pool = SimulatedPool(lose=lambda actor, order: "failed" if actor == 0 and next(orders_of_actor_0) % 3 == 0 else "")
     ratio = TrainRatio(ratio=8.0, replayed_per_update=40, prefill=100, env_steps=60_000)
@@ -374,7 +374,7 @@ class Turns(Callbacks):
 
 
 def test_checkpoints_are_evaluated_on_the_way_and_at_the_end() -> None:
-    """Each so many steps, and at the end, a checkpoint is written, evaluated, and told of its return."""
+    """Each this many steps, and at the end, a checkpoint is written, evaluated, and told of its return."""
     pool = SimulatedPool(seconds_per_update=0.2)
     fleet, evaluations = evaluate(pool)
     assert fleet.ledger.env_steps == pool.total_steps == RATIO.env_steps
@@ -382,8 +382,8 @@ def test_checkpoints_are_evaluated_on_the_way_and_at_the_end() -> None:
     assert len(steps) >= 3
     assert steps == sorted(steps)
     assert evaluations.found[-1] == (RATIO.env_steps, RATIO.updates)
-    assert pool.judged == [(version, 1.5) for _, version in evaluations.found]
-    assert set(dict(pool.judged)) <= set(evaluations.saved_updates), "what is evaluated is a checkpoint"
+    assert pool.evaluated == [(version, 1.5) for _, version in evaluations.found]
+    assert set(dict(pool.evaluated)) <= set(evaluations.saved_updates), "what is evaluated is a checkpoint"
 
 
 def test_an_evaluator_that_dies_in_the_last_evaluation_does_not_cost_it() -> None:
@@ -435,15 +435,15 @@ def test_a_long_evaluation_is_not_taken_for_a_hang() -> None:
 def test_an_evaluation_that_is_open_at_a_stop_does_not_cost_the_last_copy() -> None:
     """An evaluation that ends while slow actors are waited for is recorded before the learner ends its last copy."""
     pool = SimulatedPool(seconds_per_step=0.3)
-    judged: list[int] = []
+    evaluated: list[int] = []
 
     def record_slowly(worker: Any, updates: int, found: Any) -> Any:
-        judged.append(updates)
+        evaluated.append(updates)
         return 60.0, lambda: True
 
     pool._record_evaluation = record_slowly  # type: ignore[method-assign]
     fleet, _ = evaluate(pool, stop=lambda: bool(pool.evaluations))
-    assert judged, "the evaluation ended while actors were waited for"
+    assert evaluated, "the evaluation ended while actors were waited for"
     assert not fleet.roster.learner.orders
     assert pool.finished_at_last
 
@@ -475,7 +475,7 @@ def test_actors_act_by_chance_until_the_prefill_is_there() -> None:
 
 
 class Evaluations(Callbacks):
-    """Notes what was evaluated, and what was saved."""
+    """Keeps what was evaluated, and what was saved."""
 
     def __init__(self) -> None:
         self.found: list[tuple[int, int]] = []
@@ -489,7 +489,7 @@ class Evaluations(Callbacks):
 
 
 class Versions(Callbacks):
-    """Notes which weights the actors had."""
+    """Keeps which weights the actors had."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, int]] = []

@@ -32,7 +32,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_token_at_home_is_used(home: Path) -> None:
-    """With a token in the home Ray is told to use it; without one it is told nothing."""
+    """With a token in the home Ray is printed to use it; without one it is printed nothing."""
     use_token()
     assert "RAY_AUTH_MODE" not in os.environ
     (home / ".ray").mkdir()

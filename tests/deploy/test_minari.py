@@ -40,7 +40,7 @@ MIXED = ActionSpec("mixed", (3, 4), (-np.inf, 0.0), (np.inf, 2.5), names=("a/0",
 
 @pytest.mark.parametrize("action", [None, DISCRETE, BOX, UNBOUNDED, MIXED])
 def test_a_run_comes_back_bit_for_bit(tmp_path: Path, action: ActionSpec | None) -> None:
-    """Every record of every shard is the same bytes again: all fields, whole episodes and pieces, chunks and gaps."""
+    """Every chunk of every shard is the same bytes again: all fields, whole episodes and parts, chunks and gaps."""
     settings = Settings(seed=7, env=EnvironmentSettings(id="my_module:make", grey=True))
     run = fragmented_run(tmp_path / "run", mixed_format(action), settings)
     assert export_replay(run.path, tmp_path / "out-v0") == 0
@@ -54,7 +54,7 @@ def test_a_run_comes_back_bit_for_bit(tmp_path: Path, action: ActionSpec | None)
 
 
 def test_pieces_are_episodes_to_minari(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Minari loads what was exported, and each piece is an episode with the right shapes, contents and ends."""
+    """Minari loads what was exported, and each part is an episode with the right shapes, contents and ends."""
     step_format = mixed_format(BOX)
     run = fragmented_run(tmp_path / "run", step_format)
     export_replay(run.path, tmp_path / "square-v3")
@@ -65,17 +65,17 @@ def test_pieces_are_episodes_to_minari(tmp_path: Path, monkeypatch: pytest.Monke
     assert not dataset.storage.jpeg_encoding
     assert json.loads((tmp_path / "square-v3/data/metadata.json").read_text())["dreamfleet"]["single_steps"] == 1
     with StoredStreams([run.replay / "shard-0", run.replay / "shard-1"]) as streams:
-        pieces = [piece for piece in streams.episodes() if len(piece) > 1]
+        kept = [recorded for recorded in streams.episodes() if len(recorded) > 1]
         assert streams.faults == []
-    assert len(pieces) == len(dataset) > 8
-    assert dataset.total_steps == sum(len(piece) - 1 for piece in pieces)
-    for piece, episode in zip(pieces, dataset.iterate_episodes(), strict=True):
-        check_episode(piece, episode, dataset)
+    assert len(kept) == len(dataset) > 8
+    assert dataset.total_steps == sum(len(recorded) - 1 for recorded in kept)
+    for recorded, episode in zip(kept, dataset.iterate_episodes(), strict=True):
+        check_episode(recorded, episode, dataset)
 
 
-def check_episode(piece: StoredEpisode, episode: Any, dataset: Any) -> None:
-    """Compare a piece with its episode as Minari gives it."""
-    arrays, n = piece.arrays, len(piece)
+def check_episode(recorded: StoredEpisode, episode: Any, dataset: Any) -> None:
+    """Compare what was recorded with its episode as Minari gives it."""
+    arrays, n = recorded.arrays, len(recorded)
     for name in ("camera", "grey", "joints", "sensor"):
         np.testing.assert_array_equal(episode.observations[name], arrays[name])
         assert dataset.observation_space[name].shape == arrays[name].shape[1:]
@@ -176,8 +176,8 @@ def test_nothing_is_dropped_while_importing(tmp_path: Path) -> None:
     assert stored(tmp_path / "back") == stored(run.path)
     settings = RunDirectory(tmp_path / "back").settings().replay
     replay = Replay(tmp_path / "back/replay/shard-0", step_format, settings, sequence_length=20, seed=0)
-    for record in cut(step_format, make_stream(step_format, [100]), actor=9):
-        replay.append(record)
+    for chunk in cut(step_format, make_stream(step_format, [100]), actor=9):
+        replay.append(chunk)
     assert replay.stats()["dropped_steps"] == 0
     assert settings.shards == 1
     replay.close()
@@ -209,9 +209,9 @@ INTERRUPTED = """
 import sys
 from pathlib import Path
 import dreamfleet.deploy.minari.exchange as exchange
-def tell(pieces, most_steps, verb):
-    for number, piece in enumerate(pieces):
-        yield piece
+def tell(kept, most_steps, verb):
+    for number, recorded in enumerate(kept):
+        yield recorded
         if number == 3:
             print("begun", flush=True)
             import time; time.sleep(600)

@@ -78,7 +78,7 @@ def run_fleet(local_ray: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 @pytest.fixture
-def told() -> Iterator[list[str]]:
+def logged() -> Iterator[list[str]]:
     """Return what the fleet loop logs, a message each."""
     messages: list[str] = []
     handler = logging.Handler()
@@ -98,9 +98,9 @@ def assert_exact(path: Path, settings: Settings, fleet: Fleet, attendant: Attend
     assert sum(len(steps["reward"]) for steps in streams.values()) == fleet.ledger.env_steps
     for key, steps in streams.items():
         assert faults_of(steps, LENGTH) == [], key
-        assert steps["count"][0, 1:].tolist() == [0, 0, 0], f"{key} does not begin at the beginning of its life"
+        assert steps["count"][0, 1:].tolist() == [0, 0, 0], f"{key} does not begin at the beginning of its incarnation"
     seeds = [steps["count"][0, 0] for steps in streams.values()]
-    assert len(set(seeds)) == len(seeds), "one life is stored under two names"
+    assert len(set(seeds)) == len(seeds), "one incarnation is stored under two names"
     for (actor, incarnation), acknowledged in attendant.acknowledged.items():
         stored = sum(len(streams[actor, incarnation, k]["reward"]) for k in range(2))
         assert stored >= acknowledged, f"actor {actor} in incarnation {incarnation}: acknowledged steps are lost"
@@ -134,8 +134,8 @@ def test_counting(run_fleet: RunFleet, tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_sigkill_of_each_process_loses_and_doubles_nothing(run_fleet: RunFleet, told: list[str]) -> None:
-    """An actor, the replay and the learner are killed one after the other; each comes back and the totals are exact."""
+def test_sigkill_of_each_process_loses_and_doubles_nothing(run_fleet: RunFleet, logged: list[str]) -> None:
+    """An actor, the replay and the learner are killed one after the other; each is restarted, totals are exact."""
     at_kill: dict[str, int] = {}
 
     def kill_each(fleet: Fleet, attendant: Attendant) -> Iterator[None]:
@@ -162,21 +162,21 @@ def test_sigkill_of_each_process_loses_and_doubles_nothing(run_fleet: RunFleet, 
     assert attendant.lives_of(0) == [0, 2]
     assert attendant.lives_of(1) == [1]
     assert 0 < at_kill["saved"] <= attendant.restored_from[1] <= at_kill["updates"] + 6, "from the last checkpoint"
-    assert any("actor 0 is replaced: its process was lost" in message for message in told)
-    assert any("learner is replaced: its process was lost" in message for message in told)
+    assert any("actor 0 is replaced: its process was lost" in message for message in logged)
+    assert any("learner is replaced: its process was lost" in message for message in logged)
 
 
 @pytest.mark.ray
-def test_environments_that_fail_or_hang_are_replaced(run_fleet: RunFleet, told: list[str], tmp_path: Path) -> None:
+def test_environments_that_fail_or_hang_are_replaced(run_fleet: RunFleet, logged: list[str], tmp_path: Path) -> None:
     """One environment raises and another hangs: each actor is named in the log, with the traceback, and replaced."""
     (tmp_path / "claims").mkdir()
     sentences = "failed in episode 2 at step 14: RuntimeError: the wheel came off", "it gave no answer for 4 s"
 
     def see_both_replaced(fleet: Fleet, attendant: Attendant) -> Iterator[None]:
-        while not all(any(sentence in message for message in told) for sentence in sentences):
+        while not all(any(sentence in message for message in logged) for sentence in sentences):
             yield
-        lives = len(attendant.acknowledged)
-        while len(attendant.acknowledged) == lives:
+        incarnations = len(attendant.acknowledged)
+        while len(attendant.acknowledged) == incarnations:
             yield
 
     settings = settings_of(
@@ -185,11 +185,11 @@ def test_environments_that_fail_or_hang_are_replaced(run_fleet: RunFleet, told: 
     )  # fmt: skip
     fleet, _ = run_fleet(settings, see_both_replaced)
     assert fleet.roster.restarts >= 2, "and more where a busy machine makes a whole actor wait for 4 s"
-    failed = [message for message in told if re.match(r"actor [01] failed:\n", message)]
+    failed = [message for message in logged if re.match(r"actor [01] failed:\n", message)]
     assert len(failed) == 1
     assert re.search(r'faulty_environment.py", line \d+, in step(.|\n)*RuntimeError: the wheel came off', failed[0])
     assert "\x1b" not in failed[0], "no colours in a log"
-    replaced = [message for message in told if "is replaced" in message]
+    replaced = [message for message in logged if "is replaced" in message]
     assert all(any(sentence in message for message in replaced) for sentence in sentences)
 
 
@@ -260,13 +260,13 @@ def test_a_slow_start_is_not_taken_for_a_hang() -> None:
     assert fleet.roster.restarts == 0
 
 
-def test_a_traceback_is_logged_once(told: list[str]) -> None:
+def test_a_traceback_is_logged_once(logged: list[str]) -> None:
     """When an environment fails again and again in the same place, the log shows the traceback once."""
     pool = SimulatedPool(lose=lambda actor, order: "failed" if order % 5 == 0 else "")
     fleet = Fleet(pool, SIMULATED, Ledger(RATIO), clock=pool.clock).run()
     assert fleet.roster.restarts > 2
-    assert len([message for message in told if "Traceback" in message]) == 1
-    assert len([message for message in told if "is replaced" in message]) == fleet.roster.restarts
+    assert len([message for message in logged if "Traceback" in message]) == 1
+    assert len([message for message in logged if "is replaced" in message]) == fleet.roster.restarts
 
 
 def test_a_worker_that_finds_the_input_at_fault_leaves_a_checkpoint() -> None:
@@ -294,7 +294,7 @@ def test_a_stop_saves_before_it_waits_for_slow_actors() -> None:
     """An actor that hangs while the run stops keeps no learner from saving, and is waited for a minute at most."""
     saved_at: list[float] = []
 
-    class Notes(Callbacks):
+    class Orders(Callbacks):
         def on_checkpoint(self, fleet: FleetState, facts: dict[str, Any]) -> None:
             saved_at.append(pool.now)
 
@@ -302,7 +302,7 @@ def test_a_stop_saves_before_it_waits_for_slow_actors() -> None:
     patient = dataclasses.replace(SIMULATED, actor_timeout_s=300.0)
     stopped_at = 12.0
     fleet = Fleet(
-        pool, patient, Ledger(RATIO), [Notes()], should_stop=lambda: pool.now > stopped_at, clock=pool.clock
+        pool, patient, Ledger(RATIO), [Orders()], should_stop=lambda: pool.now > stopped_at, clock=pool.clock
     ).run()
     assert pool.saved["updates"] == fleet.ledger.updates > 0
     assert stopped_at < saved_at[-1] < stopped_at + 5

@@ -40,7 +40,7 @@ def settings_of(shards: int, env_steps: int) -> Settings:
 
 
 def assert_stored(path: Path, settings: Settings, shards: int, steps: int) -> None:
-    """Assert that each shard holds some of so many steps, and that all of them are as they were played."""
+    """Assert that each shard holds some of this many steps, and that all of them are as they were played."""
     directories = shard_directories(path / "replay")
     assert [directory.name for directory in directories] == [f"shard-{number}" for number in range(shards)]
     assert all(describe(directory)["steps"] for directory in directories)

@@ -16,7 +16,7 @@ def quick_slot() -> WorkerSlot:
 
 def give(slot: WorkerSlot, kind: str = "collect", now: float = 0.0, version: int = CHANCE) -> Order:
     """Queue an order of one step."""
-    order = Order(None, kind, lambda answer: None, now, amount=1, version=version)
+    order = Order(None, kind, lambda answer: None, now, steps=1, version=version)
     slot.gave(order, now)
     return order
 

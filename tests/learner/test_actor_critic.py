@@ -180,9 +180,9 @@ def test_through_the_model_the_loss_is_the_return_itself(behaviour: dict[str, An
     unlike_at_first(actor_critic.critic)
     losses, (features, _), _ = learning.losses(learning.states())
     with torch.no_grad():
-        judge = actor_critic.critic if behaviour["slow_critic"] == "none" else actor_critic.slow
+        critic = actor_critic.critic if behaviour["slow_critic"] == "none" else actor_critic.slow
         goes_on = 0.99 * model.predict_continue(features).mean
-        returns = returns_by_hand(model.predict_reward(features).mean, judge(features).mean, goes_on, 0.95)
+        returns = returns_by_hand(model.predict_reward(features).mean, critic(features).mean, goes_on, 0.95)
         weight = torch.stack([goes_on[:, : t + 1].prod(1) for t in range(H)], 1)
         entropy = learning.settings.behaviour.entropy * losses.metrics["policy/entropy"]
         expected = -(weight * returns).mean() - weight.mean() * entropy

@@ -22,7 +22,7 @@ def _threads_as_before() -> Iterator[None]:
 def choose(
     monkeypatch: pytest.MonkeyPatch, cores: int, busy: int, set_to: TorchThreads | None = None, **settings: object
 ) -> Hardware:
-    """Choose on a machine of so many cores, of which so many are busy."""
+    """Choose on a machine of `cores` cores, of which `busy` are busy."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
     return choose_hardware(LearnerSettings.model_validate({"device": "cpu", **settings}), busy, set_to)
 

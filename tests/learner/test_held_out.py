@@ -47,8 +47,8 @@ def test_short_held_out_episodes_are_measured_too(tmp_path: Path) -> None:
     for every, expected in ((2, True), (0, False)):
         settings = ReplaySettings(capacity_gb=0.1, held_out_every=every)
         short = Replay(tmp_path / f"every-{every}", square_format(), settings, 8, seed=0)
-        for record in cut(square_format(), play_square(60, 5, seed=0)):
-            short.append(record)
+        for chunk in cut(square_format(), play_square(60, 5, seed=0)):
+            short.append(chunk)
         loss = learner_on(short, tmp_path).held_out_loss()
         assert (loss is not None) == expected
         short.close()
@@ -76,8 +76,8 @@ def test_pictures_fall_back_on_training_sequences(tmp_path: Path) -> None:
     assert learner.draw_pictures() is None
     with pytest.raises(NotEnoughExperienceError):
         learner.train(1)
-    for record in cut(square_format(), play_square(8, 6, seed=0)):
-        replay.append(record)
+    for chunk in cut(square_format(), play_square(8, 6, seed=0)):
+        replay.append(chunk)
     pictures = learner.draw_pictures()
     assert pictures is not None
     assert not pictures.facts["held_out"]
@@ -89,8 +89,8 @@ def test_vector_observations_are_learnt_and_shown_as_charts(tmp_path: Path) -> N
     """No picture among the observations: the still is a chart and there is no video."""
     spaces = Spaces((ObservationSpec("position", (3,), "float32"),), ActionSpec("box", (2,), (-1, -1), (1, 1), (2,)))
     replay = Replay(tmp_path / "replay", StepFormat(spaces), ReplaySettings(capacity_gb=0.1), 8, seed=0)
-    for record in cut(StepFormat(spaces), make_stream(StepFormat(spaces), [30, 30, 30])):
-        replay.append(record)
+    for chunk in cut(StepFormat(spaces), make_stream(StepFormat(spaces), [30, 30, 30])):
+        replay.append(chunk)
     learner = Learner(small_settings(), spaces, replay, tmp_path, prefetch=False)
     learner.train(2)
     pictures = learner.draw_pictures()

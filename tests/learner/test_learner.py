@@ -53,9 +53,9 @@ def test_it_learns_what_moves(tmp_path: Path) -> None:
     before = learner.held_out_loss()
     learner.train(430)
     last = learner.train(10).metrics
-    packed = replay.sample_held_out(0, 16, 20)
-    assert packed is not None
-    errors = dream(learner.model, decompress(packed, square_format()), context=4).errors
+    compressed = replay.sample_held_out(0, 16, 20)
+    assert compressed is not None
+    errors = dream(learner.model, decompress(compressed, square_format()), context=4).errors
     after = learner.held_out_loss()
     learner.close()
     replay.close()

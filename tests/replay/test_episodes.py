@@ -14,14 +14,14 @@ from dreamfleet.replay.replay import Replay
 from dreamfleet.replay.segment import segment_paths
 
 
-def test_pieces_are_cut_where_something_is_missing(tmp_path: Path) -> None:
+def test_episodes_are_cut_where_something_is_missing(tmp_path: Path) -> None:
     """Episodes end at `is_last`, begin at `is_first`, and break where chunks are missing; a duplicate counts once."""
     step_format = counting_format()
-    records = cut(step_format, make_stream(step_format, [30, 70, 50]), chunk_steps=20)
-    fill(tmp_path / "shard-0", step_format, records[:3])
-    fill(tmp_path / "shard-1", step_format, [records[2], *records[4:]])
+    chunks = cut(step_format, make_stream(step_format, [30, 70, 50]), chunk_steps=20)
+    fill(tmp_path / "shard-0", step_format, chunks[:3])
+    fill(tmp_path / "shard-1", step_format, [chunks[2], *chunks[4:]])
     with StoredStreams([tmp_path / "shard-0", tmp_path / "shard-1"]) as streams:
-        found = [(piece.first_step, len(piece)) for piece in streams.episodes()]
+        found = [(episode.first_step, len(episode)) for episode in streams.episodes()]
         assert streams.steps == 130
         assert len(streams.faults) == 1
         assert "stored twice" in streams.faults[0]
@@ -29,17 +29,17 @@ def test_pieces_are_cut_where_something_is_missing(tmp_path: Path) -> None:
 
 
 def test_a_damaged_chunk_is_passed_over(tmp_path: Path) -> None:
-    """It is named, and its steps become a gap; a torn record at the very end is none, for a run may be writing it."""
+    """It is named, and its steps become a gap; a torn chunk at the very end is none, for a run may be writing it."""
     step_format = counting_format()
-    records = cut(step_format, make_stream(step_format, [200]))
-    fill(tmp_path, step_format, records)
+    chunks = cut(step_format, make_stream(step_format, [200]))
+    fill(tmp_path, step_format, chunks)
     (segment,) = segment_paths(tmp_path)
     data = bytearray(segment.read_bytes())
-    at = data.find(records[1]) + len(records[1]) - 3
+    at = data.find(chunks[1]) + len(chunks[1]) - 3
     data[at] ^= 1
     segment.write_bytes(data[:-5])
     with StoredStreams([tmp_path]) as streams:
-        assert [(piece.first_step, len(piece)) for piece in streams.episodes()] == [(0, 64), (128, 64)]
+        assert [(episode.first_step, len(episode)) for episode in streams.episodes()] == [(0, 64), (128, 64)]
         assert len(streams.faults) == 1
         assert "number=1" in streams.faults[0]
 
@@ -49,27 +49,31 @@ def test_a_replay_may_be_written_to_meanwhile(tmp_path: Path) -> None:
     step_format = counting_format()
     early = cut(step_format, make_stream(step_format, [1000]))
     replay = Replay(tmp_path, step_format, ReplaySettings(capacity_steps=1500), sequence_length=2, seed=0)
-    for record in early:
-        replay.append(record)
+    for chunk in early:
+        replay.append(chunk)
     with StoredStreams([tmp_path]) as streams:
-        for record in cut(step_format, make_stream(step_format, [2000]), incarnation=1):
-            replay.append(record)
+        for chunk in cut(step_format, make_stream(step_format, [2000]), incarnation=1):
+            replay.append(chunk)
         assert replay.stats()["dropped_steps"] >= 1000
         assert list(cut_chunks(step_format, streams.episodes())) == early
     replay.close()
 
 
 def test_steps_that_do_not_follow_are_refused() -> None:
-    """Records are not cut from pieces with a step missing inside a chunk or between two."""
+    """Chunks are not cut from episodes with a step missing inside a chunk or between two."""
     step_format = counting_format()
     arrays = make_stream(step_format, [100])
 
-    def piece(first: int, stop: int) -> StoredEpisode:
+    def episode(first: int, stop: int) -> StoredEpisode:
         return StoredEpisode(
             0, 0, 0, first, np.arange(first, stop) // 64, {name: a[first:stop] for name, a in arrays.items()}
         )
 
-    assert list(cut_chunks(step_format, [piece(0, 30), piece(30, 100)])) == cut(step_format, arrays)
-    for pieces in ([piece(0, 30), piece(31, 100)], [piece(0, 60), piece(64, 100)], [piece(64, 100), piece(0, 64)]):
+    assert list(cut_chunks(step_format, [episode(0, 30), episode(30, 100)])) == cut(step_format, arrays)
+    for episodes in (
+        [episode(0, 30), episode(31, 100)],
+        [episode(0, 60), episode(64, 100)],
+        [episode(64, 100), episode(0, 64)],
+    ):
         with pytest.raises(ValueError, match="comes after"):
-            list(cut_chunks(step_format, pieces))
+            list(cut_chunks(step_format, episodes))

@@ -103,7 +103,7 @@ def test_a_batch_depends_on_its_number_alone(tmp_path: Path) -> None:
 
 
 def test_a_chunk_sent_twice_is_stored_once(tmp_path: Path) -> None:
-    """The second time is told apart, also after a restart, and changes no counter but that of duplicates."""
+    """The second time is recognised, also after a restart, and changes no counter but that of duplicates."""
     chunks = cut(FORMAT, make_stream(FORMAT, [150]))
     replay = open_replay(tmp_path)
     assert [replay.append(chunk) for chunk in chunks] == [True] * 3
@@ -540,7 +540,7 @@ def test_report_tells_steps_returns_and_versions(tmp_path: Path) -> None:
 
 
 def test_a_chunk_being_written_is_no_fault(tmp_path: Path) -> None:
-    """While a process has the replay open, verify and info pass over its unfinished end; damage elsewhere is told."""
+    """While a process has the replay open, verify and info pass over its unfinished end; other damage is reported."""
     chunks = cut(FORMAT, make_stream(FORMAT, [64 * 4]))
     replay = open_replay(tmp_path)
     for chunk in chunks[:3]:
@@ -579,8 +579,8 @@ def test_reports_live_with_segments_that_vanish(tmp_path: Path, monkeypatch: pyt
             return seen(self)
 
         monkeypatch.setattr(segment.Segment, "read_header", read_header)
-        told = report(directory)
-        assert told == [] if report is verify else told["segments"] == 1 + len(rest)
+        found = report(directory)
+        assert found == [] if report is verify else found["segments"] == 1 + len(rest)
         assert not second.exists()
         monkeypatch.undo()
 
@@ -615,7 +615,7 @@ def test_verify_finds_an_episode_number_that_does_not_follow(tmp_path: Path) -> 
 
 
 def test_verify_names_what_is_missing(tmp_path: Path) -> None:
-    """A chunk that was never stored and a file that is gone are both told."""
+    """A chunk that was never stored and a file that is gone are both reported."""
     settings = ReplaySettings(held_out_every=0, capacity_steps=8000)
     replay = open_replay(tmp_path, settings)
     chunks = cut(FORMAT, make_stream(FORMAT, [64 * 40]))

@@ -217,7 +217,7 @@ def test_a_dropped_segment_is_readable_while_pinned(tmp_path: Path) -> None:
 
 
 def vector_format(name: str, width: int, choices: int) -> StepFormat:
-    """Return a format with one vector and so many actions; ("count", 2, 3) is the one of these tests."""
+    """Return a format with one vector and this many actions; ("count", 2, 3) is the one of these tests."""
     return StepFormat(Spaces((ObservationSpec(name, (width,), "float32"),), ActionSpec("discrete", (choices,))))
 
 

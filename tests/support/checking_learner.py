@@ -69,7 +69,7 @@ class CheckingLearner:
         return SimpleNamespace(updates=self._updates, published=self._publish(), decisions=[])
 
     def train(self, updates: int) -> Any:
-        """Sample so many batches and check them."""
+        """Sample this many batches and check them."""
         for _ in range(updates):
             self._updates += 1
             self._check(self._updates)
@@ -110,9 +110,9 @@ class CheckingLearner:
         faults = [] if batch["reward"].shape == (learner.batch_size, learner.sequence_length) else ["the batch's shape"]
         faults += faults_of_batch(batch, length)
         self._trained_on |= steps_of(batch)
-        packed = self._replay.sample_held_out(number, learner.batch_size, HELD_OUT_STEPS)
-        if packed is not None:
-            kept = decompress(packed, self._format)
+        compressed = self._replay.sample_held_out(number, learner.batch_size, HELD_OUT_STEPS)
+        if compressed is not None:
+            kept = decompress(compressed, self._format)
             faults += faults_of_batch(kept, length)
             self._held_out |= steps_of(kept)
             if kept["is_first"][:, 1:].any():

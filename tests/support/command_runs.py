@@ -73,7 +73,7 @@ class Command:
         return self.process.wait(within_s)
 
     def wait_for(self, text: str, times: int = 1) -> None:
-        """Wait until it has printed a text so many times."""
+        """Wait until it has printed a text this many times."""
         deadline = time.monotonic() + PATIENCE_S
         while self.out.count(text) < times:
             assert self.process.poll() is None, f"it ended before it printed '{text}':\n{self.out}\n{self.err}"
@@ -99,7 +99,7 @@ class Command:
 
 
 def still_running(family: list[psutil.Process], within_s: float = PATIENCE_S) -> list[psutil.Process]:
-    """Return those of the processes that have not ended within so many seconds; one that waits to be reaped has."""
+    """Return those of the processes that have not ended within this many seconds; one that waits to be reaped has."""
     deadline = time.monotonic() + within_s
     while (alive := [process for process in family if _runs(process)]) and time.monotonic() < deadline:
         time.sleep(0.05)

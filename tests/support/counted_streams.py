@@ -28,13 +28,13 @@ def faults_of(steps: Arrays, length: int, terminate_every: int = 2) -> list[str]
         length: of the environment's episodes, in actions.
         terminate_every: as the environment's.
     """
-    seed, episode, number, life = steps["count"].T
+    seed, episode, number, total = steps["count"].T
     first, last = steps["is_first"], steps["is_last"]
     after_first = ~first[1:]
     truly_ended = last & (episode % terminate_every == 0)
     as_received = steps["action"][:-1] + FIRST_ACTION == steps["received"][1:, 0]
     rules = {
-        "it is of two lives": seed == seed[0],
+        "it is of two incarnations": seed == seed[0],
         "is_first is not where an episode begins": first[1:] == (number[1:] == 0),
         "the state is not reset at the first step": first[:1],
         "is_last is not where an episode ends": last == (number == length),
@@ -44,7 +44,7 @@ def faults_of(steps: Arrays, length: int, terminate_every: int = 2) -> list[str]
         "a step is missing or doubled within an episode": np.diff(number)[after_first] == 1,
         "an episode ends without its last step, or another begins": last[:-1] == first[1:],
         "an episode is missing or doubled": np.diff(episode) == first[1:],
-        "a step of the life is missing or doubled": np.diff(life) == after_first,
+        "a step of the total is missing or doubled": np.diff(total) == after_first,
         "the action stored is not the one received": as_received[after_first],
         "older weights acted after newer ones": np.diff(steps["version"]) >= 0,
     }
@@ -57,12 +57,12 @@ def faults_of_batch(batch: Arrays, length: int) -> list[str]:
 
 
 def steps_of(batch: Arrays) -> set[tuple[float, float]]:
-    """Return the steps that sampled sequences hold, by the seed of their life and their number in its stream."""
+    """Return the steps that sampled sequences hold, by the seed of their total and their number in its stream."""
     return set(zip(batch["count"][..., 0].flat, _numbers(batch["count"]).flat, strict=True))
 
 
 def _numbers(count: np.ndarray) -> np.ndarray:
-    """Return the numbers of steps in their stream: the steps of the life and the resets before them."""
+    """Return the numbers of steps in their stream: the steps of the total and the resets before them."""
     return np.asarray(count[..., 1] + count[..., 3])
 
 
@@ -71,7 +71,7 @@ def _faults_of_row(batch: Arrays, row: int, length: int) -> list[str]:
     steps = {name: array[row].copy() for name, array in batch.items()}
     left_out = np.diff(_numbers(steps["count"])) - 1
     joints = np.flatnonzero(left_out) + 1
-    faults = [] if len(set(steps["count"][:, 0])) == 1 else ["it is of two lives"]
+    faults = [] if len(set(steps["count"][:, 0])) == 1 else ["it is of two incarnations"]
     if not (steps["is_first"][joints].all() and steps["is_last"][joints - 1].all()):
         faults.append("it does not begin anew behind steps that are left out")
     if not np.isin(left_out[joints - 1], HELD_OUT_AT_ONCE).all():
@@ -92,13 +92,13 @@ def read_streams(directory: Path, step_format: StepFormat) -> dict[tuple[int, in
     for path in [path for shard in shard_directories(directory) for path in segment_paths(shard)]:
         with closing(Segment(path, writable=False)) as segment:
             _, start = segment.read_header()
-            for piece in scan(segment, step_format, start, bodies=True):
-                assert not isinstance(piece, Damage), f"{path}: {piece}"
-                key = piece.header.key
+            for found in scan(segment, step_format, start, bodies=True):
+                assert not isinstance(found, Damage), f"{path}: {found}"
+                key = found.header.key
                 stream = chunks.setdefault((key.actor, key.incarnation, key.stream), {})
                 assert key.number not in stream, f"{key} is stored twice"
-                record = segment.read(piece.offset, piece.header.chunk_bytes)
-                stream[key.number] = (piece.header.first_step, decode_chunk(step_format, record))
+                chunk = segment.read(found.offset, found.header.chunk_bytes)
+                stream[key.number] = (found.header.first_step, decode_chunk(step_format, chunk))
     return {key: _join(stream) for key, stream in sorted(chunks.items())}
 
 

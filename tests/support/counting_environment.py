@@ -23,7 +23,7 @@ class CountingEnvironment(gymnasium.Env[Any, Any]):
     """Counts its steps.
 
     The observation is a Dict of "count", a vector of (seed of the first reset, number of the episode, step in the
-    episode, steps in its whole life), and, with `image`, "image": pixels that all hold the step in the episode, modulo
+    episode, steps in all), and, with `image`, "image": pixels that all hold the step in the episode, modulo
     256. The reward of a step is its number in the episode.
 
     Args:
@@ -31,9 +31,9 @@ class CountingEnvironment(gymnasium.Env[Any, Any]):
         terminate_every: of the episodes, every so many ends truly, and the others are cut short; 0 cuts all short.
         image: side of the image; 0 for none.
         action: a key of `ACTION_SPACES`.
-        fail_at: raise an error at this step of its life; 0 never.
-        nan_at: give a reward that is no number at this step of its life; 0 never.
-        nan_count_at: give a count that is no number at this step of its life; 0 never.
+        fail_at: raise an error at this step, counted over all episodes; 0 never.
+        nan_at: give a reward that is no number at this step, counted over all episodes; 0 never.
+        nan_count_at: give a count that is no number at this step, counted over all episodes; 0 never.
         delay_s: seconds that a step takes.
     """
 

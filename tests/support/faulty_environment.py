@@ -29,10 +29,10 @@ class FaultyEnvironment(CountingEnvironment):
     took, -1 after a reset. With `picture` it is the image alone, with a bright column that moves by a pixel a step.
 
     Args:
-        faults: kind of fault → step of a life at which it strikes: "raise" raises an error, "hang" sleeps for an hour,
-            "interrupt" and "terminate" send SIGINT and SIGTERM to the process.
-        claims: a directory; of all lives of all actors only the first to come to a fault suffers it, and notes it here;
-            a process suffers one fault at most.
+        faults: kind of fault → step, of all that the process took, at which it strikes: "raise" raises an error, "hang"
+            sleeps for an hour, "interrupt" and "terminate" send SIGINT and SIGTERM to the process.
+        claims: a directory; of all incarnations of all actors only the first to reach a fault suffers it, and records
+            it here; a process suffers one fault at most.
         picture: show only the image.
         works_in: id of the only process in which it can be made; 0 for all.
         **kwargs: the counting environment's.

@@ -31,8 +31,8 @@ def open_all(directory: Path, settings: ReplaySettings | None = None, **options:
 def fill(replay: ShardedReplay, episodes: dict[int, list[int]] | None = None, actor: int = 0) -> None:
     """Store in each shard a stream of its own, whose tag and actor tell which."""
     for shard, lengths in (episodes or EPISODES).items():
-        for record in cut(FORMAT, make_stream(FORMAT, lengths, tag=shard), actor=actor + shard):
-            replay.shards[shard].append(record)
+        for chunk in cut(FORMAT, make_stream(FORMAT, lengths, tag=shard), actor=actor + shard):
+            replay.shards[shard].append(chunk)
 
 
 def same(one: CompressedBatch, other: CompressedBatch) -> bool:

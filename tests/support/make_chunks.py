@@ -79,16 +79,16 @@ def cut(
     stream: int = 0,
     chunk_steps: int | Sequence[int] = CHUNK_STEPS,
 ) -> list[bytes]:
-    """Return a stream's records, of `chunk_steps` steps each (or of the sizes it lists, the last one repeated)."""
+    """Return a stream's chunks, of `chunk_steps` steps each (or of the sizes it lists, the last one repeated)."""
     sizes = [chunk_steps] if isinstance(chunk_steps, int) else list(chunk_steps)
-    records: list[bytes] = []
+    chunks: list[bytes] = []
     start = 0
     while start < len(arrays["reward"]):
-        size = sizes[min(len(records), len(sizes) - 1)]
-        piece = {name: array[start : start + size] for name, array in arrays.items()}
-        records.append(encode_chunk(step_format, ChunkKey(actor, incarnation, stream, len(records)), start, piece))
+        size = sizes[min(len(chunks), len(sizes) - 1)]
+        part = {name: array[start : start + size] for name, array in arrays.items()}
+        chunks.append(encode_chunk(step_format, ChunkKey(actor, incarnation, stream, len(chunks)), start, part))
         start += size
-    return records
+    return chunks
 
 
 def _noise(generator: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -104,9 +104,9 @@ def _noise(generator: np.random.Generator, dtype: str, shape: tuple[int, ...]) -
     return generator.integers(0, 3, shape).astype(dtype)
 
 
-def fill(directory: Path, step_format: StepFormat, records: list[bytes]) -> None:
-    """Store records in one shard."""
+def fill(directory: Path, step_format: StepFormat, chunks: list[bytes]) -> None:
+    """Store chunks in one shard."""
     replay = Replay(directory, step_format, ReplaySettings(), sequence_length=2, seed=0)
-    for record in records:
-        assert replay.append(record)
+    for chunk in chunks:
+        assert replay.append(chunk)
     replay.close()

@@ -22,17 +22,17 @@ from minari.dataset.minari_storage import MinariStorage  # noqa: E402
 
 
 def stored(directory: Path) -> list[bytes]:
-    """Return all records of all shards, in the order of their keys."""
-    records: dict[ChunkKey, bytes] = {}
+    """Return all chunks of all shards, in the order of their keys."""
+    chunks: dict[ChunkKey, bytes] = {}
     for shard in sorted(directory.glob("replay/shard-*")):
         for segment in open_segments(shard, writable=False):
             header, start = segment.read_header()
             for found in scan(segment, StepFormat.from_json(header.step_format), start, bodies=True):
                 assert isinstance(found, StoredChunk)
-                assert found.header.key not in records
-                records[found.header.key] = segment.read(found.offset, found.header.chunk_bytes)
+                assert found.header.key not in chunks
+                chunks[found.header.key] = segment.read(found.offset, found.header.chunk_bytes)
             segment.close()
-    return [records[key] for key in sorted(records)]
+    return [chunks[key] for key in sorted(chunks)]
 
 
 def fragmented_run(path: Path, step_format: StepFormat, settings: Settings | None = None) -> RunDirectory:
@@ -64,4 +64,4 @@ def foreign(
 def read_all(directory: Path) -> tuple[StepFormat, list[Arrays]]:
     """Return the format and the episodes of an imported dataset."""
     with StoredStreams(sorted(directory.glob("replay/shard-*"))) as streams:
-        return streams.step_format, [dict(piece.arrays) for piece in streams.episodes()]
+        return streams.step_format, [dict(episode.arrays) for episode in streams.episodes()]

@@ -52,6 +52,6 @@ def square_replay(directory: Path, sequence_length: int, episodes: int = 40, len
     """Return a replay that holds episodes of the world, a tenth of whose steps are held out."""
     settings = ReplaySettings(capacity_gb=0.1, held_out_every=10)
     replay = Replay(directory, square_format(), settings, sequence_length, seed=7)
-    for record in cut(square_format(), play_square(episodes, length, seed=1)):
-        replay.append(record)
+    for chunk in cut(square_format(), play_square(episodes, length, seed=1)):
+        replay.append(chunk)
     return replay

@@ -23,7 +23,7 @@ class RudeEnvironment(gymnasium.Env[Any, Any]):
     """Shows a vector of its step's number, in episodes of `length` steps.
 
     Args:
-        manners: what it does, by name → the step of its life at which it does it; 0 is the reset.
+        manners: what it does, by name → the step, counted over all episodes, at which it does it; 0 is the reset.
         length: steps of an episode.
         made: what its constructor does: "exit" and "interrupt" leave it so, "changes" sets what a process has one of.
         returns: what it gives back at step 3 of an episode in place of the reward, or of `terminated` or `truncated`.
@@ -41,7 +41,7 @@ class RudeEnvironment(gymnasium.Env[Any, Any]):
         self.observation_space = spaces.Box(-1e6, 1e6, (3,), np.float32)
         self.action_space = spaces.Discrete(2)
         self._manners, self._length, self._returns = manners or {}, length, returns or {}
-        self._life = self._step = 0
+        self._total_steps = self._step = 0
         self.closed = 0
         if made == "exit":
             raise SystemExit(3)
@@ -64,8 +64,8 @@ class RudeEnvironment(gymnasium.Env[Any, Any]):
         """Take a step."""
         del action
         self._step += 1
-        self._life += 1
-        self._behave(self._life)
+        self._total_steps += 1
+        self._behave(self._total_steps)
         given: dict[str, Any] = {"reward": 1.0, "terminated": False, "truncated": self._step >= self._length}
         if self._step == 3:
             given |= self._returns

@@ -28,7 +28,7 @@ class SimulatedPool:
     """Actors that take a random time per step, a learner that takes a fixed time per update, and a replay that counts.
 
     Attributes:
-        slower_on_weights: orders that act on weights take so many times as long as those by chance.
+        slower_on_weights: orders that act on weights take this many times as long as those by chance.
         lose: asked before each collect order with (actor, order number); answers "lost", "failed", "hung", "cut off",
             or "" for a good one.
         lose_learner_at: updates at which the learner dies, in rising order.
@@ -66,7 +66,7 @@ class SimulatedPool:
     def __post_init__(self) -> None:
         self.now = 0.0
         self.total_steps = 0
-        self._stored: dict[int, int] = {}  # steps of each actor's newest life
+        self._stored: dict[int, int] = {}  # steps of each actor's newest incarnation
         self.updates = 0
         self.saved = {"updates": 0}
         self.restored_from: list[int] = []
@@ -85,7 +85,7 @@ class SimulatedPool:
         self._mute: set[Worker] = set()
         self.asked_for: list[int] = []
         self.retired: list[tuple[int, int]] = []
-        self.judged: list[tuple[int, float]] = []
+        self.evaluated: list[tuple[int, float]] = []
         self.shortages_asked: list[int] = []
 
     @property
@@ -215,7 +215,7 @@ class SimulatedPool:
         self, worker: Worker, updates: int, found: dict[str, Any]
     ) -> tuple[float, Callable[[], Any]]:
         def finish() -> bool:
-            self.judged.append((updates, found["evaluation_return"]))
+            self.evaluated.append((updates, found["evaluation_return"]))
             return True
 
         return 0.1, finish

@@ -57,7 +57,7 @@ def make_with_inputs(**changes: object) -> tuple[RSSM, Inputs]:
     return dynamics, Inputs(dynamics)
 
 
-def told(distribution: StateDistribution) -> Tensor:
+def parameters(distribution: StateDistribution) -> Tensor:
     """Return the numbers (…) of one time step after the other that describe a distribution (B, T, …)."""
     return torch.cat([part.flatten(2) for part in distribution], -1)
 

@@ -27,7 +27,7 @@ def places_format(kind: str) -> StepFormat:
 
 
 def play_places(kind: str, steps: int, length: int = 20, seed: int = 0) -> dict[str, np.ndarray]:
-    """Return so many steps of random actions, in episodes of `length`; the weights' version is -1, chance."""
+    """Return this many steps of random actions, in episodes of `length`; the weights' version is -1, chance."""
     chance = np.random.default_rng(seed)
     arrays = {field.name: np.zeros((steps, *field.shape), field.dtype) for field in places_format(kind).fields}
     place = 0.0
@@ -48,6 +48,6 @@ def play_places(kind: str, steps: int, length: int = 20, seed: int = 0) -> dict[
 def places_replay(directory: Path, kind: str, sequence_length: int, steps: int = 2000) -> Replay:
     """Return a replay that holds steps of a world, a tenth of which are held out."""
     replay = Replay(directory, places_format(kind), ReplaySettings(capacity_gb=0.1), sequence_length, seed=7)
-    for record in cut(places_format(kind), play_places(kind, steps)):
-        replay.append(record)
+    for chunk in cut(places_format(kind), play_places(kind, steps)):
+        replay.append(chunk)
     return replay
