@@ -36,7 +36,7 @@ class Unscheduled:
 
 
 class SharedRayPool(ray_pool.RayPool):
-    """The pool as it is, but for what `share_ray` changes; it notes which worker is which incarnation of which actor."""
+    """The pool but for what `share_ray` changes; it keeps which worker is which incarnation of which actor."""
 
     def __init__(self, settings: Settings, path: Path) -> None:
         run = RunDirectory(path)
