@@ -30,6 +30,7 @@ from dreamfleet.common.experience.steps import BLOCK_STEPS, CHUNK_STEPS, Field, 
 MAGIC = b"DFCK"
 PREFIX = struct.Struct("<4sIII")
 _HEADER = struct.Struct("<IIIIQQIIQQQiiI")
+"""The format's identity, the four numbers of the key, then those of `ChunkHeader` in its order, and how many blocks."""
 _COMPRESSED = 1 << 31
 _LEVEL = 1
 _LOCAL = threading.local()
@@ -89,12 +90,11 @@ def encode_chunk(step_format: StepFormat, key: ChunkKey, first_step: int, arrays
         body = compressed if is_shorter else block
         bodies.append(body)
         table += [len(body) | (_COMPRESSED if is_shorter else 0), zlib.crc32(body)]
-    versions = checked["version"]
-    header = _HEADER.pack(
-        step_format.identity, *key[:3], key.number, first_step, int(checked["episode"][0]), steps,
-        _mask(checked["is_first"]), _mask(checked["is_last"]), _mask(checked["is_terminal"]),
-        int(versions.min()), int(versions.max()), len(bodies),
-    ) + struct.pack(f"<{len(table)}I", *table)  # fmt: skip
+    masks = [_mask(checked[name]) for name in ("is_first", "is_last", "is_terminal")]
+    versions = [int(checked["version"].min()), int(checked["version"].max())]
+    numbers = [*key, first_step, int(checked["episode"][0]), steps, *masks, *versions]
+    header = _HEADER.pack(step_format.identity, *numbers, len(bodies))
+    header += struct.pack(f"<{len(table)}I", *table)
     body_bytes = sum(map(len, bodies))
     return b"".join([PREFIX.pack(MAGIC, len(header), body_bytes, zlib.crc32(header)), header, *bodies])
 
@@ -123,8 +123,7 @@ def parse_header(chunk: bytes | memoryview) -> ChunkHeader:
     header = bytes(chunk[PREFIX.size : PREFIX.size + header_bytes])
     if len(header) < max(header_bytes, _HEADER.size) or zlib.crc32(header) != PREFIX.unpack_from(chunk)[3]:
         raise DamagedChunkError("the header's checksum is wrong")
-    (identity, actor, incarnation, stream, sequence, first_step, episode, steps, first, last, terminal, oldest, newest,
-     block_count) = _HEADER.unpack_from(header)  # fmt: skip
+    identity, *numbers, block_count = _HEADER.unpack_from(header)
     if header_bytes != _HEADER.size + 8 * block_count:
         raise DamagedChunkError(f"a header of {header_bytes} bytes cannot describe {block_count} blocks")
     table = struct.unpack_from(f"<{2 * block_count}I", header, _HEADER.size)
@@ -134,10 +133,7 @@ def parse_header(chunk: bytes | memoryview) -> ChunkHeader:
         raise DamagedChunkError(f"the chunk's blocks end at byte {end}, not at its end, {chunk_bytes}")
     compressed = [length >= _COMPRESSED for length in table[::2]]
     blocks = tuple(map(Block, offsets, sizes, compressed, table[1::2]))
-    return ChunkHeader(
-        ChunkKey(actor, incarnation, stream, sequence), identity, first_step, episode, steps, first, last, terminal,
-        oldest, newest, blocks, chunk_bytes,
-    )  # fmt: skip
+    return ChunkHeader(ChunkKey(*numbers[:4]), identity, *numbers[4:], blocks, chunk_bytes)
 
 
 def check_header(step_format: StepFormat, header: ChunkHeader) -> None:

@@ -51,8 +51,10 @@ def describe(sections: Sequence[Section], colours: bool) -> list[str]:
             rows += [(level, subject, text), *([("", "", ARROW + remedy)] if remedy else [])]
         lines += [heading, *table(rows, least=_COLUMNS), ""]
     if colours:
-        lines = [re.sub(r"^(ok|warning|error)\b", lambda level: f"{_COLOURS[level[0]]}{level[0]}\x1b[0m", line)
-                 for line in lines]  # fmt: skip
+        lines = [
+            re.sub(r"^(ok|warning|error)\b", lambda level: f"{_COLOURS[level[0]]}{level[0]}\x1b[0m", line)
+            for line in lines
+        ]
     levels = [finding.level for section in sections for finding in section.findings]
     ok, warnings, errors = (levels.count(level) for level in ("ok", "warning", "error"))
     end = "nothing stands in the way"

@@ -220,8 +220,10 @@ class LoadedRun:
         expected["reward"] = model.predict_reward(feature).mean
         if model.continuation is not None:
             expected["continue"] = model.predict_continue(feature).mean
-        return {name: value.float().cpu().numpy() if value.is_floating_point() else value.cpu().numpy()
-                for name, value in expected.items()}  # fmt: skip
+        return {
+            name: value.float().cpu().numpy() if value.is_floating_point() else value.cpu().numpy()
+            for name, value in expected.items()
+        }
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.as_tensor(np.asarray(array), device=self._device)

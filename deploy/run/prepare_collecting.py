@@ -140,6 +140,8 @@ def _disk_warnings(run: RunDirectory, settings: Settings, shards: int) -> list[L
     needed, free = settings.replay.capacity_gb * 1e9 / shards, shutil.disk_usage(run.path).free
     if not needed > free > 0:
         return []
-    text = (f"the disk of {run.shown} has {format_bytes(free)} free; uncompressed the dataset would take up to "
-            f"{format_bytes(needed)}, mostly it takes a tenth of that")  # fmt: skip
+    text = (
+        f"the disk of {run.shown} has {format_bytes(free)} free; uncompressed the dataset would take up to "
+        f"{format_bytes(needed)}, mostly it takes a tenth of that"
+    )
     return [(logging.WARNING, text)]

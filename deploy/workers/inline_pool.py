@@ -125,8 +125,15 @@ class InlinePool:
         self._run = run
         self._process = ExitStack()
         experience, read_only = run.experience(settings)
-        self.replay = open_shards(experience, StepFormat(spaces), settings.replay, settings.learner.sequence_length,
-                                   settings.seed, read_only, LOCK_WAIT_S)  # fmt: skip
+        self.replay = open_shards(
+            experience,
+            StepFormat(spaces),
+            settings.replay,
+            settings.learner.sequence_length,
+            settings.seed,
+            read_only,
+            LOCK_WAIT_S,
+        )
         self._process.enter_context(process_kept())
         self._actors: dict[Worker, InlineActor] = {}
         self._learner: Learner | None = None
@@ -144,8 +151,9 @@ class InlinePool:
     def start_learner(self) -> Worker:
         """Make the learner."""
         with own_torch_state():
-            self._learner = Learner(self._settings, self._spaces, self.replay, self._run.path, prefetch=False,
-                                    set_to=self._threads)  # fmt: skip
+            self._learner = Learner(
+                self._settings, self._spaces, self.replay, self._run.path, prefetch=False, set_to=self._threads
+            )
         return Worker("learner", self._learner)
 
     def stop(self, worker: Worker) -> None:

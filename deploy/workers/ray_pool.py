@@ -151,9 +151,13 @@ class RayPool:
         options = self._placement.learner_options() | {"max_restarts": 0, "runtime_env": {"env_vars": variables}}
         learner_class: Any = LearnerProcess
         target = learner_class.options(**options).remote(
-            self._settings, self._spaces.to_json(), self._servers, str(self._run.path.resolve()), self._busy_cores(),
+            self._settings,
+            self._spaces.to_json(),
+            self._servers,
+            str(self._run.path.resolve()),
+            self._busy_cores(),
             set_to,
-        )  # fmt: skip
+        )
         return Worker("learner", target)
 
     def _busy_cores(self) -> int:
@@ -241,8 +245,9 @@ class RayPool:
         """Let actors close their environments, but not without limit; one that is busy or gone is left to Ray."""
         placed = self.running(self._actors)
         if placed:
-            ray.wait([worker.target.close.remote() for worker in placed], num_returns=len(placed),
-                     timeout=CLOSE_TIMEOUT_S)  # fmt: skip
+            ray.wait(
+                [worker.target.close.remote() for worker in placed], num_returns=len(placed), timeout=CLOSE_TIMEOUT_S
+            )
 
 
 def _plain(error: BaseException) -> str:

@@ -63,8 +63,12 @@ class CheckpointCopies:
         with self._change:
             ended = self._change.wait_for(lambda: not self._is_copying, timeout_s)
         if not ended:
-            _LOG.warning("copying checkpoints to %s took more than %.0f s and was left; the directory %s has them all",
-                         self._there.shown, timeout_s, self._store.directory)  # fmt: skip
+            _LOG.warning(
+                "copying checkpoints to %s took more than %.0f s and was left; the directory %s has them all",
+                self._there.shown,
+                timeout_s,
+                self._store.directory,
+            )
         return ended
 
     def _copy_what_is_wanted(self) -> None:
@@ -85,8 +89,11 @@ class CheckpointCopies:
                 _LOG.warning(
                     "the checkpoint of update %d could not be copied to %s after %.1f s: %s; "
                     "it is tried again with the next one",
-                    number, self._there.shown, time.monotonic() - begun, self._there.describe(error),
-                )  # fmt: skip
+                    number,
+                    self._there.shown,
+                    time.monotonic() - begun,
+                    self._there.describe(error),
+                )
 
     def _copy_missing(self, saved: int) -> None:
         """Copy checkpoints that are worth keeping and not there yet, the newest first."""
@@ -147,8 +154,11 @@ class CheckpointCopies:
             self._has_warned = True
             _LOG.warning(
                 "%s holds a checkpoint of update %d, later than this run's of update %d: it is left there; "
-                "is it another run's?", self._there.shown, later, saved,
-            )  # fmt: skip
+                "is it another run's?",
+                self._there.shown,
+                later,
+                saved,
+            )
 
     # Fetching -------------------------------------------------------------------------------------------------------
 
@@ -163,12 +173,17 @@ class CheckpointCopies:
         try:
             numbers = self._numbers("json")
             for number in sorted(self._numbers("pt") - numbers):
-                _LOG.warning("the copy of the checkpoint of update %d at %s was never finished and is left alone",
-                             number, self._there.shown)  # fmt: skip
+                _LOG.warning(
+                    "the copy of the checkpoint of update %d at %s was never finished and is left alone",
+                    number,
+                    self._there.shown,
+                )
             for number in sorted(numbers, reverse=True):
                 if self._fetch_one(number):
-                    return f"checkpoint: none in {self._store.directory}, so that of update {number} was fetched " \
-                           f"from {self._there.shown}"  # fmt: skip
+                    return (
+                        f"checkpoint: none in {self._store.directory}, so that of update {number} was fetched "
+                        f"from {self._there.shown}"
+                    )
         except UserError:
             raise
         except Exception as error:  # noqa: BLE001 (whatever the filesystem's package raises)
