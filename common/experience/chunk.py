@@ -133,7 +133,7 @@ def parse_header(chunk: bytes | memoryview) -> ChunkHeader:
         raise DamagedChunkError(f"the chunk's blocks end at byte {end}, not at its end, {chunk_bytes}")
     compressed = [length >= _COMPRESSED for length in table[::2]]
     blocks = tuple(map(Block, offsets, sizes, compressed, table[1::2]))
-    return ChunkHeader(ChunkKey(*numbers[:4]), identity, *numbers[4:], blocks, chunk_bytes)
+    return ChunkHeader._make([ChunkKey._make(numbers[:4]), identity, *numbers[4:], blocks, chunk_bytes])
 
 
 def check_header(step_format: StepFormat, header: ChunkHeader) -> None:

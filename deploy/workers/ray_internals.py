@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 
 
-def started_actors() -> set[str]:
-    """Return the ids of all Ray actors of this job whose process has started.
+def have_started(actors: Sequence[Any]) -> list[bool]:
+    """Return for each of these Ray actors of this job whether its process has started.
 
     This alone tells them from those that wait for room: the public state API needs a dashboard, and a placement group
     for each actor would not spread them. Ray calls the function a debugging aid. If it goes, an actor that never
@@ -18,7 +19,8 @@ def started_actors() -> set[str]:
     from ray._private import state
 
     job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
-    return {name for name, found in state.actors(job_id=job).items() if found.get("Pid")}  # one call, however many wait
+    found: dict[str, Any] = state.actors(job_id=job)  # one call, however many wait
+    return [bool(found.get(actor._actor_id.hex(), {}).get("Pid")) for actor in actors]
 
 
 def token_mode() -> str:

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import Future
+from itertools import compress
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -24,7 +25,7 @@ from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.workers.placement import Placement
 from dreamfleet.deploy.workers.pool import Worker, WorkerFailedError, WorkerLostError
-from dreamfleet.deploy.workers.ray_internals import started_actors
+from dreamfleet.deploy.workers.ray_internals import have_started
 from dreamfleet.deploy.workers.ray_session import start_ray
 from dreamfleet.learner.hardware import torch_threads
 from dreamfleet.learner.process import LearnerProcess
@@ -214,8 +215,7 @@ class RayPool:
 
     def running(self, workers: Sequence[Worker]) -> list[Worker]:
         """Return those of these workers whose process has started: Ray found a node for them."""
-        running = started_actors()
-        return [worker for worker in workers if worker.target._actor_id.hex() in running]
+        return list(compress(workers, have_started([worker.target for worker in workers])))
 
     def room(self) -> int:
         """Return how many actors the cluster holds now."""
