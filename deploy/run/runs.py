@@ -159,15 +159,16 @@ def _run(spec: RunSpec, callbacks: Sequence[Callbacks], inline: bool, address: s
             )
             done = fleet.run()
             written.write_last_row(done)
-        stop, ledger = session.stop, done.ledger
-        stopped = signal.Signals(stop.signal_number).name if stop else done.stop_reason
+        ledger, code = done.ledger, session.stop.exit_code  # a signal during the summary stops nothing any more
+        stopped = signal.Signals(session.stop.signal_number).name if code else done.stop_reason
         if stopped:
-            session.state.stopped(f"by {stopped}")
-            updates = f" and {ledger.updates} updates" if spec.learns else ""
-            log.info("stopped at %d env steps%s; `%s` continues.", ledger.env_steps, updates, spec.resume_command)
+            session.state.stopped(f"by {stopped}" if code else f"by a callback: {stopped}")
+            made = f"{ledger.env_steps} env steps" + (f" and {ledger.updates} updates" if spec.learns else "")
+            made += "" if code else f", by a callback: {stopped}"
+            log.info("stopped at %s; `%s` continues.", made, spec.resume_command)
         else:
             (summarise_training if spec.learns else summarise_collecting)(run, done, written)
-    return RunResult(run.path, ledger.env_steps, ledger.updates, written.last_metrics, stopped, stop.exit_code)
+    return RunResult(run.path, ledger.env_steps, ledger.updates, written.last_metrics, stopped, code)
 
 
 def _open_pool(spec: RunSpec, stop: StopRequest, inline: bool, address: str | None) -> Pool:

@@ -224,6 +224,31 @@ def test_an_exception_of_a_callback_is_in_the_log_and_the_state(copy: Path) -> N
     assert files_of(copy).keys() >= before.keys()
 
 
+def test_a_run_that_a_callback_stops_says_so(tmp_path: Path) -> None:
+    """In the log and the state; it is no failure."""
+
+    class Enough(Callbacks):
+        def on_updates(self, fleet: FleetState, report: TrainReport) -> None:
+            fleet.stop("it is enough")
+
+    done = train(tiny_settings(**pictures()), directory=tmp_path / "run", callbacks=[Enough()], inline=True)
+    assert (done.stopped, done.exit_code) == ("it is enough", 0)
+    said = f"stopped at {done.env_steps} env steps and {done.updates} updates, by a callback: it is enough;"
+    assert said in RunDirectory(tmp_path / "run").log_file.read_text()
+    state = read_state(tmp_path / "run")
+    assert state
+    assert (state.state, state.reason) == ("stopped", "by a callback: it is enough")
+
+
+def test_ctrl_c_during_the_summary_of_a_finished_run_is_no_stop(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All is done and saved by then: the command's exit code and the state say so."""
+    monkeypatch.setattr("dreamfleet.deploy.run.runs.summarise_training", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    assert run(copy, tiny_settings(**pictures())) == 0
+    state = read_state(copy)
+    assert state
+    assert state.state == "finished"
+
+
 def test_a_run_killed_while_it_writes_its_settings_keeps_those_it_had(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
