@@ -101,7 +101,7 @@ def clip_adaptively(
 ) -> Clipped:
     """Scale every tensor's gradient in place so that ‖g‖ ≤ clip·max(floor, ‖w‖), with Euclidean norms.
 
-    Adaptive gradient clipping (arXiv 2102.06171), per tensor as in Dreamer V3. Nothing comes back from the device. A
+    Adaptive gradient clipping (arXiv 2102.06171), per tensor as in Dreamer V3. Nothing is copied from the device. A
     gradient that is not finite stays so and shows in the norm.
 
     Args:
@@ -141,7 +141,7 @@ class LaProp(torch.optim.Optimizer):
         w ← w − lr·min(1, t/warmup)·m/(1 − β₁ᵗ)
 
     Each tensor operation runs over all parameters at once, and t and what follows from it are a tensor on the device:
-    no number comes back, so that a step can be part of a captured CUDA graph.
+    no number is copied from the device, so that a step can be part of a captured CUDA graph.
 
     One t counts the steps of a whole group; a parameter without a gradient is passed over, as elsewhere in torch.
 

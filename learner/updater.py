@@ -102,7 +102,7 @@ class Updater:
         return self._compiled is not None and self._compilation.works
 
     def update(self, number: int, batch: Mapping[str, Tensor], stopwatch: Stopwatch) -> Update:
-        """Make one update from a batch on the device; one number comes back from it: whether all is finite.
+        """Make one update from a batch on the device; one number is copied from it: whether all is finite.
 
         Args:
             number: of the update; the first is 1.

@@ -189,7 +189,7 @@ def describe_dataset(name: str, settings: str | None, stored: Spaces) -> dict[st
     ours = {"format": VERSION, "version": __version__, "settings": settings, "spaces": stored.to_json()}
     description = (
         "Written by dreamfleet. infos/dreamfleet holds the fields of each step as they were; an episode whose last "
-        "is_last there is false is a piece of one, marked as truncated where it breaks off."
+        "is_last there is false is a part of one, marked as truncated where it breaks off."
     )
     return {"dataset_id": name, "minari_version": minari.__version__, "description": description, GROUP: ours}
 

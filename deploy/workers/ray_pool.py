@@ -108,7 +108,7 @@ class RayPool:
         try:
             self.ask_for_room(0)
         except RayError as error:
-            log.warning("the cluster could not be told that no more room is wanted: %s", error)
+            log.warning("the request for more room could not be withdrawn from the cluster: %s", error)
 
     def _decisions(self) -> list[str]:
         """Return a sentence for each place that was chosen; on one machine there is nothing to choose."""

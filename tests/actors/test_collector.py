@@ -221,7 +221,7 @@ def test_car_racing_is_collected_and_compressed() -> None:
 
 
 def test_a_stop_ends_an_order_between_two_rounds() -> None:
-    """What was recorded is flushed and counted, and the collector goes on from there if it is asked to."""
+    """What was recorded is flushed and counted, and the collector continues if it is asked to."""
     collector, shelf = counting(2)
     stop = StopAfter(5)
     assert collector.collect(200, stop).steps == 2 * 5

@@ -62,7 +62,7 @@ def test_time_limit_counts_environment_steps_after_the_repeat() -> None:
     env.reset(seed=1)
     ends = [env.step(5)[2:4] for _ in range(3)]
     assert ends == [(False, False), (False, False), (False, True)]
-    assert env.unwrapped.life == 12  # type: ignore[attr-defined]
+    assert env.unwrapped.total_steps == 12  # type: ignore[attr-defined]
 
 
 def test_noop_starts_take_a_seeded_random_number_of_steps_that_do_nothing() -> None:

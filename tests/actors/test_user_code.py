@@ -161,7 +161,7 @@ def test_an_environment_that_was_tried_out_leaves_no_trace() -> None:
 
 
 def test_an_environment_that_goes_on_keeps_what_it_set() -> None:
-    """It may need its directory and its defaults as long as it lives."""
+    """It may need its directory and its defaults as long as it exists."""
     with process_kept():
         before = process()
         make_environment(rude(made="changes"))
@@ -187,7 +187,7 @@ def test_a_run_holds_out_against_an_environment_that_changes_everything(
     """Directory, signals and torch changed in the run's own process; Ctrl-C within a step that would take an hour.
 
     The run was given by a relative path. It ends as after any Ctrl-C: with a checkpoint, and all but the cut round of
-    what it collected; and goes on from there. The process is left as it was.
+    what it collected; and continues. The process is left as it was.
     """
     monkeypatch.chdir(tmp_path)
     before = process(), torch.get_num_threads()

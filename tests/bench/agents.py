@@ -320,7 +320,7 @@ class Trial:
         return time.perf_counter() - begun
 
     def _wait(self) -> None:
-        """Return once the device has done all it was told to."""
+        """Return once the device has done all its work."""
         if self.hardware.device.type == "cuda":
             torch.cuda.synchronize()
 

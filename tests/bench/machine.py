@@ -20,7 +20,7 @@ _PACKAGES = (
 
 def describe_machine() -> dict[str, str]:
     """Return what a figure depends on, ready to print."""
-    import torch  # not where it stands for every process that this package starts
+    import torch  # not at the top, for every process that this package starts
 
     cores, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory().total / 2**30
     return {

@@ -1,4 +1,4 @@
-"""Measuring by turns: ours, the yardstick, ours, the yardstick, so that a slow minute hits both."""
+"""Measuring in turn: ours, the yardstick, ours, the yardstick, so that a slow minute hits both."""
 
 from __future__ import annotations
 

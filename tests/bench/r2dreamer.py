@@ -25,7 +25,7 @@ from dreamfleet.common.experience.spaces import ActionSpec, Spaces
 from dreamfleet.common.settings.schema import Settings
 
 METHOD = """
-With `--r2dreamer DIR`, r2dreamer (github.com/NM512/r2dreamer) runs by turns with ours on the same batch, on the CPU
+With `--r2dreamer DIR`, r2dreamer (github.com/NM512/r2dreamer) runs in turn with ours on the same batch, on the CPU
 with as many threads: its own update, called whole, with its decoder (`rep_loss` dreamer), eager (`compile` off), in
 float32 (the autocast to float16 that it asks for on any device is off), with the versions named above, not those it
 pins (torch 2.8), without environments and replay: one batch is given out again and again, and the states that it would
@@ -115,7 +115,7 @@ class R2Dreamer:
 
 
 class _OneBatch:
-    """Stands for its replay: always the same batch; what comes back for the stored states is dropped."""
+    """Replaces its replay: always the same batch; what is returned for the stored states is dropped."""
 
     def __init__(self, agent: Any, spaces: Spaces, batch: Mapping[str, Tensor]) -> None:
         from tensordict import TensorDict

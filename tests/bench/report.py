@@ -97,7 +97,7 @@ def render_page(
         f"# Benchmark, {now:%Y-%m-%d %H:%M}",
         f"`{command}`, {took_s / 60:.1f} minutes",
         "\n".join(f"* {name}: {value}" for name, value in facts.items()),
-        "Ours and its yardstick run by turns in one run; figures are medians, and a ratio is the median of the "
+        "Ours and its yardstick alternate in one run; figures are medians, and a ratio is the median of the "
         "turns' ratios, so that it may differ a little from the quotient of the two figures beside it.",
         render_table(rows),
         "## Aims missed",

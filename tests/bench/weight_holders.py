@@ -1,4 +1,4 @@
-"""Processes that stand for learner and actors where only the weights' way matters; they import no torch."""
+"""Processes in place of learner and actors where only the weights' way matters; they import no torch."""
 
 from __future__ import annotations
 

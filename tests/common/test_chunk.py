@@ -1,4 +1,4 @@
-"""The chunk format: what is encoded comes back, and damage never goes unnoticed."""
+"""The chunk format: what is encoded is decoded unchanged, and damage never goes unnoticed."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from dreamfleet.common.settings.schema import Settings
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_resolves_and_says_what_it_is(name: str) -> None:
-    """Each built-in preset is valid as it stands and begins with a comment."""
+    """Each built-in preset is valid by itself and begins with a comment."""
     assert isinstance(resolve([name]), Settings)
     assert len(preset_summary(name)) > 20
 
@@ -118,7 +118,7 @@ def test_resolved_settings_can_be_given_back(tmp_path: Path) -> None:
 
 
 def test_changes_name_path_old_and_new() -> None:
-    """A difference between two settings is told by its path and both values."""
+    """A difference between two settings is described by its path and both values."""
     assert changes(Settings(), resolve([], [("seed", "7")])) == ["seed: 0 → 7"]
 
 
@@ -201,7 +201,7 @@ def test_a_bad_file_is_named(tmp_path: Path, content: str, wanted: list[str]) ->
 
 
 def test_an_unknown_preset_suggests_the_nearest() -> None:
-    """A typo in a preset's name is told with the name meant."""
+    """A typo in a preset's name is reported with the name meant."""
     with pytest.raises(UserError, match=r"'quikstart'.*Did you mean 'quickstart'"):
         resolve(["quikstart"])
 

@@ -34,7 +34,7 @@ def read(path: Path) -> tuple[np.ndarray, float]:
 
 
 def test_a_webm_shows_what_was_written(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """All frames come back in order, in their colours and at their rate; nothing is printed."""
+    """All frames are read back in order, in their colours and at their rate; nothing is printed."""
     frames = moving(48, 64, 3)
     write_webm(tmp_path / "a.webm", frames, 12.5)
     shown, fps = read(tmp_path / "a.webm")

@@ -153,7 +153,7 @@ def test_every_algorithm_learns_a_batch_at_debug_size(name: str) -> None:
 
 
 def test_vectors_are_learnt_as_their_symlog() -> None:
-    """With `vector_symlog` 1e6 is a small number to the network, comes back as 1e6, and is wrong by its symlog."""
+    """With `vector_symlog` 1e6 is a small number to the network, is decoded as 1e6, and is wrong by its symlog."""
     spaces = Spaces((ObservationSpec("vector", (2,), "float32"),), GREY.action)
     model = WorldModel(spaces, small(vector_symlog=True))
     normalised = model.normalise({"vector": torch.tensor([[0.0, -1e6]])})["vector"]

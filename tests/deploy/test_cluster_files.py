@@ -23,7 +23,7 @@ DEPLOY = ROOT / "deploy"
 RAY_UP_FILES = ["cluster.yaml", "gcp.yaml", "onprem.yaml"]
 CLOUD_FILES = ["cluster.yaml", "gcp.yaml"]
 PLACEHOLDERS = re.compile(r"\b(ami-GPU|ami-CPU|PROJECT|FAMILY|HEAD|WORKER|USER|REGISTRY)\b")
-"""What stands for a value that only the user knows."""
+"""The placeholder of a value that only the user knows."""
 SECRETS = re.compile(r"AKIA|BEGIN [A-Z ]*PRIVATE KEY|[Pp]assword|[0-9a-f]{32}")
 
 # Of KubeRay's custom resources: the keys that RayJob's spec and RayCluster's spec and groups know (KubeRay 1.5 to 1.7).

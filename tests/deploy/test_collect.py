@@ -75,7 +75,7 @@ def assert_dataset(path: Path, steps: int) -> None:
 
 
 def test_a_dataset_is_exact_and_can_be_made_longer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Collecting ends at exactly the steps asked for; the same directory with more steps goes on from there."""
+    """Collecting ends at exactly the steps asked for; the same directory with more steps continues from there."""
     assert main([*COLLECT, "--inline", "--steps", "333"]) == 0
     assert_dataset(folder / "data", 333)
     assert "train on it  dreamfleet train --dataset data" in capsys.readouterr().out

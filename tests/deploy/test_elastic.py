@@ -58,7 +58,7 @@ def test_auto_follows_a_real_cluster(cluster: Any, tmp_path: Path) -> None:
 
 
 def streams_wanted(folder: Path, streams: int) -> None:
-    """Wait until experience of this many environments is stored: of all actors, by turns."""
+    """Wait until experience of this many environments is stored: of all actors, in turn."""
     deadline = time.monotonic() + PATIENCE_S
     while describe(folder / "run" / "replay")["streams"] < streams:
         assert time.monotonic() < deadline, "not all actors are given work"

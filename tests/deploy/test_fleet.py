@@ -374,7 +374,7 @@ class Turns(Callbacks):
 
 
 def test_checkpoints_are_evaluated_on_the_way_and_at_the_end() -> None:
-    """Each this many steps, and at the end, a checkpoint is written, evaluated, and told of its return."""
+    """At regular numbers of steps, and at the end, a checkpoint is written, and its facts get the return."""
     pool = SimulatedPool(seconds_per_update=0.2)
     fleet, evaluations = evaluate(pool)
     assert fleet.ledger.env_steps == pool.total_steps == RATIO.env_steps

@@ -130,7 +130,7 @@ def test_a_loaded_runs_agent_acts(folder: Path) -> None:
 
 
 def test_recorded_episodes_are_whole_and_all_there(folder: Path) -> None:
-    """A dataset's steps come back once each; a whole episode begins and ends."""
+    """A dataset's steps are read once each; a whole episode begins and ends."""
     replay = df.Replay(folder / "data")
     assert sum(len(episode["reward"]) - 1 for episode in replay.episodes()) <= 50
     assert sum(len(episode["reward"]) for episode in replay.episodes()) >= 50

@@ -30,7 +30,7 @@ def late(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
 
 
 def test_a_node_that_is_late_is_started_again(late: list[Exception], caplog: pytest.LogCaptureFixture) -> None:
-    """Ray allows its node half a minute; each time it takes longer is told of."""
+    """Ray allows its node half a minute; each time it takes longer is logged."""
     late += [Exception("The current node timed out during startup.")] * (START_TRIALS - 1)
     with caplog.at_level(logging.WARNING, "dreamfleet"):
         start_local_ray(3)

@@ -1,4 +1,4 @@
-"""Export and import: what goes out comes back bit for bit, and other tools' data come in with nothing shifted."""
+"""Export and import: what is exported is imported bit for bit, and other tools' data come in with nothing shifted."""
 
 from __future__ import annotations
 
@@ -101,9 +101,9 @@ def test_an_imported_dataset_is_finished(tmp_path: Path, capsys: pytest.CaptureF
     assert back.is_dataset
     capsys.readouterr()
     assert status(back, as_json=False) == 0
-    told = capsys.readouterr().out
-    assert ": finished\n" in told
-    assert f"{steps} of {steps} env steps (100%)" in told
+    printed = capsys.readouterr().out
+    assert ": finished\n" in printed
+    assert f"{steps} of {steps} env steps (100%)" in printed
 
 
 def test_names_with_a_slash_come_back(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def counting_episode(length: int, start: int, terminated: bool, truncated: bool 
 
 
 def test_another_tool_s_episodes_are_aligned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Rewards arrive with their observations, actions lie where they were taken, and ends are told apart."""
+    """Rewards arrive with their observations, actions lie where they were taken, both kinds of end are kept."""
     episodes = [counting_episode(70, 100, True), counting_episode(3, 500, False, True), counting_episode(90, 0, False)]
     space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
     spec = json.dumps({"id": "CountTo-v3", "entry_point": "no_such_module:Count", "kwargs": {"limit": 5}})
@@ -214,8 +214,8 @@ def test_pictures_are_resized_as_an_environment_resizes_them(tmp_path: Path, sid
     assert (run.settings().env.image_size, run.settings().env.grey) == (side, grey)
 
 
-def test_a_dataset_of_ours_keeps_its_pieces_when_its_pictures_change(tmp_path: Path) -> None:
-    """What dreamfleet exported comes back with the same steps and gaps, its pictures of the new size, vectors as is."""
+def test_a_dataset_of_ours_keeps_its_steps_and_gaps_when_its_pictures_change(tmp_path: Path) -> None:
+    """What dreamfleet exported is imported with the same steps and gaps, pictures of the new size, vectors as is."""
     named = Spaces((ObservationSpec("image", (80, 80, 3), "uint8"), ObservationSpec("v", (2,), "float32")),
                    ActionSpec("discrete", (3,)))  # fmt: skip
     step_format = StepFormat(named)

@@ -33,7 +33,7 @@ def test_what_was_counted_is_exact_and_the_rest_is_estimated() -> None:
 
 
 def test_the_count_survives_a_restart(tmp_path: Path) -> None:
-    """The next start goes on from what state.json says; one that is not there, or says something else, is no count."""
+    """The next start continues the count of state.json; one that is not there, or says something else, is no count."""
     assert read_state(tmp_path) is None
     with StateWriter(tmp_path, "train", 5.0) as state:
         state.beat(SimulatorCount(200, 740).to_state())

@@ -304,7 +304,7 @@ def test_a_refusal_is_one_sentence_with_what_to_do(
 def test_a_tunnel_that_fails_is_one_sentence(
     ray: FakeDashboard, capsys: pytest.CaptureFixture[str], printed: str, wanted: str
 ) -> None:
-    """What SSH and Ray say of the head is told in a line."""
+    """What SSH and Ray say of the head is printed in a line."""
     (ray.folder / "refusal.txt").write_text(printed)
     assert wanted in complaint(capsys, ray.cluster_file(), "--follow", "x")
 

@@ -108,7 +108,7 @@ def reached(loss: Tensor, network: nn.Module) -> bool:
 
 
 def unlike_at_first(network: nn.Module) -> None:
-    """Change a network's parameters, so that it is told from a copy that was made before."""
+    """Change a network's parameters, so that it differs from a copy that was made before."""
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.3)

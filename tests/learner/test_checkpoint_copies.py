@@ -164,7 +164,7 @@ def test_another_checkpoint_of_the_same_number_replaces_the_copy(url: str, tmp_p
 def test_a_copy_that_was_cut_off_is_no_checkpoint(
     faulty: type[FaultyFileSystem], tmp_path: Path, stops_at: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Wherever copying stops, the one before it is what comes back, and the log says what failed."""
+    """Wherever copying stops, the one before it is fetched, and the log says what failed."""
     store, copies = both(tmp_path / "here", "faulty://box")
     save(store, copies, 1)
 
@@ -360,7 +360,7 @@ def test_a_learner_goes_on_from_the_url_when_its_directory_is_lost(tmp_path: Pat
 def test_a_run_waits_for_its_last_copy_and_another_goes_on_from_it(
     faulty: type[FaultyFileSystem], tmp_path: Path
 ) -> None:
-    """However slow the copying, a finished run is at the URL; without its directory a longer one goes on from there."""
+    """However slow the copying, a finished run is at the URL; without the directory a longer one continues it."""
     faulty.before_write = staticmethod(lambda path: time.sleep(0.3))
     assert inline_run(tmp_path / "run", env_steps=203) == 0
     last = CheckpointStore(tmp_path / "run" / "checkpoints", 1).numbers()[-1]

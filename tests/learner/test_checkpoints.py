@@ -46,7 +46,7 @@ def test_an_empty_directory_has_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
-    """State and facts come back, with the size and hash that vouch for them."""
+    """State and facts are loaded as saved, with the size and hash that vouch for them."""
     store = store_with(tmp_path, [1, 2])
     state, facts = store.load(1)
     data = (tmp_path / "checkpoint-000000001.pt").read_bytes()

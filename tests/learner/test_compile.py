@@ -132,7 +132,7 @@ def make_batch(action: ActionSpec, length: int) -> dict[str, Tensor]:
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, compiled: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Have this stand for torch's compiler."""
+    """Replace torch's compiler by this."""
     monkeypatch.setattr(updater_module, "compile_region", lambda region, device: compiled(region))
 
 

@@ -223,14 +223,14 @@ def test_a_gradient_that_overflows_is_refused_too(replay: Replay, tmp_path: Path
 
 
 def test_without_a_checkpoint_it_begins_anew(replay: Replay, tmp_path: Path) -> None:
-    """No checkpoint is no error, and the decision is told."""
+    """No checkpoint is no error, and the decision is reported."""
     learner = learner_on(replay, tmp_path)
     assert learner.restore().facts is None
     assert any("from the beginning" in decision for decision in learner.decisions)
 
 
 def test_a_damaged_newest_checkpoint_costs_the_updates_since_the_one_before(replay: Replay, tmp_path: Path) -> None:
-    """The learner goes on from the checkpoint before."""
+    """The learner continues from the checkpoint before."""
     learner = learner_on(replay, tmp_path)
     for _ in range(2):
         learner.train(2)

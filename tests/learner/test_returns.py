@@ -170,7 +170,7 @@ def test_a_few_outliers_do_not_count() -> None:
 
 
 def test_the_spread_is_part_of_a_checkpoint() -> None:
-    """It comes back from a file read with `weights_only`."""
+    """It is loaded from a file read with `weights_only`."""
     normaliser = ReturnNormaliser()
     normaliser.update(torch.linspace(-1000, 1000, 50))
     file = io.BytesIO()

@@ -58,7 +58,7 @@ class Step(NamedTuple):
 
 
 def steps_of(chunks: list[ChunkHeader], held_out_every: int) -> dict[Start, Step]:
-    """Return all steps of some chunks, told apart by going through them one by one."""
+    """Return all steps of some chunks, by going through them one by one."""
     steps: dict[Start, Step] = {}
     for header in chunks:
         _, incarnation, stream, sequence = header.key

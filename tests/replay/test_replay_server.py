@@ -1,4 +1,4 @@
-"""The replay as a Ray process: killed at any moment, it comes back with all it acknowledged and nothing twice."""
+"""The replay as a Ray process: killed at any moment, it restarts with all it acknowledged and nothing twice."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_directory_at_fault_is_the_user_s_error(tmp_path: Path, start: Start) 
         start_replay_servers([ShardPlan(tmp_path, SETTINGS, seed=0)], image_format(16), 20)
 
 
-def test_a_sink_acknowledges_everything_once(start: Start) -> None:
+def test_a_writer_acknowledges_everything_once(start: Start) -> None:
     """After a flush all chunks are stored, in order, though several were on their way at once."""
     server = start()
     writer = RayChunkWriter(server, in_flight=3)
@@ -191,7 +191,7 @@ def test_the_server_takes_no_gpu(start: Start) -> None:
     assert b"CUDA_VISIBLE_DEVICES=" in environment
 
 
-def test_a_direct_sink_stores_at_once(tmp_path: Path) -> None:
+def test_a_direct_writer_stores_at_once(tmp_path: Path) -> None:
     """In one process a chunk is stored when `append` returns."""
     replay = Replay(tmp_path, FORMAT, SETTINGS, 20, 0)
     writer = DirectChunkWriter(replay)

@@ -59,7 +59,7 @@ class CountingEnvironment(gymnasium.Env[Any, Any]):
             parts["image"] = spaces.Box(0, 255, (image, image, 3), np.uint8)
         self.observation_space = spaces.Dict(parts)
         self.action_space = ACTION_SPACES[action]
-        self.first_seed, self.episode, self.step_number, self.life = -1, -1, 0, 0
+        self.first_seed, self.episode, self.step_number, self.total_steps = -1, -1, 0, 0
         self.actions: list[Any] = []
         self.closed = False
 
@@ -79,13 +79,13 @@ class CountingEnvironment(gymnasium.Env[Any, Any]):
         assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
         time.sleep(self._delay_s)
         self.step_number += 1
-        self.life += 1
+        self.total_steps += 1
         self.actions.append(action)
-        if self.life == self._fail_at:
+        if self.total_steps == self._fail_at:
             raise RuntimeError("told to fail")
         ended = self.step_number == self._length
         truly = bool(self._terminate_every) and self.episode % self._terminate_every == 0
-        reward = np.nan if self.life == self._nan_at else float(self.step_number)
+        reward = np.nan if self.total_steps == self._nan_at else float(self.step_number)
         return self._observe(), reward, ended and truly, ended and not truly, {}
 
     def render(self) -> Any:
@@ -97,9 +97,9 @@ class CountingEnvironment(gymnasium.Env[Any, Any]):
         self.closed = True
 
     def _observe(self) -> dict[str, np.ndarray]:
-        numbers = [self.first_seed, self.episode, self.step_number, self.life]
+        numbers = [self.first_seed, self.episode, self.step_number, self.total_steps]
         count = np.array(numbers, np.float64)
-        if self._nan_count_at and self.life == self._nan_count_at:
+        if self._nan_count_at and self.total_steps == self._nan_count_at:
             count[2] = np.nan
         shown: dict[str, np.ndarray] = {"count": count}
         if self._image:

@@ -65,7 +65,7 @@ class FaultyEnvironment(CountingEnvironment):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Take one step, or fail as told."""
         for kind, at in self._faults.items():
-            if self.life + 1 == at and self._claim(kind):
+            if self.total_steps + 1 == at and self._claim(kind):
                 self._suffer(kind)
         self._received = int(action)
         return super().step(action)

@@ -17,7 +17,7 @@ LONGEST_S = 150.0
 
 
 def main() -> None:
-    """Feed until told to end, and not for ever."""
+    """Feed until asked to end, within a limit."""
     temporary, label = sys.argv[1:]
     ray.init(
         address="local", num_cpus=1, include_dashboard=True, log_to_driver=False, _temp_dir=temporary,

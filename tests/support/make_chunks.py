@@ -46,7 +46,7 @@ def make_stream(
     Args:
         step_format: which fields.
         episode_lengths: steps of each episode, first and last included.
-        tag: told in the observation `count`, if there is one, beside the number of the step.
+        tag: put into the observation `count`, if there is one, beside the number of the step.
         seed: of everything else.
         first_episode: number of the first episode.
     """

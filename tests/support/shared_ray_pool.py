@@ -42,12 +42,12 @@ class SharedRayPool(ray_pool.RayPool):
         run = RunDirectory(path)
         run.create()
         super().__init__(settings, probe_environment(settings.env), run)
-        self.lives: dict[Worker, tuple[int, int]] = {}
+        self.incarnations: dict[Worker, tuple[int, int]] = {}
         self._workers: list[Worker] = []
 
     def start_actor(self, actor: int, incarnation: int) -> Worker:
         worker = super().start_actor(actor, incarnation)
-        self.lives[worker] = (actor, incarnation)
+        self.incarnations[worker] = (actor, incarnation)
         self._workers.append(worker)
         return worker
 
@@ -114,7 +114,7 @@ class Attendant(Callbacks):
 
     def on_steps(self, fleet: FleetState, slot: WorkerSlot, report: Any) -> None:
         assert slot.worker
-        self.acknowledged[self._pool.lives[slot.worker]] += report.steps
+        self.acknowledged[self._pool.incarnations[slot.worker]] += report.steps
 
     def on_updates(self, fleet: FleetState, report: Any) -> None:
         assert fleet.ledger.updates <= fleet.ledger.ratio.updates_allowed(self._pool.replay.counters().total_steps), (

@@ -230,7 +230,7 @@ class SimulatedPool:
         def finish() -> Any:
             if fate == "lost":
                 self._stored[worker.target] += steps // 2
-                self.total_steps += steps // 2  # half of its chunks had been stored, and nobody was told
+                self.total_steps += steps // 2  # half of its chunks had been stored, and nobody knew
                 raise WorkerLostError("the simulated actor died")
             if fate == "cut off":
                 raise WorkerFailedError(RunFailedError("the replay server did not answer"), "Traceback: simulated")
