@@ -19,7 +19,8 @@ from fake_dashboard import FakeDashboard
 from patience import PATIENCE_S, wait_until
 
 from dreamfleet.deploy.command_line import main
-from dreamfleet.deploy.submit import entry_point, job
+from dreamfleet.deploy.submit import entry_point
+from dreamfleet.deploy.submit import submit as submitting
 
 NOWHERE = "http://127.0.0.1:9"  # a port at which nobody listens
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,8 +32,8 @@ TRAIN = ["train", "--preset", "small", "--env.id", "Pendulum-v1"]
 def ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDashboard]:
     fake = FakeDashboard(tmp_path / "fake")
     monkeypatch.setenv("PATH", str(fake.folder), prepend=os.pathsep)
-    monkeypatch.setattr(job, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(job, "LONGEST_PAUSE_S", 0.02)
+    monkeypatch.setattr(submitting, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(submitting, "LONGEST_PAUSE_S", 0.02)
     yield fake
     fake.close()
 
@@ -225,7 +226,7 @@ def test_a_silent_connection_is_tried(
     ray: FakeDashboard, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cut network says nothing: after a while without text the cluster is asked, and the log read anew."""
-    monkeypatch.setattr(job, "QUIET_S", 0.3)
+    monkeypatch.setattr(submitting, "QUIET_S", 0.3)
     ray.logs = [["a\n", "HANG"], ["a\n", "b\n"]]
     ray.statuses = ["RUNNING", "PENDING", "unreachable", "STOPPED"]
     assert main(["submit", ray.address, "--follow", "x"]) == 143
@@ -238,7 +239,7 @@ def test_no_contact_for_long_ends_following(
     ray: FakeDashboard, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It says how to follow the job again."""
-    monkeypatch.setattr(job, "GIVE_UP_S", 0.2)
+    monkeypatch.setattr(submitting, "GIVE_UP_S", 0.2)
     ray.logs = [["a\n", "DROP"]]
     ray.statuses = ["RUNNING", "unreachable"]
     assert main(["submit", ray.address, "--follow", "x"]) == 1
