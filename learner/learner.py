@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,7 @@ from dreamfleet.learner.hardware import TorchThreads, choose_hardware
 from dreamfleet.learner.held_out import HeldOutSequences, seed_torch
 from dreamfleet.learner.optimiser import check_moments, load_moments
 from dreamfleet.learner.pictures.comparison import Pictures
-from dreamfleet.learner.updater import Stopwatch, Updater
+from dreamfleet.learner.updater import Stopwatch, Update, Updater
 from dreamfleet.replay.interface import ExperienceReplay
 
 
@@ -63,6 +62,14 @@ class Restored(NamedTuple):
     published: PublishedWeights
     decisions: list[str]
     facts: dict[str, Any] | None
+
+
+class MadeUpdate(NamedTuple):
+    """An update that was given to the device, and the batch that it was made from."""
+
+    number: int
+    batch: dict[str, Tensor]
+    update: Update
 
 
 class Learner:
@@ -133,23 +140,24 @@ class Learner:
             NotFiniteLossError: before an update from a loss or gradient that is not finite; those before it are made.
         """
         stopwatch = Stopwatch()
-        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self._device))
-        batches: list[tuple[int, np.ndarray]] = []
+        made: list[MadeUpdate] = []
+        sums: Tensor | None = None
         for _ in range(updates):
             if self._is_finishing.is_set():
                 break
-            batch, metrics = self._make_next_update(stopwatch)
-            batches.append((self.updates, batch["version"].numpy()))
-            self.updates += 1
-            for name, value in metrics.items():
-                sums[name] += value
+            made.append(self._make_next_update(stopwatch))
+            values = made[-1].update.values
+            sums = values if sums is None else sums + values
+            if len(made) > 1:  # while the device computes this update, the one before it is known
+                self._confirm(made[-2])
         means = {}
-        if batches:
-            values = torch.stack(list(sums.values())).tolist()  # all in one transfer
-            means = {name: value / len(batches) for name, value in zip(sums, values, strict=True)}
-            means |= staleness(*zip(*batches, strict=True))
+        if sums is not None:
+            self._confirm(made[-1])
+            found = zip(made[-1].update.names, sums.tolist(), strict=True)  # all in one transfer
+            means = {name: value / len(made) for name, value in found}
+            means |= staleness([one.number - 1 for one in made], [one.batch["version"].numpy() for one in made])
         every = self._settings.learner.publish_every
-        is_due = self._published is None or self.updates // every > (self.updates - len(batches)) // every
+        is_due = self._published is None or self.updates // every > (self.updates - len(made)) // every
         with stopwatch("publish"):
             published = self.publish() if is_due else None
         return TrainReport(self.updates, means, dict(stopwatch.seconds), published=published)
@@ -158,8 +166,8 @@ class Learner:
         """Make no further update after the one being made; may be called from another thread."""
         self._is_finishing.set()
 
-    def _make_next_update(self, stopwatch: Stopwatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the batch and the metrics of the next update, made."""
+    def _make_next_update(self, stopwatch: Stopwatch) -> MadeUpdate:
+        """Make the next update, as far as the host knows: whether it was finite is read later."""
         number = self.updates + 1
         with stopwatch("wait"):
             batch = self._batches.take(number)
@@ -167,11 +175,25 @@ class Learner:
             on_device = to_device(batch, self._device)
         seed_torch(self._settings.seed, "update", number)
         update = self._updater.update(number, on_device, stopwatch)
-        if update.not_finite:
-            self.close()  # the batch was taken, its update not made: it has to be the next one again
-            arrays = {name: tensor.numpy() for name, tensor in batch.items()}
-            raise not_finite_loss(number, update.not_finite, arrays, self._run_directory)
-        return batch, update.metrics
+        self.updates = number
+        return MadeUpdate(number, batch, update)
+
+    def _confirm(self, made: MadeUpdate) -> None:
+        """Read whether an update was finite.
+
+        Raises:
+            NotFiniteLossError: if it was not; it and the update after it have changed nothing.
+        """
+        if made.update.sound:
+            kept = {"version": made.batch["version"]}  # the rest of the batch is not needed any more
+            made.batch.clear()
+            made.batch.update(kept)
+            return
+        self.updates = made.number - 1
+        self._updater.forget_failure()
+        self.close()  # the batch was taken, its update not made: it has to be the next one again
+        arrays = {name: tensor.numpy() for name, tensor in made.batch.items()}
+        raise not_finite_loss(made.number, made.update.not_finite, arrays, self._run_directory)
 
     # Publishing and saving ------------------------------------------------------------------------------------------
 

@@ -1,36 +1,21 @@
-"""What makes steps of gradients: clipping, LaProp, Adam as TensorFlow has it, and moments out of a checkpoint."""
+"""Optimisers: LaProp, Adam as TensorFlow has it, and moments out of a checkpoint.
+
+No number comes back from the device. Whether a step is made is a tensor on it too: an optimiser's `found_inf`, as in
+torch's fused Adam, is 1 if the gradients were not finite, and then neither parameters, moments nor counts change.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dreamfleet.common.errors import UserError
-from dreamfleet.common.model.layers import ForkedLinear
 from dreamfleet.common.settings.schema import LearnerSettings
-
-Parts = Mapping[Tensor, tuple[int, ...]]
-"""For parameters that hold several tensors: how many rows each of these has."""
-
-
-class ParameterGroup:
-    """Parameters that share a learning rate, and are clipped together where clipping is by their norm.
-
-    Attributes:
-        metric: name of their gradient's norm among the metrics.
-        learning_rate: after the warm-up.
-        clip: greatest norm of their gradient.
-    """
-
-    def __init__(self, metric: str, network: nn.Module, learning_rate: float, clip: float) -> None:
-        self.metric = metric
-        self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        self.learning_rate = learning_rate
-        self.clip = clip
+from dreamfleet.learner.clipping import ParameterGroup
 
 
 def make_optimiser(groups: Sequence[ParameterGroup], settings: LearnerSettings) -> torch.optim.Optimizer:
@@ -38,16 +23,9 @@ def make_optimiser(groups: Sequence[ParameterGroup], settings: LearnerSettings) 
     described: list[dict[str, Any]] = [{"params": group.parameters, "lr": group.learning_rate} for group in groups]
     if settings.optimiser == "laprop":
         return LaProp(described, settings.learning_rate, epsilon=settings.epsilon, warmup_steps=settings.warm_up)
+    if settings.optimiser == "tensorflow_adam":
+        return TensorFlowAdam(described, settings.learning_rate, epsilon=settings.epsilon)
     return torch.optim.Adam(described, lr=settings.learning_rate, eps=settings.epsilon, fused=True)
-
-
-def correct_epsilon(optimiser: torch.optim.Optimizer, epsilon: float, number: int) -> None:
-    """Give Adam the epsilon that makes its update of this number TensorFlow's.
-
-    TensorFlow adds ε to √v, torch to √(v/(1 − β₂ᵗ)): so ε counts 1/√(1 − β₂ᵗ) times as much there, 32 times at t = 1.
-    """
-    for group in optimiser.param_groups:
-        group["eps"] = epsilon / math.sqrt(1.0 - group["betas"][1] ** number)
 
 
 # Moments out of a checkpoint ------------------------------------------------------------------------------------------
@@ -74,60 +52,6 @@ def check_moments(state: Mapping[str, Any], wanted: str, origin: str) -> None:
         )
 
 
-# Adaptive clipping ----------------------------------------------------------------------------------------------------
-
-
-class Clipped(NamedTuple):
-    """What clipping found, as scalars on the device.
-
-    Attributes:
-        norm: of all gradients together, before clipping.
-        share: of the tensors that were scaled down.
-    """
-
-    norm: Tensor
-    share: Tensor
-
-
-def find_parts(networks: Iterable[nn.Module]) -> Parts:
-    """Return the parameters of the networks that are several tensors in one."""
-    layers = [layer for network in networks for layer in network.modules() if isinstance(layer, ForkedLinear)]
-    return {parameter: layer.widths for layer in layers if len(layer.widths) > 1 for parameter in layer.parameters()}
-
-
-@torch.no_grad()
-def clip_adaptively(
-    parameters: Iterable[Tensor], clip: float = 0.3, floor: float = 1e-3, parts: Parts | None = None
-) -> Clipped:
-    """Scale every tensor's gradient in place so that ‖g‖ ≤ clip·max(floor, ‖w‖), with Euclidean norms.
-
-    Adaptive gradient clipping (arXiv 2102.06171), per tensor as in Dreamer V3. Nothing is copied from the device. A
-    gradient that is not finite stays so and shows in the norm.
-
-    Args:
-        parameters: on one device, at least one with a gradient; those without are passed over.
-        floor: size that a tensor counts as at least: one of zeros could otherwise never leave them.
-        parts: which parameters are several tensors, each to be clipped by itself.
-    """
-    pairs = [pair for parameter in parameters for pair in _tensors(parameter, (parts or {}).get(parameter))]
-    weights, gradients = [weight for weight, _ in pairs], [gradient for _, gradient in pairs]
-    assert weights, "no parameter has a gradient"
-    norms = torch.stack(torch._foreach_norm(gradients))
-    limits = clip * torch.stack(torch._foreach_norm(weights)).clamp(min=floor)
-    factors = (limits / norms).clamp(max=1.0)  # a norm of 0 gives infinity, which is clamped to 1
-    torch._foreach_mul_(gradients, factors.unbind())
-    return Clipped(torch.linalg.vector_norm(norms), (factors < 1.0).float().mean())
-
-
-def _tensors(parameter: Tensor, rows: tuple[int, ...] | None) -> list[tuple[Tensor, Tensor]]:
-    """Return a parameter's tensors, each with its gradient; none without a gradient."""
-    if parameter.grad is None:
-        return []
-    if rows is None:
-        return [(parameter, parameter.grad)]
-    return list(zip(parameter.split(rows), parameter.grad.split(rows), strict=True))
-
-
 # LaProp ---------------------------------------------------------------------------------------------------------------
 
 
@@ -140,8 +64,8 @@ class LaProp(torch.optim.Optimizer):
         m ← β₁·m + (1 − β₁)·g/(√(v/(1 − β₂ᵗ)) + ε)
         w ← w − lr·min(1, t/warmup)·m/(1 − β₁ᵗ)
 
-    Each tensor operation runs over all parameters at once, and t and what follows from it are a tensor on the device:
-    no number is copied from the device, so that a step can be part of a captured CUDA graph.
+    Each tensor operation runs over all parameters at once, and t and what follows from it are a tensor on the device,
+    so that a step can be part of a captured CUDA graph. Where `found_inf` is 1 the gradients have to be zeros.
 
     One t counts the steps of a whole group; a parameter without a gradient is passed over, as elsewhere in torch.
 
@@ -161,6 +85,7 @@ class LaProp(torch.optim.Optimizer):
         warmup_steps: int = 0,
     ) -> None:
         super().__init__(params, {"lr": learning_rate, "betas": betas, "eps": epsilon, "warmup_steps": warmup_steps})
+        self.found_inf: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -177,23 +102,24 @@ class LaProp(torch.optim.Optimizer):
         moved = [parameter for parameter in group["params"] if parameter.grad is not None]
         if not moved:
             return
-        updates = self._count(group["params"][0])
+        updates = self._count(group["params"][0]).to(moved[0].dtype).clamp(min=1.0)  # 0 if the first is skipped
+        made = _made(self.found_inf, updates)
         states = [self._moments(parameter) for parameter in moved]
         gradients = [parameter.grad for parameter in moved]
         momenta = [state["momentum"] for state in states]
         squares = [state["square"] for state in states]
         beta1, beta2 = group["betas"]
-        torch._foreach_mul_(squares, beta2)
+        torch._foreach_mul_(squares, _decay(beta2, made))
         torch._foreach_addcmul_(squares, gradients, gradients, 1.0 - beta2)
         sizes = torch._foreach_sqrt(squares)
         torch._foreach_mul_(sizes, _correction(beta2, updates).rsqrt())
         torch._foreach_add_(sizes, group["eps"])
-        torch._foreach_mul_(momenta, beta1)
+        torch._foreach_mul_(momenta, _decay(beta1, made))
         torch._foreach_addcdiv_(momenta, gradients, sizes, 1.0 - beta1)
         rate = group["lr"] / _correction(beta1, updates)
         if group["warmup_steps"]:
             rate = rate * (updates / group["warmup_steps"]).clamp(max=1.0)
-        torch._foreach_add_(moved, torch._foreach_mul(momenta, -rate))
+        torch._foreach_add_(moved, torch._foreach_mul(momenta, -rate * made))
 
     def _count(self, first: Tensor) -> Tensor:
         """Return the number of this update, kept in the state of the group's first parameter and on its device.
@@ -204,7 +130,7 @@ class LaProp(torch.optim.Optimizer):
         if "updates" not in state:
             state["updates"] = torch.zeros((), dtype=torch.float32, device=first.device)
         count: Tensor = state["updates"]
-        return count.add_(1.0)
+        return count.add_(1.0 if self.found_inf is None else 1.0 - self.found_inf)
 
     def _moments(self, parameter: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[parameter]
@@ -217,3 +143,70 @@ class LaProp(torch.optim.Optimizer):
 def _correction(beta: float, updates: Tensor) -> Tensor:
     """Return 1 − βᵗ, which in float32 would lose four digits at t = 1 if written so."""
     return -torch.expm1(updates * math.log(beta))
+
+
+def _made(found_inf: Tensor | None, like: Tensor) -> Tensor:
+    """Return 1 for a step that is made, else 0, as a scalar."""
+    return like.new_ones(()) if found_inf is None else 1.0 - found_inf.to(like.dtype)
+
+
+def _decay(beta: float, made: Tensor) -> Tensor:
+    """Return β for a step that is made, else 1."""
+    return 1.0 - made * (1.0 - beta)
+
+
+# Adam -----------------------------------------------------------------------------------------------------------------
+
+
+class TensorFlowAdam(torch.optim.Optimizer):
+    """Adam as TensorFlow has it, with which PlaNet and Dreamers V1 and V2 were trained.
+
+        m ← β₁·m + (1 − β₁)·g,   v ← β₂·v + (1 − β₂)·g²
+        w ← w − lr·√(1 − β₂ᵗ)/(1 − β₁ᵗ)·m/(√v + ε)
+
+    torch adds ε to √(v/(1 − β₂ᵗ)): so ε counts 1/√(1 − β₂ᵗ) times as much there, 32 times at t = 1. The state has the
+    layout of torch's Adam, so that each resumes the other. Where `found_inf` is 1 the gradients have to be zeros.
+    """
+
+    def __init__(
+        self, params: Any, learning_rate: float, betas: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-7
+    ) -> None:
+        # `capturable` has `load_state_dict` keep the counts of steps on the device.
+        super().__init__(params, {"lr": learning_rate, "betas": betas, "eps": epsilon, "capturable": True})
+        self.found_inf: Tensor | None = None
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Make one step."""
+        assert closure is None
+        for group in self.param_groups:
+            self._step_group(group)
+
+    def _step_group(self, group: dict[str, Any]) -> None:
+        moved = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if not moved:
+            return
+        states = [self._moments(parameter) for parameter in moved]
+        gradients = [parameter.grad for parameter in moved]
+        means, squares, counts = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+        made = _made(self.found_inf, moved[0])
+        torch._foreach_add_(counts, [made.to(counts[0].dtype)] * len(counts))
+        updates = counts[0].to(made.dtype).clamp(min=1.0)  # 0 if the first is skipped
+        beta1, beta2 = group["betas"]
+        torch._foreach_mul_(means, _decay(beta1, made))
+        torch._foreach_add_(means, gradients, alpha=1.0 - beta1)
+        torch._foreach_mul_(squares, _decay(beta2, made))
+        torch._foreach_addcmul_(squares, gradients, gradients, 1.0 - beta2)
+        sizes = torch._foreach_sqrt(squares)
+        torch._foreach_add_(sizes, group["eps"])
+        rate = group["lr"] * _correction(beta2, updates).sqrt() / _correction(beta1, updates)
+        steps = torch._foreach_div(means, sizes)
+        torch._foreach_add_(moved, torch._foreach_mul(steps, -rate * made))
+
+    def _moments(self, parameter: Tensor) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        return state

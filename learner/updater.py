@@ -1,7 +1,13 @@
-"""One update: forward, backward, clip, step; never from a loss that is not a number."""
+"""One update: forward, backward, clip, step; never from a loss that is not a number.
+
+The host reads nothing of an update while it is made. Whether all was finite is a flag on the device, by which
+parameters, moments, counts and buffers change or stay. Once it is false it stays so, and later updates change nothing
+either, until the host has read it, one update late (`Learner.train`).
+"""
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -15,8 +21,9 @@ from dreamfleet.common.acting.agent_networks import AgentNetworks
 from dreamfleet.common.model.rssm import State
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.learner.behaviour.actor_critic import ActorCritic, BehaviourLosses, imagine
+from dreamfleet.learner.clipping import Gradients, ParameterGroup, clip_adaptively, clip_by_norm, find_parts
 from dreamfleet.learner.hardware import Compilation, Hardware, compile_region
-from dreamfleet.learner.optimiser import ParameterGroup, clip_adaptively, correct_epsilon, find_parts, make_optimiser
+from dreamfleet.learner.optimiser import make_optimiser
 from dreamfleet.learner.world_model_loss import world_model_loss
 
 
@@ -36,14 +43,47 @@ class Stopwatch:
             self.seconds[name] += time.perf_counter() - begun
 
 
-class Update(NamedTuple):
-    """An update's metrics, on the device, and the names of those that are not finite: if any, nothing has changed.
+class HostFlag:
+    """A flag on the device, on its way to the host: reading it waits for what it depends on, and for nothing later."""
 
-    Read the metrics before the next update, which may overwrite them (`learner/hardware.py`).
+    def __init__(self, flag: Tensor) -> None:
+        self._flag, self._event = flag, None
+        if flag.is_cuda:
+            self._flag = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(flag, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def __bool__(self) -> bool:
+        """Return the flag."""
+        if self._event is not None:
+            self._event.synchronize()
+        return bool(self._flag)
+
+
+class Update(NamedTuple):
+    """What came of an update.
+
+    Attributes:
+        names: of the metrics.
+        values: of the metrics, on the device.
+        sound: whether this update and all before it were finite; if not, it has changed nothing.
     """
 
-    metrics: dict[str, Tensor]
-    not_finite: list[str]
+    names: list[str]
+    values: Tensor
+    sound: HostFlag
+
+    @property
+    def metrics(self) -> dict[str, Tensor]:
+        """The metrics by name, still on the device."""
+        return dict(zip(self.names, self.values.unbind(), strict=True))
+
+    @property
+    def not_finite(self) -> list[str]:
+        """Names of the metrics that are not finite, if the update is not sound; the host waits for it."""
+        if self.sound:
+            return []
+        return [name for name, value in zip(self.names, self.values.tolist(), strict=True) if not math.isfinite(value)]
 
 
 class WorldLosses(NamedTuple):
@@ -95,6 +135,8 @@ class Updater:
         self._eager = Regions(self._world_losses, self._behaviour_losses)
         self._compiled = self._compile() if hardware.compiled else None
         self._compilation = Compilation(hardware.device)
+        self._number = torch.zeros((), dtype=torch.int64, device=hardware.device)
+        self._sound = torch.ones((), dtype=torch.bool, device=hardware.device)
 
     @property
     def is_compiled(self) -> bool:
@@ -102,28 +144,35 @@ class Updater:
         return self._compiled is not None and self._compilation.works
 
     def update(self, number: int, batch: Mapping[str, Tensor], stopwatch: Stopwatch) -> Update:
-        """Make one update from a batch on the device; one number is copied from it: whether all is finite.
+        """Make one update from a batch on the device; nothing is read from there.
 
         Args:
             number: of the update; the first is 1.
             batch: the fields of the step format, (B, T, …).
         """
+        self._number.fill_(number)
         kept = self._buffers()
         before = [buffer.clone() for buffer in kept]
         with stopwatch("forward_backward"):
             self._model.train()
             self.optimiser.zero_grad(set_to_none=True)
             metrics, total = self._compute_gradients(batch, kept, before)
-            found = self._clip()
+            gradients = Gradients(self._parameters)
+            found = self._clip(gradients)
             norms = [value for name, value in found.items() if name.endswith("norm")]
-            finite = bool(torch.isfinite(torch.stack([total, *norms])).all())
+            self._sound.logical_and_(torch.isfinite(torch.stack([total, *norms])).all())
+        with stopwatch("optimiser"), torch.no_grad():
+            for buffer, value in zip(kept, before, strict=True):
+                buffer.copy_(torch.where(self._sound, buffer, value))
+            gradients.vector.masked_fill_(~self._sound, 0.0)
+            self._step()
         metrics |= found
-        if not finite:
-            _restore(kept, before)
-            return Update(metrics, [name for name, value in metrics.items() if not torch.isfinite(value)])
-        with stopwatch("optimiser"):
-            self._step(number)
-        return Update(metrics, [])
+        values = torch.stack([value.float() for value in metrics.values()])
+        return Update(list(metrics), values, HostFlag(self._sound.clone()))
+
+    def forget_failure(self) -> None:
+        """Make updates again, after one that was not finite was read."""
+        self._sound.fill_(True)
 
     def _compile(self) -> Regions:
         """Return the computations, to be compiled when they are first called."""
@@ -177,28 +226,29 @@ class Updater:
         with self._hardware.autocast():  # another one: see `imagine`
             return self._actor_critic.losses(self._agent, imagined, states, batch)
 
-    def _clip(self) -> dict[str, Tensor]:
+    def _clip(self, gradients: Gradients) -> dict[str, Tensor]:
         """Clip the gradients in place, and return their norms as metrics."""
         if self._settings.learner.clipping == "adaptive":
-            found = clip_adaptively(self._parameters, self._settings.learner.clip, parts=self._parts)
+            found = clip_adaptively(gradients, self._settings.learner.clip, parts=self._parts)
             return {"gradient/norm": found.norm, "gradient/clipped_tensors": found.share}
-        return {
-            group.metric: torch.nn.utils.clip_grad_norm_(group.parameters, group.clip, foreach=True).detach()
-            for group in self._groups
-        }
+        return clip_by_norm(self._groups)
 
-    def _step(self, number: int) -> None:
+    def _step(self) -> None:
+        """Change the parameters, if the update is sound; schedules follow the update's number on the device."""
         learner = self._settings.learner
         if learner.weight_decay:
-            torch._foreach_mul_([parameter.data for parameter in self._parameters], 1.0 - learner.weight_decay)
-        if learner.optimiser == "tensorflow_adam":
-            correct_epsilon(self.optimiser, learner.epsilon, number)
+            kept = torch.where(self._sound, 1.0 - learner.weight_decay, 1.0)
+            torch._foreach_mul_([parameter.data for parameter in self._parameters], kept)
+        self.optimiser.found_inf = (~self._sound).float()  # type: ignore[attr-defined]
         if learner.warm_up and learner.optimiser != "laprop":  # LaProp has a warm-up of its own
+            share = (self._number / learner.warm_up).clamp(max=1.0)
             for group, own in zip(self._groups, self.optimiser.param_groups, strict=True):
-                own["lr"] = group.learning_rate * min(1.0, number / learner.warm_up)
+                own["lr"] = group.learning_rate * share
         self.optimiser.step()
+        for group, own in zip(self._groups, self.optimiser.param_groups, strict=True):
+            own["lr"] = group.learning_rate  # a number again, as it is saved
         if self._actor_critic is not None:
-            self._actor_critic.after_update(number)
+            self._actor_critic.after_update(self._number, self._sound)
 
     def _buffers(self) -> list[Tensor]:
         """Return the tensors that a forward pass changes without a gradient."""

@@ -162,10 +162,11 @@ class ActorCritic(nn.Module):
         detached = {name: number.detach() for name, number in metrics.items()}
         return BehaviourLosses(policy, of_value, self._settings.replay_value_scale * of_replay, detached)
 
-    def after_update(self, update: int) -> None:
-        """Move the slow critic where it is due after this update; the first update is 1."""
-        if self.slow is not None and update % self._settings.slow_critic_every == 0:
-            self.slow.approach(self.critic, self._settings.slow_critic_rate)
+    def after_update(self, number: Tensor, made: Tensor) -> None:
+        """Move the slow critic where it is due after this update, if that was made; both are scalars on the device."""
+        if self.slow is not None:
+            is_due = made & (number % self._settings.slow_critic_every == 0)
+            self.slow.approach(self.critic, self._settings.slow_critic_rate, is_due)
 
     def _look_ahead(self, model: WorldModel, features: Tensor, value: Value, slow: Tensor | None) -> Outlook:
         """Return rewards, values and returns ahead of features (N, H + 1, F).

@@ -47,9 +47,17 @@ class Critic(Head):
         return copy.deepcopy(self).requires_grad_(requires_grad=False)
 
     @torch.no_grad()
-    def approach(self, other: Critic, share: float) -> None:
-        """Move every parameter a share of the way to another critic's; with 1 this is a copy of it."""
-        torch._foreach_lerp_(list(self.parameters()), list(other.parameters()), share)
+    def approach(self, other: Critic, share: float, is_due: Tensor) -> None:
+        """Where `is_due`, a flag on the device, move every parameter a share of the way to another critic's."""
+        own: list[Tensor] = [*self.parameters()]
+        others: list[Tensor] = [*other.parameters()]
+        if share == 1.0:
+            for parameter, wanted in zip(own, others, strict=True):
+                parameter.copy_(torch.where(is_due, wanted, parameter))
+            return
+        steps = list(torch._foreach_sub(others, own))
+        torch._foreach_mul_(steps, is_due.to(own[0].dtype) * share)
+        torch._foreach_add_(own, steps)
 
 
 def value_loss(value: Value, returns: Tensor, weight: Tensor, slow: Tensor | None = None) -> Tensor:

@@ -15,6 +15,7 @@ from dreamfleet.common.model.world_model import WorldModel
 from dreamfleet.common.settings.model import LossSettings, ModelSettings
 from dreamfleet.common.settings.resolve import resolve
 from dreamfleet.common.settings.schema import Settings
+from dreamfleet.learner.clipping import Gradients
 from dreamfleet.learner.optimiser import ParameterGroup, clip_adaptively, make_optimiser
 from dreamfleet.learner.world_model_loss import world_model_loss
 
@@ -145,7 +146,7 @@ def test_every_algorithm_learns_a_batch_at_debug_size(name: str) -> None:
         total = world_model_loss(model, batch, settings.loss).total
         total.backward()
         if settings.learner.clipping == "adaptive":
-            clip_adaptively(model.parameters(), settings.learner.clip)
+            clip_adaptively(Gradients(model.parameters()), settings.learner.clip)
         optimiser.step()
         losses.append(total.item())
     assert all(math.isfinite(loss) for loss in losses)

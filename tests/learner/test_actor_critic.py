@@ -286,7 +286,7 @@ def test_the_slow_critic_moves_by_its_rate() -> None:
         actor_critic = Learning(CHOICE, behaviour).actor_critic
         unlike_at_first(actor_critic.critic)
         before = [parameter.clone() for parameter in actor_critic.slow.parameters()]
-        actor_critic.after_update(update)
+        actor_critic.after_update(torch.tensor(update), torch.tensor(True))
         for slow, was, fast in zip(
             actor_critic.slow.parameters(), before, actor_critic.critic.parameters(), strict=True
         ):

@@ -15,7 +15,8 @@ from dreamfleet.common.acting.agent_networks import AgentNetworks
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.model.layers import ForkedLinear
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.learner.optimiser import LaProp, clip_adaptively, find_parts
+from dreamfleet.learner.clipping import Gradients, clip_adaptively, find_parts
+from dreamfleet.learner.optimiser import LaProp
 
 pytestmark = pytest.mark.numeric
 
@@ -50,7 +51,7 @@ def test_each_part_of_a_forked_layer_is_clipped_by_its_own_size() -> None:
         clipped_alone(parameter, parameter.grad) for parameter in beside.parameters() if parameter.grad is not None
     ]
     joined = clipped_alone(layer.weight, layer.weight.grad)  # type: ignore[arg-type]
-    found = clip_adaptively([*layer.parameters(), *beside.parameters()], parts=find_parts([layer, beside]))
+    found = clip_adaptively(Gradients([*layer.parameters(), *beside.parameters()]), parts=find_parts([layer, beside]))
     for parameter, gradient in zip([*layer.parameters(), *beside.parameters()], [*expected, *alone], strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-12, atol=0)
@@ -76,8 +77,8 @@ def test_a_forked_layer_is_trained_as_layers_of_their_own() -> None:
         ):
             optimiser.zero_grad()
             (100 * torch.tensor([1.0, 1.0, 9.0, 9.0, 9.0]) * (output - target).square()).sum().backward()
-        clip_adaptively(forked.parameters(), parts=find_parts([forked]))
-        clip_adaptively(parameters)
+        clip_adaptively(Gradients(forked.parameters()), parts=find_parts([forked]))
+        clip_adaptively(Gradients(parameters))
         for optimiser in optimisers:
             optimiser.step()
     torch.testing.assert_close(forked.weight, torch.cat([layer.weight for layer in alone]), rtol=1e-10, atol=1e-12)
@@ -135,7 +136,7 @@ def test_gradients_are_clipped_to_their_own_tensors_size() -> None:
     unused = torch.ones(3, requires_grad=True)
     large.grad, fine.grad = torch.tensor([6.0, 8.0]), torch.tensor([0.6, 0.8])
     zeros.grad = torch.full((2, 2), 0.5)
-    found = clip_adaptively([large, fine, zeros, unused])
+    found = clip_adaptively(Gradients([large, fine, zeros, unused]))
     assert large.grad.tolist() == pytest.approx([0.9, 1.2])
     assert fine.grad.tolist() == pytest.approx([0.6, 0.8])
     assert zeros.grad.norm().item() == pytest.approx(3e-4)
@@ -148,9 +149,9 @@ def test_clipping_leaves_zeros_and_shows_what_is_not_finite() -> None:
     """A gradient of zeros is not divided by; a NaN comes through in the norm, and only its own tensor is spoilt."""
     first, second = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
     first.grad, second.grad = torch.zeros(2), torch.tensor([0.1, 0.1])
-    found = clip_adaptively([first, second])
+    found = clip_adaptively(Gradients([first, second]))
     assert first.grad.tolist() == [0.0, 0.0]
     assert found.share.item() == 0.0
     first.grad[0] = math.nan
-    assert not torch.isfinite(clip_adaptively([first, second]).norm)
+    assert not torch.isfinite(clip_adaptively(Gradients([first, second])).norm)
     assert second.grad.tolist() == pytest.approx([0.1, 0.1])

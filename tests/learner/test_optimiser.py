@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from dreamfleet.common.settings.schema import LearnerSettings
-from dreamfleet.learner.optimiser import LaProp, ParameterGroup, correct_epsilon, make_optimiser
+from dreamfleet.learner.clipping import ParameterGroup
+from dreamfleet.learner.optimiser import LaProp, TensorFlowAdam, load_moments, make_optimiser
 
 pytestmark = pytest.mark.numeric
 
@@ -160,18 +162,52 @@ def test_adam_steps_as_in_tensorflow() -> None:
     for t in range(1, 8):
         gradient = torch.randn_like(weight) * EPSILON
         layer.weight.grad = gradient.clone()
-        correct_epsilon(optimiser, EPSILON, t)
         optimiser.step()
         m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient.square()
         weight -= RATE * math.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (v.sqrt() + EPSILON)
         torch.testing.assert_close(layer.weight.detach(), weight, rtol=1e-9, atol=1e-12)
 
 
-def test_its_epsilon_falls_to_the_settings() -> None:
-    """32 times as great at the first update, equal in the end."""
-    optimiser = torch.optim.Adam([torch.zeros(1)], eps=EPSILON)
-    factors = []
-    for number in (1, 100, 1000, 100_000):
-        correct_epsilon(optimiser, EPSILON, number)
-        factors.append(optimiser.param_groups[0]["eps"] / EPSILON)
-    assert factors == pytest.approx([31.6, 3.24, 1.26, 1.0], rel=2e-3)
+def test_both_adams_resume_each_other() -> None:
+    """The state has the same layout; where ε hardly counts they are the same."""
+    of_torch, of_tensorflow = make_parameters(), make_parameters()
+    one = torch.optim.Adam(of_torch, lr=RATE, eps=1e-12, fused=True)
+    other = TensorFlowAdam(of_tensorflow, RATE, epsilon=1e-12)
+    for t in range(4):
+        for parameters, optimiser in ((of_torch, one), (of_tensorflow, other)):
+            set_gradients(parameters, t)
+            optimiser.step()
+        if t == 1:
+            states = one.state_dict(), other.state_dict()
+            load_moments(one, states[1])
+            load_moments(other, states[0])
+    for left, right in zip(of_torch, of_tensorflow, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["adam", "tensorflow_adam", "laprop"])
+def test_a_step_whose_gradients_were_not_finite_changes_nothing(kind: Any) -> None:
+    """Neither parameters nor moments nor counts: what follows is as if it had not been."""
+    settings = LearnerSettings(optimiser=kind, warm_up=3)
+    results = []
+    for bad in ((), (0, 2, 3)):
+        layer = torch.nn.Linear(3, 4)
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.copy_(torch.linspace(-1.0, 1.0, parameter.numel()).view_as(parameter))
+        optimiser: Any = make_optimiser([ParameterGroup("norm", layer, RATE, 1.0)], settings)
+        made = 0
+        for t in range(6):
+            skipped = t in bad
+            if skipped or made < 3:
+                for parameter in layer.parameters():
+                    parameter.grad = torch.zeros_like(parameter) if skipped else torch.full_like(parameter, made + 1.0)
+                optimiser.found_inf = torch.tensor(float(skipped), dtype=torch.float32)
+                optimiser.step()
+                made += not skipped
+        results.append(([p.detach().clone() for p in layer.parameters()], optimiser.state_dict()["state"]))
+    for left, right in zip(results[0][0], results[1][0], strict=True):
+        assert torch.equal(left, right)
+    for index, state in results[0][1].items():
+        for name, value in state.items():
+            assert torch.equal(value, results[1][1][index][name]), name
