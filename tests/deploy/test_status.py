@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from patience import PATIENCE_S
 
+from dreamfleet.common import process_log
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.settings.resolve import resolve, write_settings
 from dreamfleet.common.settings.schema import Settings
@@ -201,10 +202,11 @@ def test_warnings_are_written_down_as_they_are_logged(run: RunDirectory) -> None
     assert read_run_status(run).complaints == found
 
 
-def test_warnings_of_a_run_s_beginning_are_kept_too(run: RunDirectory) -> None:
+def test_warnings_of_a_run_s_beginning_are_kept_too(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of settings and environment are logged before there are any workers."""
     flags = [("env.id", "CartPole-v1"), ("env.grey", "true"), ("env.image_size", "64")]
     run.config_file.unlink()
+    monkeypatch.setattr(process_log, "_logged_once", {})  # by other tests, which would be logged again
     spec = prepare_training(run, resolve(flags=flags), inline=True, address=None)
     with open_session(spec):
         pass
