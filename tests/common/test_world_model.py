@@ -15,8 +15,8 @@ from dreamfleet.common.model.world_model import WorldModel
 from dreamfleet.common.settings.model import LossSettings, ModelSettings
 from dreamfleet.common.settings.resolve import resolve
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.learner.clipping import Gradients
-from dreamfleet.learner.optimiser import ParameterGroup, clip_adaptively, make_optimiser
+from dreamfleet.learner.clipping import Gradients, ParameterGroup, clip_adaptively
+from dreamfleet.learner.optimiser import make_optimiser
 from dreamfleet.learner.world_model_loss import world_model_loss
 
 pytestmark = pytest.mark.numeric
