@@ -37,7 +37,25 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return given
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Keeps its arguments, and its commands by name; its errors are one sentence."""
+
+    def __init__(self, **options: Any) -> None:
+        self.arguments: list[argparse.Action] = []
+        self.commands, self.command_dest = dict[str, Parser](), ""
+        super().__init__(**options)
+
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        """Add an argument, as argparse does, and keep it."""
+        self.arguments.append(super().add_argument(*names, **options))
+        return self.arguments[-1]
+
+    def add_commands(self, dest: str, metavar: str) -> Any:
+        """Return what commands are added to, of which one must be given; it is kept under `dest`."""
+        commands = self.add_subparsers(dest=dest, required=True, metavar=metavar)
+        self.commands, self.command_dest = commands.choices, dest
+        return commands
+
     def error(self, message: str) -> NoReturn:
         """Raise one sentence instead of printing the usage and exiting."""
         wrong = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
@@ -45,15 +63,15 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}.{hint} See `{self.prog} --help`.")
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """Return the parser of all commands."""
-    parser = _Parser(
+    parser = Parser(
         prog="dreamfleet",
         allow_abbrev=False,
         description="Learn RSSM world models from pixels with distributed actors and a learner.",
     )
     parser.add_argument("--version", action="version", version=f"dreamfleet {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_commands("command", "COMMAND")
     _add_train(commands)
     _add_collect(commands)
     _add_submit(commands)
@@ -74,8 +92,7 @@ def _add_train(commands: Any) -> None:
         "nothing is written"
     )
     train.add_argument("--dry-run", action="store_true", help=text)
-    _takes_inline(train)
-    _takes_address(train)
+    _takes_mode(train)
 
 
 def _add_collect(commands: Any) -> None:
@@ -94,8 +111,7 @@ def _add_collect(commands: Any) -> None:
         collect, "of --policy; best: by evaluation return, or by held-out loss without evaluations (default: newest)"
     )
     collect.add_argument("--actors", metavar="COUNT", help="short for --actors.count")
-    _takes_inline(collect)
-    _takes_address(collect)
+    _takes_mode(collect)
 
 
 def _add_submit(commands: Any) -> None:
@@ -154,7 +170,7 @@ def _add_eval_and_dream(commands: Any) -> None:
 
 def _add_replay(commands: Any) -> None:
     replay = _command(commands, "replay", "inspect, verify, export or import a replay")
-    actions = replay.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions = replay.add_commands("action", "ACTION")
     info = _command(actions, "info", "show what it holds")
     verify = _command(actions, "verify", "check every chunk")
     export = _command(actions, "export", "write it as a dataset for other tools, without loss")
@@ -177,9 +193,9 @@ def _add_replay(commands: Any) -> None:
         _path(command, "--out", "a new directory", required=True)
 
 
-def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+def _command(commands: Any, name: str, text: str) -> Parser:
     description = f"{text[0].upper()}{text[1:]}."
-    added: argparse.ArgumentParser = commands.add_parser(name, help=text, description=description, allow_abbrev=False)
+    added: Parser = commands.add_parser(name, help=text, description=description, allow_abbrev=False)
     return added
 
 
@@ -198,9 +214,10 @@ def _takes_checkpoint(command: argparse.ArgumentParser, text: str) -> None:
     command.add_argument("--checkpoint", choices=["newest", "best"], default="newest", help=text)
 
 
-def _takes_inline(command: argparse.ArgumentParser) -> None:
+def _takes_mode(command: argparse.ArgumentParser) -> None:
     text = "run everything in this process, without Ray: repeatable, for debugging"
     command.add_argument("--inline", action="store_true", help=text)
+    _takes_address(command)
 
 
 def _takes_address(command: argparse.ArgumentParser) -> None:
@@ -223,9 +240,8 @@ def _settings_help() -> str:
     return "\n".join(lines)
 
 
-def _long_flags(parser: argparse.ArgumentParser, command: str) -> list[str]:
-    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    known = commands.choices[command]._option_string_actions
+def _long_flags(parser: Parser, command: str) -> list[str]:
+    known = (name for argument in parser.commands[command].arguments for name in argument.option_strings)
     return [flag.removeprefix("--") for flag in known if flag.startswith("--")]
 
 
@@ -250,24 +266,21 @@ def _read_settings(rest: list[str], takes_settings: bool, long_flags: list[str])
 
 
 def _name_list(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.strip("[] ").split(","))
+    return tuple(map(str.strip, text.strip("[] ").split(",")))
 
 
-def _natural(text: str) -> int:
+def _natural(text: str, least: int = 0) -> int:
     try:
         value = int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text} is less than {least}")
     return value
 
 
 def _positive(text: str) -> int:
-    value = _natural(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
+    return _natural(text, least=1)
 
 
 def _side(text: str) -> int:

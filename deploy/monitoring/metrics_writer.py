@@ -138,7 +138,7 @@ def _add_gif(board: Any, name: str, gif: bytes, step: int) -> None:
 
     width, height = (int.from_bytes(gif[at : at + 2], "little") for at in (6, 8))
     image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
-    board._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+    board.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
 
 def _drop_rows_beyond(file: Path, updates: int) -> tuple[int, float]:

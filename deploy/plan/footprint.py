@@ -140,6 +140,7 @@ def model_sizes(settings: Settings, spaces: Spaces) -> ModelSizes:
 
     def keep(tensor: Any) -> Any:
         storage = tensor.untyped_storage()
+        # torch has no public identity of a storage that holds no memory; without this one plan fails at once.
         kept[storage._cdata] = storage  # held, so that no other can get its address
         return tensor
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings.presets import preset_names
 from dreamfleet.common.settings.resolve import resolve
-from dreamfleet.deploy.parser import TAKE_SETTINGS, make_parser, parse
+from dreamfleet.deploy.parser import TAKE_SETTINGS, Parser, make_parser, parse
 
 MOST_BYTES = 100_000_000
 """Of the files that are sent: Ray's job server takes no more at once, and copies them to every node that is used."""
@@ -143,15 +143,16 @@ def _sent(preset: str, working_dir: Path | None) -> str:
     return str(file.relative_to(working_dir.resolve()))
 
 
-def _words(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Iterator[str]:
+def _words(parser: Parser, given: argparse.Namespace) -> Iterator[str]:
     """Yield a parsed command line as words for a node's shell, paths as the node finds them."""
-    for action in parser._actions:
-        value = getattr(given, action.dest, None)
-        if isinstance(action, argparse._SubParsersAction):
-            yield str(value)
-            yield from _words(action.choices[str(value)], given)
-        elif value is not None and value != action.default:
+    for argument in parser.arguments:
+        value = getattr(given, argument.dest, None)
+        if value is not None and value != argument.default:
             for one in value if isinstance(value, list) else [value]:
-                yield from action.option_strings[-1:]
+                yield from argument.option_strings[-1:]
                 if one is not True:
                     yield _on_node(one) if isinstance(one, Path) else shlex.quote(str(one))
+    if parser.commands:
+        name = str(getattr(given, parser.command_dest))
+        yield name
+        yield from _words(parser.commands[name], given)

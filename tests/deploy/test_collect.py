@@ -108,7 +108,7 @@ def test_training_on_a_dataset_needs_no_environment(folder: Path, capsys: pytest
         ((*TRAIN, "--dataset", "dat"), "flag --dataset: dat does not exist. Did you mean 'data'?"),
         ((*TRAIN, "--dataset", "."), "flag --dataset: . is neither a run nor a dataset: it holds no config.yaml."),
         ((*COLLECT[:3], "--out", "."), "flag --out: . holds files, but no run (no config.yaml)"),
-        ((*COLLECT, "--steps", "0"), "argument --steps: 0 is not at least 1"),
+        ((*COLLECT, "--steps", "0"), "argument --steps: 0 is less than 1"),
         ((*COLLECT, "--actors", "some"), "actors.count is 'some', but must be a whole number of at least 1, or auto"),
         ((*COLLECT, "--inline", "--address", "auto"), "flag --address: a cluster has no part in a run with --inline"),
         (("collect", "--preset", "tiny.yaml"), "the following arguments are required: --out"),

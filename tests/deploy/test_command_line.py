@@ -43,7 +43,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["train", "--inline", "--address", "auto"], ["--address", "--inline"]),
         (["eval"], ["--run"]),
         (["eval", "--run", "no/such/run"], ["no/such/run", "does not exist"]),
-        (["eval", "--run", "/", "--episodes", "0"], ["--episodes", "0 is not at least 1"]),
+        (["eval", "--run", "/", "--episodes", "0"], ["--episodes", "0 is less than 1"]),
         (["eval", "--run", "/", "--max-steps", "-1"], ["--max-steps", "-1 is less than 0"]),
         (["eval", "--run", "x", "--env.id", "y"], ["--env.id"]),
         (["dream", "--run", "/"], ["--run: /", "neither a run nor a dataset", "no config.yaml"]),
