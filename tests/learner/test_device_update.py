@@ -23,8 +23,9 @@ CHOICE = ActionSpec("discrete", (3,), (), (), ())
 BOX = ActionSpec("box", (2,), (-1.25, -1.5), (1.75, 2.0), (2,))
 """Bounds that no other test has: their tensors are cached, and fake ones must not meet real ones."""
 
-BUDGETS = {"planet": 3020, "dreamer_v1": 4910, "dreamer_v2": 4430, "dreamer_v3": 12_350, "small": 1350}
-"""Operations of an update, without views, for the presets' sequences and horizons: 5 % above what was counted.
+LENGTH = 16
+BUDGETS = {"planet": 1160, "dreamer_v1": 3050, "dreamer_v2": 2320, "dreamer_v3": 5530, "small": 1130}
+"""Operations of an update on sequences of `LENGTH`, without views: 5 % above what was counted.
 
 Operations over many tensors count for each, and norms as a CPU takes them apart: a GPU has fewer kernels.
 """
@@ -78,10 +79,10 @@ class Counter(TorchDispatchMode):
 @pytest.mark.parametrize(("preset", "budget"), BUDGETS.items())
 def test_an_update_reads_nothing_and_stays_within_its_operations(preset: str, budget: int) -> None:
     """Fake tensors have no values: whatever asks for one raises. And the number of operations does not grow."""
-    settings = resolve([preset], [("learner.batch_size", "16")])
+    settings = resolve([preset], [("learner.batch_size", "4"), ("learner.sequence_length", str(LENGTH))])
     with FakeTensorMode() as fake:
         updater = make_updater(settings, BOX if preset == "dreamer_v1" else CHOICE, fake)
-        batch = make_batch(updater, 16, settings.learner.sequence_length)
+        batch = make_batch(updater, 4, LENGTH)
         updater.update(1, batch, Stopwatch())
         with Counter() as counter:
             updater.update(2, batch, Stopwatch())
