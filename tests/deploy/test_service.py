@@ -140,11 +140,11 @@ def test_sigkill_of_each_process_loses_and_doubles_nothing(run_fleet: RunFleet, 
 
     def kill_each(fleet: Fleet, attendant: Attendant) -> Iterator[None]:
         pool: Any = fleet.pool
-        while fleet.ledger.updates < 20 or not all(attendant.lives_of(actor) for actor in (0, 1)):
+        while fleet.ledger.updates < 20 or not all(attendant.incarnations_of(actor) for actor in (0, 1)):
             yield
         assert fleet.roster.actors[0].worker
         pool.kill_process(fleet.roster.actors[0].worker)
-        while len(attendant.lives_of(0)) < 2:
+        while len(attendant.incarnations_of(0)) < 2:
             yield
         before = fleet.ledger.updates
         pool.kill_replay()
@@ -159,8 +159,8 @@ def test_sigkill_of_each_process_loses_and_doubles_nothing(run_fleet: RunFleet, 
     settings = settings_of(ratio=3.0, delay_s=0.004)
     fleet, attendant = run_fleet(settings, kill_each)
     assert fleet.roster.restarts == 2, "an actor and the learner; Ray restarts the replay"
-    assert attendant.lives_of(0) == [0, 2]
-    assert attendant.lives_of(1) == [1]
+    assert attendant.incarnations_of(0) == [0, 2]
+    assert attendant.incarnations_of(1) == [1]
     assert 0 < at_kill["saved"] <= attendant.restored_from[1] <= at_kill["updates"] + 6, "from the last checkpoint"
     assert any("actor 0 is replaced: its process was lost" in message for message in logged)
     assert any("learner is replaced: its process was lost" in message for message in logged)

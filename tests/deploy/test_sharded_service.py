@@ -74,13 +74,13 @@ def test_training_goes_on_without_a_shard_that_is_lost(
     at_loss: dict[str, Any] = {}
 
     def lose_one(fleet: Fleet, attendant: Attendant) -> Iterator[None]:
-        while fleet.ledger.updates < 20 or not all(attendant.lives_of(actor) for actor in (0, 2)):
+        while fleet.ledger.updates < 20 or not all(attendant.incarnations_of(actor) for actor in (0, 2)):
             yield
         at_loss.update(updates=fleet.ledger.updates, steps=fleet.ledger.env_steps)
         ray.kill(pool._servers[0])
         while fleet.ledger.env_steps < at_loss["steps"] + 200 or fleet.ledger.updates < at_loss["updates"] + 20:
             yield
-        while any(len(attendant.lives_of(actor)) < 2 for actor in (0, 2)):  # which stored in the shard that is lost
+        while any(len(attendant.incarnations_of(actor)) < 2 for actor in (0, 2)):  # which stored in the shard that is lost
             yield
 
     attendant = Attendant(pool, lose_one)

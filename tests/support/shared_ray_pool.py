@@ -140,6 +140,6 @@ class Attendant(Callbacks):
                     fleet.ledger.ratio, env_steps=fleet.ledger.env_steps + STEPS_AFTER_PLOT
                 )
 
-    def lives_of(self, actor: int) -> list[int]:
+    def incarnations_of(self, actor: int) -> list[int]:
         """Return the incarnations of an actor that have had steps acknowledged, oldest first."""
         return sorted(incarnation for number, incarnation in self.acknowledged if number == actor)
