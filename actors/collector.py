@@ -35,11 +35,9 @@ class ChunkWriter(Protocol):
 
     def append(self, chunk: bytes, /) -> None:
         """Accept a chunk; may return before it is stored."""
-        ...
 
     def flush(self, timeout_s: float) -> None:
         """Return once all accepted chunks are stored, or raise an error."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,9 @@ class StopSign(Protocol):
 
     def asked(self) -> bool:
         """Return whether a stop was requested."""
-        ...
 
     def hold(self) -> None:
         """Install the signal handlers again, after code that may have replaced them."""
-        ...
 
 
 class NeverStop:

@@ -37,7 +37,6 @@ class Mappable(Protocol):
 
     def map(self, function: Callable[[Tensor], Tensor], /) -> Self:
         """Return it with `function` applied to every tensor."""
-        ...
 
 
 StateT = TypeVar("StateT", bound=Mappable)

@@ -39,11 +39,9 @@ class Policy(Protocol):
 
         The arguments are overwritten at later steps: copy what you keep.
         """
-        ...
 
     def adopt(self, version: int, weights: np.ndarray) -> None:
         """Act with published weights from now on: one flat array, read-only; copy what you keep."""
-        ...
 
 
 _DRAWN_AHEAD = 256

@@ -48,7 +48,6 @@ class GiveOrder(Protocol):
         self, slot: WorkerSlot, method: str, *arguments: Any, then: Callable[[Any], None], steps: int = 0
     ) -> None:
         """Give the order."""
-        ...
 
 
 class Callbacks:

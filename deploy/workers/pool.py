@@ -50,35 +50,27 @@ class Pool(Protocol):
     @property
     def replay(self) -> ExperienceReplay:
         """Where actors store, and the learner samples."""
-        ...
 
     def start_actor(self, actor: int, incarnation: int) -> Worker:
         """Start the actor with this number in a new incarnation."""
-        ...
 
     def start_evaluator(self) -> Worker:
         """Start the actor that only evaluates."""
-        ...
 
     def start_learner(self) -> Worker:
         """Start the learner."""
-        ...
 
     def stop(self, worker: Worker) -> None:
         """End a worker at once, whatever it is doing."""
-        ...
 
     def finish_early(self, worker: Worker) -> None:
         """Have the learner end its train orders after the update being made."""
-        ...
 
     def give(self, worker: Worker, method: str, *arguments: Any) -> Any:
         """Have a worker carry out a method; return the order's future."""
-        ...
 
     def wait(self, timeout_s: float) -> list[Any]:
         """Return the futures of all orders completed since the last call, after at most `timeout_s`."""
-        ...
 
     def result(self, future: Any) -> Any:
         """Return the answer to a completed order.
@@ -87,27 +79,21 @@ class Pool(Protocol):
             WorkerLostError: if the worker is gone.
             WorkerFailedError: if its code raised.
         """
-        ...
 
     def running(self, workers: Sequence[Worker]) -> list[Worker]:
         """Return those of these workers whose process is known to run: only a fault keeps them silent.
 
         A pool whose workers cannot hang may return none.
         """
-        ...
 
     def room(self) -> int:
         """Return how many actors there is room for in all, including those that run."""
-        ...
 
     def ask_for_room(self, actors: int) -> None:
         """Ask for room for this many actors in all, where room can grow; 0 takes back what was asked for."""
-        ...
 
     def publish(self, flat: np.ndarray) -> Any:
         """Return the handle of flat weights for orders to actors."""
-        ...
 
     def close(self) -> None:
         """End all workers and the replay, in order."""
-        ...

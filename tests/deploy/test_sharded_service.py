@@ -80,7 +80,9 @@ def test_training_goes_on_without_a_shard_that_is_lost(
         ray.kill(pool._servers[0])
         while fleet.ledger.env_steps < at_loss["steps"] + 200 or fleet.ledger.updates < at_loss["updates"] + 20:
             yield
-        while any(len(attendant.incarnations_of(actor)) < 2 for actor in (0, 2)):  # which stored in the shard that is lost
+        while any(
+            len(attendant.incarnations_of(actor)) < 2 for actor in (0, 2)
+        ):  # which stored in the shard that is lost
             yield
 
     attendant = Attendant(pool, lose_one)
