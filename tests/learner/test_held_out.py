@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from make_chunks import cut, make_stream
-from moving_square import play_square, square_format, square_replay
-from small_runs import small_settings
+from moving_square import play_square, square_format
+from small_runs import learner_on, small_settings
 
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.experience.steps import StepFormat
-from dreamfleet.common.settings.schema import ReplaySettings, Settings
+from dreamfleet.common.settings.schema import ReplaySettings
 from dreamfleet.learner.learner import Learner
 from dreamfleet.replay.interface import NotEnoughExperienceError
 from dreamfleet.replay.replay import Replay
-
-SPACES = square_format().spaces
-
-
-@pytest.fixture(scope="module")
-def replay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replay]:
-    """Give a replay of 40 episodes of 40 steps, a tenth of them held out, for sequences of 8."""
-    stored = square_replay(tmp_path_factory.mktemp("replay"), sequence_length=8)
-    yield stored
-    stored.close()
-
-
-def learner_on(replay: Replay, directory: Path, settings: Settings | None = None, prefetch: bool = False) -> Learner:
-    return Learner(settings or small_settings(), SPACES, replay, directory, prefetch)
 
 
 def test_the_held_out_loss_is_repeatable_and_only_measures(replay: Replay, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +9,13 @@ import pytest
 import torch
 from make_chunks import cut
 from moving_square import play_square, square_format, square_replay
-from small_runs import small_settings
+from small_runs import learner_on, small_settings
 
 from dreamfleet.common.acting.agent_networks import flatten
 from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.experience.spaces import ActionSpec, Spaces
-from dreamfleet.common.settings.schema import ReplaySettings, Settings
+from dreamfleet.common.settings.schema import ReplaySettings
 from dreamfleet.learner.checkpoints.restore import check_fits, load_world_model
 from dreamfleet.learner.learner import Learner
 from dreamfleet.learner.pictures.open_loop import dream
@@ -24,18 +23,6 @@ from dreamfleet.replay.compressed_batch import decompress
 from dreamfleet.replay.replay import Replay
 
 SPACES = square_format().spaces
-
-
-@pytest.fixture(scope="module")
-def replay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replay]:
-    """Give a replay of 40 episodes of 40 steps, a tenth of them held out, for sequences of 8."""
-    stored = square_replay(tmp_path_factory.mktemp("replay"), sequence_length=8)
-    yield stored
-    stored.close()
-
-
-def learner_on(replay: Replay, directory: Path, settings: Settings | None = None, prefetch: bool = False) -> Learner:
-    return Learner(settings or small_settings(), SPACES, replay, directory, prefetch)
 
 
 def same_weights(one: Learner, other: Learner) -> bool:

@@ -1,10 +1,15 @@
-"""Settings of a model small enough to train within a test, on the world of `moving_square`."""
+"""Settings and a learner of a model small enough to train within a test, on the world of `moving_square`."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from moving_square import square_format
+
 from dreamfleet.common.settings.schema import Settings
+from dreamfleet.learner.learner import Learner
+from dreamfleet.replay.replay import Replay
 
 
 def small_settings(**changes: Any) -> Settings:
@@ -33,3 +38,8 @@ def small_settings(**changes: Any) -> Settings:
     for name, section in changes.items():
         sections[name] = sections.get(name, {}) | section
     return Settings(seed=3, **sections)
+
+
+def learner_on(replay: Replay, directory: Path, settings: Settings | None = None, prefetch: bool = False) -> Learner:
+    """Return a learner of the small model on a replay of the moving square."""
+    return Learner(settings or small_settings(), square_format().spaces, replay, directory, prefetch)
