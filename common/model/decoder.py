@@ -6,6 +6,7 @@ Shapes: N any leading axes flattened, F feature (D + S), H and W height and widt
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from itertools import pairwise
 
 import torch
@@ -47,7 +48,9 @@ class DoublingConv2d(nn.Conv2d):
 
     def small_kernels(self) -> Tensor:
         """Return the 3×3 kernels of the four doubles (4·C, channels_in, 3, 3), float32, the row's double first."""
-        with torch.autocast(self.weight.device.type, enabled=False):  # sums of weights are not to be rounded first
+        is_meta = self.weight.is_meta  # a device of which torch.autocast knows nothing
+        exactly = nullcontext() if is_meta else torch.autocast(self.weight.device.type, enabled=False)
+        with exactly:  # sums of weights are not to be rounded first
             rows = torch.tensordot(self.taps, self.weight, ([2], [2]))  # (2, 3, C, channels_in, 5)
             both = torch.tensordot(rows, self.taps, ([4], [2]))  # (2 rows, 3, C, channels_in, 2 columns, 3)
         return both.permute(0, 4, 2, 3, 1, 5).flatten(0, 2)

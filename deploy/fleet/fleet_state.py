@@ -34,7 +34,7 @@ class FleetState:
 
     def stop(self, reason: str) -> None:
         """End the run after the orders in flight, with a checkpoint, as the first Ctrl-C does."""
-        self.stop_reason = self.stop_reason or reason
+        self.stop_reason = self.stop_reason or reason or "no reason given"
 
 
 class GiveOrder(Protocol):

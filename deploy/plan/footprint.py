@@ -21,21 +21,25 @@ TEMPORARY = 1.3
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """The number of trained parameters, and in bytes the published weights and what backward keeps of a batch."""
+    """The number of trained parameters, and in bytes the published weights and what backward keeps of a batch.
+
+    `fixed` are parameters that are not trained: the slow critic's.
+    """
 
     parameters: int
     weights: int
     activations: int
+    fixed: int = 0
 
     @property
     def checkpoint(self) -> int:
         """Bytes of parameters and Adam's two moments."""
-        return 12 * self.parameters
+        return 12 * self.parameters + 4 * self.fixed
 
     @property
     def training(self) -> float:
         """An estimate of the bytes to train: parameters, gradients, Adam's two moments, and a batch's activations."""
-        return 16 * self.parameters + TEMPORARY * self.activations
+        return 16 * self.parameters + 4 * self.fixed + TEMPORARY * self.activations
 
 
 @dataclass(frozen=True)
@@ -123,9 +127,9 @@ def compressed_sequence_bytes(step_format: StepFormat, length: int, chunk_steps:
 
 
 def model_sizes(settings: Settings, spaces: Spaces) -> ModelSizes:
-    """Return the model's sizes.
+    """Return the sizes of the world model and, if an actor learns, of actor and critic.
 
-    The model and a batch are made without memory (on torch's meta device) and the loss is computed on them: the
+    Networks and a batch are made without memory (on torch's meta device) and the losses are computed on them: the
     activations are all that autograd keeps for backward, in float32. A GPU in bfloat16 takes less.
 
     Raises:
@@ -133,7 +137,8 @@ def model_sizes(settings: Settings, spaces: Spaces) -> ModelSizes:
     """
     import torch
 
-    from dreamfleet.common.model.world_model import WorldModel
+    from dreamfleet.common.acting.agent_networks import AgentNetworks
+    from dreamfleet.learner.behaviour.actor_critic import imagine, make_actor_critic
     from dreamfleet.learner.world_model_loss import world_model_loss
 
     kept: dict[int, Any] = {}
@@ -145,14 +150,21 @@ def model_sizes(settings: Settings, spaces: Spaces) -> ModelSizes:
         return tensor
 
     with torch.device("meta"):
-        model = WorldModel(spaces, settings.model)
+        agent = AgentNetworks(spaces, settings)
+        actor_critic = make_actor_critic(agent, settings)
         batch = made_up_batch(settings, spaces)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            world_model_loss(model, batch, settings.loss)
-    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+            states = world_model_loss(agent.world_model, batch, settings.loss).rollout.states
+            if actor_critic is not None:
+                imagined = imagine(agent, states, settings.behaviour.horizon, actor_critic.through_model)
+                actor_critic.losses(agent, imagined, states, batch)
+    networks = [agent, *([actor_critic] if actor_critic is not None else [])]
+    parameters = {id(parameter): parameter for network in networks for parameter in network.parameters()}.values()
+    own = {parameter.untyped_storage()._cdata for parameter in parameters}
     return ModelSizes(
-        parameters=model.parameter_count(),
-        weights=4 * sum(tensor.numel() for tensor in model.acting_parameters().values()),
+        parameters=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        fixed=sum(parameter.numel() for parameter in parameters if not parameter.requires_grad),
+        weights=4 * sum(tensor.numel() for tensor in agent.acting_parameters().values()),
         activations=sum(storage.nbytes() for address, storage in kept.items() if address not in own),
     )
 

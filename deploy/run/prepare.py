@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from dreamfleet.common.experience.spaces import ActionSpec, Spaces, first_differ
 from dreamfleet.common.process_log import LogRecord
 from dreamfleet.common.settings.resolve import leaves, resolve
 from dreamfleet.common.settings.schema import Settings
+from dreamfleet.deploy.fleet.fleet_state import Callbacks
 from dreamfleet.deploy.fleet.ledger import TrainRatio
 from dreamfleet.deploy.monitoring.progress import quiet_log
 from dreamfleet.deploy.run_directory import RunDirectory
@@ -59,6 +60,16 @@ def environment_id(environment: Environment) -> str:
             "that is defined at the top level of a module, a script or a notebook."
         )
     return f"{environment.__module__}:{name}"
+
+
+def check_callbacks(callbacks: Sequence[Callbacks]) -> None:
+    """Refuse what is no sequence of callbacks, before anything is started.
+
+    Raises:
+        UserError: naming it.
+    """
+    if not isinstance(callbacks, Sequence) or not all(isinstance(one, Callbacks) for one in callbacks):
+        raise UserError(f"callbacks={callbacks!r}: give a list of objects whose classes derive from df.Callbacks.")
 
 
 def directory_of(directory: str | Path | None, label: Environment) -> RunDirectory:

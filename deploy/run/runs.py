@@ -35,7 +35,7 @@ from dreamfleet.deploy.fleet.fleet_state import Callbacks
 from dreamfleet.deploy.fleet.ledger import Ledger
 from dreamfleet.deploy.monitoring.run_callbacks import RunCallbacks
 from dreamfleet.deploy.run.dream_sequences import RecordedDream, dream_of
-from dreamfleet.deploy.run.prepare import Environment, RunSpec, directory_of, start_settings
+from dreamfleet.deploy.run.prepare import Environment, RunSpec, check_callbacks, directory_of, start_settings
 from dreamfleet.deploy.run.prepare_collecting import prepare_collecting, settings_to_collect
 from dreamfleet.deploy.run.prepare_training import prepare_training
 from dreamfleet.deploy.run.session import StopRequest, open_session
@@ -96,6 +96,7 @@ def train(
         UserError: if the settings, the environment, the dataset or the directory are at fault.
         RunFailedError: if the run cannot go on, with the cause; what it has is kept.
     """
+    check_callbacks(callbacks)
     run = directory_of(directory, environment or "train")
     spec = prepare_training(run, start_settings(settings, environment, run), inline, address)
     run.create()
@@ -126,6 +127,7 @@ def collect(
         UserError: if the settings, the environment, the policy or the directory are at fault.
         RunFailedError: if no actor can go on, with the cause; what was collected is kept.
     """
+    check_callbacks(callbacks)
     run = directory_of(directory, environment or "collect")
     acting = RunDirectory(Path(policy)).existing("--policy") if policy else None
     settings = start_settings(settings or settings_to_collect([], [], run, acting), environment, run)

@@ -151,6 +151,14 @@ def test_settings_from_python_are_checked_like_flags() -> None:
         make_settings(learner={"batch_size": "many"})
 
 
+@pytest.mark.parametrize("given", [df.Callbacks(), [df.Callbacks], [lambda: None], "callbacks"])
+def test_callbacks_that_are_none_are_refused_before_anything_is_made(given: Any, tmp_path: Path) -> None:
+    """One instead of a list, a class instead of an object, or something else."""
+    with pytest.raises(UserError, match="a list of objects whose classes derive from"):
+        df.train(make_settings("debug"), directory=tmp_path / "run", callbacks=given, inline=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_environment_without_a_name_is_refused() -> None:
     """Actors find it by its name, which a lambda or a function within a function has not."""
     assert environment_id("CartPole-v1") == "CartPole-v1"

@@ -12,12 +12,12 @@ import torch
 from make_chunks import cut, image_format, make_stream, mixed_format
 
 from dreamfleet.actors.environments.make import probe_environment
-from dreamfleet.common.acting.agent_networks import flatten
+from dreamfleet.common.acting.agent_networks import AgentNetworks, flatten
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.formatting import WIDTH, format_bytes
 from dreamfleet.common.model.world_model import WorldModel
-from dreamfleet.common.settings.resolve import resolve_with_sources
+from dreamfleet.common.settings.resolve import resolve, resolve_with_sources
 from dreamfleet.common.settings.schema import ReplaySettings, Settings
 from dreamfleet.deploy.command_line import main
 from dreamfleet.deploy.fleet.ledger import TrainRatio
@@ -43,6 +43,7 @@ from dreamfleet.deploy.plan.traffic import (
     wanted_env_steps,
 )
 from dreamfleet.deploy.run_directory import RunDirectory
+from dreamfleet.learner.behaviour.actor_critic import make_actor_critic
 from dreamfleet.replay.replay import Replay
 
 SETTINGS = Settings.model_validate(
@@ -166,6 +167,28 @@ def test_the_model_s_sizes_are_the_real_model_s(tmp_path: Path) -> None:
     assert footprint_of(settings, spaces, 1.0).model.checkpoint == pytest.approx(written, rel=0.15)
     twice = settings.model_copy(update={"learner": settings.learner.model_copy(update={"batch_size": 6})})
     assert model_sizes(twice, spaces).activations == pytest.approx(2 * sizes.activations, rel=0.1)
+
+
+SHORT = [("learner.batch_size", "2"), ("learner.sequence_length", "6")]
+RANDOM = [*SHORT, ("behaviour.kind", "random")]
+
+
+def test_an_actor_and_its_critic_are_counted(tmp_path: Path) -> None:
+    """In what is published, in a checkpoint and in what backward keeps, which grows with the imagined horizon."""
+    settings = resolve(["dreamer_v3", "debug"], SHORT)
+    spaces = image_format().spaces
+    sizes, alone = (model_sizes(one, spaces) for one in (settings, resolve(["dreamer_v3", "debug"], RANDOM)))
+    agent = AgentNetworks(spaces, settings)
+    actor_critic = make_actor_critic(agent, settings)
+    assert actor_critic is not None
+    assert sizes.weights == flatten(agent.acting_parameters()).nbytes > alone.weights
+    networks = {"model": agent.world_model.state_dict(), "behaviour": actor_critic.state_dict()}
+    torch.save(networks, tmp_path / "networks.pt")
+    assert 4 * (sizes.parameters + sizes.fixed) == pytest.approx((tmp_path / "networks.pt").stat().st_size, rel=0.4)
+    assert sizes.parameters > alone.parameters
+    assert sizes.fixed > alone.fixed == 0
+    longer = resolve(["dreamer_v3", "debug"], [*SHORT, ("behaviour.horizon", "30")])
+    assert model_sizes(longer, spaces).activations > 1.05 * sizes.activations
 
 
 @pytest.mark.parametrize(
