@@ -18,12 +18,13 @@ INSTALL = set -o pipefail; $(PIP) install --progress-bar off --constraint constr
 
 comma := ,
 
-.PHONY: help train test test-processors cluster-test check bench clean
+.PHONY: help train test test-long test-processors cluster-test check bench clean
 
 help:
 	@echo "make train   install what is needed, then train the preset 'quickstart' (ARGS='--seed 1' adds flags)"
 	@echo "             (PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu' adds flags to every pip install)"
 	@echo "make test    install what tests need, then run them (ARGS='-k replay' selects)"
+	@echo "make test-long   the tests that take a minute each, of which 'make test' has shorter forms"
 	@echo "make test-processors   the tests of numbers again, as older processors and other numbers of threads round them"
 	@echo "make cluster-test   a whole cluster on four test hosts of this machine; needs root, minutes"
 	@echo "make check   ruff and mypy"
@@ -36,8 +37,11 @@ train: $(VENV)/main.installed
 test: $(VENV)/dev.installed
 	$(BIN)/python -m pytest $(ARGS)
 
+test-long: $(VENV)/dev.installed
+	$(BIN)/python -m pytest -m long $(ARGS)
+
 # Torch's own kernels, convolutions and matrix products are three libraries, each with a setting of its own.
-NUMERIC := $(BIN)/python -m pytest -m 'numeric and not slow'
+NUMERIC := $(BIN)/python -m pytest -m 'numeric and not slow and not long'
 test-processors: $(VENV)/dev.installed
 	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE $(NUMERIC) $(ARGS)
 	! grep -qw avx2 /proc/cpuinfo || OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2 $(NUMERIC) $(ARGS)

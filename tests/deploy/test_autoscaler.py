@@ -94,7 +94,7 @@ def wait_for_listener(head: subprocess.Popen[bytes], port: int, log: Path) -> No
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_fleet_that_lacks_experience_has_its_cluster_grow(address: str, tmp_path: Path) -> None:
     """From a head alone, the autoscaler adds the nodes that the fleet asks for, up to the cluster's own limit."""
     write_workshop(tmp_path)

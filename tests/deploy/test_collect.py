@@ -230,6 +230,7 @@ def test_what_cannot_begin_leaves_nothing(
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_collecting_survives_kill_and_ctrl_c(start: Callable[..., Command], folder: Path) -> None:
     """A collect that is killed, then stopped, then left alone ends with exactly the steps, over two shards."""
     shards = ("--replay.shards", "2", "--steps", "3000")

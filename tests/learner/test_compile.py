@@ -173,7 +173,7 @@ def test_a_traced_update_is_the_eager_one(monkeypatch: pytest.MonkeyPatch, prese
     assert_parity(preset, action, "cpu")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.hangs_after(900)  # the compiler took 91 s on two cores that much else shared
 @pytest.mark.skipif(not HAS_CPP, reason="no C++ compiler, which torch.compile needs on a CPU")
 def test_a_compiled_update_is_the_eager_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
