@@ -24,7 +24,7 @@ help:
 	@echo "make train   install what is needed, then train the preset 'quickstart' (ARGS='--seed 1' adds flags)"
 	@echo "             (PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu' adds flags to every pip install)"
 	@echo "make test    install what tests need, then run them (ARGS='-k replay' selects)"
-	@echo "make test-long   the tests that take a minute each, of which 'make test' has shorter forms"
+	@echo "make test-long   the longest tests, of which 'make test' has shorter forms"
 	@echo "make test-processors   the tests of numbers again, as older processors and other numbers of threads round them"
 	@echo "make cluster-test   a whole cluster on four test hosts of this machine; needs root, minutes"
 	@echo "make check   ruff and mypy"

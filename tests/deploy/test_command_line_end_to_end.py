@@ -171,6 +171,7 @@ def test_ctrl_c_and_sigterm_end_cleanly_and_the_run_is_resumed(
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_sigkill_and_a_second_ctrl_c_lose_nothing_acknowledged(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

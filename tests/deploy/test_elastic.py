@@ -31,7 +31,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_auto_follows_a_real_cluster(cluster: Any, tmp_path: Path) -> None:
     """With actors `auto` a node that joins gets its actors while the run goes on, and may be lost again."""
     write_workshop(tmp_path)

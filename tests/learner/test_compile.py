@@ -31,9 +31,9 @@ HAS_GPU = torch.cuda.is_available()
 needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="torch finds no GPU here")
 MIXED = ActionSpec("mixed", (2, 3), (-1.0, 0.0), (1.0, float("inf")))
 CASES = [
-    ("dreamer_v3", CHOICE),
     ("dreamer_v3", MIXED),
-    ("dreamer_v3", BOX),
+    pytest.param("dreamer_v3", CHOICE, marks=pytest.mark.long),
+    pytest.param("dreamer_v3", BOX, marks=pytest.mark.long),
     ("dreamer_v2", CHOICE),
     ("dreamer_v1", BOX),
     ("planet", BOX),

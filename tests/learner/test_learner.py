@@ -30,6 +30,7 @@ def same_weights(one: Learner, other: Learner) -> bool:
     return mine.keys() == others.keys() and all(torch.equal(mine[name], others[name]) for name in mine)
 
 
+@pytest.mark.long
 def test_it_learns_what_moves(tmp_path: Path) -> None:
     """Held out, the open loop is far better than a frame that stands still or the mean one, 5 steps ahead."""
     replay = square_replay(tmp_path / "replay", sequence_length=12)
