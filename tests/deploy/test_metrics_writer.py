@@ -103,6 +103,15 @@ def test_a_run_s_seconds_leave_out_the_pauses_between_its_starts(
     assert row_seconds(run.evaluations_file) == [47.0]
 
 
+def test_a_return_that_is_not_finite_is_null(run: RunDirectory) -> None:
+    """JSON has no number for it, and strict readers take no other."""
+    writer = begun(run, 0)
+    writer.evaluation({**evaluation(100, 1), "mean": float("nan"), "returns": [1.0, float("inf")]})
+    writer.close()
+    row = json.loads(run.evaluations_file.read_text(), parse_constant=pytest.fail)
+    assert (row["mean"], row["returns"]) == (None, [1.0, None])
+
+
 def test_rows_are_left_alone_where_none_is_too_many(run: RunDirectory) -> None:
     """Nothing is written anew without need, and a missing file is no fault."""
     file = run.metrics_file
