@@ -76,7 +76,7 @@ class MetricsWriter:
             self._board.add_scalar(name, value, updates)
 
     def evaluation(self, found: Mapping[str, Any]) -> None:
-        """Write an evaluation: `env_steps`, `updates`, `mean` and `std` of the returns, and more; not finite is null."""
+        """Write an evaluation: `env_steps`, `updates`, `mean` and `std` of returns, and more; not finite is null."""
         with self._run.evaluations_file.open("a") as file:
             file.write(json.dumps({**self._times(), **finite_or_none(dict(found))}, allow_nan=False) + "\n")
         if self._prometheus:
