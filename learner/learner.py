@@ -140,24 +140,25 @@ class Learner:
             NotFiniteLossError: before an update from a loss or gradient that is not finite; those before it are made.
         """
         stopwatch = Stopwatch()
-        made: list[MadeUpdate] = []
+        batches: list[tuple[int, np.ndarray]] = []
+        made: MadeUpdate | None = None
         sums: Tensor | None = None
         for _ in range(updates):
             if self._is_finishing.is_set():
                 break
-            made.append(self._make_next_update(stopwatch))
-            values = made[-1].update.values
-            sums = values if sums is None else sums + values
-            if len(made) > 1:  # while the device computes this update, the one before it is known
-                self._confirm(made[-2])
+            before, made = made, self._make_next_update(stopwatch)
+            batches.append((made.number - 1, made.batch["version"].numpy()))
+            sums = made.update.values if sums is None else sums + made.update.values
+            if before is not None:  # while the device computes this update, the one before it is known
+                self._confirm(before)
         means = {}
-        if sums is not None:
-            self._confirm(made[-1])
-            found = zip(made[-1].update.names, sums.tolist(), strict=True)  # all in one transfer
-            means = {name: value / len(made) for name, value in found}
-            means |= staleness([one.number - 1 for one in made], [one.batch["version"].numpy() for one in made])
+        if made is not None and sums is not None:
+            self._confirm(made)
+            found = zip(made.update.names, sums.tolist(), strict=True)  # all in one transfer
+            means = {name: value / len(batches) for name, value in found}
+            means |= staleness(*zip(*batches, strict=True))
         every = self._settings.learner.publish_every
-        is_due = self._published is None or self.updates // every > (self.updates - len(made)) // every
+        is_due = self._published is None or self.updates // every > (self.updates - len(batches)) // every
         with stopwatch("publish"):
             published = self.publish() if is_due else None
         return TrainReport(self.updates, means, dict(stopwatch.seconds), published=published)
@@ -185,9 +186,6 @@ class Learner:
             NotFiniteLossError: if it was not; it and the update after it have changed nothing.
         """
         if made.update.sound:
-            kept = {"version": made.batch["version"]}  # the rest of the batch is not needed any more
-            made.batch.clear()
-            made.batch.update(kept)
             return
         self.updates = made.number - 1
         self._updater.forget_failure()

@@ -130,7 +130,7 @@ class LaProp(torch.optim.Optimizer):
         if "updates" not in state:
             state["updates"] = torch.zeros((), dtype=torch.float32, device=first.device)
         count: Tensor = state["updates"]
-        return count.add_(1.0 if self.found_inf is None else 1.0 - self.found_inf)
+        return count.add_(_made(self.found_inf, count))
 
     def _moments(self, parameter: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[parameter]
