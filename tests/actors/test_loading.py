@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium
 import pytest
 from chunk_shelf import start_shelf
+from fresh_rendering import before_a_library_is_chosen
 from gymnasium.envs import registration
 from patience import PATIENCE_S
 
@@ -292,14 +293,8 @@ def test_what_mujoco_draws_with_is_chosen_before_user_code_is_imported(
     given: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The user's module finds MUJOCO_GL set, to the user's value if there is one; where MuJoCo is not, nothing is."""
-    monkeypatch.setenv("MUJOCO_GL", given or "")
-    monkeypatch.setenv(rendering.FOUND_VARIABLE, "")
-    if given is None:
-        monkeypatch.delenv("MUJOCO_GL")
-    monkeypatch.setattr(rendering.sys, "platform", "linux")
+    before_a_library_is_chosen(monkeypatch, given, ["osmesa"])
     monkeypatch.setattr(rendering.importlib.util, "find_spec", lambda name: name == "mujoco")
-    monkeypatch.delitem(sys.modules, "mujoco", raising=False)
-    monkeypatch.setattr(rendering, "_try", lambda value: "" if value == "osmesa" else "none")
     rendering.choice.cache_clear()
     load("registering_module:Registered-v0")
     rendering.choice.cache_clear()

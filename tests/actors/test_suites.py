@@ -21,6 +21,7 @@ import cv2
 import gymnasium
 import numpy as np
 import pytest
+from fresh_rendering import before_a_library_is_chosen
 from patience import PATIENCE_S
 
 from dreamfleet.actors.collector import build_collector
@@ -290,14 +291,8 @@ def test_the_library_that_draws_is_chosen_and_told(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """EGL before OSMesa, each only if it works; the user's MUJOCO_GL before both; the log says which and why."""
-    monkeypatch.setenv("MUJOCO_GL", given or "")
-    monkeypatch.setenv(rendering.FOUND_VARIABLE, "")
-    if given is None:
-        monkeypatch.delenv("MUJOCO_GL")
-    monkeypatch.setattr(rendering.sys, "platform", "linux")
-    monkeypatch.delitem(sys.modules, "mujoco", raising=False)
+    before_a_library_is_chosen(monkeypatch, given, working)
     monkeypatch.setattr(process_log, "_logged_once", {})
-    monkeypatch.setattr(rendering, "_try", lambda value: "" if value in working else "none")
     with caplog.at_level(logging.INFO, "dreamfleet"):
         refusal = rendering.choose_library()
     assert os.environ["MUJOCO_GL"] == chosen
