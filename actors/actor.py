@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import platform
 from typing import Any
 
 import cv2
+import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from dreamfleet.actors.collector import Collector, CollectReport, build_collector
 from dreamfleet.actors.environments.user_objects import SentCode
 from dreamfleet.actors.evaluator import EvaluationReport, evaluate_weights
+from dreamfleet.actors.inference_client import AsksByName
+from dreamfleet.actors.last_words import announce_exits
 from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.process_log import WorkerLog
 from dreamfleet.common.settings.schema import Settings
@@ -31,27 +35,42 @@ class ActorProcess:
 
     Args:
         sent_code: what this process needs of the one that started the run, if anything.
+        inference: how the names of the processes begin that act for all actors; empty where each acts by itself.
     """
 
     def __init__(
-        self, settings: Settings, actor: int, incarnation: int, replay: Any, sent_code: SentCode | None = None
+        self,
+        settings: Settings,
+        actor: int,
+        incarnation: int,
+        replay: Any,
+        sent_code: SentCode | None = None,
+        inference: str = "",
     ) -> None:
         cv2.setNumThreads(1)
         if sent_code:
             sent_code.install(ray.get_runtime_context().get_node_id())
+        announce_exits()
         self._log = WorkerLog.install()
         self._settings, self._actor, self._incarnation, self._replay = settings, actor, incarnation, replay
+        self._ask = AsksByName(inference) if inference else None
         self._built: Collector | None = None
 
     @property
     def _collector(self) -> Collector:
         """Built at the first order: an error in an actor's constructor would come with pages of Ray's own text."""
         if self._built is None:
-            self._built = build_collector(self._settings, self._actor, self._incarnation, RayChunkWriter(self._replay))
+            writer = RayChunkWriter(self._replay)
+            self._built = build_collector(self._settings, self._actor, self._incarnation, writer, self._ask)
         return self._built
 
     def greet(self) -> str:
-        """Return the name of the machine; an answer means that Ray has placed the actor."""
+        """Return the name of the machine; an answer means that Ray has placed the actor.
+
+        What a policy needs is imported before: on a busy machine that takes seconds, which are not the environment's.
+        """
+        if self._settings.behaviour.kind != "random" and not self._ask:
+            importlib.import_module("dreamfleet.common.acting.model_policy")
         return platform.node()
 
     def collect(self, steps: int, weights: PublishedWeights | None) -> CollectReport:
@@ -64,7 +83,7 @@ class ActorProcess:
         lost = int(weights is not None and not self._adopt(weights))
         try:
             report = self._collector.collect(steps)
-        except Exception:
+        except BaseException:  # KeyboardInterrupt, too
             self.close()  # processes that its environments started would outlive this one
             raise
         report.weights_lost = lost
@@ -93,6 +112,9 @@ class ActorProcess:
     def _adopt(self, weights: PublishedWeights) -> bool:
         """Adopt weights if they are newer; return False if they cannot be fetched, as after the learner's death."""
         if weights.version <= self._collector.version:
+            return True
+        if self._ask:
+            self._collector.adopt(weights.version, np.empty(0, np.float32))  # they act elsewhere
             return True
         try:
             self._collector.adopt(weights.version, ray.get(weights.handle, timeout=WEIGHTS_TIMEOUT_S))

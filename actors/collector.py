@@ -13,8 +13,9 @@ import numpy as np
 
 from dreamfleet.actors.environment_batch import EnvironmentBatch, EnvironmentFailedError
 from dreamfleet.actors.environments.wrappers import step_counter
-from dreamfleet.common.acting.make_policy import make_policy
+from dreamfleet.common.acting.make_policy import make_policy, make_random_policy, policy_seed
 from dreamfleet.common.acting.policy import Policy
+from dreamfleet.common.acting.remote_policy import Ask, RemotePolicy
 from dreamfleet.common.errors import UserError, WrongHereError
 from dreamfleet.common.experience.chunk import ChunkKey, encode_chunk
 from dreamfleet.common.experience.spaces import zero_action
@@ -250,8 +251,13 @@ def environment_seeds(settings: Settings, actor: int, incarnation: int) -> list[
     ]
 
 
-def build_collector(settings: Settings, actor: int, incarnation: int, writer: ChunkWriter) -> Collector:
+def build_collector(
+    settings: Settings, actor: int, incarnation: int, writer: ChunkWriter, ask: Ask | None = None
+) -> Collector:
     """Return the collector of one incarnation of an actor, made as the settings say.
+
+    Args:
+        ask: asks a process that acts for all actors; with None the actor acts by itself.
 
     Raises:
         WrongHereError: if the environment cannot be made.
@@ -263,8 +269,12 @@ def build_collector(settings: Settings, actor: int, incarnation: int, writer: Ch
         raise WrongHereError(str(error)) from error
     except KeyboardInterrupt as error:  # raised by the environment itself: Ctrl-C is handled elsewhere in this process
         raise WrongHereError(f"env.id '{settings.env.id}' could not be made: KeyboardInterrupt.") from error
-    policy_seed = derive_seed(settings.seed, "policy", actor, incarnation)
-    policy = make_policy(settings, environments.spaces, len(seeds), policy_seed)
+    spaces, seed = environments.spaces, policy_seed(settings, actor, incarnation)
+    if ask is None:
+        policy: Policy = make_policy(settings, spaces, len(seeds), seed)
+    else:
+        by_chance = make_random_policy(settings, spaces, len(seeds), seed)
+        policy = RemotePolicy(ask, actor, incarnation, by_chance, settings.actors.order_timeout_s)
     log.info("actor %d, incarnation %d: environments' seeds %s", actor, incarnation, seeds)
     return Collector(environments, policy, writer, actor, incarnation)
 

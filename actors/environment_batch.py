@@ -14,7 +14,7 @@ from dreamfleet.actors.environments.user_code import LARGEST, close_environment,
 from dreamfleet.actors.spaces.action_spaces import action_converter
 from dreamfleet.actors.spaces.vectors import VectorBounds
 from dreamfleet.common.experience.steps import CHUNK_STEPS, StepFormat
-from dreamfleet.common.settings.schema import EnvironmentSettings
+from dreamfleet.common.settings.environment import EnvironmentSettings
 from dreamfleet.common.stop_sign import StepInterrupted
 
 _FLAGS = ("is_first", "is_last", "is_terminal")
@@ -168,16 +168,14 @@ class EnvironmentBatch:
             fault = self._vector_bounds.fault(spec.name, arrays[spec.name])
             if fault:
                 t, clause = fault
-                raise self._failure(
-                    k,
-                    f"its observation '{spec.name}' at step {first_step + t} of its stream "
-                    f"(episode {arrays['episode'][t]}) {clause}",
-                )
+                place = f"in episode {arrays['episode'][t]} at step {first_step + t} of its stream"
+                raise self._failure(k, f"its observation '{spec.name}' {clause}", place)
 
-    def _failure(self, k: int, cause: str) -> EnvironmentFailedError:
+    def _failure(self, k: int, cause: str, place: str = "") -> EnvironmentFailedError:
+        """Return the error of environment `k`, which happened now, unless another `place` is given."""
+        place = place or f"in episode {max(self._episode[k], 0)} at step {self.lengths[k]}"
         return EnvironmentFailedError(
-            f"environment '{self._settings.id}' (actor {self._actor}, environment {k}) failed in episode "
-            f"{max(self._episode[k], 0)} at step {self.lengths[k]}: {cause}"
+            f"environment '{self._settings.id}' (actor {self._actor}, environment {k}) failed {place}: {cause}"
         )
 
     def _begin_episode(self, k: int, seed: int | None) -> None:

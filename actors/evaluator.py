@@ -24,7 +24,8 @@ from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.process_log import LogRecord
 from dreamfleet.common.seeds import derive_seed
-from dreamfleet.common.settings.schema import EnvironmentSettings, Settings
+from dreamfleet.common.settings.environment import EnvironmentSettings
+from dreamfleet.common.settings.schema import Settings
 from dreamfleet.common.video import encode_gif, to_rgb
 
 DEFAULT_FPS = 30.0

@@ -20,5 +20,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean '{found[0]}'?" if found else ""
 
 
+def shown(value: object, most: int = 200) -> str:
+    """Return a value as Python writes it, cut where it would be longer than a sentence bears."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 class RunFailedError(Exception):
     """A run that cannot continue: the sentence gives the reason; the traceback is in the log only."""

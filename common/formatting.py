@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
+
+import numpy as np
 
 WIDTH = 100
 """Characters of a line at most."""
 ARROW = "→ "
 """Begins advice; its further lines are indented below the words."""
 _GAP = "  "
+MOST_TEXT = 2000
+"""Characters of a text from elsewhere, such as an error of the user's code, that are worth keeping."""
 
 
 def format_bytes(count: float) -> str:
@@ -36,10 +40,15 @@ def format_duration(seconds: float) -> str:
 
 
 def finite_or_none(value: Any) -> Any:
-    """Return plain data with None for each number, in lists and mappings too, that is not finite: JSON has none."""
-    if isinstance(value, dict):
-        return {name: finite_or_none(inner) for name, inner in value.items()}
-    if isinstance(value, list):
+    """Return plain data for JSON: arrays as lists, and None for each number that is not finite, which JSON lacks."""
+    if hasattr(value, "tolist"):  # numpy's arrays and numbers
+        plain = value.tolist()
+        if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and np.isfinite(value).all():
+            return plain
+        value = plain
+    if isinstance(value, Mapping):
+        return {str(name): finite_or_none(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
         return [finite_or_none(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -74,11 +83,21 @@ def wrap(text: str, start: str = "", hang: int = 0) -> list[str]:
     return lines or [start.rstrip()]
 
 
+def shorten(text: str, most: int = MOST_TEXT) -> str:
+    """Return a text of at most `most` characters: of a longer one two thirds of that from its start, and its end."""
+    if len(text) <= most:
+        return text
+    mark = f" … ({len(text):,} characters) … "
+    kept = max(0, most - len(mark))
+    return text[: kept - kept // 3] + mark + text[len(text) - kept // 3 :]
+
+
 def number(value: float) -> str:
     """Return a number with three digits, or with all before the point if these are more."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def counted(count: int, noun: str) -> str:
-    """Return `1 actor`, `2 actors`."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"
+    """Return `1 actor`, `2 actors`, `2 losses`."""
+    ending = "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{ending if count != 1 else ''}"

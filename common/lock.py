@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from dreamfleet.common.errors import UserError
@@ -19,19 +20,27 @@ class DirectoryLock:
     `shown` is the directory's name in messages, its path if None.
 
     Raises:
-        UserError: if another process (or another lock of this one) still has it after `wait_s`.
+        UserError: if another process (or another lock of this one) still has it after `wait_s`, or it cannot be locked.
     """
 
     def __init__(self, path: Path, wait_s: float = 0, shown: Path | None = None) -> None:
         self._shown = shown or path
-        self._descriptor = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._descriptor = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        except IsADirectoryError:
+            raise UserError(
+                f"{self._shown} cannot be locked: {LOCK_NAME} in it is a directory. Move that elsewhere."
+            ) from None
+        except OSError as error:  # a full disk has no room for a new file, one that is read-only takes none
+            raise UserError(f"{self._shown} cannot be locked: {LOCK_NAME} in it: {error.strerror}.") from None
         try:
             self._acquire(wait_s)
         except BaseException:
             os.close(self._descriptor)
             raise
         os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+        with suppress(OSError):  # a disk that is full has no room for the note; the lock holds without it
+            os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         """Release the directory; a second call does nothing."""

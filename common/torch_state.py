@@ -7,7 +7,7 @@ of it is float64: tests use this to compare two computations, since float32 roun
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -55,6 +55,12 @@ def own_torch_state() -> Iterator[None]:
 def full_precision(x: Tensor) -> Tensor:
     """Return a network's numbers as float32 if they are shorter; float32 and float64 stay unchanged."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which products with `x` are computed in its own type."""
+    # torch.autocast knows nothing of the device "meta".
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def as_input(x: Tensor) -> Tensor:

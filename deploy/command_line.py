@@ -1,18 +1,21 @@
-"""The command line: reads arguments and calls the command; only commands import heavy libraries."""
+"""The command line: reads arguments and calls the command; only commands import heavy libraries.
+
+All but the standard library is imported within `main`, which makes one line of a Ctrl-C, also in the first second.
+"""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from dreamfleet.common.errors import RunFailedError, UserError
-from dreamfleet.common.settings.presets import preset_names, preset_summary
-from dreamfleet.common.settings.resolve import resolve, resolve_with_sources
-from dreamfleet.common.settings.schema import Settings
-from dreamfleet.deploy.parser import make_parser, parse
-from dreamfleet.deploy.workers.address import use_token
+
+if TYPE_CHECKING:
+    import argparse
+
+    from dreamfleet.common.settings.schema import Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    from dreamfleet.deploy.parser import make_parser, parse
+    from dreamfleet.deploy.workers.address import use_token
+
     if not arguments:
         make_parser().print_help()
         return 2
@@ -47,12 +53,24 @@ def _run(arguments: list[str]) -> int:
 
 
 def _train(given: argparse.Namespace) -> int:
+    from dreamfleet.common.settings.resolve import resolve_with_sources
     from dreamfleet.deploy.run_directory import RunDirectory
 
     run = RunDirectory(given.run) if given.run else None
     base = run.config_file if run and run.config_file.exists() else None
     flags = [*given.flags, ("train.dataset", str(given.dataset))] if given.dataset else given.flags
-    settings, sources = resolve_with_sources(given.preset, flags, base=base)
+    if given.checkpoint != "newest" and not given.origin:
+        raise UserError("flag --checkpoint: it is of --from RUN, which is not given.")
+    if given.origin:
+        from dreamfleet.deploy.run.origin import check_same_origin, settings_from
+
+        origin = RunDirectory(given.origin).existing("--from")
+        if run and base:
+            check_same_origin(run, origin)
+    if given.origin and not base:
+        settings, sources = settings_from(origin, given.checkpoint, given.preset, flags)
+    else:
+        settings, sources = resolve_with_sources(given.preset, flags, base=base)
     run = run or RunDirectory.new(given.preset[-1] if given.preset else settings.env.id)
     from dreamfleet.deploy.run.prepare_training import check_environment_flags
 
@@ -71,6 +89,8 @@ def _collect(given: argparse.Namespace) -> int:
     from dreamfleet.deploy.run.runs import collect
     from dreamfleet.deploy.run_directory import RunDirectory
 
+    if given.checkpoint != "newest" and not given.policy:
+        raise UserError("flag --checkpoint: it is of --policy RUN, which is not given.")
     run = RunDirectory(given.out)
     policy = RunDirectory(given.policy).existing("--policy") if given.policy else None
     flags = [*given.flags, ("actors.count", given.actors)] if given.actors else given.flags
@@ -84,6 +104,18 @@ def _collect(given: argparse.Namespace) -> int:
         address=given.address,
     )
     return result.exit_code
+
+
+def _sweep(given: argparse.Namespace) -> int:
+    from dreamfleet.deploy.sweep.sweep import sweep
+
+    return sweep(given.file, given.out, given.jobs, given.address, is_dry=given.dry_run)
+
+
+def _compare(given: argparse.Namespace) -> int:
+    from dreamfleet.deploy.compare.compare import print_comparison
+
+    return print_comparison(given.runs, given.out, given.against)
 
 
 def _submit(given: argparse.Namespace) -> int:
@@ -119,6 +151,7 @@ def _plan(given: argparse.Namespace) -> int:
 
 def _settings_of(given: argparse.Namespace) -> Settings:
     """Return the settings of --run if it exists, under those of presets and flags."""
+    from dreamfleet.common.settings.resolve import resolve
     from dreamfleet.deploy.run_directory import RunDirectory
 
     base = RunDirectory(given.run).existing().config_file if given.run and given.run.exists() else None
@@ -154,6 +187,15 @@ def _dream(given: argparse.Namespace) -> int:
     return 0
 
 
+def _view(given: argparse.Namespace) -> int:
+    from dreamfleet.deploy.run_directory import RunDirectory
+
+    RunDirectory(given.directory).existing("")  # said before torch is imported
+    from dreamfleet.deploy.view.view import view
+
+    return view(given.directory, given.host, given.port, given.device, given.checkpoint, opens=given.open)
+
+
 def _replay(given: argparse.Namespace) -> int:
     from dreamfleet.replay.report import print_faults, print_info
 
@@ -161,6 +203,10 @@ def _replay(given: argparse.Namespace) -> int:
         return print_info(given.directory)
     if given.action == "verify":
         return print_faults(given.directory)
+    if given.action == "repair":
+        from dreamfleet.replay.repair import print_repair
+
+        return print_repair(given.directory)
     from dreamfleet.actors.spaces.entries import NamedEntries
     from dreamfleet.deploy.minari import exchange
 
@@ -172,20 +218,27 @@ def _replay(given: argparse.Namespace) -> int:
 
 
 def _presets(_: argparse.Namespace) -> int:
-    for name in preset_names():
-        print(f"{name:<12} {preset_summary(name)}")
+    from dreamfleet.common.settings.presets import preset_names, preset_summary
+
+    names = preset_names()
+    width = max(map(len, names))
+    for name in names:
+        print(f"{name:<{width}} {preset_summary(name)}")
     return 0
 
 
 _COMMANDS = {
     "train": _train,
     "collect": _collect,
+    "sweep": _sweep,
+    "compare": _compare,
     "submit": _submit,
     "status": _status,
     "doctor": _doctor,
     "plan": _plan,
     "eval": _eval,
     "dream": _dream,
+    "view": _view,
     "replay": _replay,
     "presets": _presets,
 }

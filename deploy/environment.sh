@@ -4,6 +4,8 @@
 # Nobody comes in without the token in ~/.ray/auth_token.
 export RAY_AUTH_MODE=token
 export RAY_USAGE_STATS_ENABLED=0
+# Ray's control process would keep a record of each call for `ray list tasks`, up to 100,000 of 3 kB: some minutes' orders.
+export RAY_task_events_report_interval_ms=0
 # How long `ray job stop` waits before it kills: a run writes its last checkpoint meanwhile. Ray's own default is 3.
 export RAY_JOB_STOP_WAIT_TIME_S=150
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import re
-import shutil
-import textwrap
 from pathlib import Path
 from typing import Any, NoReturn
 
 from dreamfleet import __version__
 from dreamfleet.common.errors import UserError, nearest
-from dreamfleet.common.settings.resolve import describe_settings, known_paths
-from dreamfleet.common.settings.schema import Settings
+from dreamfleet.deploy.flag_values import name_list, natural, port, positive, rate, side
+from dreamfleet.deploy.setting_flags import read_settings, settings_help
 
 TAKE_SETTINGS = ("train", "collect", "doctor", "plan")
 """Commands that take settings as flags."""
@@ -33,7 +30,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     given.arguments = arguments[split + 1 :]
     if given.command == "submit" and rest and not rest[0].startswith("--"):
         raise UserError(f"'{rest[0]}' is not understood: the command to run follows '--'.")
-    given.flags = _read_settings(rest, given.command in TAKE_SETTINGS, _long_flags(parser, given.command))
+    if given.command not in TAKE_SETTINGS and rest and not rest[0].startswith("--"):
+        command = f"{given.command} --help"
+        raise UserError(f"'{rest[0]}' is a word too many. See `dreamfleet {command}`.")
+    given.flags = read_settings(rest, given.command in TAKE_SETTINGS, _long_flags(parser, given.command))
     return given
 
 
@@ -74,9 +74,11 @@ def make_parser() -> Parser:
     commands = parser.add_commands("command", "COMMAND")
     _add_train(commands)
     _add_collect(commands)
+    _add_sweep(commands)
     _add_submit(commands)
     _add_checks(commands)
     _add_eval_and_dream(commands)
+    _add_view(commands)
     _add_replay(commands)
     _command(commands, "presets", "list the built-in presets")
     return parser
@@ -87,6 +89,13 @@ def _add_train(commands: Any) -> None:
     _takes_settings(train)
     _path(train, "--run", "directory of the run; an existing run is resumed (default: a new one under runs/)")
     _path(train, "--dataset", "train on a dataset from `dreamfleet collect`, without environments")
+    text = (
+        "begin a new run with the model and the actor of another, and with its settings, below presets and flags; it "
+        "does not explore, unless --preset explore asks for it"
+    )
+    _path(train, "--from", text, metavar="RUN", dest="origin")
+    text = "of --from: newest, best, or a number of updates (default: newest)"
+    train.add_argument("--checkpoint", default="newest", metavar="NAME", help=text)
     text = (
         "print the settings, where each comes from, and an estimate of the time from a short measurement, and exit; "
         "nothing is written"
@@ -101,7 +110,7 @@ def _add_collect(commands: Any) -> None:
     text = "directory of the dataset; an existing one is continued up to --steps"
     _path(collect, "--out", text, required=True)
     text = "environment steps in the finished dataset (default: train.env_steps)"
-    collect.add_argument("--steps", type=_positive, help=text)
+    collect.add_argument("--steps", type=positive, help=text)
     text = (
         "a run whose learned policy acts, with the run's exploration; the dataset takes the run's settings "
         "(default: random actions)"
@@ -112,6 +121,26 @@ def _add_collect(commands: Any) -> None:
     )
     collect.add_argument("--actors", metavar="COUNT", help="short for --actors.count")
     _takes_mode(collect)
+
+
+def _add_sweep(commands: Any) -> None:
+    sweep = _command(commands, "sweep", "run a table of settings and seeds, each cell as a run of its own; resumable")
+    _path(sweep, "file", "a YAML file with variants and seeds, see docs/sweeps.md", metavar="FILE")
+    _path(sweep, "--out", "folder of the runs; cells that are complete there are kept (default: the file's)")
+    text = "cells at a time at most (default: as many as cores, memory and GPUs hold)"
+    sweep.add_argument("--jobs", type=positive, metavar="COUNT", help=text)
+    text = "print the cells and an estimate of the time from a short measurement of each variant, and exit"
+    sweep.add_argument("--dry-run", action="store_true", help=text)
+    _takes_address(
+        sweep, "address of a running Ray cluster, or 'auto': its nodes take the cells (default: this machine)"
+    )
+
+    compare = _command(commands, "compare", "draw returns of runs against steps and time, beside published scores")
+    text = "a run, a variant of a sweep (its seeds are one curve), or a sweep's folder"
+    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=text)
+    text = "folder for comparison.png, .json and .md (default: that of the only RUN, or comparison/)"
+    _path(compare, "--out", text)
+    compare.add_argument("--against", metavar="NAME", help="the group that the others are held against")
 
 
 def _add_submit(commands: Any) -> None:
@@ -139,55 +168,66 @@ def _add_checks(commands: Any) -> None:
     doctor = _command(commands, "doctor", "check this machine or a cluster before a run")
     _takes_settings(doctor)
     _path(doctor, "--run", "directory of the run, new or existing: its disk is checked")
-    _takes_address(doctor)
+    _takes_address(doctor, "address of a running Ray cluster, or 'auto': every node is checked (default: this machine)")
 
     plan = _command(commands, "plan", "calculate traffic, memory and the first bottleneck, from settings and rates")
     _takes_settings(plan)
     _path(plan, "--run", "a run whose settings and measured rates are used")
-    plan.add_argument("--env-steps-per-s", type=_rate, metavar="RATE", help="environment steps per second of one actor")
-    plan.add_argument("--updates-per-s", type=_rate, metavar="RATE", help="updates per second of the learner")
-    plan.add_argument("--compression", type=_rate, metavar="FACTOR", help="raw bytes per stored byte of a step")
+    plan.add_argument("--env-steps-per-s", type=rate, metavar="RATE", help="environment steps per second of one actor")
+    plan.add_argument("--updates-per-s", type=rate, metavar="RATE", help="updates per second of the learner")
+    plan.add_argument("--compression", type=rate, metavar="FACTOR", help="raw bytes per stored byte of a step")
 
 
 def _add_eval_and_dream(commands: Any) -> None:
     evaluate = _command(commands, "eval", "play episodes with a run's policy: returns and videos")
     _path(evaluate, "--run", "directory of the run", required=True)
-    evaluate.add_argument("--episodes", type=_positive, default=5, help="episodes to play (default: 5)")
-    evaluate.add_argument("--videos", type=_natural, default=1, help="episodes to film (default: 1)")
+    evaluate.add_argument("--episodes", type=positive, default=5, help="episodes to play (default: 5)")
+    evaluate.add_argument("--videos", type=natural, default=1, help="episodes to film (default: 1)")
     text = "seed of the first episode (default: 1000000)"
-    evaluate.add_argument("--seed", type=_natural, default=1_000_000, help=text)
+    evaluate.add_argument("--seed", type=natural, default=1_000_000, help=text)
     _takes_checkpoint(evaluate, "best: by evaluation return, or by held-out loss without evaluations (default: newest)")
     text = "environment steps after which an episode is cut; 0: never (default: 10000)"
-    evaluate.add_argument("--max-steps", type=_natural, default=10_000, metavar="STEPS", help=text)
+    evaluate.add_argument("--max-steps", type=natural, default=10_000, metavar="STEPS", help=text)
 
     dream = _command(commands, "dream", "imagine recorded sequences from their actions: video and errors")
     _path(dream, "--run", "directory of the run", required=True)
-    dream.add_argument("--sequences", type=_positive, default=32, help="sequences to imagine (default: 32)")
+    dream.add_argument("--sequences", type=positive, default=32, help="sequences to imagine (default: 32)")
     text = "steps that the model sees first (default: records.picture_context)"
-    dream.add_argument("--context", type=_positive, help=text)
-    dream.add_argument("--horizon", type=_positive, help="steps imagined (default: records.picture_steps - context)")
+    dream.add_argument("--context", type=positive, help=text)
+    dream.add_argument("--horizon", type=positive, help="steps imagined (default: records.picture_steps - context)")
+
+
+def _add_view(commands: Any) -> None:
+    view = _command(commands, "view", "see a run or dataset in the browser: its dreams, episodes and agent")
+    _path(view, "directory", "directory of the run or dataset; it may be training meanwhile")
+    view.add_argument("--port", type=port, default=0, help="port to listen on (default: 0, one that is free)")
+    text = "address to listen on (default: 127.0.0.1, which only this machine reaches)"
+    view.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help=text)
+    text = "cpu, or cuda for a GPU that is free (default: cpu, which leaves the GPU to training)"
+    view.add_argument("--device", default="cpu", help=text)
+    text = "newest, best, or a number of updates (default: newest)"
+    view.add_argument("--checkpoint", default="newest", metavar="NAME", help=text)
+    view.add_argument("--open", action="store_true", help="open the page in this machine's browser")
 
 
 def _add_replay(commands: Any) -> None:
     replay = _command(commands, "replay", "inspect, verify, export or import a replay")
     actions = replay.add_commands("action", "ACTION")
     info = _command(actions, "info", "show what it holds")
-    verify = _command(actions, "verify", "check every chunk")
+    verify = _command(actions, "verify", "check every chunk, and that none is missing")
+    repair = _command(actions, "repair", "make a consistent replay of what is left; what is wrong is put aside")
     export = _command(actions, "export", "write it as a dataset for other tools, without loss")
     take = _command(actions, "import", "create a dataset from one that another tool wrote")
-    for command in (info, verify, export):
-        _path(command, "directory", "directory of a run, a dataset or a replay")
-    text = (
-        "the other tool's dataset: its directory, or the id of one that Minari has here or can download, "
-        "such as D4RL/door/human-v2"
-    )
+    for command in (info, verify, repair, export):
+        _path(command, "directory", "of a run, a dataset or a replay")
+    text = "the other tool's dataset: its directory, or the id of one in Minari, such as D4RL/door/human-v2"
     _path(take, "directory", text, metavar="FROM")
     text = "height and width to resize pictures to, as env.image_size does (default: unchanged)"
-    take.add_argument("--image-size", type=_side, default=0, metavar="SIDE", help=text)
+    take.add_argument("--image-size", type=side, default=0, metavar="SIDE", help=text)
     take.add_argument("--grey", action="store_true", help="convert pictures to grey, as env.grey does")
     for name, kind in (("pictures", "pictures"), ("vectors", "plain numbers"), ("one-hot", "one-hots")):
         text = f"observations to treat as {kind}, as in env.{name.replace('-', '_')}"
-        take.add_argument(f"--{name}", type=_name_list, default=(), metavar="NAMES", help=text)
+        take.add_argument(f"--{name}", type=name_list, default=(), metavar="NAMES", help=text)
     for command in (export, take):
         command.add_argument("--format", choices=["minari"], default="minari", help="(default: minari)")
         _path(command, "--out", "a new directory", required=True)
@@ -204,7 +244,7 @@ def _path(command: argparse.ArgumentParser, name: str, text: str, metavar: str =
 
 
 def _takes_settings(command: argparse.ArgumentParser) -> None:
-    command.epilog = _settings_help()
+    command.epilog = settings_help()
     command.formatter_class = argparse.RawDescriptionHelpFormatter
     text = "a built-in preset or a YAML file; may be repeated, later ones override"
     command.add_argument("--preset", action="append", default=[], metavar="NAME", help=text)
@@ -220,81 +260,13 @@ def _takes_mode(command: argparse.ArgumentParser) -> None:
     _takes_address(command)
 
 
-def _takes_address(command: argparse.ArgumentParser) -> None:
-    text = "address of a running Ray cluster, or 'auto' (default: start Ray on this machine)"
+def _takes_address(
+    command: argparse.ArgumentParser,
+    text: str = "address of a running Ray cluster, or 'auto' (default: start Ray on this machine)",
+) -> None:
     command.add_argument("--address", metavar="ADDRESS", help=text)
-
-
-def _settings_help() -> str:
-    """Return all settings, their types, defaults and meanings, as text."""
-    width = min(shutil.get_terminal_size((100, 20)).columns, 120)
-    lines = ["settings (as '--path value'; presets set several at once, see `dreamfleet presets`):", ""]
-    section = ""
-    for path, kind, default, meaning in describe_settings():
-        head = path.split(".", 1)[0] if "." in path else ""
-        if head != section:
-            lines += ["", f"{head}: {inspect.getdoc(Settings.model_fields[head].annotation)}", ""]
-            section = head
-        lines.append(f"  --{path}  [{kind}; default: {default}]")
-        lines += textwrap.wrap(meaning, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return "\n".join(lines)
 
 
 def _long_flags(parser: Parser, command: str) -> list[str]:
     known = (name for argument in parser.commands[command].arguments for name in argument.option_strings)
     return [flag.removeprefix("--") for flag in known if flag.startswith("--")]
-
-
-def _read_settings(rest: list[str], takes_settings: bool, long_flags: list[str]) -> list[tuple[str, str]]:
-    """Return (path, text) for what argparse did not know: `--path value` or `--path=value`."""
-    known = [*long_flags, *(known_paths() if takes_settings else [])]
-    sections = {name.split(".", 1)[0] for name in known}
-    flags, words = [], list(rest)
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--"):
-            raise UserError(f"'{word}' is not understood: settings are given as '--path value'.")
-        path, equals, text = word.removeprefix("--").partition("=")
-        if not takes_settings or path.split(".", 1)[0] not in sections:
-            raise UserError(f"there is no flag --{path}.{nearest(path, known)}")
-        if not equals:
-            if not words or words[0].startswith("--"):
-                raise UserError(f"flag --{path}: a value is missing: '--{path} VALUE'.")
-            text = words.pop(0)
-        flags.append((path, text))
-    return flags
-
-
-def _name_list(text: str) -> tuple[str, ...]:
-    return tuple(map(str.strip, text.strip("[] ").split(",")))
-
-
-def _natural(text: str, least: int = 0) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
-    if value < least:
-        raise argparse.ArgumentTypeError(f"{text} is less than {least}")
-    return value
-
-
-def _positive(text: str) -> int:
-    return _natural(text, least=1)
-
-
-def _side(text: str) -> int:
-    value = _positive(text)
-    if value % 16:
-        raise argparse.ArgumentTypeError(f"{text} is no multiple of 16, as encoders want it; most take 64")
-    return value
-
-
-def _rate(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not greater than 0")
-    return value

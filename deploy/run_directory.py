@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shutil
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from dreamfleet.common.errors import UserError, nearest
 from dreamfleet.common.experience.spaces import Spaces
@@ -15,6 +19,9 @@ from dreamfleet.common.lock import LOCK_NAME
 from dreamfleet.common.settings.resolve import resolve, write_settings
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.state import STATE_NAME, read_state
+
+_MOST = 1e300
+"""A number beyond this is none that was measured."""
 
 
 class RunDirectory:
@@ -67,7 +74,8 @@ class RunDirectory:
             raise UserError(f"{named} does not exist.{nearest(str(self.shown), siblings)}")
         if not self.path.is_dir():
             raise UserError(f"{named} is a file; give the directory of a run or of a dataset.")
-        inner = sorted(self.shown.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
+        runs = itertools.chain(self.shown.glob("*/config.yaml"), self.shown.glob("*/*/config.yaml"))  # a sweep's, too
+        inner = sorted(runs, key=lambda file: file.stat().st_mtime)
         hint = f" The newest run in it is {inner[-1].parent}." if inner else ""
         raise UserError(f"{named} is neither a run nor a dataset: it holds no config.yaml.{hint}")
 
@@ -142,11 +150,32 @@ class RunDirectory:
             return Spaces.from_json(json.loads(self.spaces_file.read_text()))
         except FileNotFoundError:
             raise UserError(f"{self.spaces_file} is not there: the run has not trained yet.") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(
                 f"{self.spaces_file} cannot be read ({error}): remove it, and the next `dreamfleet train --run "
                 f"{self.path}` writes it anew."
             ) from None
+
+
+def read_rows(lines: Iterable[bytes]) -> list[dict[str, Any]]:
+    """Return the rows of a file of JSON lines, with the entries that are finite numbers, null, or lists of these.
+
+    Lines that are torn, or hold anything but a row, are passed over.
+    """
+    rows = []
+    for line in lines:
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict):
+                rows.append({name: value for name, value in row.items() if name.isprintable() and _is_figure(value)})
+    return rows
+
+
+def _is_figure(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(not isinstance(inner, list) and _is_figure(inner) for inner in value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or (is_number and abs(value) <= _MOST)
 
 
 def _replace_synced(new: Path, target: Path) -> None:

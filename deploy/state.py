@@ -17,11 +17,12 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from dreamfleet import __version__
+from dreamfleet.common.formatting import counted, shorten
 from dreamfleet.common.process_log import LOGGER_NAME
 
 STATE_NAME = "state.json"
@@ -30,8 +31,17 @@ LEAST_PAUSE_S = 5.0
 SILENCE_S = 60.0
 """How long a driver on another host may be silent; hosts' clocks may differ by some seconds."""
 WARNINGS_KEPT = 3
+DEATHS_KEPT = 20
+
+_OF_A_START = ("fleet/", "seconds_left")
+"""Begin the names of counters that hold for one start of a run: how fast it goes, and who waits."""
 
 log = logging.getLogger(LOGGER_NAME)
+
+
+_MOST = 1 << 63
+Time = Annotated[float, Field(ge=0, le=1e11)]
+"""Seconds since 1970, some thousand years at most."""
 
 
 class LoggedWarning(BaseModel):
@@ -49,6 +59,40 @@ class WarningSummary(BaseModel):
     last: list[LoggedWarning] = []
 
 
+class Death(BaseModel):
+    """A worker's end before its time: who it was, why, what it left, and how soon another took its place, if one has.
+
+    `steps_in_doubt` were ordered from it and not acknowledged; `updates_again` were made since the last checkpoint.
+    """
+
+    time: str
+    who: str
+    node: str = ""
+    cause: str
+    steps_in_doubt: int = 0
+    updates_again: int = 0
+    replaced_after_s: float | None = None
+
+    @staticmethod
+    def now(who: str, cause: str, **known: Any) -> Death:
+        """Return the death of this moment."""
+        return Death(time=_times("at")["at"], who=who, cause=cause, **known)
+
+    @property
+    def left_in_words(self) -> str:
+        """What it left in doubt, or nothing."""
+        parts = [f"{counted(self.steps_in_doubt, 'step')} in doubt"] if self.steps_in_doubt else []
+        parts += [f"{counted(self.updates_again, 'update')} to be made again"] if self.updates_again else []
+        return ", ".join(parts)
+
+
+class Deaths(BaseModel):
+    """How many workers died since this start, and the last of them."""
+
+    count: int = 0
+    last: list[Death] = []
+
+
 class RunState(BaseModel):
     """What state.json holds; fields with a default may be missing in the file of an earlier version.
 
@@ -60,21 +104,22 @@ class RunState(BaseModel):
     format: Literal[1] = 1
     kind: str
     dreamfleet: str | None = None
-    pid: int
+    pid: int = Field(ge=0, lt=1 << 31)
     process_start: int | None = None
     process_space: str = ""
     host: str
-    pause_s: float = 0.0
+    pause_s: float = Field(default=0.0, ge=0, le=1e9)
     started: str = ""
-    started_unix: float
-    counters: dict[str, int | float | None]
+    started_unix: Time
+    counters: dict[str, Annotated[int, Field(gt=-_MOST, lt=_MOST)] | FiniteFloat | None]
     counted: str = ""
-    counted_unix: float = 0.0
+    counted_unix: Time = 0.0
     state: Literal["running", "stopped", "finished", "failed"]
     reason: str
     complaints: WarningSummary = WarningSummary()
+    deaths: Deaths = Deaths()
     updated: str = ""
-    updated_unix: float
+    updated_unix: Time
 
     def reason_killed(self, now: float) -> str:
         """Return why a driver that says `running` must have been killed, or "" if it may well be running."""
@@ -98,9 +143,12 @@ class StateWriter(logging.Handler):
     Args:
         kind: the command: "train" or "collect".
         pause_s: seconds between two writes of the counters; the driver may beat more often.
+        earlier: counters of the start before this one; its totals hold until there are newer ones.
     """
 
-    def __init__(self, directory: Path, kind: str, pause_s: float) -> None:
+    def __init__(
+        self, directory: Path, kind: str, pause_s: float, earlier: Mapping[str, int | float | None] | None = None
+    ) -> None:
         super().__init__(logging.WARNING)
         self._file = directory / STATE_NAME
         self._pause_s = max(pause_s, LEAST_PAUSE_S)
@@ -115,7 +163,7 @@ class StateWriter(logging.Handler):
             process_space=process_space(),
             host=socket.gethostname(),
             pause_s=self._pause_s,
-            counters={},
+            counters={name: value for name, value in (earlier or {}).items() if not name.startswith(_OF_A_START)},
             state="running",
             reason="",
             complaints=WarningSummary(count=0),
@@ -125,15 +173,20 @@ class StateWriter(logging.Handler):
 
     def beat(self, counters: Mapping[str, Any]) -> None:
         """Record the newest counters; they are written every few seconds, and most calls return at once."""
-        is_first = not self._state.counters
+        is_first = not self._state.counted_unix
         self._update(counters=dict(counters), **_times("counted"))
         if is_first or time.monotonic() >= self._due:
             self._write()
 
+    def died(self, deaths: Deaths) -> None:
+        """Write down at once who died and who was replaced."""
+        self._update(deaths=deaths)
+        self._write()
+
     def emit(self, record: logging.LogRecord) -> None:
-        """Write down a warning or an error at once: the driver may be killed next."""
-        if os.getpid() != self._state.pid:  # an environment's forked process has this handler too
-            return
+        """Write down a warning or an error at once: the driver may be killed next. Deaths have a place of their own."""
+        if os.getpid() != self._state.pid or getattr(record, "is_death", False):
+            return  # an environment's forked process has this handler too
         self._add_warning(record.levelname, self.format(record))
         self._write()
 
@@ -153,7 +206,7 @@ class StateWriter(logging.Handler):
         if isinstance(error, KeyboardInterrupt):
             self._update(state="stopped", reason="Ctrl-C")
         elif error is not None:
-            self._update(state="failed", reason=str(error) or type(error).__name__)
+            self._update(state="failed", reason=shorten(str(error)) or type(error).__name__)
             self._add_warning("ERROR", self._state.reason)
         elif self._stop_reason:
             self._update(state="stopped", reason=self._stop_reason)
@@ -168,7 +221,9 @@ class StateWriter(logging.Handler):
 
     def _add_warning(self, level: str, text: str) -> None:
         first, *more = [line.strip() for line in text.splitlines() if line.strip()] or [""]
-        warning = LoggedWarning(time=_times("at")["at"], level=level.lower(), text=" … ".join([first, *more[-1:]]))
+        warning = LoggedWarning(
+            time=_times("at")["at"], level=level.lower(), text=shorten(" … ".join([first, *more[-1:]]))
+        )
         old = self._state.complaints
         kept = [*old.last, warning][-WARNINGS_KEPT:]
         self._update(complaints=WarningSummary(count=(old.count or 0) + 1, last=kept))

@@ -1,13 +1,12 @@
-"""Training batches: fetched ahead of the updates that train on them, how old they are, and what a bad one leaves."""
+"""Training batches: their memory and their way to the device, how old they are, and what a bad one leaves."""
 
 from __future__ import annotations
 
-import threading
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -16,21 +15,70 @@ from torch import Tensor
 from dreamfleet.common.errors import RunFailedError
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.schema import LearnerSettings
-from dreamfleet.replay.compressed_batch import decompress
+from dreamfleet.learner.lane import HiddenWork, Lane, Mark
+from dreamfleet.learner.prefetcher import FIRST_THREADS, MOST_THREADS, Prefetcher
+from dreamfleet.learner.ranks import ALONE, Ranks
+from dreamfleet.replay.batch_reader import BatchReader
 from dreamfleet.replay.interface import ExperienceReplay, NotEnoughExperienceError
 
 CHANCE = -1
 """Version of an action that no weights chose."""
 _NEVER_READ = ("episode", "version")
 """Fields that no loss reads: they do not travel to the device."""
-T = TypeVar("T")
+
+
+class Batch:
+    """A batch, in memory that is used again for another one once it is released.
+
+    Attributes:
+        on_host: all fields, (B, T, …); on a GPU in pinned memory.
+        on_device: what the losses read; on a CPU the same memory.
+    """
+
+    def __init__(self, step_format: StepFormat, size: int, length: int, lane: Lane) -> None:
+        fields = {field.name: ((size, length, *field.shape), field.dtype) for field in step_format.fields}
+        self.on_host = {name: lane.on_host(*described) for name, described in fields.items()}
+        read = {name: tensor for name, tensor in self.on_host.items() if name not in _NEVER_READ}
+        self.on_device = {name: lane.on_device(tensor) for name, tensor in read.items()}
+        self._lane = lane
+        self._marks: tuple[Mark, Mark] = (None, None)
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All fields as arrays, which share the batch's memory."""
+        return {name: tensor.numpy() for name, tensor in self.on_host.items()}
+
+    def upload(self) -> None:
+        """Have what the losses read copied to the device."""
+        with self._lane.side():
+            begun = self._lane.mark()
+            for name, tensor in self.on_device.items():
+                self._lane.copy(tensor, self.on_host[name])
+            self._marks = begun, self._lane.mark()
+
+    def arrive(self) -> dict[str, Tensor]:
+        """Return what the losses read, for computations that the device does once it is there."""
+        self._lane.follow(self._marks[1])
+        return self.on_device
+
+    def upload_s(self) -> float:
+        """Return the seconds that the copying took, which is done; 0 in line."""
+        return self._lane.seconds_between(*self._marks)
 
 
 class TrainingBatches:
-    """The batches of updates by their numbers, in this process's memory, pinned if they are to go to a GPU.
+    """The batches of updates by their numbers, on their way to the device.
+
+    Their memory is a ring: a batch that is released lends its own to a later one. Each is released when the host knows
+    that its update is made, so that nothing reads it any more; until then a batch that is not finite can be saved.
+    There are as many as are fetched ahead and two more: the one trained on, and the one before it.
 
     Args:
         ahead: whether they are fetched ahead, in threads; else when they are asked for.
+        lane: on which they travel to the device.
+        hidden: where the seconds go that they are fetched and travel beside the updates.
+        free_cores: of this machine, for threads that fetch where the settings leave their number open.
+        ranks: that share an update's batch: each has its part of the sequences, drawn by a number of its own.
     """
 
     def __init__(
@@ -38,31 +86,58 @@ class TrainingBatches:
         replay: ExperienceReplay,
         step_format: StepFormat,
         settings: LearnerSettings,
-        device: torch.device,
         ahead: bool,
+        lane: Lane,
+        hidden: HiddenWork,
+        free_cores: int = 0,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self._replay = replay
+        own_size = settings.batch_size // ranks.count
+        self._reader = BatchReader(replay, step_format, own_size, ahead, every=ranks.count)
+        self._ranks = ranks
         self._format = step_format
         self._settings = settings
-        self._is_pinned = device.type == "cuda"
         self._is_ahead = ahead
-        self._prefetcher: Prefetcher[dict[str, Tensor]] | None = None
+        self._lane = lane
+        self._hidden = hidden
+        self._most_threads = settings.prefetch_threads or max(FIRST_THREADS, min(free_cores, MOST_THREADS))
+        self._free: deque[Batch] = deque()
+        self._prefetcher: Prefetcher[Batch] | None = None
 
-    def take(self, number: int) -> dict[str, Tensor]:
+    def take(self, number: int) -> Batch:
         """Return the batch of an update; the next call must be for the number after it, unless this raises."""
         if not self._is_ahead:
             return self.fetch(number)
         if self._prefetcher is None:
             self._prefetcher = Prefetcher(
-                self.fetch, self._settings.prefetch, number, not_yet=(NotEnoughExperienceError,)
+                self._fetch_beside,
+                self._settings.prefetch,
+                number,
+                self._settings.prefetch_threads or min(FIRST_THREADS, self._settings.prefetch),
+                self._most_threads,
+                not_yet=(NotEnoughExperienceError,),
             )
         return self._prefetcher.next()
 
-    def fetch(self, number: int) -> dict[str, Tensor]:
+    def fetch(self, number: int) -> Batch:
         """Return the batch of an update, in the caller's thread."""
-        arrays = decompress(self._replay.sample(number, self._settings.batch_size), self._format)
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return {name: tensor.pin_memory() for name, tensor in tensors.items()} if self._is_pinned else tensors
+        try:
+            batch = self._free.pop()
+        except IndexError:
+            size = self._settings.batch_size // self._ranks.count
+            batch = Batch(self._format, size, self._settings.sequence_length, self._lane)
+        try:
+            self._reader.read(number * self._ranks.count + self._ranks.number, out=batch.arrays)
+        except BaseException:
+            self._free.append(batch)
+            raise
+        batch.upload()
+        return batch
+
+    def release(self, batch: Batch) -> None:
+        """Take back a batch that nothing reads any more: its update is known to be made."""
+        self._hidden.add("transfer", batch.upload_s())
+        self._free.append(batch)
 
     def close(self) -> None:
         """End the threads; the next batch that is taken may have any number, and starts new ones."""
@@ -70,115 +145,11 @@ class TrainingBatches:
             self._prefetcher.close()
             self._prefetcher = None
 
-
-class Prefetcher(Generic[T]):
-    """Fetches batches ahead in threads of its own, and returns them in the order of their numbers.
-
-    Which batch has which number does not depend on the threads: a run with them equals one without.
-
-    Args:
-        fetch: returns the batch of a number; called from several threads at once.
-        depth: most batches that are fetched and not yet taken.
-        workers: threads; two, so that one batch travels while the other is decompressed.
-        not_yet: errors that pass by themselves, such as a replay that is still empty: the fetch is tried again.
-        patience_s: for how long it is tried again before such an error is raised.
-        retry_s: pause between two tries.
-    """
-
-    def __init__(
-        self,
-        fetch: Callable[[int], T],
-        depth: int,
-        first_number: int,
-        workers: int = 2,
-        not_yet: tuple[type[Exception], ...] = (),
-        patience_s: float = 60.0,
-        retry_s: float = 0.2,
-    ) -> None:
-        self._fetch = fetch
-        self._depth = depth
-        self._not_yet = not_yet
-        self._patience_s = patience_s
-        self._retry_s = retry_s
-        self._changed = threading.Condition()
-        self._closed = threading.Event()
-        self._to_fetch = first_number
-        self._to_take = first_number
-        self._failed: list[int] = []
-        self._done: dict[int, T] = {}
-        self._errors: dict[int, BaseException] = {}
-        self._threads = [
-            threading.Thread(target=self._work, name=f"prefetch-{number}", daemon=True)
-            for number in range(min(workers, depth))
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def next(self) -> T:
-        """Return the next batch, waiting for it if need be.
-
-        Raises:
-            Exception: what the fetch of this batch raised; the same number is fetched again for the next call.
-            RuntimeError: if the prefetcher is closed, also while this waits.
-        """
-        with self._changed:
-            number = self._to_take
-            self._changed.wait_for(lambda: number in self._done or number in self._errors or self._closed.is_set())
-            if self._closed.is_set():
-                raise RuntimeError("the prefetcher is closed")
-            if number in self._errors:
-                self._failed.append(number)
-                self._changed.notify_all()
-                raise self._errors.pop(number)
-            self._to_take += 1
-            self._changed.notify_all()
-            return self._done.pop(number)
-
-    def close(self) -> None:
-        """End the threads; one that is in the middle of a fetch ends after it and is not waited for beyond a second."""
-        self._closed.set()
-        with self._changed:
-            self._changed.notify_all()
-            self._done.clear()
-        deadline = time.monotonic() + 1.0
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-
-    def _work(self) -> None:
-        while (number := self._claim()) is not None:
-            try:
-                batch = self._fetch_patiently(number)
-            except BaseException as error:  # noqa: BLE001 (it is raised where the batch is wanted)
-                with self._changed:
-                    self._errors[number] = error
-                    self._changed.notify_all()
-            else:
-                with self._changed:
-                    self._done[number] = batch
-                    self._changed.notify_all()
-                del batch  # or this thread would hold on to it until its next one
-
-    def _claim(self) -> int | None:
-        """Wait until a batch is wanted and return its number, or None once closed."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self._closed.is_set() or self._failed or self._to_fetch < self._to_take + self._depth
-            )
-            if self._closed.is_set():
-                return None
-            if self._failed:
-                return self._failed.pop()
-            self._to_fetch += 1
-            return self._to_fetch - 1
-
-    def _fetch_patiently(self, number: int) -> T:
-        deadline = time.monotonic() + self._patience_s
-        while True:
-            try:
-                return self._fetch(number)
-            except self._not_yet:
-                if time.monotonic() >= deadline or self._closed.wait(self._retry_s):
-                    raise
+    def _fetch_beside(self, number: int) -> Batch:
+        begun = time.perf_counter()
+        batch = self.fetch(number)
+        self._hidden.add("fetch", time.perf_counter() - begun)
+        return batch
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -219,14 +190,16 @@ class NotFiniteLossError(RunFailedError):
 
 
 def not_finite_loss(
-    update: int, metrics: Sequence[str], batch: Mapping[str, np.ndarray], directory: Path
+    update: int, metrics: Sequence[str], batch: Mapping[str, np.ndarray], directory: Path, ranks: Ranks = ALONE
 ) -> NotFiniteLossError:
     """Save the batch of an update that was not made as bad_batch-<update>.npz, and return the error to raise.
 
     Args:
         metrics: names of those that are not finite.
+        ranks: if there are several, the batch is this one's part: -rank<number> is added to the file's name.
     """
-    file = directory / f"bad_batch-{update}.npz"
+    part = "" if ranks.is_alone else f"-rank{ranks.number}"
+    file = directory / f"bad_batch-{update}{part}.npz"
     try:
         write_arrays(file, batch)
         saved = f"its batch is in {file}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamfleet.common.model.layers import ForkedLinear
+from dreamfleet.common.model.members import MemberLinear, MemberNorm
 
 Parts = Mapping[Tensor, tuple[int, ...]]
 """For parameters that hold several tensors: how many rows each of these has."""
@@ -22,11 +23,18 @@ class ParameterGroup:
         parameters: those of the network that are trained.
         learning_rate: after the warm-up.
         clip: greatest norm of their gradient.
+
+    Args:
+        without: part of the network whose parameters are another group's.
     """
 
-    def __init__(self, metric: str, network: nn.Module, learning_rate: float, clip: float) -> None:
+    def __init__(
+        self, metric: str, network: nn.Module, learning_rate: float, clip: float, without: nn.Module | None = None
+    ) -> None:
         self.metric = metric
-        self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        others = {id(parameter) for parameter in without.parameters()} if without is not None else set()
+        trained = (parameter for parameter in network.parameters() if parameter.requires_grad)
+        self.parameters = [parameter for parameter in trained if id(parameter) not in others]
         self.learning_rate = learning_rate
         self.clip = clip
 
@@ -36,13 +44,19 @@ class Gradients:
 
     What is done to all of them is then one kernel. A view has the strides of its parameter, which fused optimisers rely
     on. Parameters without a gradient are passed over.
+
+    Attributes:
+        vector: (N,).
+        message: (N + extra,): the vector, and room behind it for what several ranks tell each other with it.
     """
 
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
+    def __init__(self, parameters: Iterable[Tensor], extra: int = 0) -> None:
         self.parameters = [parameter for parameter in parameters if parameter.grad is not None]
         assert self.parameters, "no parameter has a gradient"
         found = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        self.vector = found[0].new_empty(sum(gradient.numel() for gradient in found))
+        size = sum(gradient.numel() for gradient in found)
+        self.message = found[0].new_empty(size + extra)
+        self.vector = self.message[:size]
         parts = self.vector.split([gradient.numel() for gradient in found])
         views = [part.as_strided(p.shape, p.stride()) for part, p in zip(parts, self.parameters, strict=True)]
         torch._foreach_copy_(views, found)
@@ -64,7 +78,8 @@ class Clipped(NamedTuple):
 
 def find_parts(networks: Iterable[nn.Module]) -> Parts:
     """Return the parameters of the networks that are several tensors in one."""
-    layers = [layer for network in networks for layer in network.modules() if isinstance(layer, ForkedLinear)]
+    kinds = ForkedLinear | MemberLinear | MemberNorm
+    layers = [layer for network in networks for layer in network.modules() if isinstance(layer, kinds)]
     return {parameter: layer.widths for layer in layers if len(layer.widths) > 1 for parameter in layer.parameters()}
 
 

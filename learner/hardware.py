@@ -1,29 +1,28 @@
-"""The device, the precision and the threads on which a learner computes, and updates compiled by torch.
+"""The device, the precision and the threads on which a learner computes, and how its updates are made.
 
-Compiled, an update has fewer and larger kernels, on a GPU captured as one graph. Only training batches always have the
-same shape, so only they are compiled; measuring and drawing stay eager. Functions are compiled, not modules, whose
-parameters would change their names in checkpoints.
+Only training batches always have the same shape, so only they are compiled; measuring and drawing stay eager. Functions
+are compiled, not modules, whose parameters would change their names in checkpoints.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import textwrap
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import Literal, NamedTuple, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
 
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings.schema import LearnerSettings
 
-_LOG = logging.getLogger(__name__)
-_LONGEST_REASON = 300
+Mode = Literal["eager", "compiled", "captured"]
+"""How updates are made: by torch's own kernels; with compiled steps; or captured, these in one CUDA graph."""
+
+_MOST_BESIDE_A_GPU = 4
+"""Threads of torch on the CPU beside a GPU: what it computes there is little, and the cores are the actors'."""
 _Given = ParamSpec("_Given")
 _Returned = TypeVar("_Returned")
 
@@ -35,13 +34,16 @@ class Hardware:
     Attributes:
         bfloat16: whether forward and backward are in bfloat16 where that is safe (autocast).
         decisions: one sentence for each choice, with its reason.
+        mode: how updates are to be made, if that works here.
+        is_insisted: whether they are made so also where that gives other results.
     """
 
     device: torch.device
     bfloat16: bool
     threads: int
     decisions: tuple[str, ...]
-    compiled: bool = False
+    mode: Mode = "eager"
+    is_insisted: bool = False
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context in which the loss is computed."""
@@ -64,22 +66,26 @@ def torch_threads() -> TorchThreads:
     Do not call it where Ray has set the variable: in its workers, and in a cluster's jobs and shells.
     """
     number = torch.get_num_threads()
-    return TorchThreads(number, "OMP_NUM_THREADS" in os.environ or number > _usable_cores())
+    return TorchThreads(number, "OMP_NUM_THREADS" in os.environ or number > usable_cores())
 
 
-def choose_hardware(settings: LearnerSettings, busy_cores: int, set_to: TorchThreads | None = None) -> Hardware:
+def choose_hardware(
+    settings: LearnerSettings, busy_cores: int, set_to: TorchThreads | None = None, sharing: int = 1
+) -> Hardware:
     """Choose as the settings say, or as the machine suggests, and set the threads.
 
     Args:
         busy_cores: cores that other processes of the run keep busy: a learner on the CPU leaves these to them.
         set_to: the threads that torch was set to, which are respected unless the settings name a number.
+        sharing: ranks of the learner on this machine, each of which takes its share of what is left.
 
     Raises:
         UserError: if a GPU is asked for and there is none.
     """
     device, device_reason = _choose_device(settings)
     bfloat16, precision_reason = _choose_precision(settings, device)
-    threads, threads_reason = _choose_threads(settings, device, busy_cores, set_to)
+    threads, threads_reason = _choose_threads(settings, device, busy_cores, set_to, sharing)
+    mode, mode_reason = _choose_mode(settings, device)
     torch.set_num_threads(threads)
     return Hardware(
         device,
@@ -89,10 +95,25 @@ def choose_hardware(settings: LearnerSettings, busy_cores: int, set_to: TorchThr
             f"device: {device.type}, {device_reason}",
             f"precision: {'bfloat16' if bfloat16 else 'float32'}, {precision_reason}",
             f"threads: {threads}, {threads_reason}",
-            f"compile: {'yes' if settings.compile else 'no'}, as learner.compile says",
+            f"updates: {mode}, {mode_reason}",
         ),
-        settings.compile,
+        mode,
+        settings.compile == "on",
     )
+
+
+def wants_compiled(settings: LearnerSettings, device: torch.device) -> bool:
+    """Return whether updates on this device are to be compiled."""
+    return settings.compile == "on" or (settings.compile == "auto" and device.type == "cuda")
+
+
+def _choose_mode(settings: LearnerSettings, device: torch.device) -> tuple[Mode, str]:
+    mode: Mode = "eager"
+    if wants_compiled(settings, device):
+        mode = "captured" if device.type == "cuda" else "compiled"
+    if settings.compile != "auto":
+        return mode, "as learner.compile says"
+    return mode, "since a GPU waits for each small kernel" if mode == "captured" else "since a CPU gains little"
 
 
 def _choose_device(settings: LearnerSettings) -> tuple[torch.device, str]:
@@ -118,40 +139,44 @@ def _choose_precision(settings: LearnerSettings, device: torch.device) -> tuple[
 
 
 def _choose_threads(
-    settings: LearnerSettings, device: torch.device, busy_cores: int, set_to: TorchThreads | None
+    settings: LearnerSettings, device: torch.device, busy_cores: int, set_to: TorchThreads | None, sharing: int
 ) -> tuple[int, str]:
     if settings.threads:
         return settings.threads, "as learner.threads says"
     if set_to and set_to.is_asked_for:
         return set_to.number, "as OMP_NUM_THREADS or torch.set_num_threads says"
-    threads, reason = _spare_threads(device, busy_cores)
+    threads, reason = _spare_threads(device, busy_cores, sharing)
     if set_to and set_to.number < threads:
         return set_to.number, "as torch is set to by itself or by torch.set_num_threads; learner.threads may say more"
     return threads, reason
 
 
-def _spare_threads(device: torch.device, busy_cores: int) -> tuple[int, str]:
-    cores = _usable_cores()
-    if device.type != "cpu" or not busy_cores:
-        return cores, "all cores that this process may use"
-    if cores > busy_cores:
-        return cores - busy_cores, f"of {cores} cores that this process may use, less {busy_cores} for the actors"
-    return 1, f"the least: the actors, {busy_cores}, keep busy all {cores} cores that this process may use"
+def _spare_threads(device: torch.device, busy_cores: int, sharing: int) -> tuple[int, str]:
+    cores = usable_cores()
+    spare = max(0, cores - busy_cores) // sharing
+    among = f", shared by {sharing} ranks" if sharing > 1 else ""
+    if device.type != "cpu":
+        threads = max(1, min(_MOST_BESIDE_A_GPU, spare))
+        kept = f"{busy_cores} of {cores} cores are the actors'"
+        return threads, f"beside a GPU at most {_MOST_BESIDE_A_GPU}, and {kept}{among}"
+    if not busy_cores and spare:
+        return spare, f"all cores that this process may use{among}"
+    if spare:
+        return spare, f"of {cores} cores that this process may use, less {busy_cores} for the actors{among}"
+    return 1, f"the least: the actors, {busy_cores}, keep busy all {cores} cores that this process may use{among}"
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1  # macOS binds no process to cores
 
 
-def compile_region(
-    function: Callable[_Given, _Returned], device: torch.device, backend: str = "inductor"
-) -> Callable[_Given, _Returned]:
+def compile_region(function: Callable[_Given, _Returned], backend: str = "inductor") -> Callable[_Given, _Returned]:
     """Return a function that is compiled as a whole when it is first called, for the shapes of that call.
 
-    Random numbers are torch's own: the same seed draws the same numbers as eagerly. On a GPU the kernels are captured
-    in a CUDA graph, whose results the next update overwrites (`Compilation.attempt`).
+    Random numbers are torch's own: the same seed draws the same numbers as eagerly.
 
     Args:
         function: of tensors on the device, with no side effects other than on buffers.
@@ -161,53 +186,5 @@ def compile_region(
     warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`", UserWarning)
     options: dict[str, str | int | bool | Callable[..., object]] | None = None
     if backend == "inductor":
-        options = {"fallback_random": True, "triton.cudagraphs": device.type == "cuda"}
+        options = {"fallback_random": True, "triton.cudagraphs": False}
     return torch.compile(function, fullgraph=True, dynamic=False, backend=backend, options=options)
-
-
-class Compilation:
-    """Runs compiled computations on batches of the first one's shape, until one of them fails.
-
-    Attributes:
-        works: whether none has failed.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._shapes: dict[str, tuple[torch.Size, torch.dtype]] | None = None
-        self.works = True
-
-    def takes(self, batch: Mapping[str, Tensor]) -> bool:
-        """Return whether this batch has the shape of the first one: another would have to be compiled anew."""
-        shapes = {name: (value.shape, value.dtype) for name, value in batch.items()}
-        self._shapes = self._shapes or shapes
-        return self.works and shapes == self._shapes
-
-    def attempt(self, compute: Callable[[], _Returned]) -> _Returned | None:
-        """Return the result of a compiled computation, or None if it failed, which is logged in a sentence.
-
-        After a failure the random numbers are as before, and there are no further attempts. The results and gradients
-        of an attempt must be used before the next one, which overwrites them.
-        """
-        drawn = _random_states(self._device)
-        torch.compiler.cudagraph_mark_step_begin()
-        try:
-            return compute()
-        except Exception as error:  # noqa: BLE001 (compilers raise anything; an error of the update itself comes again)
-            reason = textwrap.shorten(f"{type(error).__name__}: {error}", _LONGEST_REASON, placeholder=" …")
-        self.works = False
-        _set_random_states(self._device, drawn)
-        torch.compiler.reset()  # frees the graphs' memory
-        _LOG.warning("Updates go on uncompiled, as without learner.compile, since torch.compile failed: %s", reason)
-        return None
-
-
-def _random_states(device: torch.device) -> list[Tensor]:
-    on_gpu = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
-    return [torch.get_rng_state(), *on_gpu]
-
-
-def _set_random_states(device: torch.device, states: list[Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)

@@ -21,9 +21,9 @@ HELD_OUT_BATCHES = 4
 """Batches that the held-out loss is the mean of."""
 
 
-def seed_torch(seed: int, purpose: str, number: int) -> None:
-    """Seed torch on all devices: what follows depends on the run's seed, the purpose and the number alone."""
-    derived = derive_seed(seed, purpose, number)
+def seed_torch(seed: int, purpose: str, *numbers: int) -> None:
+    """Seed torch on all devices: what follows depends on the run's seed, the purpose and the numbers alone."""
+    derived = derive_seed(seed, purpose, *numbers)
     torch.default_generator.manual_seed(
         derived
     )  # `torch.manual_seed` takes 100 µs to find that there is no other device
@@ -62,17 +62,20 @@ class HeldOutSequences:
             model.eval()
             batch = to_device({name: torch.from_numpy(array) for name, array in arrays.items()}, self._hardware.device)
             with torch.no_grad(), self._hardware.autocast():
-                losses.append(world_model_loss(model, batch, self._settings.loss).total)
+                losses.append(world_model_loss(model, batch, self._settings.loss).metrics["loss/total"])
         return float(torch.stack(losses).mean())
 
     def draw(self, model: WorldModel, updates: int) -> Pictures | None:
         """Return pictures of truth, reconstruction and open-loop prediction, or None while there is no sequence.
 
-        The sequence is a held-out one where there is one that long, else one from training.
+        None too of a model without a decoder. The sequence is a held-out one where there is one that long, else one
+        from training.
 
         Args:
             updates: made so far; it decides which sequence is drawn.
         """
+        if model.decoder is None:
+            return None
         records = self._settings.records
         arrays = self._sample(updates, 1, records.picture_steps, least=records.picture_context + 2)
         held_out = arrays is not None

@@ -25,7 +25,8 @@ def make_optimiser(groups: Sequence[ParameterGroup], settings: LearnerSettings) 
         return LaProp(described, settings.learning_rate, epsilon=settings.epsilon, warmup_steps=settings.warm_up)
     if settings.optimiser == "tensorflow_adam":
         return TensorFlowAdam(described, settings.learning_rate, epsilon=settings.epsilon)
-    return torch.optim.Adam(described, lr=settings.learning_rate, eps=settings.epsilon, fused=True)
+    on_gpu = groups[0].parameters[0].is_cuda  # there torch must be told that its step may be captured in a graph
+    return torch.optim.Adam(described, settings.learning_rate, eps=settings.epsilon, fused=True, capturable=on_gpu)
 
 
 # Moments out of a checkpoint ------------------------------------------------------------------------------------------
@@ -44,7 +45,10 @@ def check_moments(state: Mapping[str, Any], wanted: str, origin: str) -> None:
     Raises:
         UserError: if they are another optimiser's.
     """
-    saved = "laprop" if "warmup_steps" in state["param_groups"][0] else "adam"
+    try:
+        saved = "laprop" if "warmup_steps" in state["param_groups"][0] else "adam"
+    except (KeyError, IndexError, TypeError):
+        raise UserError(f"{origin} holds no moments: it is damaged, or of another program.") from None
     if saved != wanted.removeprefix("tensorflow_"):  # both Adams have the same moments
         raise UserError(
             f"{origin} was trained with learner.optimiser {saved}, and the settings say {wanted}: "

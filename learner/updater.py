@@ -2,45 +2,37 @@
 
 The host reads nothing of an update while it is made. Whether all was finite is a flag on the device, by which
 parameters, moments, counts and buffers change or stay. Once it is false it stays so, and later updates change nothing
-either, until the host has read it, one update late (`Learner.train`).
+either, until the host has read it, one update late (`UpdateLoop.run`).
+
+`Hardware.mode` says how updates are made: `eager`, with `compiled` steps, or these `captured` in one CUDA graph, which
+`Updater.prepare(batch)` does beforehand. What does not work here is said in the log, and updates go on eagerly:
+`Updater.mode` is what holds.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dreamfleet.common.acting.agent_networks import AgentNetworks
-from dreamfleet.common.model.rssm import State
+from dreamfleet.common.model.layers import BatchNorm2d
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.learner.behaviour.actor_critic import ActorCritic, BehaviourLosses, imagine
+from dreamfleet.learner.behaviour.actor_critic import ActorCritic
+from dreamfleet.learner.behaviour.exploration import PREFIX, Exploration
+from dreamfleet.learner.behaviour.networks import Networks
+from dreamfleet.learner.behaviour.returns import ReturnNormaliser
 from dreamfleet.learner.clipping import Gradients, ParameterGroup, clip_adaptively, clip_by_norm, find_parts
-from dreamfleet.learner.hardware import Compilation, Hardware, compile_region
+from dreamfleet.learner.compiled_loops import Compile
+from dreamfleet.learner.hardware import Hardware, Mode, compile_region
+from dreamfleet.learner.losses import Losses
 from dreamfleet.learner.optimiser import make_optimiser
-from dreamfleet.learner.world_model_loss import world_model_loss
-
-
-class Stopwatch:
-    """Adds up seconds by name."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Add the seconds spent within to `name`."""
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] += time.perf_counter() - begun
+from dreamfleet.learner.quick_update import Made, QuickUpdate
+from dreamfleet.learner.ranks import ALONE, Message, Ranks
+from dreamfleet.learner.stopwatch import Stopwatch
+from dreamfleet.learner.update_state import UpdateState
 
 
 class HostFlag:
@@ -67,11 +59,13 @@ class Update(NamedTuple):
         names: of the metrics.
         values: of the metrics, on the device.
         sound: whether this update and all before it were finite; if not, it has changed nothing.
+        told: what the ranks told each other with it, if there are several.
     """
 
     names: list[str]
     values: Tensor
     sound: HostFlag
+    told: Message | None = None
 
     @property
     def metrics(self) -> dict[str, Tensor]:
@@ -86,78 +80,115 @@ class Update(NamedTuple):
         return [name for name, value in zip(self.names, self.values.tolist(), strict=True) if not math.isfinite(value)]
 
 
-class WorldLosses(NamedTuple):
-    """The world model's loss (a scalar), its metrics, and the states from which futures are imagined, (B, T, …)."""
-
-    total: Tensor
-    metrics: dict[str, Tensor]
-    states: State
-
-
-class Regions(NamedTuple):
-    """The two computations of an update, eager or compiled."""
-
-    world: Callable[[Mapping[str, Tensor]], WorldLosses]
-    behaviour: Callable[[State, Mapping[str, Tensor]], BehaviourLosses]
-
-
 class Updater:
     """The optimiser on the losses of the world model and, where an actor learns, of actor and critic; clipped.
 
     Attributes:
-        optimiser: Adam or LaProp, with groups of parameters for model, actor and critic.
+        optimiser: Adam or LaProp, with groups of parameters for model, actor and critic, and for what explores.
 
     Args:
-        actor_critic: how its actor learns, or None where nothing but the world model does.
+        networks: what learns.
+        ranks: that share a batch; each gives its own part to `update`, and all make the same step.
     """
 
-    def __init__(
-        self, agent: AgentNetworks, actor_critic: ActorCritic | None, settings: Settings, hardware: Hardware
-    ) -> None:
-        self._agent = agent
-        self._model = agent.world_model
-        self._actor_critic = actor_critic
+    def __init__(self, networks: Networks, settings: Settings, hardware: Hardware, ranks: Ranks = ALONE) -> None:
+        self._networks = networks
+        self._model = networks.agent.world_model
         self._settings = settings
         self._hardware = hardware
-        learner, behaviour = settings.learner, settings.behaviour
-        self._groups = [ParameterGroup("gradient/norm", self._model, learner.learning_rate, learner.clip)]
-        if actor_critic is not None:
-            self._groups += [
-                ParameterGroup(f"gradient/{name}_norm", network, rate, behaviour.actor_clip)
-                for name, network, rate in (
-                    ("actor", actor_critic.actor, behaviour.actor_learning_rate),
-                    ("critic", actor_critic.critic, behaviour.critic_learning_rate),
-                )
-            ]
+        self._ranks = ranks
+        modules = [module for network in networks.all.values() for module in network.modules()]
+        for module in modules:
+            if isinstance(module, BatchNorm2d | ReturnNormaliser | Exploration):
+                module.ranks = ranks
+        self._normalisers = [module for module in modules if isinstance(module, ReturnNormaliser)]
+        self._groups = self._make_groups()
         self._parameters = [parameter for group in self._groups for parameter in group.parameters]
-        self._parts = find_parts([agent, *([actor_critic] if actor_critic is not None else [])])
-        self.optimiser = make_optimiser(self._groups, learner)
-        self._eager = Regions(self._world_losses, self._behaviour_losses)
-        self._compiled = self._compile() if hardware.compiled else None
-        self._compilation = Compilation(hardware.device)
+        self._parts = find_parts(networks.all.values())
+        self.optimiser = make_optimiser(self._groups, settings.learner)
         self._number = torch.zeros((), dtype=torch.int64, device=hardware.device)
         self._sound = torch.ones((), dtype=torch.bool, device=hardware.device)
+        others = {"number": self._number, "sound": self._sound}
+        self._state = UpdateState(networks.all, self.optimiser, others, hardware.device)
+        self._eager = self._make_losses()
+        self._quick = QuickUpdate(self._make, self._state, hardware, self._compile, ranks)
+
+    def _make_groups(self) -> list[ParameterGroup]:
+        """Return all parameters by their rates; a decoder that learns aside is clipped alone, so as not to slow it."""
+        learner, settings = self._settings.learner, self._settings
+        aside = self._model.decoder if self._model.projector is not None else None
+        groups = [ParameterGroup("gradient/norm", self._model, learner.learning_rate, learner.clip, without=aside)]
+        if aside is not None:
+            groups.append(ParameterGroup("gradient/decoder_norm", aside, learner.learning_rate, learner.clip))
+        if self._networks.actor_critic is not None:
+            groups += _groups_of(self._networks.actor_critic, settings)
+        exploration = self._networks.exploration
+        if exploration is not None:
+            name, clip = f"{PREFIX}gradient/ensemble_norm", settings.behaviour.actor_clip
+            groups.append(ParameterGroup(name, exploration.ensemble, learner.learning_rate, clip))
+            groups += _groups_of(exploration.actor_critic, settings, PREFIX)
+        return groups
 
     @property
-    def is_compiled(self) -> bool:
-        """Whether updates with batches of the usual shape are compiled, and compiling has not failed."""
-        return self._compiled is not None and self._compilation.works
+    def mode(self) -> Mode:
+        """How updates with batches of the usual shapes are made: as the hardware says, or eagerly if that failed."""
+        return self._quick.mode
+
+    def prepare(self, batch: Mapping[str, Tensor]) -> None:
+        """Compile and capture as the hardware's mode says; it takes a minute, and is logged.
+
+        Else the first update does so. To be called again when a checkpoint was loaded.
+
+        Args:
+            batch: of the usual shapes, on the device; all that is computed from it is forgotten.
+        """
+        self._quick.prepare(batch)
 
     def update(self, number: int, batch: Mapping[str, Tensor], stopwatch: Stopwatch) -> Update:
         """Make one update from a batch on the device; nothing is read from there.
+
+        But the first of the usual shapes, unless eager, is made in two ways and compared (`QuickUpdate`).
 
         Args:
             number: of the update; the first is 1.
             batch: the fields of the step format, (B, T, …).
         """
         self._number.fill_(number)
+        self._ranks.begin_update()
+        made = self._quick.make(batch, stopwatch) if self._quick.takes(batch) else None
+        made = made or self._make(self._eager, batch, stopwatch)
+        return Update(made.names, made.values, HostFlag(made.sound.clone()), self._ranks.listen())
+
+    def forget_failure(self) -> None:
+        """Make updates again, after one that was not finite was read."""
+        self._sound.fill_(True)
+
+    def _compile(self) -> Losses:
+        """Return the losses by functions that are compiled when they are first called."""
+        return self._make_losses(compile_region)
+
+    def _make_losses(self, compile_: Compile | None = None) -> Losses:
+        return Losses(self._networks, self._settings, self._hardware, self._ranks, compile_)
+
+    def _make(self, losses: Losses | None, batch: Mapping[str, Tensor], stopwatch: Stopwatch) -> Made:
+        """Make the update whose number is on the device; with compiled losses, or eagerly with None.
+
+        It launches the same kernels on the same memory every time, and so can be captured.
+        """
         kept = self._buffers()
         before = [buffer.clone() for buffer in kept]
         with stopwatch("forward_backward"):
             self._model.train()
             self.optimiser.zero_grad(set_to_none=True)
-            metrics, total = self._compute_gradients(batch, kept, before)
-            gradients = Gradients(self._parameters)
+            try:
+                metrics, total = (losses or self._eager).go_backward(batch)
+            except Exception:
+                for buffer, value in zip(kept, before, strict=True):
+                    buffer.copy_(value)
+                raise
+            self._ranks.complete(self._parameters)
+            gradients = Gradients(self._parameters, self._ranks.extra)
+            total = self._ranks.average(gradients.message, total)
             found = self._clip(gradients)
             norms = [value for name, value in found.items() if name.endswith("norm")]
             self._sound.logical_and_(torch.isfinite(torch.stack([total, *norms])).all())
@@ -167,64 +198,7 @@ class Updater:
             gradients.vector.masked_fill_(~self._sound, 0.0)
             self._step()
         metrics |= found
-        values = torch.stack([value.float() for value in metrics.values()])
-        return Update(list(metrics), values, HostFlag(self._sound.clone()))
-
-    def forget_failure(self) -> None:
-        """Make updates again, after one that was not finite was read."""
-        self._sound.fill_(True)
-
-    def _compile(self) -> Regions:
-        """Return the computations, to be compiled when they are first called."""
-        device = self._hardware.device
-        world = compile_region(self._world_losses, device)
-        if self._actor_critic is None or self._actor_critic.through_model:
-            # A compiled backward runs once, for all parameters; through the model each loss needs one for some.
-            return Regions(world, self._behaviour_losses)
-        return Regions(world, compile_region(self._behaviour_losses, device))
-
-    def _compute_gradients(
-        self, batch: Mapping[str, Tensor], buffers: list[Tensor], before: list[Tensor]
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Compute gradients, compiled where that is asked for and works, else eagerly from the buffers as they were."""
-        compiled = self._compiled
-        if compiled is not None and self._compilation.takes(batch):
-            found = self._compilation.attempt(lambda: self._go_backward(compiled, batch))
-            if found is not None:
-                return found
-            self.optimiser.zero_grad(set_to_none=True)
-            _restore(buffers, before)
-        return self._go_backward(self._eager, batch)
-
-    def _go_backward(self, regions: Regions, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """Compute all gradients; return the metrics and the sum of all losses, detached."""
-        world = regions.world(batch)
-        if self._actor_critic is None:
-            world.total.backward()
-            return dict(world.metrics), world.total.detach()
-        losses = regions.behaviour(world.states, batch)
-        others = world.total + losses.value + losses.replay_value
-        total = others + losses.policy
-        if self._actor_critic.through_model:
-            others.backward()
-            # Through the model this loss would reach everything; it is the actor's alone.
-            losses.policy.backward(inputs=list(self._actor_critic.actor.parameters()))
-        else:
-            total.backward()
-        return {**world.metrics, **losses.metrics}, total.detach()
-
-    def _world_losses(self, batch: Mapping[str, Tensor]) -> WorldLosses:
-        with self._hardware.autocast():
-            world = world_model_loss(self._model, batch, self._settings.loss)
-        return WorldLosses(world.total, world.metrics, world.rollout.states)
-
-    def _behaviour_losses(self, states: State, batch: Mapping[str, Tensor]) -> BehaviourLosses:
-        assert self._actor_critic is not None, "without an actor there is no behaviour to learn"
-        horizon, through_model = self._settings.behaviour.horizon, self._actor_critic.through_model
-        with self._hardware.autocast():
-            imagined = imagine(self._agent, states, horizon, through_model)
-        with self._hardware.autocast():  # another one: see `imagine`
-            return self._actor_critic.losses(self._agent, imagined, states, batch)
+        return Made(list(metrics), torch.stack([value.float() for value in metrics.values()]), self._sound)
 
     def _clip(self, gradients: Gradients) -> dict[str, Tensor]:
         """Clip the gradients in place, and return their norms as metrics."""
@@ -247,15 +221,21 @@ class Updater:
         self.optimiser.step()
         for group, own in zip(self._groups, self.optimiser.param_groups, strict=True):
             own["lr"] = group.learning_rate  # a number again, as it is saved
-        if self._actor_critic is not None:
-            self._actor_critic.after_update(self._number, self._sound)
+        for actor_critic in self._networks.actor_critics:
+            actor_critic.after_update(self._number, self._sound)
 
     def _buffers(self) -> list[Tensor]:
         """Return the tensors that a forward pass changes without a gradient."""
-        normaliser = self._actor_critic.normaliser if self._actor_critic is not None else None
-        return [*self._model.buffers(), *(normaliser.buffers() if normaliser is not None else ())]
+        return [*self._model.buffers(), *(buffer for each in self._normalisers for buffer in each.buffers())]
 
 
-def _restore(buffers: list[Tensor], before: list[Tensor]) -> None:
-    for buffer, value in zip(buffers, before, strict=True):
-        buffer.copy_(value)
+def _groups_of(actor_critic: ActorCritic, settings: Settings, prefix: str = "") -> list[ParameterGroup]:
+    """Return the groups of parameters of an actor and its critic."""
+    behaviour = settings.behaviour
+    return [
+        ParameterGroup(f"{prefix}gradient/{name}_norm", network, rate, behaviour.actor_clip)
+        for name, network, rate in (
+            ("actor", actor_critic.actor, behaviour.actor_learning_rate),
+            ("critic", actor_critic.critic, behaviour.critic_learning_rate),
+        )
+    ]

@@ -1,25 +1,17 @@
-"""The chunk table: what the index keeps of each chunk, the drawing of chunks, and where sequences may start in them.
-
-In masks, bit t stands for step t of a chunk, or of some consecutive chunks.
-"""
+"""The chunk table: what the index keeps of each chunk, and the drawing of starts of sequences from it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from dreamfleet.common.experience.chunk import ChunkHeader, ChunkKey
+from dreamfleet.common.experience.chunk import ChunkHeader
 from dreamfleet.common.experience.steps import CHUNK_STEPS
 from dreamfleet.replay.segment_log import Location
 
-HELD_OUT_RUN = 128
-"""Steps of a stream that are held out together, or trained on together: held-out sequences lie within them."""
-_INCARNATION_SHARE, _STREAM_SHARE = 2447445414, 3242174889
-"""Shares of a cycle, in units of 2⁻³²: 1/p² and 1/p with p³ = p + 1, whose multiples lie evenly (Roberts's R2)."""
 _MOST_TRIES = 1 << 16
-assert CHUNK_STEPS <= HELD_OUT_RUN  # a chunk has at most one border of runs
+_ONE = np.uint64(1)
 
 
 class ChunkEntry(NamedTuple):
@@ -36,6 +28,9 @@ class ChunkEntry(NamedTuple):
         front_bytes: bytes of its prefix, header and first block.
         oldest_version: of the weights that chose its actions; likewise `newest_version`.
         listed: whether it is in the order that chunks are drawn from.
+        follower: id of the chunk that continues its stream without a gap; -1: none is stored.
+        arrival: steps that came before it, of all streams, since the index was made.
+        trained_from: the first of its steps that are not held out; `trained_to` is their end. Both are 0 if all are.
     """
 
     stream: int
@@ -51,10 +46,15 @@ class ChunkEntry(NamedTuple):
     oldest_version: int
     newest_version: int
     listed: bool
+    follower: int
+    arrival: int
+    trained_from: int
+    trained_to: int
 
     @classmethod
-    def of(cls, header: ChunkHeader, stream: int, held_out: int, location: Location) -> ChunkEntry:
+    def of(cls, header: ChunkHeader, stream: int, held_out: int, location: Location, arrival: int) -> ChunkEntry:
         """Return the entry of a chunk that was just stored."""
+        trained_on = ones(header.steps) ^ held_out
         return cls(
             stream=stream,
             number=header.key.number,
@@ -69,22 +69,23 @@ class ChunkEntry(NamedTuple):
             oldest_version=header.oldest_version,
             newest_version=header.newest_version,
             listed=False,
+            follower=-1,
+            arrival=arrival,
+            trained_from=lowest_bit(trained_on),
+            trained_to=trained_on.bit_length(),
         )
 
     @property
     def trained_on(self) -> tuple[int, int]:
         """The first of its steps that are not held out, and the end of these; (0, 0) if all are."""
-        if not self.held_out:
-            return 0, self.steps
-        mask = (1 << self.steps) - 1 ^ self.held_out
-        return lowest_bit(mask), mask.bit_length()
+        return self.trained_from, self.trained_to
 
 
 _ENTRY = np.dtype(
     list(
         zip(
             ChunkEntry._fields,
-            ["i4", "i8", "i8", "i2", "u8", "u8", "u8", "i4", "i8", "i4", "i4", "i4", "?"],
+            ["i4", "i8", "i8", "i2", "u8", "u8", "u8", "i4", "i8", "i4", "i4", "i4", "?", "i8", "i8", "i1", "i1"],
             strict=True,
         )
     )
@@ -126,6 +127,11 @@ class ChunkTable:
         """Change one value of an entry."""
         self._entries[column][chunk - self.base] = value
 
+    @property
+    def entries(self) -> np.ndarray:
+        """All entries, from `base` to `stop`; a view."""
+        return self._entries[: self.stop - self.base]
+
     def column(self, name: str) -> np.ndarray:
         """Return one value of all entries, from `base` to `stop`; a view."""
         return self._entries[name][: self.stop - self.base]
@@ -152,40 +158,36 @@ class ChunkTable:
         self._order = np.zeros(max(1024, self._listed + self._listed // 2), np.int64)
         self._order[: self._listed] = ids[ready]
 
-    def draw(
-        self, rng: np.random.Generator, count: int, valid: int, recent: float, recent_chunks: int
-    ) -> list[tuple[int, int]]:
-        """Return `count` pairs (chunk, start), drawn with replacement, each uniform over the valid starts.
+    def draw(self, rng: np.random.Generator, count: int, valid: int, recent: float, recent_chunks: int) -> np.ndarray:
+        """Return (count, 2) pairs of chunk and start, drawn with replacement, each uniform over the valid starts.
 
-        With probability `recent`, a pair is drawn from those of the newest `recent_chunks` chunks alone. `valid` is the
-        number of valid starts in the table; there must be one.
+        With probability `recent`, a pair is drawn from those of the newest `recent_chunks` chunks alone, if they have a
+        valid start. `valid` is the number of valid starts in the table; there must be one.
         """
-        pairs = None
+        low, valid_recent = max(0, self._listed - recent_chunks), 0
         if recent > 0:
-            low = max(0, self._listed - recent_chunks)
             masks = self.column("valid")[self._order[low : self._listed] - self.base]
             valid_recent = int(np.bitwise_count(masks).sum())
-            if valid_recent:
-                newest = rng.random(count) < recent
-                pairs = np.empty((count, 2), np.int64)
-                pairs[newest] = self._draw_from(low, rng, int(newest.sum()), valid_recent)
-                pairs[~newest] = self._draw_from(0, rng, int((~newest).sum()), valid)
-        if pairs is None:
-            pairs = self._draw_from(0, rng, count, valid)
-        return [(chunk, start) for chunk, start in pairs.tolist()]
+        if not valid_recent:
+            return self._draw_from(0, rng, count, valid)
+        newest = rng.random(count) < recent
+        pairs = np.empty((count, 2), np.int64)
+        pairs[newest] = self._draw_from(low, rng, int(newest.sum()), valid_recent)
+        pairs[~newest] = self._draw_from(0, rng, int((~newest).sum()), valid)
+        return pairs
 
     def _draw_from(self, low: int, rng: np.random.Generator, count: int, valid: int) -> np.ndarray:
         """Return (count, 2) pairs over the order from `low` on: any bit of any chunk, until enough are valid."""
         masks = self.column("valid")
-        found, missing = [np.empty((0, 2), np.int64)], count
+        found, missing = [np.empty((2, 0), np.int64)], count
         while missing > 0:
             tries = min(_MOST_TRIES, missing * CHUNK_STEPS * (self._listed - low) * 5 // (4 * valid) + 16)
             chunks = self._order[rng.integers(low, self._listed, tries)]
             bits = rng.integers(0, CHUNK_STEPS, tries)
-            hits = masks[chunks - self.base] >> bits.astype(np.uint64) & np.uint64(1) > 0
-            found.append(np.stack([chunks[hits], bits[hits]], axis=1)[:missing])
-            missing -= len(found[-1])
-        return np.concatenate(found)
+            hits = np.flatnonzero(masks[chunks - self.base] >> bits.astype(np.uint64) & _ONE)[:missing]
+            found.append(np.array([chunks[hits], bits[hits]]))
+            missing -= len(hits)
+        return np.concatenate(found, axis=1).T
 
 
 def lowest_bit(mask: int) -> int:
@@ -193,89 +195,6 @@ def lowest_bit(mask: int) -> int:
     return max(0, (mask & -mask).bit_length() - 1)
 
 
-class StartRules:
-    """Tells training and held-out steps apart, and finds the starts of sequences that use one kind alone.
-
-    A stream is divided into runs of `HELD_OUT_RUN` steps. Of every `held_out_every` consecutive runs one is held out:
-    in the first stream of incarnation 0 the last of them, in other streams an earlier one, so that about that share of
-    all streams together is held out at any time, also early on. A border between runs moves to the next episode's first
-    step if that lies in the same chunk. A chunk's header alone decides this: it does not depend on what else is stored,
-    nor on restarts.
-
-    A training sequence continues after held-out steps with the steps that follow them; there its state begins anew.
-
-    Args:
-        across_episodes: whether a training sequence may continue into the next episode, and over held-out steps.
-        held_out_every: one step in this many is never trained on; 0 holds out none, 1 all.
-    """
-
-    def __init__(self, across_episodes: bool, held_out_every: int) -> None:
-        self._across_episodes = across_episodes
-        self._held_out_every = held_out_every
-
-    def training(self, chunks: Sequence[ChunkEntry], length: int) -> list[int]:
-        """Return for each of some consecutive chunks where a training sequence of `length` steps may start in it."""
-        ranges = [chunk.trained_on for chunk in chunks]
-        starts = ones(sum(stop - start for start, stop in ranges) - length + 1)
-        if not self._across_episodes:
-            starts &= ~_any_within(_beginnings(chunks) >> 1, length - 1)
-        masks = []
-        for start, stop in ranges:
-            masks.append((starts & ones(stop - start)) << start)
-            starts >>= stop - start
-        return masks
-
-    def held_out(self, chunks: Sequence[ChunkEntry], length: int) -> int:
-        """Return where a sequence of `length` held-out steps of one episode may start in consecutive chunks."""
-        steps = first = held = 0
-        for chunk in chunks:
-            first |= chunk.first_mask << steps
-            held |= chunk.held_out << steps
-            steps += chunk.steps
-        blocked = _any_within(held ^ ones(steps), length) | _any_within(first >> 1, length - 1)
-        return ones(steps - length + 1) & ~blocked
-
-    def held_out_steps(self, header: ChunkHeader) -> int:
-        """Return which of a chunk's steps are held out: none, all, or those on one side of a border."""
-        if not self._held_out_every:
-            return 0
-        run = (header.first_step + header.steps - 1) // HELD_OUT_RUN
-        border = run * HELD_OUT_RUN - header.first_step
-        if border >= 0:  # else the whole chunk is of one run
-            border += lowest_bit(header.first_mask >> border)
-        before, after = ones(border), ones(header.steps) ^ ones(border)
-        return before * self._holds_out(header.key, run - 1) | after * self._holds_out(header.key, run)
-
-    def _holds_out(self, key: ChunkKey, run: int) -> bool:
-        """Whether the stream that a chunk belongs to holds out its run of this number."""
-        every = self._held_out_every
-        share = (key.incarnation * _INCARNATION_SHARE + key.stream * _STREAM_SHARE) % (1 << 32)
-        return (run + (share * every >> 32)) % every == every - 1
-
-
-def _beginnings(chunks: Sequence[ChunkEntry]) -> int:
-    """Return which of the training steps of consecutive chunks begin an episode, or follow held-out ones."""
-    steps = beginnings = 0
-    follows_held_out = False
-    for chunk in chunks:
-        start, stop = chunk.trained_on
-        if start < stop:
-            beginnings |= (chunk.first_mask >> start & ones(stop - start) | (follows_held_out or start > 0)) << steps
-        follows_held_out = stop < chunk.steps
-        steps += stop - start
-    return beginnings
-
-
 def ones(count: int) -> int:
     """Return a mask whose lowest `count` bits are set; none if `count` is negative."""
     return (1 << max(count, 0)) - 1
-
-
-def _any_within(bits: int, width: int) -> int:
-    """Return a mask whose bit t is set if any of the bits t to t + width - 1 is."""
-    covered = 1
-    while covered < width and bits:
-        shift = min(covered, width - covered)
-        bits |= bits >> shift
-        covered += shift
-    return bits if width > 0 else 0

@@ -19,8 +19,10 @@ from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.blocks import DamagedChunkError
 from dreamfleet.common.experience.chunk import ChunkKey, decode_chunk, encode_chunk
 from dreamfleet.common.experience.steps import CHUNK_STEPS, StepFormat
-from dreamfleet.replay.segment import Damage, DamagedSegmentError, StoredChunk, open_segments, segment_paths
-from dreamfleet.replay.segment_log import check_same_format, read_chunks, read_format
+from dreamfleet.replay.chain import Chain
+from dreamfleet.replay.scan import Damage, StoredChunk, read_chunks
+from dreamfleet.replay.segment import segment_paths
+from dreamfleet.replay.segment_header import check_same_format, read_format
 
 _SPARE_FILES = 256
 
@@ -86,7 +88,7 @@ class StoredStreams(AbstractContextManager["StoredStreams"]):
     def __init__(self, directories: Sequence[Path]) -> None:
         _allow_open_files(sum(len(segment_paths(directory)) for directory in directories))
         self.faults: list[str] = []
-        self._opened = [(directory, open_segments(directory, writable=False)) for directory in directories]
+        self._chains = [Chain(directory, writable=False) for directory in directories]
         try:
             self.step_format = self._find_format()
             self._chunks = self._find_chunks()
@@ -109,42 +111,41 @@ class StoredStreams(AbstractContextManager["StoredStreams"]):
 
     def close(self) -> None:
         """Close all files."""
-        for _, segments in self._opened:
-            for segment in segments:
-                segment.close()
+        for chain in self._chains:
+            chain.close()
 
     def __exit__(self, *error: object) -> None:
         self.close()
 
     def _find_format(self) -> StepFormat:
         found: StepFormat | None = None
-        for directory, segments in self._opened:
-            for segment in segments:
-                try:
-                    header, _ = segment.read_header()
-                except DamagedSegmentError:
-                    continue  # `_find_chunks` reports it
-                found = found or read_format(directory, header)
-                check_same_format(directory, header, found)
+        for chain in self._chains:
+            for header in chain.headers.values():
+                found = found or read_format(chain.directory, header)
+                check_same_format(chain.directory, header, found)
         if found is None:
-            names = ", ".join(str(directory) for directory, _ in self._opened)
+            names = ", ".join(str(chain.directory) for chain in self._chains)
             raise UserError(f"{names} holds no replay: there is no intact file 'segment-*.dfl' in it.")
         return found
 
     def _find_chunks(self) -> list[StoredChunk]:
         """Return all chunks in the order of their keys; what is unfinished at the very end is no fault."""
         chunks: dict[ChunkKey, StoredChunk] = {}
-        for _, segments in self._opened:
-            for found in read_chunks(segments, self.step_format):
+        for chain in self._chains:
+            for found in read_chunks(chain.segments, self.step_format):
                 if isinstance(found, Damage):
-                    if found.segment is not segments[-1] or not found.is_at_the_end:
+                    if found.segment is not chain.segments[-1] or not found.is_at_the_end:
+                        found.segment.is_whole = False
                         self.faults.append(str(found))
-                elif found.header.key in chunks:
+                    continue
+                found.segment.count_at(found.offset, found.header.steps)
+                if found.header.key in chunks:
                     path, key = found.segment.path, found.header.key
                     self.faults.append(f"{path}: {key} at byte {found.offset} is stored twice.")
                 else:
                     header = found.header._replace(blocks=())  # most of its memory, and needed by nobody
                     chunks[header.key] = found._replace(header=header)
+            self.faults += chain.faults()
         return sorted(chunks.values(), key=lambda chunk: chunk.header.key)
 
     def _read_by_episode(self, chunk: StoredChunk) -> Iterator[_Part]:

@@ -12,30 +12,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 
 from dreamfleet.common.experience.chunk import ChunkHeader, ChunkKey
-from dreamfleet.replay.chunk_table import ChunkEntry, ChunkTable, StartRules, ones
+from dreamfleet.replay.chunk_table import ChunkEntry, ChunkTable, ones
 from dreamfleet.replay.segment_log import Location
+from dreamfleet.replay.slices import Slices, cut
+from dreamfleet.replay.start_rules import StartRules
 
 _DICT_ENTRY_BYTES = 72  # two integers outside the dict's own table
-
-
-class ChunkSlice(NamedTuple):
-    """Steps `start` to `stop` of a chunk, which fill a sequence of a batch from its step `at` on.
-
-    `begins` is True for the first slice of a sequence, and where held-out steps were left out before it: there an
-    episode seems to begin.
-    """
-
-    sequence: int
-    at: int
-    chunk: int
-    start: int
-    stop: int
-    begins: bool
 
 
 class _Stream:
@@ -54,6 +40,7 @@ class Index:
         episodes: episodes whose first step is stored.
         valid_starts: steps at which a training sequence may start.
         next_incarnation: 1 + the greatest incarnation ever seen.
+        arrived: steps taken in since the index was made.
     """
 
     def __init__(self, sequence_length: int, across_episodes: bool, held_out_every: int) -> None:
@@ -63,7 +50,7 @@ class Index:
         self._numbers: dict[tuple[int, int, int], int] = {}
         self._streams: list[_Stream] = []
         self._held_out: set[int] = set()
-        self.steps = self.episodes = self.chunks = self.valid_starts = self.next_incarnation = 0
+        self.steps = self.episodes = self.chunks = self.valid_starts = self.next_incarnation = self.arrived = 0
 
     def knows(self, key: ChunkKey) -> bool:
         """Whether this chunk is stored, or was and has been dropped since."""
@@ -78,8 +65,12 @@ class Index:
         key = header.key
         number = self._stream_number(key[:3])
         held_out = self._rules.held_out_steps(header)
-        chunk = self._table.add(ChunkEntry.of(header, number, held_out, location))
-        self._streams[number].chunks[key.number] = chunk
+        chunk = self._table.add(ChunkEntry.of(header, number, held_out, location, self.arrived))
+        stream = self._streams[number]
+        stream.chunks[key.number] = chunk
+        self._link(stream, key.number - 1)
+        self._link(stream, key.number)
+        self.arrived += header.steps
         self.next_incarnation = max(self.next_incarnation, key.incarnation + 1)
         self.chunks += 1
         self.steps += header.steps
@@ -165,17 +156,23 @@ class Index:
         dicts = sum(sys.getsizeof(stream.chunks) for stream in self._streams)
         return self._table.nbytes + dicts + _DICT_ENTRY_BYTES * self.chunks
 
-    def draw(self, rng: np.random.Generator, count: int, recent_fraction: float, recent_steps: int) -> list[ChunkSlice]:
-        """Return the slices of `count` sequences, drawn with replacement; there must be a valid start.
+    def draw(self, rng: np.random.Generator, count: int, recent_fraction: float, recent_steps: int) -> np.ndarray:
+        """Return (count, 2) pairs, chunk and step, where `count` sequences start, drawn with replacement.
 
-        A sequence starts with probability `recent_fraction` among the newest `recent_steps` steps, rounded up to whole
-        chunks.
+        There must be a valid start. A sequence starts with probability `recent_fraction` among the newest
+        `recent_steps` steps, rounded up to whole chunks.
         """
         recent_chunks = -(-recent_steps * self.chunks // self.steps)
-        starts = self._table.draw(rng, count, self.valid_starts, recent_fraction, recent_chunks)
-        return [part for n, (chunk, start) in enumerate(starts) for part in self._cut(n, chunk, start, self._length)]
+        return self._table.draw(rng, count, self.valid_starts, recent_fraction, recent_chunks)
 
-    def draw_held_out(self, rng: np.random.Generator, count: int, length: int) -> list[ChunkSlice] | None:
+    def cut(self, starts: np.ndarray) -> Slices:
+        """Return the slices of the sequences that start at these valid starts, (count, 2) as `draw` returns them.
+
+        Those of many sequences take hardly longer than those of one.
+        """
+        return cut(self._table, starts, self._length)
+
+    def draw_held_out(self, rng: np.random.Generator, count: int, length: int) -> Slices | None:
         """Return the slices of `count` sequences of `length` held-out steps of one episode; None if none fits.
 
         This looks at every chunk with held-out steps: it is meant for occasional use.
@@ -185,14 +182,14 @@ class Index:
             return None
         chunks = list(masks)
         ends = np.cumsum([mask.bit_count() for mask in masks.values()])
-        slices = []
-        for sequence, pick in enumerate(rng.integers(0, ends[-1], count)):
+        starts = []
+        for pick in rng.integers(0, ends[-1], count):
             at = int(np.searchsorted(ends, pick, side="right"))
             nth = int(pick) - (int(ends[at - 1]) if at else 0)
             mask = masks[chunks[at]]
             start = [bit for bit in range(mask.bit_length()) if mask >> bit & 1][nth]
-            slices += self._cut(sequence, chunks[at], start, length, held_out=True)
-        return slices
+            starts.append((chunks[at], start))
+        return cut(self._table, np.array(starts, np.int64), length, held_out=True)
 
     def _stream_number(self, key: tuple[int, int, int]) -> int:
         number = self._numbers.setdefault(key, len(self._streams))
@@ -208,6 +205,7 @@ class Index:
         del stream.chunks[entry.number]
         if not stream.chunks:
             stream.chunks = {}  # an emptied dict keeps its table
+        self._link(stream, entry.number - 1)
         self._held_out.discard(chunk)
         self.chunks -= 1
         self.steps -= entry.steps
@@ -216,6 +214,17 @@ class Index:
         self._table.set(chunk, "valid", 0)
         self._table.set(chunk, "steps", 0)
         return entry.stream, entry.number
+
+    def _link(self, stream: _Stream, number: int) -> None:
+        """Note which chunk follows the one with this number in its stream, if that is stored."""
+        chunk, follower = stream.chunks.get(number), stream.chunks.get(number + 1)
+        if chunk is None:
+            return
+        if follower is not None:
+            entry = self._table[chunk]
+            if entry.first_step + entry.steps != self._table[follower].first_step:
+                follower = None
+        self._table.set(chunk, "follower", -1 if follower is None else follower)
 
     def _refresh(self, number: int, chunk_number: int) -> None:
         """Update the valid starts of a chunk that came, or lost its follower, and of those that reach into it."""
@@ -265,20 +274,3 @@ class Index:
             run.append(beside)
             steps += beside.steps
         return self._rules.held_out(run, length) & ones(entry.steps)
-
-    def _cut(self, sequence: int, chunk: int, start: int, length: int, held_out: bool = False) -> list[ChunkSlice]:
-        """Return the slices of the sequence of `length` steps, all held out or all not, that starts at `start`."""
-        slices, at, begins, entry = [], 0, True, self._table[chunk]
-        while True:
-            end = entry.steps if held_out else entry.trained_on[1]
-            stop = min(end, start + length - at)
-            if start < stop:
-                slices.append(ChunkSlice(sequence, at, chunk, start, stop, begins))
-                at, begins = at + stop - start, False
-            if at == length:
-                return slices
-            begins |= end < entry.steps
-            chunk = self._streams[entry.stream].chunks[entry.number + 1]
-            entry = self._table[chunk]
-            start = 0 if held_out else entry.trained_on[0]
-            begins |= start > 0

@@ -117,6 +117,18 @@ class ExperienceReplay(Protocol):
             NotEnoughExperienceError: if no sequence can be cut yet.
         """
 
+    def sample_several(
+        self, batch_numbers: Sequence[int], batch_sizes: Sequence[int], machine: str = ""
+    ) -> list[CompressedBatch]:
+        """Return what `sample` would return for each of these numbers and sizes at this moment, by one call.
+
+        For a reader on `machine`, as `mapped_cache.this_machine` names it, what is kept decoded there does not travel:
+        the batch says where it lies. The sequences are the same.
+
+        Raises:
+            NotEnoughExperienceError: if no sequence can be cut yet.
+        """
+
     def sample_held_out(self, batch_number: int, batch_size: int, length: int) -> CompressedBatch | None:
         """Return sequences of `length` steps of one episode that are never trained on; None if there is none."""
 

@@ -38,7 +38,10 @@ LOCK_WAIT_S = 60.0
 START_TIMEOUT_S = 300.0
 """A server that has not opened its directory within this time counts as failed; 5 million steps take seconds."""
 _RETRY_S = 0.5
-_CONCURRENCY = {"insert": 1, "sample": 2, "health": 1}
+_SLICE_S = 1.0
+_CONCURRENCY = {"insert": 1, "sample": 2, "health": 1, "watch": 1}
+WATCH_S = 2.0
+"""How long a server keeps a call of `watch`: not for ever, since a process ends only once its calls are answered."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -91,6 +94,7 @@ class ReplayServer:
     sync = _served("insert", Replay.sync)
     close = _served("insert", Replay.close)
     sample = _served("sample", Replay.sample)
+    sample_several = _served("sample", Replay.sample_several)
     sample_held_out = _served("sample", Replay.sample_held_out)
     stats = _served("health", Replay.stats)
     counters = _served("health", Replay.counters)
@@ -107,6 +111,12 @@ class ReplayServer:
         self.opened()
         return os.getpid()
 
+    @ray.method(concurrency_group="watch", max_task_retries=0)
+    def watch(self) -> int:
+        """Return the id of this process after a while: a call that is never made again, so that it tells of a death."""
+        time.sleep(WATCH_S)
+        return os.getpid()
+
     def __ray_shutdown__(self) -> None:
         if self._opened is not None:
             self._opened.close()
@@ -117,15 +127,20 @@ class RayReplay:
 
     A call that meets a server in the middle of a restart is made again until the limit. Arrays that it returns lie in
     Ray's object store for as long as they are held. `server` is the handle of a `ReplayServer`.
+
+    Attributes:
+        end_by: when calls under way, too, are to be at their end, by the monotonic clock; one made later has a second.
     """
 
     def __init__(self, server: Any, timeout_s: float = CALL_TIMEOUT_S, directory: Path | None = None) -> None:
         self.directory = directory
+        self.end_by = float("inf")
         self._server = server
         self._timeout_s = timeout_s
 
     append = _remote(Shard.append)
     sample = _remote(Shard.sample)
+    sample_several = _remote(Shard.sample_several)
     sample_held_out = _remote(Shard.sample_held_out)
     counters = _remote(Shard.counters)
     retire = _remote(Shard.retire)
@@ -147,20 +162,32 @@ class RayReplay:
         Raises:
             ReplayLostError: if there is no answer within the limit.
         """
-        deadline = time.monotonic() + self._timeout_s
+        begun = time.monotonic()
         while True:
             try:
-                reference = getattr(self._server, method).remote(*args, **kwargs)
-                return ray.get(reference, timeout=max(0.0, deadline - time.monotonic()))
+                return self._get(getattr(self._server, method).remote(*args, **kwargs), begun)
             except (ActorUnavailableError, ObjectLostError, GetTimeoutError) as error:
-                if time.monotonic() + _RETRY_S > deadline:
-                    sentence = f"the replay server did not answer '{method}' within {self._timeout_s:g} s"
+                if time.monotonic() + _RETRY_S > self._limit(begun):
+                    sentence = f"the replay server did not answer '{method}' within {time.monotonic() - begun:.0f} s"
                     raise ReplayLostError(sentence) from error
                 time.sleep(_RETRY_S)
             except ActorDiedError as error:
                 raise ReplayLostError(f"the replay server is gone: {_first_line(error)}") from error
             except RayTaskError as error:
                 raise _cause(error) from None
+
+    def _get(self, reference: Any, begun: float) -> Any:
+        """Return an answer, or raise GetTimeoutError at the limit, which may change meanwhile."""
+        while True:
+            left_s = self._limit(begun) - time.monotonic()
+            try:
+                return ray.get(reference, timeout=max(0.0, min(left_s, _SLICE_S)))
+            except GetTimeoutError:
+                if left_s <= _SLICE_S:
+                    raise
+
+    def _limit(self, begun: float) -> float:
+        return min(begun + self._timeout_s, max(self.end_by, begun + _SLICE_S))
 
 
 class RayChunkWriter:

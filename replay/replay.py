@@ -6,6 +6,7 @@ import errno
 import logging
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,12 @@ from dreamfleet.common.experience.chunk import check_chunk
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.lock import DirectoryLock
 from dreamfleet.common.process_log import LogRecord
-from dreamfleet.common.seeds import derive_seed
 from dreamfleet.common.settings.schema import ReplaySettings
-from dreamfleet.replay.compressed_batch import CompressedBatch, DamagedSliceError, PinnedSlice, read_batch
-from dreamfleet.replay.index import ChunkSlice, Index
-from dreamfleet.replay.interface import Counters, NotEnoughExperienceError, Shortage
-from dreamfleet.replay.segment import SegmentHeader
+from dreamfleet.replay.compressed_batch import CompressedBatch
+from dreamfleet.replay.index import Index
+from dreamfleet.replay.interface import Counters, Shortage
+from dreamfleet.replay.sampler import Sampler
+from dreamfleet.replay.segment_header import SegmentHeader
 from dreamfleet.replay.segment_log import SegmentLog, segment_size, whole_capacity_gb
 
 _LOG = logging.getLogger(__name__)
@@ -56,25 +57,28 @@ class Replay:
         self._step_format = step_format
         self._settings = settings
         self._length = sequence_length
-        self._seed = seed
         self.directory = directory
         self._capacity = (int(settings.capacity_gb * 1e9), settings.capacity_steps)
-        full_segment = segment_size(settings, step_format)
+        full_segment = (0, 0) if read_only else segment_size(settings, step_format)
         if not read_only:
             directory.mkdir(parents=True, exist_ok=True)
         self._directory_lock = None if read_only else DirectoryLock(directory, lock_wait_s)
         self._writing = threading.Lock()  # taken before `_lock`; held through writes and syncs, which may be slow
         self._lock = threading.Lock()  # guards the index and the segments' pins; never held while waiting for a disk
-        self._duplicates = self._damaged_chunks = 0
+        self._duplicates = 0
         self._retired: set[tuple[int, int]] = set()
         self._steps_of: Counter[tuple[int, int]] = Counter()  # stored since the opening, by actor and incarnation
         self._is_closed = False
         self._fault: OSError | None = None
         try:
             self._index = Index(sequence_length, settings.across_episodes, settings.held_out_every)
-            self._log = SegmentLog(directory, step_format, *full_segment, read_only)
+            self._log = SegmentLog(directory, step_format, *full_segment, read_only, settings.shards)
+            arguments = (directory, step_format, settings, sequence_length, seed)
+            self._sampler = Sampler(self._index, self._log, self._lock, *arguments)
             self._recover()
         except BaseException:
+            if hasattr(self, "_log"):
+                self._log.abandon()
             if self._directory_lock:
                 self._directory_lock.release()
             raise
@@ -109,41 +113,28 @@ class Replay:
                 raise
             with self._lock:
                 self._index.add(header, location)
+                self._sampler.note_arrival()
         return True
 
     def sample(self, batch_number: int, batch_size: int) -> CompressedBatch:
         """See `ExperienceReplay.sample`."""
-        rng = np.random.default_rng(derive_seed(self._seed, "sample", batch_number))
-        while True:
-            with self._lock:
-                if not self._index.valid_starts:
-                    raise NotEnoughExperienceError(
-                        f"{self._index.steps} steps in {self._index.chunks} chunks hold no sequence of "
-                        f"{self._length} steps to train on"
-                    )
-                recent = (self._settings.recent_fraction, self._settings.recent_steps)
-                pinned = self._pin(self._index.draw(rng, batch_size, *recent))
-            batch = self._read(pinned, batch_size, self._length)
-            if batch is not None:
-                return batch
+        return self._sampler.sample([batch_number], [batch_size])[0]
+
+    def sample_several(
+        self, batch_numbers: Sequence[int], batch_sizes: Sequence[int], machine: str = ""
+    ) -> list[CompressedBatch]:
+        """See `ExperienceReplay.sample_several`."""
+        return self._sampler.sample(batch_numbers, batch_sizes, machine)
 
     def sample_held_out(self, batch_number: int, batch_size: int, length: int) -> CompressedBatch | None:
         """See `ExperienceReplay.sample_held_out`."""
-        rng = np.random.default_rng(derive_seed(self._seed, "sample held out", batch_number))
-        while True:
-            with self._lock:
-                slices = self._index.draw_held_out(rng, batch_size, length)
-                if slices is None:
-                    return None
-                pinned = self._pin(slices)
-            batch = self._read(pinned, batch_size, length)
-            if batch is not None:
-                return batch
+        return self._sampler.sample_held_out(batch_number, batch_size, length)
 
     def counters(self) -> Counters:
         """See `ExperienceReplay.counters`."""
-        if self._fault:
-            raise OSError(*self._fault.args)
+        fault = self._fault or self._sampler.fault
+        if fault:
+            raise OSError(*fault.args)
         return Counters(self._log.total_steps, self._index.valid_starts, self._index.next_incarnation)
 
     def shortage(self) -> Shortage:
@@ -167,6 +158,7 @@ class Replay:
 
     def stats(self) -> dict[str, float]:
         """See `ExperienceReplay.stats`."""
+        kept_decoded = self._sampler.stats()
         with self._lock:
             oldest, newest = self._index.versions()
             return {
@@ -180,12 +172,12 @@ class Replay:
                 "bytes_raw": self._index.steps * self._step_format.step_bytes,
                 "segments": self._log.count,
                 "duplicates": self._duplicates,
-                "damaged_chunks": self._damaged_chunks,
+                "damaged_chunks": self._sampler.damaged_chunks,
                 "damaged_bytes": self._log.damaged_bytes,
                 "oldest_version": oldest,
                 "newest_version": newest,
                 "index_bytes": self._index.memory_bytes(),
-            }
+            } | kept_decoded
 
     def sync(self) -> None:
         """See `ExperienceReplay.sync`."""
@@ -199,6 +191,7 @@ class Replay:
             if self._is_closed:
                 return
             self._is_closed = True
+            self._sampler.close()
             if self._directory_lock:
                 self._log.sync()  # before `_lock` is taken, since it may be slow
             with self._lock:
@@ -213,11 +206,12 @@ class Replay:
                 self._index.add(header, location)
         self._index.remember_dropped(self._log.newest_header.dropped)
         self._index.next_incarnation = max(self._index.next_incarnation, self._log.newest_header.next_incarnation)
-        if self._directory_lock and self._log.excess(*self._capacity):
+        if self._directory_lock and (self._log.lacks_newest or self._log.excess(*self._capacity)):
             stored = self._index.steps
             self._roll()
             sentence = "%s: the oldest %d of %d steps were dropped: they are more than its capacity by the settings"
-            _LOG.warning(sentence, self.directory, stored - self._index.steps, stored)
+            if self._index.steps < stored:
+                _LOG.warning(sentence, self.directory, stored - self._index.steps, stored)
 
     def _roll(self) -> None:
         """Begin a new segment and drop the oldest ones, so that what is kept and the new one when full fit."""
@@ -227,40 +221,6 @@ class Replay:
             header = SegmentHeader(
                 self._step_format.to_json(), self._log.total_steps, self._index.next_incarnation, self._index.dropped()
             )
-        # The new header names what is dropped before it is dropped, so that a crash in between forgets nothing.
-        self._log.roll(header)
+        self._log.roll(header, excess)
         with self._lock:
             self._log.drop(excess)
-
-    def _pin(self, slices: list[ChunkSlice]) -> list[PinnedSlice]:
-        """Look up where the slices lie and keep their files readable; the lock is held."""
-        pinned = []
-        for part in slices:
-            entry = self._index.entry(part.chunk)
-            segment = self._log.segment(entry.segment)
-            segment.pin()
-            pinned.append(PinnedSlice(part, segment, entry.offset, entry.front_bytes))
-        return pinned
-
-    def _read(self, pinned: list[PinnedSlice], batch_size: int, length: int) -> CompressedBatch | None:
-        """Read the slices; if one is damaged take its chunk out, so that the next draw avoids it, and return None."""
-        try:
-            return read_batch(self._step_format, batch_size, length, pinned)
-        except DamagedSliceError as error:
-            with self._lock:
-                entry = self._index.entry(error.chunk) if self._index.holds(error.chunk) else None
-                self._index.remove(error.chunk)
-                self._damaged_chunks += entry is not None
-            if entry is not None:
-                sentence = (
-                    "%s: the chunk at byte %d of segment %d is damaged and passed over, its %d steps are lost: %s"
-                )
-                _LOG.warning(sentence, self.directory, entry.offset, entry.segment, entry.steps, error)
-            return None
-        except OSError as error:
-            self._fault = error
-            raise
-        finally:
-            with self._lock:
-                for part in pinned:
-                    part.segment.unpin()

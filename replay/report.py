@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import accumulate, groupby, pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,40 +19,37 @@ import numpy as np
 
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.blocks import DamagedChunkError, read_small_fields
-from dreamfleet.common.experience.chunk import ChunkKey, decode_chunk
+from dreamfleet.common.experience.chunk import ChunkKey
 from dreamfleet.common.experience.steps import StepFormat
-from dreamfleet.common.formatting import format_bytes
+from dreamfleet.common.formatting import counted, format_bytes
 from dreamfleet.common.lock import LOCK_NAME
-from dreamfleet.replay.segment import (
-    Damage,
-    DamagedSegmentError,
-    Segment,
-    SegmentHeader,
-    StoredChunk,
-    open_segments,
-    segment_paths,
-)
-from dreamfleet.replay.segment_log import read_chunks, read_format
-from dreamfleet.replay.shards import shard_directories
+from dreamfleet.replay.chain import Chain
+from dreamfleet.replay.chunk_faults import contents_faults, name, order_faults, place
+from dreamfleet.replay.scan import StoredChunk, read_chunks
+from dreamfleet.replay.segment import Segment, segment_paths
+from dreamfleet.replay.segment_header import read_format
+from dreamfleet.replay.shards import SHARD_NAME, manifest_of, missing_shards, shard_directories
 
 
 def print_info(directory: Path) -> int:
     """Print what the replay of a run, or in a directory, holds; return the exit code."""
-    for name, value in describe(_replay_in(directory)).items():
-        print(f"{name:<22} {value}")
+    for what, value in describe(replay_in(directory)).items():
+        print(f"{what:<22} {value}")
     return 0
 
 
 def print_faults(directory: Path) -> int:
     """Check every chunk of the replay of a run, or in a directory, and print what is wrong; return 1 if anything is."""
-    faults = verify(_replay_in(directory))
+    faults = verify(replay_in(directory))
     for fault in faults:
         print(fault)
-    print("no fault found" if not faults else f"{len(faults)} faults found")
+    whole = directory.parent if SHARD_NAME.fullmatch(directory.name) else directory
+    remedy = f"`{shlex.join(['dreamfleet', 'replay', 'repair', str(whole)])}` makes a consistent replay of what is left"
+    print(f"{counted(len(faults), 'fault')} found; {remedy}" if faults else "no fault found")
     return 1 if faults else 0
 
 
-def _replay_in(directory: Path) -> Path:
+def replay_in(directory: Path) -> Path:
     """Return the replay in a run's directory, or the directory itself: a replay's, or one shard's."""
     if not directory.is_dir():
         raise UserError(f"{directory} is no directory: give a run's directory, a replay's or a shard's.")
@@ -70,16 +68,15 @@ def describe(directory: Path) -> dict[str, Any]:
         held = {shard.directory.name: list(shard.chunks()) for shard in shards}
         chunks = [chunk for stored in held.values() for chunk in stored]
         returns, lengths = _episodes(chunks, step_format)
+        total = sum(shard.chain.steps for shard in shards)
     headers = [chunk.header for chunk in chunks]
     steps = sum(header.steps for header in headers)
     stored = sum(shard.bytes_stored for shard in shards)
     raw = steps * step_format.step_bytes
-    newest = {shard.segments[-1] for shard in shards}
-    since = sum(chunk.header.steps for chunk in chunks if chunk.segment in newest)
     versions = [version for header in headers for version in (header.oldest_version, header.newest_version)]
     facts: dict[str, Any] = {
         "steps": steps,
-        "total_steps": sum(shard.newest.steps_before for shard in shards) + since,
+        "total_steps": total,
         "chunks": len(chunks),
         "streams": len({header.key[:3] for header in headers}),
         "actors": len({header.key.actor for header in headers}),
@@ -109,8 +106,10 @@ def count_steps(directory: Path) -> int:
     if not any(segment_paths(shard) for shard in shard_directories(directory)):
         return 0
     with _opened(directory) as shards:
-        newest = [chunk for shard in shards for chunk in shard._replace(segments=shard.segments[-1:]).chunks()]
-        return sum(shard.newest.steps_before for shard in shards) + sum(chunk.header.steps for chunk in newest)
+        for shard in shards:
+            for _ in shard.chunks(since=min(shard.segments[-1].number, max(shard.chain.headers))):
+                pass
+        return sum(shard.chain.steps for shard in shards)
 
 
 def verify(directory: Path) -> list[str]:
@@ -126,40 +125,64 @@ def verify(directory: Path) -> list[str]:
     written = {shard for shard in _shards_of(directory) if _is_locked(shard)}
     chunks: list[StoredChunk] = []
     by_key: dict[ChunkKey, StoredChunk] = {}
+    gaps: set[ChunkKey] = set()
+    faults = missing_shards(directory)
+    for shard_directory in shard_directories(directory):
+        manifest = manifest_of(shard_directory)
+        if manifest and manifest.newest and not segment_paths(shard_directory):
+            faults.append(f"{shard_directory}: all its segments are missing, with {manifest.steps} steps.")
     with _opened(directory) as shards:
-        faults = [fault for shard in shards for fault in _segment_faults(shard)]
         for shard in shards:
-            unfinished = shard.segments[-1] if shard.directory in written else None
-            for found in read_chunks(shard.segments, shard.step_format, bodies=True):
-                if isinstance(found, Damage):
-                    if not (found.segment is unfinished and found.is_at_the_end):
-                        faults.append(str(found))
-                    continue
-                other = by_key.setdefault(found.header.key, found)
-                if other is not found:
-                    faults.append(f"{_name(found)} is stored twice, also in {_place(other)}.")
-                chunks.append(found)
-                faults += _contents_faults(found, shard.step_format)
+            gaps |= {ChunkKey(*key) for key in shard.chain.manifest.gaps}
+            faults += _file_faults(shard, shard.directory in written, chunks)
+        for chunk in chunks:
+            other = by_key.setdefault(chunk.header.key, chunk)
+            if other is not chunk:
+                faults.append(f"{name(chunk)} is stored twice, also in {place(other)}.")
     for earlier, later in pairwise(sorted(chunks, key=lambda chunk: chunk.header.key)):
-        faults += _order_faults(earlier, later)
+        faults += order_faults(earlier, later) if later.header.key not in gaps else []
     return faults
 
 
+def _file_faults(shard: _Shard, is_written: bool, chunks: list[StoredChunk]) -> list[str]:
+    """Return what is wrong with a shard's files, and add their chunks to `chunks`."""
+    faults: list[str] = []
+    unfinished = shard.segments[-1] if is_written else None
+    for found in read_chunks(shard.segments, shard.step_format, bodies=True):
+        if isinstance(found, StoredChunk):
+            chunks.append(found)
+            found.segment.count_at(found.offset, found.header.steps)
+            faults += contents_faults(found, shard.step_format)
+        elif not (found.segment is unfinished and found.is_at_the_end):
+            faults.append(str(found))
+            found.segment.is_whole = found.segment.is_whole and found.stop == found.offset
+            if found.header:
+                found.segment.count_at(found.offset, found.header.steps)
+    return faults + shard.chain.faults()
+
+
 class _Shard(NamedTuple):
-    """A shard with its open files, oldest first; `newest` is the newest of their headers that is intact."""
+    """A shard with its open files."""
 
     directory: Path
-    segments: list[Segment]
+    chain: Chain
     step_format: StepFormat
-    newest: SegmentHeader
+
+    @property
+    def segments(self) -> list[Segment]:
+        return self.chain.segments
 
     @property
     def bytes_stored(self) -> int:
         return sum(segment.size for segment in self.segments)
 
-    def chunks(self) -> Iterator[StoredChunk]:
-        """Yield all chunks, without what is damaged."""
-        return (c for c in read_chunks(self.segments, self.step_format) if isinstance(c, StoredChunk))
+    def chunks(self, since: int = 0) -> Iterator[StoredChunk]:
+        """Yield and count all chunks of the segments from number `since` on, without what is damaged."""
+        segments = [segment for segment in self.segments if segment.number >= since]
+        for found in read_chunks(segments, self.step_format):
+            if isinstance(found, StoredChunk):
+                found.segment.count_at(found.offset, found.header.steps)
+                yield found
 
 
 @contextmanager
@@ -179,16 +202,11 @@ def _shards_of(directory: Path) -> list[Path]:
 
 def _open(directory: Path, files: ExitStack) -> _Shard:
     """Open a shard, whose files are closed with the stack."""
-    segments = open_segments(directory, writable=False)
-    for segment in segments:
-        files.callback(segment.close)
-    for segment in reversed(segments):
-        try:
-            header, _ = segment.read_header()
-        except DamagedSegmentError:
-            continue
-        return _Shard(directory, segments, read_format(directory, header), header)
-    raise UserError(f"{directory} holds no replay: there is no intact file 'segment-*.dfl' in it or its shards.")
+    chain = Chain(directory, writable=False)
+    files.callback(chain.close)
+    if not chain.headers:
+        raise UserError(f"{directory} holds no replay: there is no intact file 'segment-*.dfl' in it or its shards.")
+    return _Shard(directory, chain, read_format(directory, chain.headers[max(chain.headers)]))
 
 
 def _is_locked(directory: Path) -> bool:
@@ -213,42 +231,6 @@ def _segment_faults(shard: _Shard) -> list[str]:
         for first, second in pairwise(shard.segments)
         if second.number != first.number + 1
     ]
-
-
-def _contents_faults(chunk: StoredChunk, step_format: StepFormat) -> list[str]:
-    """Return what is wrong inside a chunk."""
-    header = chunk.header
-    try:
-        arrays = decode_chunk(step_format, chunk.read())
-    except DamagedChunkError as error:
-        return [f"{_name(chunk)}: {error}."]
-    masks = {"is_first": header.first_mask, "is_last": header.last_mask, "is_terminal": header.terminal_mask}
-    stated: dict[str, list[int]] = {name: [mask >> t & 1 for t in range(header.steps)] for name, mask in masks.items()}
-    stated["episode"] = list(accumulate(stated["is_first"][1:], initial=header.episode))
-    differ = [name for name, values in stated.items() if values != arrays[name].tolist()]
-    if (int(arrays["version"].min()), int(arrays["version"].max())) != (header.oldest_version, header.newest_version):
-        differ.append("version")
-    faults = [f"{_name(chunk)}: its header and its steps differ in {name}." for name in differ]
-    if not np.array_equal(arrays["is_first"][1:], arrays["is_last"][:-1]):
-        faults.append(f"{_name(chunk)}: an episode ends and no other begins at the next step, or the other way round.")
-    return faults
-
-
-def _order_faults(earlier: StoredChunk, later: StoredChunk) -> list[str]:
-    """Return what is wrong between two consecutive chunks in the order of their keys."""
-    before, after = earlier.header, later.header
-    if before.key[:3] != after.key[:3] or before.key == after.key:
-        return []
-    if after.key.number != before.key.number + 1:
-        return [f"{_name(later)}: chunks {before.key.number + 1} to {after.key.number - 1} before it are missing."]
-    if after.first_step != before.first_step + before.steps:
-        return [f"{_name(later)} begins with step {after.first_step}, not {before.first_step + before.steps}."]
-    if (before.last_mask >> before.steps - 1) & 1 != after.first_mask & 1:
-        return [f"{_name(later)}: an episode ends before it and no other begins, or the other way round."]
-    episode = before.episode + (before.first_mask & ~1).bit_count() + (after.first_mask & 1)
-    if after.episode != episode:
-        return [f"{_name(later)} begins in episode {after.episode}, not {episode}."]
-    return []
 
 
 def _episodes(chunks: list[StoredChunk], step_format: StepFormat) -> tuple[list[float], list[int]]:
@@ -286,13 +268,3 @@ def _small_fields(chunk: StoredChunk, step_format: StepFormat) -> dict[str, np.n
     except DamagedChunkError:
         return None
     return {name: array[0] for name, array in fields.items()}
-
-
-def _name(chunk: StoredChunk) -> str:
-    actor, incarnation, stream, number = chunk.header.key
-    return f"{_place(chunk)}: chunk {number} of stream {stream} of actor {actor} in incarnation {incarnation}"
-
-
-def _place(chunk: StoredChunk) -> str:
-    path = chunk.segment.path
-    return f"{path.parent.name}/{path.name}, byte {chunk.offset}"

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.chunk import ChunkHeader
-from dreamfleet.common.experience.spaces import first_difference
 from dreamfleet.common.experience.steps import CHUNK_STEPS, StepFormat
 from dreamfleet.common.settings.schema import ReplaySettings
-from dreamfleet.replay.segment import (
-    Damage,
-    DamagedSegmentError,
-    Segment,
-    SegmentHeader,
-    StoredChunk,
-    open_segments,
-    scan,
-    sync_directory,
-)
+from dreamfleet.replay.chain import Chain
+from dreamfleet.replay.manifest import Manifest
+from dreamfleet.replay.scan import Damage, StoredChunk, scan
+from dreamfleet.replay.segment import Segment, sync_directory
+from dreamfleet.replay.segment_header import DamagedSegmentError, SegmentHeader, check_same_format
 
 _LOG = logging.getLogger(__name__)
 _SEGMENT_BYTES = 64 << 20
@@ -48,21 +43,41 @@ class SegmentLog:
         full_segment: at how many bytes and steps a segment is full.
         total_steps: steps ever stored, also those dropped since.
         damaged_bytes: bytes found damaged, and passed over, when the log was opened.
+        lacks_newest: whether newest steps are missing, so that a new segment must be begun before anything is appended.
+
+    Args:
+        shards: how many shards the replay has of which this is one.
+
+    Raises:
+        UserError: if a file cannot be opened.
     """
 
     def __init__(
-        self, directory: Path, step_format: StepFormat, segment_bytes: int, segment_steps: int, read_only: bool = False
+        self,
+        directory: Path,
+        step_format: StepFormat,
+        segment_bytes: int,
+        segment_steps: int,
+        read_only: bool = False,
+        shards: int = 1,
     ) -> None:
         self._directory = directory
         self._step_format = step_format
         self._read_only = read_only
+        self._shards = shards
         for leftover in [] if read_only else directory.glob("segment-*.tmp"):
-            leftover.unlink()
-        self._segments = {segment.number: segment for segment in open_segments(directory, writable=not read_only)}
+            _remove(leftover)
+        self._chain = Chain(directory, writable=not read_only)
+        self._segments = {segment.number: segment for segment in self._chain.segments}
         self.newest_header = SegmentHeader(step_format.to_json())
         self.full_segment = (segment_bytes, segment_steps)
         self.total_steps = 0
         self.damaged_bytes = 0
+        self.lacks_newest = False
+        self._headers = dict(self._chain.headers)
+        self._oldest = self._chain.oldest
+        self._is_recovered = False
+        self._written: Manifest | None = None
 
     @property
     def bytes_stored(self) -> int:
@@ -85,21 +100,46 @@ class SegmentLog:
         be changed; of the others only headers are read. What is damaged in the middle is passed over, logged, and stays
         as a gap. A file whose own header is damaged keeps its chunks: the header of each is enough to identify it.
 
+        Segments that are missing are logged, and their steps still count; a file that is not where it belongs is
+        refused, since steps would be counted twice or mixed up.
+
         Raises:
-            UserError: if the directory holds steps of another format.
+            UserError: if the directory holds steps of another format, or a segment that was renamed, copied or changed,
+                or is of another replay.
         """
+        chain = self._chain
+        for note in chain.notes:
+            _LOG.warning("%s", note)
+        chain.refuse(list(chain.misplaced().values()))
         newest = max(self._segments, default=0)
         for number, segment in list(self._segments.items()):
-            start = self._open_header(segment)
-            for found in scan(segment, self._step_format, start, bodies=number == newest):
-                if isinstance(found, Damage):
-                    self._handle_damage(found, is_newest=number == newest)
-                else:
-                    segment.steps += found.header.steps
-                    self.total_steps += found.header.steps
-                    yield found.header, Location(number, found.offset)
+            yield from self._recover_segment(segment, is_newest=number == newest)
+        for loss in chain.losses():
+            _LOG.warning("%s", loss)
+        self.lacks_newest = chain.lacks_newest
+        self.total_steps = chain.steps
         if not self._segments and not self._read_only:
-            self.roll(self.newest_header)
+            self._write_manifest()  # so that it is there before the first segment
+            self.roll(replace(self.newest_header, steps_before=self.total_steps))
+        self._is_recovered = True
+
+    def _recover_segment(self, segment: Segment, is_newest: bool) -> Iterator[tuple[ChunkHeader, Location]]:
+        torn = None
+        start = self._open_header(segment)
+        for found in scan(segment, self._step_format, start, bodies=is_newest):
+            if isinstance(found, StoredChunk):
+                segment.count_at(found.offset, found.header.steps)
+                yield found.header, Location(segment.number, found.offset)
+            elif is_newest and found.is_at_the_end:
+                torn = found
+            else:
+                self._pass_over(found)
+        if is_newest:
+            self._chain.refuse([sentence for _, sentence in self._chain.changed()])
+        if torn and not self._read_only:
+            segment.truncate(torn.offset)
+            sentence = "%s: %d bytes of a torn chunk at its end were cut off: %s"
+            _LOG.warning(sentence, segment.path, torn.stop - torn.offset, torn.reason)
 
     def is_full(self, chunk_bytes: int, steps: int) -> bool:
         """Whether the next chunk, of this size, must go to a new segment."""
@@ -111,7 +151,7 @@ class SegmentLog:
         """Store a chunk of this many steps; once this returns it outlives this process, by SIGKILL too."""
         newest = self._newest
         offset = newest.append(chunk)
-        newest.steps += steps
+        newest.count(steps, chunk)
         self.total_steps += steps
         return Location(newest.number, offset)
 
@@ -128,29 +168,45 @@ class SegmentLog:
             steps -= self._segments[number].steps
         return too_many
 
-    def roll(self, header: SegmentHeader) -> None:
-        """Begin a new segment; the one before it is on the disk when this returns."""
+    def roll(self, header: SegmentHeader, too_many: Sequence[int] = ()) -> None:
+        """Begin a new segment; the one before it is on the disk when this returns.
+
+        `header` says what was stored and dropped; the log chains it. `too_many` are segments to be dropped next: the
+        new segment and the manifest say so first, so that a crash in between forgets nothing.
+        """
+        link = None
         if self._segments:
             self._newest.sync()
-        number = max(self._segments, default=0) + 1
-        self._segments[number] = Segment.create(self._directory, number, header)
-        self.newest_header = header
+            link = self._newest.link
+        number = max(self._chain.newest, *self._segments, 0) + 1
+        self._oldest = min(self._segments.keys() - set(too_many), default=number)
+        header = replace(header, number=number, oldest=self._oldest, previous=link)
+        self._segments[number] = Segment.create(self._directory, header)
+        self._headers[number] = self.newest_header = header
+        self.lacks_newest = False
+        self._write_manifest()
 
     def drop(self, numbers: list[int]) -> None:
         """Remove these segments; readers that have one pinned can read on."""
         for number in numbers:
             self._segments.pop(number).drop()
+            self._headers.pop(number, None)
         if numbers:
             sync_directory(self._directory)
 
     def sync(self) -> None:
-        """Wait until everything appended is on the disk itself."""
+        """Wait until everything appended is on the disk itself, and set down how much it is."""
         self._newest.sync()
+        self._write_manifest()
 
     def close(self) -> None:
         """Sync and close all files."""
-        if self._segments and not self._read_only:
-            self._newest.sync()
+        if self._is_recovered and not self._read_only:
+            self.sync()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close all files as they are."""
         for segment in self._segments.values():
             segment.close()
 
@@ -167,34 +223,46 @@ class SegmentLog:
             return 0
         check_same_format(self._directory, header, self._step_format)
         self.newest_header = header
-        self.total_steps = max(self.total_steps, header.steps_before)
         return start
 
-    def _handle_damage(self, damage: Damage, is_newest: bool) -> None:
-        segment = damage.segment
+    def _pass_over(self, damage: Damage) -> None:
+        """Say what is damaged; the steps that its header tells of were stored and still count."""
+        damage.segment.is_whole = False
+        if damage.header:
+            damage.segment.count_at(damage.offset, damage.header.steps)
         size = damage.stop - damage.offset
-        if is_newest and damage.is_at_the_end:
-            if not self._read_only:
-                segment.truncate(damage.offset)
-                sentence = "%s: %d bytes of a torn chunk at its end were cut off: %s"
-                _LOG.warning(sentence, segment.path, size, damage.reason)
-            return
         self.damaged_bytes += size
         sentence = "%s: %d bytes at byte %d are damaged and passed over, their steps are lost: %s"
-        _LOG.warning(sentence, segment.path, size, damage.offset, damage.reason)
+        _LOG.warning(sentence, damage.segment.path, size, damage.offset, damage.reason)
 
-
-def read_chunks(
-    segments: Iterable[Segment], step_format: StepFormat, bodies: bool = False
-) -> Iterator[StoredChunk | Damage]:
-    """Yield what `scan` finds in all segments, in order; one whose header is damaged is searched from its start."""
-    for segment in segments:
+    def _write_manifest(self) -> None:
+        """Set down what should be here; without it the replay is as good, but for finding what is missing."""
+        known, oldest = self._chain.manifest, self._headers.get(self._oldest)
+        manifest = Manifest(
+            self._oldest,
+            max(self._chain.newest, *self._segments, 0),
+            self.total_steps,
+            oldest.steps_before if oldest else known.dropped,
+            self._newest.link if self._segments else None,
+            self._shards,
+            [number for number in known.breaks if number >= self._oldest],
+            known.gaps,
+        )
+        if manifest == self._written:
+            return
         try:
-            _, start = segment.read_header()
-        except DamagedSegmentError as error:
-            yield Damage(segment, 0, 0, str(error))
-            start = 0
-        yield from scan(segment, step_format, start, bodies)
+            manifest.write(self._directory)
+            self._written = manifest
+        except OSError as error:
+            _LOG.warning("%s: its manifest could not be written: %s", self._directory, error.strerror)
+
+
+def _remove(unfinished: Path) -> None:
+    """Remove a file that a crash left."""
+    try:
+        unfinished.unlink()
+    except OSError as error:
+        raise UserError(f"{unfinished} cannot be removed: {error.strerror}. Move it elsewhere.") from None
 
 
 def segment_size(settings: ReplaySettings, step_format: StepFormat) -> tuple[int, int]:
@@ -218,30 +286,3 @@ def segment_size(settings: ReplaySettings, step_format: StepFormat) -> tuple[int
 def whole_capacity_gb(settings: ReplaySettings) -> float:
     """Return the gigabytes that the user gave, of which this may be one shard's share."""
     return float(f"{settings.capacity_gb * settings.shards:.12g}")
-
-
-def check_same_format(directory: Path, header: SegmentHeader, wanted: StepFormat) -> None:
-    """Refuse a directory whose steps are of another format.
-
-    Raises:
-        UserError: naming the first thing that differs.
-    """
-    stored = read_format(directory, header)
-    if stored.identity != wanted.identity:
-        raise UserError(
-            f"{directory} holds steps of another environment or other wrappers: "
-            f"{first_difference(stored.spaces, wanted.spaces)}. Give the settings it was filled with, or another "
-            "directory."
-        )
-
-
-def read_format(directory: Path, header: SegmentHeader) -> StepFormat:
-    """Return the step format in a segment header.
-
-    Raises:
-        UserError: if this version cannot read it.
-    """
-    try:
-        return StepFormat.from_json(header.step_format)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{directory} was written in a format that this version does not read: {error}.") from error

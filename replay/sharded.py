@@ -19,6 +19,7 @@ _LOG = logging.getLogger(__name__)
 _CALLERS = 3
 """Calls to all shards that run side by side: two prefetch threads' and one more."""
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -51,7 +52,13 @@ class ShardedReplay:
         return list(self._alive)
 
     def sample(self, batch_number: int, batch_size: int) -> CompressedBatch:
-        """See `ExperienceReplay.sample`.
+        """See `ExperienceReplay.sample`."""
+        return self.sample_several([batch_number], [batch_size])[0]
+
+    def sample_several(
+        self, batch_numbers: Sequence[int], batch_sizes: Sequence[int], machine: str = ""
+    ) -> list[CompressedBatch]:
+        """See `ExperienceReplay.sample_several`.
 
         The number of sequences from each shard is drawn in proportion to the valid starts it has at this moment, so
         that each valid start of all shards is as likely as any other.
@@ -60,15 +67,22 @@ class ShardedReplay:
             starts = self._valid_starts()
             if len(starts) > 1 and not any(starts.values()):
                 raise NotEnoughExperienceError(f"none of the {len(starts)} shards holds a sequence to train on")
-            split = self._split("shards", batch_number, batch_size, starts)
+            wanted: dict[int, list[tuple[int, int, int]]] = {}  # by shard: which batch, its number, sequences of it
+            for which, (number, size) in enumerate(zip(batch_numbers, batch_sizes, strict=True)):
+                for shard, count in self._split("shards", number, size, starts).items():
+                    wanted.setdefault(shard, []).append((which, number, count))
             try:
-                parts = self._ask(split, lambda shard, count: shard.sample(batch_number, count))
+                answers = self._ask(wanted, lambda shard, share: _sample_share(shard, share, machine))
             except NotEnoughExperienceError:
                 if len(starts) == 1:
                     raise
                 continue  # a shard dropped its last sequences since it was asked for its counters
-            if len(parts) == len(split):  # else a shard was lost
-                return join_batches(list(parts.values()))
+            if len(answers) == len(wanted):  # else a shard was lost
+                parts: list[list[CompressedBatch]] = [[] for _ in batch_numbers]
+                for shard in sorted(answers):
+                    for (which, _, _), part in zip(wanted[shard], answers[shard], strict=True):
+                        parts[which].append(part)
+                return [join_batches(own) for own in parts]
 
     def sample_held_out(self, batch_number: int, batch_size: int, length: int) -> CompressedBatch | None:
         """See `ExperienceReplay.sample_held_out`.
@@ -157,7 +171,7 @@ class ShardedReplay:
         """Ask every shard that is left, and return their answers."""
         return self._ask(dict.fromkeys(self.alive, 0), lambda shard, _: question(shard))
 
-    def _ask(self, shares: Mapping[int, int], question: Callable[[Shard, int], T]) -> dict[int, T]:
+    def _ask(self, shares: Mapping[int, S], question: Callable[[Shard, S], T]) -> dict[int, T]:
         """Ask these shards at once, each for its share; return the answers of those that are not lost by it.
 
         Raises:
@@ -189,6 +203,11 @@ class ShardedReplay:
             left, count = len(self._alive), len(self.shards)
         sentence = "%s %s; %d steps were stored in it; %d of %d shards are left"
         _LOG.error(sentence, self._name, self._last_loss, steps, left, count)
+
+
+def _sample_share(shard: Shard, share: Sequence[tuple[int, int, int]], machine: str) -> list[CompressedBatch]:
+    """Sample a shard's share of several batches: of each, a number of sequences."""
+    return shard.sample_several([number for _, number, _ in share], [count for _, _, count in share], machine)
 
 
 def shard_of(actor: int, alive: Sequence[int]) -> int:

@@ -5,6 +5,7 @@ A run's replay directory holds `shard-0`, `shard-1`, and so on; each is the dire
 
 from __future__ import annotations
 
+import logging
 import re
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,11 +15,13 @@ from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.steps import CHUNK_STEPS, StepFormat
 from dreamfleet.common.seeds import derive_seed
 from dreamfleet.common.settings.schema import ReplaySettings
+from dreamfleet.replay.manifest import DamagedManifestError, Manifest
 from dreamfleet.replay.replay import Replay
 from dreamfleet.replay.segment import segment_paths
 from dreamfleet.replay.sharded import ShardedReplay
 
-_NAME = re.compile(r"shard-(\d+)")
+_LOG = logging.getLogger(__name__)
+SHARD_NAME = re.compile(r"shard-(\d+)")
 _LEAST_CHUNKS = 4
 """Least whole chunks in a shard's share of `replay.capacity_steps`; with fewer, dropping the oldest drops all."""
 
@@ -37,12 +40,34 @@ def shard_directories(directory: Path) -> list[Path]:
     Raises:
         UserError: if one may not be read: its steps would silently be left out.
     """
-    numbers = {int(match[1]): directory / name for name in _names(directory) if (match := _NAME.fullmatch(name))}
+    numbers = {int(match[1]): directory / name for name in _names(directory) if (match := SHARD_NAME.fullmatch(name))}
     itself = [directory] if segment_paths(directory) else []
     shards = [numbers[number] for number in sorted(numbers) if numbers[number].is_dir()]
     for shard in shards:
         _names(shard)
     return itself + shards
+
+
+def missing_shards(directory: Path) -> list[str]:
+    """Return, in a sentence, how many shards are gone, as far as the others tell."""
+    shards = shard_directories(directory)
+    manifests = {shard: manifest for shard in shards if (manifest := manifest_of(shard))}
+    most = max(manifests, key=lambda shard: manifests[shard].shards, default=directory)
+    missing = manifests[most].shards - len(shards) if manifests else 0
+    if missing > 0 and directory not in shards:  # else it may be one shard's
+        return [
+            f"{directory} holds {len(shards)} shards, and {most.name} says that there were {manifests[most].shards}: "
+            f"{missing} {'is' if missing == 1 else 'are'} missing, with all steps in it."
+        ]
+    return []
+
+
+def manifest_of(shard: Path) -> Manifest | None:
+    """Return a shard's manifest, if it has one that is whole."""
+    try:
+        return Manifest.read(shard)
+    except DamagedManifestError:
+        return None  # who opens the shard says so
 
 
 def _names(directory: Path) -> list[str]:
@@ -68,7 +93,7 @@ def shard_paths(directory: Path, count: int) -> list[Path]:
 
 def _order(path: Path) -> int:
     """Return the number of a shard, for sorting; that of a directory that stores chunks itself is less than any."""
-    match = _NAME.fullmatch(path.name)
+    match = SHARD_NAME.fullmatch(path.name)
     return int(match[1]) if match else -1
 
 
@@ -91,16 +116,13 @@ def plan_shards(
 
 
 def _share_of(settings: ReplaySettings, count: int, sequence_length: int, read_only: bool) -> ReplaySettings:
-    """Return the settings of one of `count` shards: an equal share of what the run may store and calls recent.
+    """Return the settings of one of `count` shards: an equal share of what the run may store, keep and call recent.
 
-    `shards` is then the number of those that share, so that a message can name the whole. Shards that are only read
-    have no capacity to share, since nothing is dropped.
+    `shards` is then the number of those that share, so that a message can name the whole. From shards that are only
+    read nothing is dropped, so that no share of the capacity is too small.
     """
-    recent_steps = max(1, settings.recent_steps // count)
-    if read_only:
-        return settings.model_copy(update={"recent_steps": recent_steps, "shards": 1})
     least = max(_LEAST_CHUNKS * CHUNK_STEPS, 2 * sequence_length)
-    if count > 1 and settings.capacity_steps < count * least:
+    if not read_only and count > 1 and settings.capacity_steps < count * least:
         raise UserError(
             f"replay.capacity_steps {settings.capacity_steps} is too small for replay.shards {count}: with "
             f"sequences of {sequence_length} steps they need at least {count * least}."
@@ -109,7 +131,8 @@ def _share_of(settings: ReplaySettings, count: int, sequence_length: int, read_o
         update={
             "capacity_gb": settings.capacity_gb / count,
             "capacity_steps": settings.capacity_steps // count,
-            "recent_steps": recent_steps,
+            "recent_steps": max(1, settings.recent_steps // count),
+            "cache_gb": settings.cache_gb if settings.cache_gb == "auto" else settings.cache_gb / count,
             "shards": count,
         }
     )
@@ -130,6 +153,8 @@ def open_shards(
         UserError: if one is in use or holds steps of another format, the capacity is too small, or nothing may be made
             and there is no shard.
     """
+    for sentence in missing_shards(directory):
+        _LOG.warning("%s", sentence)
     opened: list[Replay] = []
     with ExitStack() as on_error:
         for plan in plan_shards(directory, settings, sequence_length, seed, read_only):

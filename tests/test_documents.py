@@ -85,7 +85,9 @@ def test_files_that_a_page_names_are_there(page: Path) -> None:
 def test_commands_and_flags_that_a_page_names_exist(page: Path) -> None:
     """Flags of the command line, of settings, and of the benchmark."""
     known = {flag for parser in commands().values() for flag in parser._option_string_actions}
-    bench = (ROOT / "tests" / "bench" / "__main__.py").read_text()
+    bench = "".join(
+        (ROOT / "tests" / "bench" / name).read_text() for name in ("__main__.py", "gpu/__main__.py", "carry.py")
+    )
     for code in code_of(page):
         flags = re.findall(r"(?<![\w-])--([a-z][\w.-]*)", code)
         ours = code if code.startswith("--") else "".join(re.findall(r"(?<![\w/~.-])dreamfleet [a-z].*", code))

@@ -98,6 +98,12 @@ def test_the_metadata_says_what_it_is() -> None:
     assert set(build) <= pinned, "what builds the package is pinned as all else is"
 
 
+def test_minari_can_download() -> None:
+    """`replay import` takes ids, which Minari fetches with huggingface_hub: the extra brings it, pinned."""
+    assert "minari[hdf5,hf]" in PROJECT["project"]["optional-dependencies"]["minari"][0]
+    assert re.search(r"^huggingface_hub==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+
+
 @pytest.mark.parametrize("target", ["train", "test", "bench"])
 def test_make_hands_pip_its_arguments(target: str) -> None:
     """Each `pip install` gets PIP_ARGS, so that a machine without a GPU need not fetch CUDA."""

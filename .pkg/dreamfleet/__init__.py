@@ -11,9 +11,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Callbacks", "Replay", "collect", "dream", "evaluate", "load", "settings", "train"]
+__all__ = ["Callbacks", "Replay", "collect", "compare", "dream", "evaluate", "load", "settings", "train"]
 
 if TYPE_CHECKING:
+    from dreamfleet.deploy.compare.compare import compare
     from dreamfleet.deploy.fleet.fleet_state import Callbacks
     from dreamfleet.deploy.run.loaded_run import LoadedRun as load
     from dreamfleet.deploy.run.runs import collect, dream, evaluate, train
@@ -24,6 +25,7 @@ _PLACES = {
     "Callbacks": ("deploy.fleet.fleet_state", "Callbacks"),
     "Replay": ("deploy.run.loaded_run", "StoredReplay"),
     "collect": ("deploy.run.runs", "collect"),
+    "compare": ("deploy.compare.compare", "compare"),
     "dream": ("deploy.run.runs", "dream"),
     "evaluate": ("deploy.run.runs", "evaluate"),
     "load": ("deploy.run.loaded_run", "LoadedRun"),

@@ -50,7 +50,7 @@ from dreamfleet.actors.spaces.observations import (
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ObservationSpec, Spaces
 from dreamfleet.common.process_log import log_once
-from dreamfleet.common.settings.schema import EnvironmentSettings
+from dreamfleet.common.settings.environment import EnvironmentSettings
 
 __all__ = ["Environment", "describe_spaces", "make_environment", "probe_environment"]
 

@@ -25,7 +25,7 @@ from dreamfleet.actors.environments import rendering
 from dreamfleet.actors.environments.wrappers import NoopStart, SimulatorSteps
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.process_log import log_once
-from dreamfleet.common.settings.schema import EnvironmentSettings
+from dreamfleet.common.settings.environment import EnvironmentSettings
 
 Environment = gymnasium.Env[Any, Any]
 

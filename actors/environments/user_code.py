@@ -18,6 +18,7 @@ import gymnasium
 import numpy as np
 
 from dreamfleet.common.errors import UserError
+from dreamfleet.common.formatting import shorten
 
 if TYPE_CHECKING:
     from dreamfleet.common.torch_state import TorchState
@@ -61,12 +62,12 @@ def flag_of(name: str, value: Any) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """Return an error of the user's code in words."""
+    """Return an error of the user's code in words; here alone its text, of any length, is cut."""
     if isinstance(error, WrongStepError):
-        return str(error)
+        return shorten(str(error))
     if isinstance(error, SystemExit):
-        return f"it called sys.exit({'' if error.code is None else repr(error.code)})"
-    text = str(error)
+        return f"it called sys.exit({'' if error.code is None else shorten(repr(error.code))})"
+    text = shorten(str(error))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

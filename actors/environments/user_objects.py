@@ -23,7 +23,7 @@ import gymnasium
 from dreamfleet.actors.environments import rendering
 from dreamfleet.actors.environments.user_code import cause_of
 from dreamfleet.common.errors import UserError, nearest
-from dreamfleet.common.settings.schema import EnvironmentSettings
+from dreamfleet.common.settings.environment import EnvironmentSettings
 
 MAIN = "__main__"
 """The module of the script or notebook that started the run, which no other process can import."""

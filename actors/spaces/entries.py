@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 from dreamfleet.common.errors import UserError, nearest
 from dreamfleet.common.experience.spaces import ObservationSpec
-from dreamfleet.common.settings.schema import EnvironmentSettings
+from dreamfleet.common.settings.environment import EnvironmentSettings
 
 Convert = Callable[[Any], np.ndarray]
 Path = tuple[Any, ...]

@@ -10,7 +10,7 @@ Shapes: K environments, N candidates, E elites, H horizon, A action width, G gro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol, Self, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -144,14 +144,20 @@ def cross_entropy_method(
     return proposal
 
 
-def candidate_noise(spec: ActionSpec, search: Search, generators: Sequence[torch.Generator]) -> Iterator[Tensor]:
+def candidate_noise(
+    spec: ActionSpec, search: Search, generators: Sequence[torch.Generator], draw_each: Callable[..., Any] = map
+) -> Iterator[Tensor]:
     """Yield each iteration's noise (K, N, H, G + R), uniform for choices and then of N(0, 1) for reals.
 
-    Each environment has its own generator, so that its plan does not depend on how many others there are.
+    Each environment has its own generator, so that its plan does not depend on how many others there are. `draw_each`
+    maps the drawing over the generators, perhaps on several threads.
     """
-    shape = (search.candidates, search.horizon)
+
+    def draw(generator: torch.Generator) -> Tensor:
+        return draw_action_noise(spec, search.candidates, search.horizon, generator=generator)
+
     for _ in range(search.iterations):
-        yield torch.stack([draw_action_noise(spec, *shape, generator=own) for own in generators])
+        yield torch.stack(list(draw_each(draw, generators)))
 
 
 def _first_proposal(spec: ActionSpec, count: int, horizon: int, device: torch.device) -> Plan:

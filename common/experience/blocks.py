@@ -57,6 +57,8 @@ def decode_block(stored: bytes | memoryview, block: Block, raw_bytes: int) -> by
         raw: bytes | memoryview = stored
     else:
         try:
+            if zstandard.frame_content_size(stored) != raw_bytes:  # for which memory would be taken at once
+                raise DamagedChunkError(f"a block does not expand to {raw_bytes} bytes")
             raw = _decompressor().decompress(stored, max_output_size=raw_bytes)
         except zstandard.ZstdError as error:
             raise DamagedChunkError(f"a block does not expand: {error}") from error

@@ -127,11 +127,43 @@ class Spaces:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Spaces:
-        """Return the spaces of what `to_json` gave, or `plain`, which older versions wrote."""
-        return Spaces(
-            observations=tuple(ObservationSpec(**entry) for entry in data["observations"]),
-            action=ActionSpec(**data["action"]),
-        )
+        """Return the spaces of what `to_json` gave, or `plain`, which older versions wrote.
+
+        Raises:
+            ValueError: if they are none: something is missing, or is not of its kind or beyond any size.
+        """
+        try:
+            observations = tuple(ObservationSpec(**entry) for entry in data["observations"])
+            spaces = Spaces(observations, ActionSpec(**data["action"]))
+            is_possible = _is_possible(spaces)
+        except (TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            raise ValueError(f"these are no spaces: {error!r}") from error
+        if not is_possible:
+            raise ValueError("these are no spaces: a name, type, shape or bound is not possible")
+        return spaces
+
+
+_MOST_NUMBERS = 1 << 26
+"""Of one observation; a picture of 4,096 × 4,096 has that many."""
+
+
+def _is_possible(spaces: Spaces) -> bool:
+    """Whether spaces that were read from a file can be those of an environment."""
+    action, names = spaces.action, [spec.name for spec in spaces.observations]
+    bounds = [*action.low, *action.high]
+    return (
+        all(isinstance(name, str) for name in [*names, *action.names])
+        and len(set(names)) == len(names)
+        and all(spec.dtype in ("uint8", "float32") for spec in spaces.observations)
+        and all(min(spec.shape, default=1) >= 0 and len(spec.shape) <= 8 for spec in spaces.observations)
+        and sum(math.prod(spec.shape) for spec in spaces.observations) <= _MOST_NUMBERS
+        and action.kind in ("discrete", "multi_discrete", "box", "mixed")
+        and all(1 <= size <= _MOST_NUMBERS for size in action.sizes)
+        and bool(action.sizes)
+        and len(action.sizes) <= _MOST_NUMBERS
+        and len(action.low) == len(action.high)
+        and not any(math.isnan(bound) for bound in bounds)
+    )
 
 
 def _spell_infinities(data: Any) -> Any:

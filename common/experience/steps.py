@@ -96,7 +96,7 @@ class StepFormat:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> StepFormat:
-        """Return the format of what `to_json` gave; ValueError if this version cannot read it."""
+        """Return the format of what `to_json` gave; ValueError or KeyError if this version cannot read it."""
         if data.get("layout") != BLOCK_LAYOUT:
             raise ValueError(f"blocks are laid out by '{data.get('layout')}', which is not known")
         if (data["block_steps"], data["chunk_steps"]) != (BLOCK_STEPS, CHUNK_STEPS):

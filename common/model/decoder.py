@@ -6,7 +6,6 @@ Shapes: N any leading axes flattened, F feature (D + S), H and W height and widt
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from itertools import pairwise
 
 import torch
@@ -15,10 +14,18 @@ from torch import Tensor, nn
 
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.model.encoder import DREAMER_FACTORS, image_size, lowest
-from dreamfleet.common.model.layers import ACTIVATIONS, ForkedLinear, NormActivation, after, dense_stack, initialise
+from dreamfleet.common.model.layers import (
+    ACTIVATIONS,
+    BatchNorm2d,
+    ForkedLinear,
+    NormActivation,
+    after,
+    dense_stack,
+    initialise,
+)
 from dreamfleet.common.model.loop_layers import BlockLinear
 from dreamfleet.common.settings.model import ModelSettings
-from dreamfleet.common.torch_state import full_precision
+from dreamfleet.common.torch_state import full_precision, without_autocast
 
 TAPS = (((0, 1), (2, 3), (4,)), ((0,), (1, 2), (3, 4)))
 """Which of a kernel's five taps fall on the pixel before, at and after one's own, for its first and second double."""
@@ -33,6 +40,7 @@ class DoublingConv2d(nn.Conv2d):
     """
 
     taps: Tensor
+    kept: Tensor | None = None
 
     def __init__(self, channels_in: int, channels: int) -> None:
         super().__init__(channels_in, channels, 5)
@@ -42,15 +50,19 @@ class DoublingConv2d(nn.Conv2d):
     def forward(self, image: Tensor) -> Tensor:
         """Return (N, 2·H, 2·W, C), channels last, for (N, channels_in, H, W)."""
         assert self.bias is not None
-        doubles = F.conv2d(image, self.small_kernels(), self.bias.repeat(4), padding=1)  # (N, 4·C, H, W)
+        kernels = self.small_kernels() if self.kept is None else self.kept
+        doubles = F.conv2d(image, kernels, self.bias.repeat(4), padding=1)  # (N, 4·C, H, W)
         doubles = doubles.permute(0, 2, 3, 1).unflatten(-1, (2, 2, -1))  # (N, H, W, 2, 2, C)
         return doubles.transpose(2, 3).reshape(len(image), 2 * image.shape[2], 2 * image.shape[3], -1)
 
+    def keep_kernels(self) -> None:
+        """Add up the taps once, of weights that change no more: for one picture that takes longer than convolving."""
+        with torch.no_grad():
+            self.kept = self.small_kernels().contiguous(memory_format=torch.channels_last)  # as the picture lies
+
     def small_kernels(self) -> Tensor:
         """Return the 3×3 kernels of the four doubles (4·C, channels_in, 3, 3), float32, the row's double first."""
-        is_meta = self.weight.is_meta  # a device of which torch.autocast knows nothing
-        exactly = nullcontext() if is_meta else torch.autocast(self.weight.device.type, enabled=False)
-        with exactly:  # sums of weights are not to be rounded first
+        with without_autocast(self.weight):  # sums of weights are not to be rounded first
             rows = torch.tensordot(self.taps, self.weight, ([2], [2]))  # (2, 3, C, channels_in, 5)
             both = torch.tensordot(rows, self.taps, ([4], [2]))  # (2 rows, 3, C, channels_in, 2 columns, 3)
         return both.permute(0, 4, 2, 3, 1, 5).flatten(0, 2)
@@ -78,7 +90,7 @@ class StridedImageDecoder(nn.Module):
             bias = not settings.batch_norm
             modules.append(nn.ConvTranspose2d(wide, narrow, 3, stride=2, padding=1, output_padding=1, bias=bias))
             if settings.batch_norm:
-                modules.append(nn.BatchNorm2d(narrow))
+                modules.append(BatchNorm2d(narrow))
             modules.append(nn.ReLU(inplace=True))
         modules.append(nn.ConvTranspose2d(widths[-1], channels, 3, stride=2, padding=1, output_padding=1))
         self.convolutions = nn.Sequential(*modules).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Literal, NamedTuple
 
@@ -58,6 +59,11 @@ class OneHot(NamedTuple):
     def probabilities(self) -> Tensor:
         """(…, V, C); they add up to 1 over C."""
         return self.logits.exp()
+
+    @property
+    def mean(self) -> Tensor:
+        """What samples average to: the probabilities, flat (…, V·C)."""
+        return self.probabilities.flatten(-2)
 
     @property
     def mode(self) -> Tensor:
@@ -227,15 +233,12 @@ class TwoHot:
     Args:
         logits: (…, N bins), of any floating type.
         bins: (N,), ascending, mirrored about 0, on the same device (`symexp_bins`).
-        log_normaliser: (…), the logits' logsumexp where it is known already.
     """
 
-    def __init__(self, logits: Tensor, bins: Tensor, log_normaliser: Tensor | None = None) -> None:
-        self.logits = full_precision(logits)
-        self.bins = bins.to(self.logits.dtype)
-        # Shared by the mean and every target. Computed here and not at the first use: that may be within `no_grad`,
-        # and a loss that used it later would have lost half of its gradient.
-        self._log_normaliser = self.logits.logsumexp(-1) if log_normaliser is None else log_normaliser
+    def __init__(self, logits: Tensor, bins: Tensor) -> None:
+        # Computed once, for the mean and every target: of a batch's imagined states these are millions of numbers.
+        self.log_probabilities = full_precision(logits).log_softmax(-1)
+        self.bins = bins.to(self.log_probabilities.dtype)
 
     @property
     def mean(self) -> Tensor:
@@ -244,7 +247,7 @@ class TwoHot:
         In pairs, equal probabilities give exactly 0; summed from left to right, bins of 5e8 would leave a remainder.
         """
         middle = len(self.bins) // 2
-        probabilities = torch.exp(self.logits - self._log_normaliser[..., None])
+        probabilities = self.log_probabilities.exp()
         difference = probabilities[..., middle + 1 :] - probabilities[..., :middle].flip(-1)
         return (difference * self.bins[middle + 1 :]).sum(-1)
 
@@ -259,9 +262,11 @@ class TwoHot:
         low, high = self.bins[below], self.bins[below + 1]
         share = ((target - low) / (high - low)).clamp(0.0, 1.0)  # of the bin above
         # Only two numbers of each row are read; weights over all bins would be as large as the logits.
-        near = self.logits.gather(-1, torch.stack([below, below + 1], -1))  # (…, 2)
-        return torch.lerp(near[..., 0], near[..., 1], share) - self._log_normaliser
+        near = self.log_probabilities.gather(-1, torch.stack([below, below + 1], -1))  # (…, 2)
+        return torch.lerp(near[..., 0], near[..., 1], share)
 
     def without_last(self) -> TwoHot:
         """Return the distributions (…, H, N) of a sequence (…, H + 1, N) without its last step."""
-        return TwoHot(self.logits[..., :-1, :], self.bins, self._log_normaliser[..., :-1])
+        part = copy.copy(self)
+        part.log_probabilities = self.log_probabilities[..., :-1, :]
+        return part

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ObservationSpec, Spaces
-from dreamfleet.common.model.layers import ACTIVATIONS, NormActivation, dense_stack, initialise
+from dreamfleet.common.model.layers import ACTIVATIONS, BatchNorm2d, NormActivation, dense_stack, initialise
 from dreamfleet.common.settings.model import ModelSettings
 from dreamfleet.common.torch_state import as_input, full_precision
 
@@ -45,7 +45,7 @@ class StridedImageEncoder(nn.Module):
             if not last:
                 modules.append(nn.ReLU(inplace=True))
             if settings.batch_norm:
-                modules.append(nn.BatchNorm2d(width))
+                modules.append(BatchNorm2d(width))
         self.convolutions = nn.Sequential(*modules).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.output = nn.Linear(widths[-1] * (size[0] // 16) * (size[1] // 16), settings.embedding)
         self.width = settings.embedding

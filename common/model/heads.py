@@ -1,6 +1,6 @@
-"""Predictions from the model's state beside the observation: the reward, and whether the episode continues.
+"""Predictions from the model's state beside the observation: its embedding, the reward, whether the episode continues.
 
-Shapes: F feature (D + S).
+Shapes: E embedding, F feature (D + S).
 """
 
 from __future__ import annotations
@@ -73,6 +73,19 @@ class RewardHead(Head):
         if self._kind == "unit_normal":
             return Gaussian(mean, torch.ones_like(mean))
         return Gaussian(mean, torch.exp(0.5 * bounded_log_variance(raw[..., 1])))
+
+
+class Projector(nn.Module):
+    """The embedding that a state lets expect: one linear layer without bias, as R2-Dreamer's (arXiv 2603.18202)."""
+
+    def __init__(self, feature: int, embedding: int, settings: ModelSettings) -> None:
+        super().__init__()
+        self.output = nn.Linear(feature, embedding, bias=False)
+        initialise(self, settings.initialisation)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Return embeddings (…, E), float32, for features (…, F)."""
+        return full_precision(self.output(feature))
 
 
 class ContinueHead(Head):

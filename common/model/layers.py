@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,47 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised numbers (…, width), float32."""
         return super().forward(full_precision(x))
+
+
+class AllRanks(Protocol):
+    """What batch norm asks of the learner's ranks, where several share a batch."""
+
+    count: int
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Return the mean over all ranks, with its gradient."""
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """torch's, with statistics of the whole batch where several ranks share it: those of a part would differ.
+
+    torch's own SyncBatchNorm does not work on a CPU.
+
+    Attributes:
+        ranks: that share a batch in training; None or one alone: torch's code.
+    """
+
+    ranks: AllRanks | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised (N, C, H, W)."""
+        if self.ranks is None or self.ranks.count == 1 or not self.training:
+            return super().forward(x)
+        wide = full_precision(x)
+        mean = self.ranks.mean(wide.mean((0, 2, 3)))  # (C,)
+        centred = wide - mean[:, None, None]
+        variance = self.ranks.mean(centred.square().mean((0, 2, 3)))
+        with torch.no_grad():
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.momentum is not None
+            assert self.num_batches_tracked is not None
+            numbers = self.ranks.count * x.numel() // x.shape[1]
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * numbers / (numbers - 1), self.momentum)
+            self.num_batches_tracked.add_(1)
+        scaled = self.weight * torch.rsqrt(variance + self.eps)
+        return torch.addcmul(self.bias[:, None, None], centred, scaled[:, None, None]).to(x.dtype)
 
 
 class _QuickRMSNorm(torch.autograd.Function):

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 class LoopLinear(nn.Linear):
     """A linear layer that may be used in a loop; see `in_loop`."""
 
-    _steps: Steps | None = None
+    def __init__(self, width_in: int, width: int, bias: bool = True) -> None:
+        super().__init__(width_in, width, bias)
+        self._steps: Steps | OneStep | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output (…, width)."""
@@ -39,10 +41,9 @@ class BlockLinear(nn.Module):
     layer reads a part of the input.
     """
 
-    _steps: Steps | None = None
-
     def __init__(self, width_in: int, width: int, blocks: int, joint: int | None = None) -> None:
         super().__init__()
+        self._steps: Steps | OneStep | None = None
         self.joint = joint or width_in
         self.weight = nn.Parameter(torch.empty(blocks, width_in // blocks, width // blocks))
         self.bias = nn.Parameter(torch.empty(blocks, width // blocks))
@@ -93,35 +94,76 @@ class JointLinear(nn.Module):
         return self.first(first) + self.second(second) if self.second is not None else self.first(first)
 
 
+Layer = LoopLinear | BlockLinear
+"""A layer that may be used in a loop."""
+
+
 class Steps:
-    """The steps of one layer in one loop of `length` T."""
+    """The steps of one layer in one loop of `length` T.
+
+    Attributes:
+        inputs: of the steps so far, (B, width_in) each; complete before the backward pass.
+        slots: one for each step, (B, *width).
+        weight: as a constant, in the type of the layer's products.
+    """
 
     def __init__(self, length: int) -> None:
         self._length = length
-        self._inputs: list[Tensor] = []
-        self._slots: tuple[Tensor, ...] = ()
-        self._weight: Tensor | None = None
+        self.inputs: list[Tensor] = []
+        self.slots: tuple[Tensor, ...] = ()
+        self.weight: Tensor | None = None
 
-    def next(self, layer: LoopLinear | BlockLinear, x: Tensor) -> tuple[Tensor, Tensor]:
+    def begin(self, layer: Layer, batch: int) -> None:
+        """Make the slots for steps of `batch` rows."""
+        kind = layer.weight.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else layer.weight.dtype
+        self.weight = layer.weight.detach().to(dtype)
+        slots = _Slots.apply(layer.weight, layer.bias, self.inputs, (self._length, batch), dtype)
+        self.slots = slots.unbind(0)
+
+    def next(self, layer: Layer, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the slot of the next step, which reads x (B, width_in), and the weights as a constant."""
-        if self._weight is None:
-            kind = x.device.type
-            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else layer.weight.dtype
-            self._weight = layer.weight.detach().to(dtype)
-            slots = _Slots.apply(layer.weight, layer.bias, self._inputs, (self._length, len(x)), dtype)
-            self._slots = slots.unbind(0)
-        slot = self._slots[len(self._inputs)]
-        self._inputs.append(x.detach())
-        return slot, self._weight
+        if self.weight is None:
+            self.begin(layer, len(x))
+        assert self.weight is not None
+        slot = self.slots[len(self.inputs)]
+        self.inputs.append(x.detach())
+        return slot, self.weight
+
+
+class OneStep:
+    """One step of one layer, within a compiled function that is given slot and weights, and returns the input."""
+
+    def __init__(self, slot: Tensor, weight: Tensor) -> None:
+        self._slot, self._weight = slot, weight
+        self._input: Tensor | None = None
+
+    @property
+    def taken(self) -> Tensor:
+        """What the layer read, (B, width_in), in the weights' type."""
+        assert self._input is not None, "the layer was not called"
+        return self._input
+
+    def next(self, _: Layer, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Steps.next`; to be called once."""
+        assert self._input is None, "a loop layer is called once in a step"
+        # A copy in any case: Inductor cannot return a detached view of another result (torch 2.13).
+        self._input = x.detach().to(self._weight.dtype, copy=True)
+        return self._slot, self._weight
+
+
+def loop_layers(network: nn.Module) -> list[Layer]:
+    """Return the network's loop layers, always in the same order."""
+    return [layer for layer in network.modules() if isinstance(layer, LoopLinear | BlockLinear)]
 
 
 @contextmanager
 def in_loop(network: nn.Module, length: int) -> Iterator[None]:
     """Within, each of the network's loop layers is called exactly `length` times, or not at all.
 
-    Nothing changes where no gradient is needed, or where a compiler sees the whole loop.
+    Nothing changes where no gradient is needed.
     """
-    layers = [layer for layer in network.modules() if isinstance(layer, LoopLinear | BlockLinear)]
+    layers = loop_layers(network)
     plain = torch.compiler.is_compiling() or not torch.is_grad_enabled() or layers[0].weight.is_meta
     if plain or not all(layer.weight.requires_grad for layer in layers):
         yield

@@ -1,7 +1,7 @@
 """The recurrent state-space model (PlaNet, arXiv 1811.04551, section 3): how states follow each other.
 
 Shapes: B batch, T time, H horizon, A action, E embedding, L GRU layers, D deterministic, S stochastic, U hidden,
-V categorical variables, C classes, G blocks.
+V categorical variables, C classes.
 
 One step, in the order data passes:
 
@@ -22,13 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from dreamfleet.common.model.distributions import StateDistribution, state_gaussian, state_one_hot
-from dreamfleet.common.model.layers import GRUCell, NormGRUCell, after, dense_stack, gated, initialise
-from dreamfleet.common.model.loop_layers import BlockLinear, JointLinear, LoopLinear, PartialLinear, in_loop
+from dreamfleet.common.model.layers import after, dense_stack, initialise
+from dreamfleet.common.model.loop_layers import JointLinear, Layer, LoopLinear, in_loop
+from dreamfleet.common.model.recurrence import BlockGRU, Layers, StackedGRU
 from dreamfleet.common.settings.model import ModelSettings
-from dreamfleet.common.torch_state import full_precision
-
-Layers = tuple[Tensor, ...]
-"""h of each GRU layer, (B, D), bottom first."""
 
 
 class State(NamedTuple):
@@ -53,6 +50,15 @@ class Rollout(NamedTuple):
     states: State
     prior: StateDistribution
     posterior: StateDistribution
+
+
+class LoopInputs(NamedTuple):
+    """What the loop over observations reads, all (B, T, …): `first` (B, T, 1), and what is known before the loop."""
+
+    first: Tensor
+    prepared: Tensor
+    from_embedding: Tensor
+    noise: Tensor
 
 
 class Latents:
@@ -81,76 +87,6 @@ class Latents:
         return draw(*leading, self._settings.stochastic, device=device, generator=generator)
 
 
-class StackedGRU(nn.Module):
-    """x = act(W [z, a]), then one or more GRU cells, each reading the one below (PlaNet, Dreamer V1 and V2)."""
-
-    def __init__(self, stochastic: int, action: int, settings: ModelSettings) -> None:
-        super().__init__()
-        hidden, width = settings.hidden, settings.deterministic
-        cell = NormGRUCell if settings.recurrence == "norm_gru" else GRUCell
-        self.transition = JointLinear(stochastic, action, hidden)
-        self.activation = after(hidden, settings)
-        self.cells = nn.ModuleList(cell(width if layer else hidden, width) for layer in range(settings.gru_layers))
-
-    def prepare(self, actions: Tensor) -> Tensor:
-        """Return the actions' part of x before the activation, W_a a (…, U)."""
-        return self.transition.second_part(actions)
-
-    def advance(self, layers: Layers, z: Tensor, prepared: Tensor) -> Layers:
-        """Return the next h of all layers from the last h, z (B, S) and what `prepare` gave for this step."""
-        x = self.activation(self.transition.first(z) + prepared)  # (B, U)
-        advanced = []
-        for cell, layer in zip(self.cells, layers, strict=True):
-            x = cell(x, layer)  # (B, D)
-            advanced.append(x)
-        return tuple(advanced)
-
-
-class BlockGRU(nn.Module):
-    """Dreamer V3's cell: each of G blocks of h reads itself and projections of all of z, a and h.
-
-    With x0, x1, x2 = act(norm(W h)), act(norm(W z)), act(norm(W a)), each of width U:
-
-        y = act(norm(block-linear [h's block, x0, x1, x2]))      the norm is over all of D
-        reset, candidate, update = block-linear y                 split within each block
-        h' = u·tanh(σ(reset)·candidate) + (1 − u)·h,  u = σ(update − 1)
-
-    The first block-linear reads x0, x1 and x2 in every block: for these it is one dense layer, and x2's part of it is
-    known before the loop. Each number of an action beyond ±1 is cut to ±1.
-    """
-
-    def __init__(self, stochastic: int, action: int, settings: ModelSettings) -> None:
-        super().__init__()
-        width, hidden, blocks = settings.deterministic, settings.hidden, settings.blocks
-        joint = width + blocks * 3 * hidden  # what a block-linear over all inputs of all blocks would read
-        self._blocks = blocks
-        self.from_state = LoopLinear(width, hidden)
-        self.from_latent = LoopLinear(stochastic, hidden)
-        self.from_action = nn.Linear(action, hidden)
-        self.state_activation = after(hidden, settings)
-        self.latent_activation = after(hidden, settings)
-        self.action_activation = after(hidden, settings)
-        self.hidden_blocks = BlockLinear(width, width, blocks, joint)
-        self.hidden_known = PartialLinear(2 * hidden, width, joint, bias=False)
-        self.hidden_action = PartialLinear(hidden, width, joint, bias=False)
-        self.hidden_activation = after(width, settings)
-        self.gates = BlockLinear(width, 3 * width, blocks)
-
-    def prepare(self, actions: Tensor) -> Tensor:
-        """Return x2's part of y before its norm (…, D)."""
-        bounded = actions / actions.detach().abs().clamp(min=1.0)
-        return self.hidden_action(self.action_activation(self.from_action(bounded)))
-
-    def advance(self, layers: Layers, z: Tensor, prepared: Tensor) -> Layers:
-        """Return the next h, the only layer; see `StackedGRU.advance`."""
-        (h,) = layers
-        x0 = self.state_activation(self.from_state(h))
-        x1 = self.latent_activation(self.from_latent(z))
-        y = self.hidden_blocks(h).flatten(-2) + self.hidden_known(torch.cat([x0, x1], dim=-1)) + prepared  # (B, D)
-        gates = full_precision(self.gates(self.hidden_activation(y)))  # (B, G, 3·D / G)
-        return (gated(gates, h.unflatten(-1, (self._blocks, -1))).flatten(-2),)
-
-
 class RSSM(nn.Module):
     """Recurrence, prior and posterior, for actions of width A and embeddings of width E."""
 
@@ -169,6 +105,11 @@ class RSSM(nn.Module):
         self.posterior_activation = after(hidden, settings)
         self.posterior_output = LoopLinear(hidden, self.latents.parameters)
         initialise(self, settings.initialisation)
+
+    @property
+    def step_layers(self) -> list[Layer]:
+        """The loop layers that a step of `loop` calls, each once."""
+        return [*self.recurrence.step_layers, self.posterior_hidden.first, self.posterior_output]
 
     def initial(self, batch: int) -> State:
         """Return the state before anything has been seen, all zeros, for `batch` sequences."""
@@ -197,24 +138,35 @@ class RSSM(nn.Module):
             state: (B, …), before t = 0; zeros if None.
             noise: (B, T, …) with which the posterior is sampled (`draw_noise`); drawn if None.
         """
-        batch, length = is_first.shape
-        state = self.initial(batch) if state is None else state
-        noise = self.latents.draw_noise(batch, length, device=embedding.device) if noise is None else noise
-        first = is_first.bool()[..., None]  # (B, T, 1)
+        inputs, actions = self.before_loop(embedding, previous_actions, is_first, noise)
+        states, raw = self.loop(inputs, self.initial(len(is_first)) if state is None else state)
+        return self.after_loop(states, raw, actions)
+
+    def before_loop(
+        self, embedding: Tensor, previous_actions: Tensor, is_first: Tensor, noise: Tensor | None = None
+    ) -> tuple[LoopInputs, Tensor]:
+        """Return what the loop reads, and the previous actions with those before an episode zeroed."""
+        noise = self.latents.draw_noise(*is_first.shape, device=embedding.device) if noise is None else noise
+        first = is_first.bool()[..., None]
         actions = previous_actions.masked_fill(first, 0.0)
-        # Unbound once, not indexed step by step: the gradient is then one stack instead of T padded sums.
-        prepared = self.recurrence.prepare(actions).unbind(1)  # T × (B, …)
-        from_embedding = self.posterior_hidden.second_part(embedding).unbind(1)  # T × (B, U)
+        prepared = self.recurrence.prepare(actions)  # (B, T, …)
+        return LoopInputs(first, prepared, self.posterior_hidden.second_part(embedding), noise), actions
+
+    def loop(self, inputs: LoopInputs, state: State) -> tuple[State, Tensor]:
+        """Return the states (B, T, …) after `state` (B, …), and the network's outputs for their posteriors."""
         layers, z = state.deterministic.unbind(-2), state.stochastic
         steps: list[tuple[Layers, Tensor, Tensor]] = []
-        with in_loop(self, length):
-            for inputs in zip(first.unbind(1), prepared, from_embedding, noise.unbind(1), strict=True):
-                layers, z, raw = self._observe_once(layers, z, *inputs)
+        with in_loop(self, inputs.first.shape[1]):
+            # Unbound once, not indexed step by step: the gradient is then one stack instead of T padded sums.
+            for now in zip(*(part.unbind(1) for part in inputs), strict=True):
+                layers, z, raw = self.observe_once(layers, z, *now)
                 steps.append((layers, z, raw))
-        all_layers, latents, raws = zip(*steps, strict=True)
-        states = _stack_states(all_layers, latents)
+        return stack_steps(steps)
+
+    def after_loop(self, states: State, raw: Tensor, actions: Tensor) -> Rollout:
+        """Return states with prior and posterior, from the loop's results and the previous actions (B, T, …)."""
         prior = self.prior(states.deterministic[..., -1, :], actions)
-        return Rollout(states, prior, self.latents.distribution(torch.stack(raws, 1)))
+        return Rollout(states, prior, self.latents.distribution(raw))
 
     def observe_step(
         self,
@@ -235,10 +187,10 @@ class RSSM(nn.Module):
         if sample and noise is None:
             noise = self.latents.draw_noise(len(is_first), device=embedding.device)
         layers, z = state.deterministic.unbind(-2), state.stochastic
-        layers, z, _ = self._observe_once(layers, z, first, prepared, from_embedding, noise if sample else None)
+        layers, z, _ = self.observe_once(layers, z, first, prepared, from_embedding, noise if sample else None)
         return State(torch.stack(layers, -2), z)
 
-    def _observe_once(
+    def observe_once(
         self, layers: Layers, z: Tensor, first: Tensor, prepared: Tensor, from_embedding: Tensor, noise: Tensor | None
     ) -> tuple[Layers, Tensor, Tensor]:
         """Return the next h of all layers, the next z, and the network's output for z's posterior."""
@@ -269,6 +221,18 @@ class RSSM(nn.Module):
             steps.append((layers, z))
         return _stack_states(*zip(*steps, strict=True))
 
+    def imagine_step(
+        self, state: State, action: Tensor, noise: Tensor | None = None
+    ) -> tuple[State, StateDistribution]:
+        """Return the state (B, …) that an action (B, A) leads to, and its prior: a step of `imagine`.
+
+        z is sampled with `noise` (B, …), or is the prior's mode without.
+        """
+        layers, z = state.deterministic.unbind(-2), state.stochastic
+        layers = self.recurrence.advance(layers, z, self.recurrence.prepare(action))
+        prior = self.prior(layers[-1], action)
+        return State(torch.stack(layers, -2), _draw(prior, noise)), prior
+
     def imagine_with(
         self, state: State, policy: Callable[[Tensor], Tensor], horizon: int, noise: Tensor | None = None
     ) -> tuple[State, Tensor]:
@@ -281,17 +245,28 @@ class RSSM(nn.Module):
             noise = self.latents.draw_noise(len(state.stochastic), horizon, device=state.stochastic.device)
         layers, z = state.deterministic.unbind(-2), state.stochastic
         steps: list[tuple[Layers, Tensor, Tensor]] = []
-        for step_noise in noise.unbind(1):
-            action = policy(torch.cat([layers[-1], z], dim=-1))
-            layers = self.recurrence.advance(layers, z, self.recurrence.prepare(action))
-            z = _draw(self.prior(layers[-1], action), step_noise)
+        for now in noise.unbind(1):
+            layers, z, action = self.imagine_once(layers, z, policy, now)
             steps.append((layers, z, action))
-        all_layers, latents, actions = zip(*steps, strict=True)
-        return _stack_states(all_layers, latents), torch.stack(actions, 1)
+        return stack_steps(steps)
+
+    def imagine_once(
+        self, layers: Layers, z: Tensor, policy: Callable[[Tensor], Tensor], noise: Tensor
+    ) -> tuple[Layers, Tensor, Tensor]:
+        """Return the next h of all layers, the next z, and the policy's action that led there."""
+        action = policy(torch.cat([layers[-1], z], dim=-1))
+        layers = self.recurrence.advance(layers, z, self.recurrence.prepare(action))
+        return layers, _draw(self.prior(layers[-1], action), noise), action
 
 
 def _draw(distribution: StateDistribution, noise: Tensor | None) -> Tensor:
     return distribution.mode if noise is None else distribution.sample(noise)
+
+
+def stack_steps(steps: Sequence[tuple[Layers, Tensor, Tensor]]) -> tuple[State, Tensor]:
+    """Return the states (B, T, …) of a loop's steps, and the third of what each step gave."""
+    layers, stochastic, others = zip(*steps, strict=True)
+    return _stack_states(layers, stochastic), torch.stack(others, 1)
 
 
 def _stack_states(layers: Sequence[Layers], stochastic: Sequence[Tensor]) -> State:

@@ -9,14 +9,21 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.model.decoder import Decoder
 from dreamfleet.common.model.distributions import Bernoulli, Gaussian, TwoHot, symexp, symlog
 from dreamfleet.common.model.encoder import Encoder, normalise_image, to_display
-from dreamfleet.common.model.heads import ContinueHead, RewardHead
+from dreamfleet.common.model.heads import ContinueHead, Projector, RewardHead
 from dreamfleet.common.model.rssm import RSSM, Rollout, State
-from dreamfleet.common.settings.model import ModelSettings
+from dreamfleet.common.settings.model import LossSettings, ModelSettings
 from dreamfleet.common.torch_state import as_input, full_precision
+
+NO_DECODER = (
+    "this model has no decoder, which pictures and dreams are made with: train with --loss.decoder_every 8 for one "
+    "that learns aside, or with --loss.representation reconstruction"
+)
+"""What is said where an observation is to be decoded and cannot be."""
 
 
 class WorldModel(nn.Module):
@@ -28,22 +35,30 @@ class WorldModel(nn.Module):
 
     Attributes:
         feature_width: F = D + S, the input of decoder and heads.
+        decoder: None if the states learn without one and `loss.decoder_every` is 0.
+        projector: what the states learn by where that is not a decoder; else None.
+
+    Args:
+        loss: by which it is trained; None: by reconstruction.
 
     Raises:
         UserError: the pictures do not fit the encoder.
     """
 
-    def __init__(self, spaces: Spaces, settings: ModelSettings) -> None:
+    def __init__(self, spaces: Spaces, settings: ModelSettings, loss: LossSettings | None = None) -> None:
         super().__init__()
+        loss = loss or LossSettings()
         self.spaces = spaces
         self.settings = settings
         self.encoder = Encoder(spaces, settings)
         self.dynamics = RSSM(spaces.action.width, self.encoder.width, settings)
         stochastic = self.dynamics.latents.width
-        self.decoder = Decoder(settings.deterministic, stochastic, spaces, settings)
+        self.decoder = Decoder(settings.deterministic, stochastic, spaces, settings) if loss.has_decoder else None
         feature = self.feature_width = settings.deterministic + stochastic
         self.reward = RewardHead(feature, settings)
         self.continuation = ContinueHead(feature, settings) if settings.continue_head else None
+        needs_projector = loss.representation != "reconstruction"
+        self.projector = Projector(feature, self.encoder.width, settings) if needs_projector else None
 
     def normalise(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the observations in the network's units, float32, by `image_input` and `vector_symlog`.
@@ -96,10 +111,22 @@ class WorldModel(nn.Module):
         return self.dynamics.imagine(state, actions, sample)
 
     def decode(self, feature: Tensor) -> dict[str, Tensor]:
-        """Return the means of all entries of the observation for features (…, D + S), in the network's units."""
+        """Return the means of all entries of the observation for features (…, D + S), in the network's units.
+
+        Raises:
+            UserError: if it has no decoder.
+        """
+        if self.decoder is None:
+            raise UserError(NO_DECODER)
         leading = feature.shape[:-1]
         means = self.decoder(feature.reshape(-1, feature.shape[-1]))
         return {name: mean.unflatten(0, leading) for name, mean in means.items()}
+
+    def project(self, feature: Tensor) -> Tensor:
+        """Return the embeddings (…, E) that features (…, D + S) let expect; not of a model that reconstructs."""
+        assert self.projector is not None, "a projector needs loss.representation redundancy or contrastive"
+        found: Tensor = self.projector(feature)
+        return found
 
     def predict_reward(self, feature: Tensor) -> Gaussian | TwoHot:
         """Return the distribution (…) of the reward received on arriving at features (…, D + S)."""

@@ -121,6 +121,19 @@ class ModelSettings(Section):
 class LossSettings(Section):
     """The world model's loss."""
 
+    representation: Literal["reconstruction", "redundancy", "contrastive"] = "reconstruction"
+    """How the states learn what was seen. `reconstruction`: a decoder gives it back. Without a decoder: `redundancy`,
+    they are to correlate with its embedding, number by number (R2-Dreamer), or `contrastive`, they are to tell it from
+    all others of the batch (InfoNCE)."""
+    decoder_every: int = Field(8, ge=0)
+    """Without `reconstruction`, a decoder for pictures and dreams alone learns from one in this many sequences of each
+    batch; 0: there is none, and nothing can be drawn or dreamt."""
+    redundancy_scale: float = Field(0.05, ge=0)
+    """Weight of `redundancy`."""
+    redundancy_lambda: float = Field(5e-4, ge=0)
+    """λ of `redundancy`: weight of the correlations between different numbers, which are to vanish."""
+    contrastive_scale: float = Field(1.0, ge=0)
+    """Weight of `contrastive`."""
     reconstruction_scale: float = Field(1.0, ge=0)
     """Weight of the observations' log-likelihood, half the squared error; 2 gives V3's squared error."""
     reward_scale: float = Field(1.0, ge=0)
@@ -142,12 +155,27 @@ class LossSettings(Section):
     free_nats_per: Literal["element", "mean"] = "element"
     """Whether free nats apply to each step of each sequence, or to the mean of the batch."""
 
+    @property
+    def has_decoder(self) -> bool:
+        """Whether the model has a decoder, by which it learns or which learns aside."""
+        return self.decoder_every > 0
+
+    @model_validator(mode="after")
+    def _reconstruction_has_a_decoder(self) -> LossSettings:
+        if self.representation == "reconstruction" and not self.has_decoder:
+            raise ValueError(
+                "loss.decoder_every 0 leaves out the decoder, by which loss.representation reconstruction learns: "
+                "take redundancy or contrastive, or leave loss.decoder_every as it is"
+            )
+        return self
+
 
 class BehaviourSettings(Section):
     """What chooses the actions, and how it is trained."""
 
-    kind: Literal["random", "planner", "actor_critic"] = "random"
-    """`random`; `planner` searches with the model at every step (PlaNet); `actor_critic` learns a policy (Dreamer)."""
+    kind: Literal["random", "planner", "actor_critic", "explore"] = "random"
+    """`random`; `planner` searches with the model at every step (PlaNet); `actor_critic` learns a policy (Dreamer);
+    `explore` also learns a second one, which collects, and looks for what the model cannot predict (Plan2Explore)."""
     exploration: float = Field(0.0, ge=0)
     """While collecting: deviation of the noise added to reals in [-1, 1]; probability of a random choice."""
     horizon: int = Field(15, ge=1)
@@ -198,6 +226,13 @@ class BehaviourSettings(Section):
     """Learning rate of the critic."""
     actor_clip: float = Field(100.0, gt=0)
     """Maximum global norm of the actor's and of the critic's gradients; not used with `learner.clipping adaptive`."""
+    ensemble: int = Field(8, ge=2)
+    """With `explore`, predictors of the next state whose disagreement is the reward; each is as large as the critic."""
+
+    @property
+    def learns_actor(self) -> bool:
+        """Whether there is an actor that learns its task."""
+        return self.kind in ("actor_critic", "explore")
 
     @model_validator(mode="after")
     def _elites_among_candidates(self) -> BehaviourSettings:

@@ -8,8 +8,13 @@ from typing import Any
 
 import yaml
 
-from dreamfleet.common.errors import UserError, nearest
+from dreamfleet.common.errors import UserError, nearest, shown
 
+MOST_BYTES = 1 << 20
+"""A YAML file that is larger is none of settings; parsing takes a hundred times its size."""
+_MOST_VALUES = 100_000
+_DEEPEST = 50
+_MOST_BRACKETS = 1000
 PRESET_FOLDER = Path(__file__).resolve().parent / "presets"
 
 
@@ -21,6 +26,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int | float | bool | None):
+                raise yaml.constructor.ConstructorError(None, None, "a name is no plain value", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"'{key}' is there twice", key_node.start_mark)
             seen.add(key)
@@ -49,7 +56,9 @@ def read_yaml(path: Path, source: str) -> dict[str, Any]:
         UserError: if it cannot be read, is no YAML, has a key twice or is no mapping.
     """
     try:
-        data = yaml.load(path.read_text(), Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(f"{source}: is larger than {MOST_BYTES} bytes: it is no file of settings.")
+        data = _load(path.read_text())
     except OSError as error:
         raise UserError(f"{source}: cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -64,9 +73,42 @@ def read_yaml(path: Path, source: str) -> dict[str, Any]:
 def parse_value(text: str, source: str) -> Any:
     """Return the value that a flag's text has as YAML; UserError if it is no YAML."""
     try:
-        return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+        return _load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{source}: '{text}' is not a valid value: {getattr(error, 'problem', error)}.") from None
+        raise UserError(f"{source}: {shown(text)} is not a valid value: {getattr(error, 'problem', error)}.") from None
+
+
+def _load(text: str) -> Any:
+    """Return the value of a YAML text.
+
+    Raises:
+        yaml.YAMLError: if it is none, holds a value that its type does not allow, such as a 99th of May, or is so
+            deep or so large, values that are repeated by name counted each time, that no setting can be meant.
+    """
+    if text.count("[") + text.count("{") > _MOST_BRACKETS:  # PyYAML's time grows with the square of those that are open
+        raise yaml.YAMLError(f"it has more than {_MOST_BRACKETS} brackets")
+    try:
+        data = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+    except RecursionError:
+        raise yaml.YAMLError(f"it is deeper than {_DEEPEST} levels") from None
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        raise yaml.YAMLError(f"a value in it is not of its type: {error}") from None
+    _check_size(data)
+    return data
+
+
+def _check_size(data: Any) -> None:
+    """Refuse what would take for ever to go through: a text of some lines can name itself, or a billion values."""
+    count, left = 0, [(data, 0)]
+    while left:
+        value, depth = left.pop()
+        count += 1
+        if count > _MOST_VALUES or depth > _DEEPEST:
+            raise yaml.YAMLError(f"it is deeper than {_DEEPEST} levels or has more than {_MOST_VALUES} values")
+        if isinstance(value, dict):
+            left += [(inner, depth + 1) for inner in value.values()]
+        elif isinstance(value, list | tuple | set):
+            left += [(inner, depth + 1) for inner in value]
 
 
 def find_preset(preset: str, where: str, folder: Path = Path()) -> tuple[Path, str]:
@@ -102,7 +144,7 @@ def read_layers(
     layer = read_yaml(path, source)
     names = layer.pop("presets", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{source}: presets is {names!r}, but must be a list of names such as [small].")
+        raise UserError(f"{source}: presets is {shown(names)}, but must be a list of names such as [small].")
     for name in names:
         found = find_preset(name, f"{source}: presets", path.parent)
         yield from read_layers(*found, below, (*above, path.resolve()))
@@ -117,7 +159,9 @@ def read_layers(
 def _checked_over(over: Any, source: str) -> dict[str, dict[str, Any]]:
     """Return the settings that a file has for certain presets below it, by the preset's name."""
     if not isinstance(over, dict) or not all(isinstance(settings, dict) for settings in over.values()):
-        raise UserError(f"{source}: over is {over!r}, but must have settings for presets: {{planet: {{seed: 1}}}}.")
+        raise UserError(
+            f"{source}: over is {shown(over)}, but must have settings for presets: {{planet: {{seed: 1}}}}."
+        )
     unknown = [str(name) for name in over if name not in preset_names()]
     if unknown:
         raise UserError(

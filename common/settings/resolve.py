@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from dreamfleet.common.errors import UserError, nearest
+from dreamfleet.common.errors import UserError, nearest, shown
 from dreamfleet.common.settings.presets import find_preset, parse_value, read_layers
 from dreamfleet.common.settings.schema import Settings
 
@@ -41,15 +41,27 @@ _EXPECTED = {
 """What a value must be, by the type of pydantic's error."""
 
 
-def resolve(presets: Sequence[str] = (), flags: Sequence[tuple[str, str]] = (), base: Path | None = None) -> Settings:
+Layer = tuple[Mapping[str, Any], str]
+"""Settings by section, and what an error says that they came from."""
+
+
+def resolve(
+    presets: Sequence[str] = (),
+    flags: Sequence[tuple[str, str]] = (),
+    base: Path | None = None,
+    layers: Sequence[Layer] = (),
+) -> Settings:
     """Return the settings; see `resolve_with_sources`."""
-    return resolve_with_sources(presets, flags, base)[0]
+    return resolve_with_sources(presets, flags, base, layers)[0]
 
 
 def resolve_with_sources(
-    presets: Sequence[str] = (), flags: Sequence[tuple[str, str]] = (), base: Path | None = None
+    presets: Sequence[str] = (),
+    flags: Sequence[tuple[str, str]] = (),
+    base: Path | None = None,
+    layers: Sequence[Layer] = (),
 ) -> tuple[Settings, dict[str, str]]:
-    """Return the settings of defaults, a base file, presets in their order and flags, each over the ones before.
+    """Return the settings of defaults, a base file, presets, layers and flags, in their order, each over those before.
 
     The second result names, by dotted path, the layer that each value came from; paths that are missing have defaults.
 
@@ -57,6 +69,7 @@ def resolve_with_sources(
         presets: names of built-in presets, or paths of YAML files.
         flags: (path, text) pairs such as ("env.id", "CartPole-v1").
         base: a file of resolved settings to start from: a run's `config.yaml`.
+        layers: settings from elsewhere, such as a sweep's file.
 
     Raises:
         UserError: for an unknown preset or setting, presets that build on each other, a wrong type or value, or
@@ -67,7 +80,8 @@ def resolve_with_sources(
     files = [(base, f"file {base}")] if base else []
     files += [find_preset(preset, "flag --preset") for preset in presets]
     below: set[str] = set()
-    layers = list(itertools.chain.from_iterable(read_layers(path, source, below) for path, source in files))
+    of_files = itertools.chain.from_iterable(read_layers(path, source, below) for path, source in files)
+    layers = [*of_files, *layers]
     for path_text, text in sorted(flags, key=lambda flag: flag[0] != "env.id"):  # the environment before its arguments
         source = f"flag --{path_text}"
         layers.append((_nested(path_text, parse_value(text, source)), source))
@@ -178,10 +192,10 @@ def _sentence(error: ValidationError, sources: Mapping[str, str]) -> str:
     hint = ""
     if found["type"] == "literal_error" and isinstance(value, str):
         hint = nearest(value, re.findall(r"'([^']+)'", found["ctx"]["expected"]))
-    shown = "a group of settings" if isinstance(value, dict) else f"{value!r}"
+    text = "a group of settings" if isinstance(value, dict) else shown(value)
     if isinstance(value, bool):
-        shown = str(value).lower()  # as YAML spells it
-    return f"{source}: {path} is {shown}, but must be {expected}.{hint}"
+        text = str(value).lower()  # as YAML spells it
+    return f"{source}: {path} is {text}, but must be {expected}.{hint}"
 
 
 def _nearest_setting(path: str) -> str:

@@ -2,82 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from dreamfleet.common.settings.environment import EnvironmentSettings
 from dreamfleet.common.settings.model import BehaviourSettings, LossSettings, ModelSettings, Section
-
-
-class EnvironmentSettings(Section):
-    """The environment and its wrappers."""
-
-    id: str = "CarRacing-v3"
-    """A Gymnasium id, also `module:Id-v0` as in gymnasium.make, or your own `module:function` that returns a Gymnasium
-    environment."""
-    kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Arguments for the environment, such as `{continuous: false}`; another env.id drops them, unless it has the same
-    namespace, such as `ALE/`."""
-    wrappers: tuple[str | dict[str, dict[str, Any]], ...] = ()
-    """Wrappers around the bare environment, Gymnasium's or your own, the first innermost:
-    `[gymnasium.wrappers:FlattenObservation, {my_module:MyWrapper: {size: 3}}]`; dropped like env.kwargs."""
-    action_repeat: int = Field(1, ge=1)
-    """Simulator steps per environment step; their rewards are summed."""
-    image_size: int = Field(64, ge=0)
-    """Height and width to which pictures are resized (area interpolation); 0 keeps their size."""
-    grey: bool = False
-    """Whether pictures are converted to grey."""
-    pictures: tuple[str, ...] = ()
-    """Observations to treat as pictures, if that is ambiguous: a name, or a list such as `[image]` (the name of an
-    observation that is not a Dict). Channels may come first; values are scaled from their declared bounds to 0-255."""
-    vectors: tuple[str, ...] = ()
-    """Observations to treat as plain numbers, flattened: a matrix, a grid, or a choice that would become a one-hot."""
-    one_hot: tuple[str, ...] = ()
-    """Observations of whole numbers, such as a board, of which each number becomes a one-hot; flattened."""
-    observe: Literal["own", "rendered", "both"] = "own"
-    """What the model sees: the environment's own observations, the picture it renders instead, or both."""
-    time_limit: int = Field(0, ge=0)
-    """Environment steps after which an episode is truncated; 0: the environment decides."""
-    noop_max: int = Field(0, ge=0)
-    """Episodes begin with a random number of no-op simulator steps, at most this many."""
-
-    @field_validator("pictures", "vectors", "one_hot", mode="before")
-    @classmethod
-    def _names(cls, names: Any) -> Any:
-        """Accept a single name for a list, and whole numbers for names: parts of a Tuple are called 0, 1 and so on."""
-        names = list(names) if isinstance(names, list | tuple) else [names]
-        return [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in names]
-
-    @model_validator(mode="after")
-    def _named_once(self) -> EnvironmentSettings:
-        named = [*self.pictures, *self.vectors, *self.one_hot]
-        twice = next((name for name in named if named.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(
-                f"'{twice}' is named twice in env.pictures, env.vectors and env.one_hot, and can be one alone"
-            )
-        return self
-
-    @field_validator("wrappers", mode="before")
-    @classmethod
-    def _names_of_wrappers(cls, wrappers: Any) -> Any:
-        """Accept a single name for a list, and refuse anything else that is not a name."""
-        wrappers = [wrappers] if isinstance(wrappers, str) else wrappers
-        for wrapper in wrappers if isinstance(wrappers, list | tuple) else [None]:
-            name, arguments = next(iter(wrapper.items())) if isinstance(wrapper, dict) and wrapper else (wrapper, {})
-            is_named = isinstance(name, str) and all(name.partition(":")) and ":" not in name.partition(":")[2]
-            if not is_named or not isinstance(arguments, dict) or (isinstance(wrapper, dict) and len(wrapper) > 1):
-                wrong = wrappers if wrapper is None else wrapper
-                raise ValueError(
-                    f"env.wrappers holds {wrong!r}, but must be a list of names and of names with arguments, such as "
-                    "[module:Class, {module:Class: {name: value}}]"
-                )
-        return wrappers
-
-    @property
-    def named_wrappers(self) -> list[tuple[str, dict[str, Any]]]:
-        """The wrappers' names, each with its arguments."""
-        return [item for one in self.wrappers for item in ({one: {}} if isinstance(one, str) else one).items()]
 
 
 class ActorSettings(Section):
@@ -89,6 +20,9 @@ class ActorSettings(Section):
     """Logical CPUs that an actor reserves on its node of a cluster; on one machine the actors share all of them."""
     environments: int = Field(1, ge=1)
     """Environments per actor, stepped as a batch."""
+    inference: Literal["local", "central"] = "local"
+    """Where a learned policy or the planner acts: in each actor's process, or for all actors in one process beside the
+    learner, on its GPU if there is one. `dreamfleet plan` says which to take; inline runs always act locally."""
     steps_per_order: int = Field(64, ge=1, le=4096)
     """Steps of each environment in one order to an actor."""
     hold_min: int = Field(1, ge=1)
@@ -98,7 +32,11 @@ class ActorSettings(Section):
     action_weights: tuple[float, ...] = ()
     """Relative frequencies of a discrete action's options in random actions; `[]`: all equal."""
     order_timeout_s: float = Field(300.0, gt=0)
-    """Seconds after which an actor that has not completed an order is replaced; its start has a minute more."""
+    """Seconds after which an actor that has not completed an order is replaced; the start of its process, before, may
+    take a minute."""
+    give_up_after_s: float = Field(600.0, gt=0)
+    """Seconds of failures without a step in between after which an actor, or another process, is given up. Actors and
+    evaluator are tried again after as long a time; without any actor, learner or central inference the run ends."""
 
     @field_validator("count", mode="before")
     @classmethod
@@ -132,8 +70,20 @@ class ReplaySettings(Section):
     """Share of sequences drawn from the newest steps only; the others are uniform over all."""
     recent_steps: int = Field(10_000, ge=1)
     """Number of newest steps that `recent_fraction` draws from."""
+    cache_gb: float | Literal["auto"] = "auto"
+    """Gigabytes of memory (1e9 bytes) for the newest steps, decoded, where the learner reads them without a copy on the
+    way; taken as they fill. `auto`: a quarter of the memory that is free at the start, and no more than all steps need;
+    0: none, each batch is decompressed anew."""
     held_out_every: int = Field(10, ge=0)
     """One in this many runs of 128 steps of each stream is held out from training (2 or more); 0: none."""
+
+    @field_validator("cache_gb", mode="before")
+    @classmethod
+    def _gigabytes_or_auto(cls, size: Any) -> Any:
+        is_number = isinstance(size, int | float) and not isinstance(size, bool)
+        if size != "auto" and not (is_number and 0 <= size < math.inf):
+            raise ValueError(f"replay.cache_gb is {size!r}, but must be a number of at least 0, or auto")
+        return size
 
     @field_validator("held_out_every")
     @classmethod
@@ -149,7 +99,7 @@ class LearnerSettings(Section):
     """The process that trains."""
 
     batch_size: int = Field(50, ge=1)
-    """Sequences per update."""
+    """Sequences per update, of all ranks together."""
     sequence_length: int = Field(50, ge=2)
     """Steps per sequence."""
     optimiser: Literal["adam", "tensorflow_adam", "laprop"] = "adam"
@@ -168,15 +118,22 @@ class LearnerSettings(Section):
     """Maximum global norm of the gradients; with `adaptive`, of each tensor's, relative to its weights' norm."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` uses a GPU if there is one."""
+    gpus: int | Literal["auto"] = 1
+    """GPUs to train on: each has a rank, a process with its part of every batch; `auto`: all of the learner's node that
+    divide `batch_size`. With `device` cpu, processes on CPUs. One process without Ray is one rank."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of forward and backward; `auto` is bfloat16 on a GPU and float32 on a CPU."""
-    compile: bool = False
-    """Whether torch compiles the updates, which takes minutes at the start; meant for a GPU."""
+    compile: Literal["auto", "off", "on"] = "auto"
+    """Whether torch compiles the updates' steps and, on a GPU, captures a whole update as one graph; `auto`: on a GPU,
+    if the first update is the eager one to rounding; `on`: on a CPU too, and if it is not."""
     threads: int = Field(0, ge=0)
-    """CPU threads of the learner; 0 uses OMP_NUM_THREADS (except on a cluster, where Ray sets it), or else the cores
-    that the actors leave free, at least 1; with a GPU all cores."""
+    """CPU threads of the learner, of each rank; 0 uses OMP_NUM_THREADS (but on a cluster, where Ray sets it), or else
+    the cores that the actors leave free, at least 1; with a GPU at most 4 of them; ranks on one machine share them."""
     prefetch: int = Field(2, ge=1, le=16)
-    """Batches fetched in advance."""
+    """Batches fetched in advance, at least one for each thread that fetches."""
+    prefetch_threads: int = Field(0, ge=0, le=16)
+    """Threads that fetch batches; 0: two, and up to 8 on cores that are free, if updates are made faster than two
+    fetch."""
     updates_per_order: int = Field(8, ge=1)
     """Updates in one order to the learner."""
     publish_every: int = Field(16, ge=1)
@@ -184,6 +141,44 @@ class LearnerSettings(Section):
     order_timeout_s: float = Field(1800.0, gt=0)
     """Seconds after which a learner that has not completed an order is replaced, from the last checkpoint; an
     evaluation may take this long per episode."""
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _on_is_true_in_yaml(cls, asked: Any) -> Any:
+        """YAML reads `on` and `off` as booleans, which is also what older runs have in their config.yaml."""
+        return {True: "on", False: "off"}[asked] if isinstance(asked, bool) else asked
+
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def _gpus_or_auto(cls, gpus: Any) -> Any:
+        if gpus != "auto" and (isinstance(gpus, bool) or not isinstance(gpus, int) or gpus < 1):
+            raise ValueError(f"learner.gpus is {gpus!r}, but must be a whole number of at least 1, or auto")
+        return gpus
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> LearnerSettings:
+        if self.gpus != "auto" and self.batch_size % self.gpus:
+            below = self.batch_size - self.batch_size % self.gpus
+            sizes = " or ".join(str(size) for size in (below, below + self.gpus) if size)
+            raise ValueError(
+                f"learner.batch_size {self.batch_size} cannot be divided among learner.gpus {self.gpus} ranks: "
+                f"take {sizes}, or {self.most_ranks(self.gpus)} of them"
+            )
+        return self
+
+    def most_ranks(self, gpus: int) -> int:
+        """Return how many of so many GPUs can share a batch evenly, at least 1."""
+        return max(ranks for ranks in range(1, max(gpus, 1) + 1) if self.batch_size % ranks == 0)
+
+    @property
+    def ranks(self) -> int:
+        """The ranks asked for; 1 for `auto`, of which it is not known before there is a node."""
+        return 1 if self.gpus == "auto" else self.gpus
+
+    @property
+    def cpu_ranks(self) -> int:
+        """The ranks that take a CPU each: all where no GPU is wanted, else the one that there is without a GPU."""
+        return self.ranks if self.device == "cpu" else 1
 
 
 class TrainSettings(Section):
@@ -197,6 +192,11 @@ class TrainSettings(Section):
     """Environment steps collected before training begins."""
     dataset: str = ""
     """Directory of a dataset from `dreamfleet collect`: train only on it, without environments (`--dataset DIR`)."""
+    from_run: str = ""
+    """Run whose model and actor this one begins with (`--from RUN`). Steps, updates and experience are its own, and the
+    policy acts from the first step, also in the prefill."""
+    from_checkpoint: int | Literal["newest", "best"] = "newest"
+    """The checkpoint of `from_run`: `newest`, `best`, or its number of updates, which a run's config.yaml has."""
 
 
 class RecordSettings(Section):
@@ -238,6 +238,11 @@ class Settings(Section):
     learner: LearnerSettings = LearnerSettings()
     train: TrainSettings = TrainSettings()
     records: RecordSettings = RecordSettings()
+
+    @property
+    def acts_centrally(self) -> bool:
+        """Whether one process is to act for all actors; those that act by chance need none, and a dataset no actors."""
+        return self.actors.inference == "central" and self.behaviour.kind != "random" and not self.train.dataset
 
     @model_validator(mode="after")
     def _fit_together(self) -> Settings:

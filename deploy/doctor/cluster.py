@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from dreamfleet.common import memory
 from dreamfleet.common.formatting import counted
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.doctor import checks, facts
@@ -65,7 +66,7 @@ class ClusterReport:
         wants_gpu = settings.learner.device != "cpu"
         nodes = [answer.node for answer in answers]
         self._home = choose_home(nodes, nodes[0].id, wants_gpu)
-        learner_cpus = 0 if wants_gpu and self._home.has("GPU") else 1  # as a run places it
+        learner_cpus = 0 if wants_gpu and self._home.has("GPU") else settings.learner.cpu_ranks  # as a run places it
         self._room = room_for_actors(nodes, self._home.id, learner_cpus, settings.actors.cpus)
         count = settings.actors.count
         self._actors = count if isinstance(count, int) else sum(self._room.values())
@@ -112,9 +113,10 @@ class ClusterReport:
         """Check what a node stores: all of a run, or the weights and what its actors have in flight."""
         store = node.resources.get("object_store_memory", 0.0)
         if node is self._home:
-            gpus = node.resources.get("GPU", 0.0)
+            here = node.resources.get("GPU", 0.0)
+            elsewhere = sum(answer.node.resources.get("GPU", 0.0) for answer in self._answers) - here
             return checks.check_learner_machine(
-                self._settings, machine, self._footprint, store, actors, self._actors, ray_gpus=gpus
+                self._settings, machine, self._footprint, store, actors, self._actors, here, elsewhere
             )
         if self._footprint is None:
             return []
@@ -179,14 +181,17 @@ def ask_nodes(settings: Settings, directory: str, answer_s: float = ANSWER_S) ->
     """Ask all nodes of the cluster that this process has joined, within `answer_s`; the driver's node comes first."""
     here = ray.get_runtime_context().get_node_id()
     nodes = sorted(list_nodes(), key=lambda node: node.id != here)
-    ray.cloudpickle.register_pickle_by_value(facts)
+    travelling = (facts, memory)
+    for module in travelling:
+        ray.cloudpickle.register_pickle_by_value(module)
     try:
         examiners = [_bind(ray.remote(facts.Examiner), node.id).remote() for node in nodes]
         machines = [examiner.machine.remote(directory) for examiner in examiners]
         trial, plain = ray.remote(max_retries=0)(facts.environment_facts), settings.env.model_dump()
         environments = [_bind(trial, node.id).remote(plain) for node in nodes]
     finally:
-        ray.cloudpickle.unregister_pickle_by_value(facts)
+        for module in travelling:
+            ray.cloudpickle.unregister_pickle_by_value(module)
     asked = [*machines, *environments]
     ray.wait(asked, num_returns=len(asked), timeout=answer_s)
     answers = []

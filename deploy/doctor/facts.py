@@ -18,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypedDict
 
+from dreamfleet.common.memory import usable_memory
+
 TRIED_STEPS = 64
 """Environment steps that are tried; `TRIED_S` ends it earlier."""
 TRIED_S = 3.0
@@ -69,7 +71,7 @@ def machine_facts(directory: str) -> MachineFacts:
     while not nearest.exists() and nearest != nearest.parent:
         nearest = nearest.parent
     stored = [file for part in ("replay", "checkpoints") for file in (path / part).rglob("*.*") if file.is_file()]
-    gpus, python, (dreamfleet, code) = _gpus(), sys.version.split()[0], _version_and_code()
+    gpus, python, (dreamfleet, code) = list_gpus(), sys.version.split()[0], _version_and_code()
     return {
         "versions": {"python": python, "ray": _version("ray"), "torch": _version("torch"), "dreamfleet": dreamfleet},
         "code": code,
@@ -101,7 +103,7 @@ def environment_facts(settings: dict[str, Any]) -> dict[str, Any]:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as actors have it
     try:
         from dreamfleet.actors.environments.make import describe_spaces, make_environment
-        from dreamfleet.common.settings.schema import EnvironmentSettings
+        from dreamfleet.common.settings.environment import EnvironmentSettings
 
         began = time.perf_counter()
         env = make_environment(EnvironmentSettings.model_validate(settings), render=True)
@@ -139,22 +141,6 @@ class Examiner:
 def usable_cores() -> int:
     """Return the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def usable_memory() -> tuple[int, int]:
-    """Return the bytes of memory, in all and free, of the machine or of the container if it has less; -1 if unknown."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return -1, -1
-    sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-    total, free = sizes["MemTotal"], sizes.get("MemAvailable", sizes["MemFree"])
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = int((group / "memory.max").read_text())
-        return min(total, limit), min(free, limit - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # not in a container, or one without a limit ("max")
-        return total, free
 
 
 def _step(env: Any) -> int:
@@ -203,7 +189,7 @@ def _token() -> tuple[str, int]:
         return str(path), -1
 
 
-def _gpus() -> list[Gpu]:
+def list_gpus() -> list[Gpu]:
     """Return the GPUs that NVIDIA's driver sees, also where torch sees none."""
     program = shutil.which("nvidia-smi")
     if not program:

@@ -37,9 +37,12 @@ class ActorSide:
                     return
                 if len(slot.orders) > depth:
                     continue
+                acts = state.config.acts_at_once or ledger.env_steps >= ledger.ratio.prefill
+                weights = state.weights if acts else None
+                if (weights and not state.can_act) or (state.config.acts_at_once and not weights):
+                    return
                 steps = min(state.config.steps_per_order, left)
                 ledger.ordered_steps += steps
-                weights = state.weights if ledger.env_steps >= ledger.ratio.prefill else None
                 slot.version = weights.version if weights else -1
                 take = partial(self._take_report, slot, steps, slot.version)
                 self._give(slot, "collect", steps, weights, then=take, steps=steps)
@@ -73,6 +76,6 @@ class ActorSide:
         self._has_collected = True
         self._ready[slot.number] = slot
         slot.acted(by_weights=version >= 0 and not report.weights_lost)
-        slot.succeeded()
+        slot.made_progress(is_useful=False)  # how much of it is stored will tell
         for callback in self._callbacks:
             callback.on_steps(self._state, slot, report)

@@ -18,22 +18,24 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from dreamfleet.common.acting.policy import PublishedWeights
+from dreamfleet.common.errors import RunFailedError
 from dreamfleet.deploy.fleet.actor_side import ActorSide
+from dreamfleet.deploy.fleet.ending import Ending
 from dreamfleet.deploy.fleet.fleet_config import FleetConfig
 from dreamfleet.deploy.fleet.fleet_state import Callbacks, FleetState
+from dreamfleet.deploy.fleet.inference_side import InferenceSide
 from dreamfleet.deploy.fleet.learner_side import LearnerSide
 from dreamfleet.deploy.fleet.ledger import Ledger
 from dreamfleet.deploy.fleet.roster import CHECK_EVERY_S, Roster
 from dreamfleet.deploy.fleet.worker_slot import Order, WorkerSlot
 from dreamfleet.deploy.workers.pool import Pool, WorkerFailedError, WorkerLostError
 
-STOP_TIMEOUT_S = 120.0
-"""A run that is to stop waits at most this long for the orders in flight and its last checkpoint."""
 TURN_S = 0.2
 """The longest wait for an answer before the loop goes round again."""
 
@@ -64,7 +66,9 @@ class Fleet:
     ) -> None:
         self.state = FleetState(pool, config, ledger, Roster(pool, config, clock), weights)
         self._actor_side = ActorSide(self.state, self._give, callbacks)
+        self._inference_side = InferenceSide(self.state, self._give, callbacks)
         self._learner_side = LearnerSide(self.state, self._give, callbacks)
+        self._ending = Ending(self.state, self._learner_side, self._turn, self._lost, clock)
         self._callbacks = callbacks
         self._should_stop = should_stop
         self._clock = clock
@@ -85,7 +89,7 @@ class Fleet:
             Exception: that a callback raised.
         """
         state = self.state
-        self._recount()
+        self.recount()
         state.ledger.steps_before = state.ledger.env_steps
         try:
             if not state.config.learns:
@@ -97,16 +101,25 @@ class Fleet:
                 self._learner_side.give_orders()
                 self._turn()
                 self._learner_side.check_experience()
-            self._end()
+            self._ending.complete()
+            if self._stored_more:
+                self.recount()
         except Exception:
-            self._save_if_learner_lives()
+            self._has_failed = True
+            self._stored_more = False  # nothing is counted any more
+            self._in_flight.clear()  # with the order that failed; what other workers bring comes too late
+            self._ending.save_if_learner_lives()
+            with suppress(Exception):  # the replay may be what failed; if not, the run's state has its count
+                self.recount()
             raise
         return state
 
     @property
     def _is_finished(self) -> bool:
         """Whether all steps are collected, all their updates made and saved, and no order is being carried out."""
-        is_busy = any(slot.unanswered for slot in self.state.roster)  # an actor that waits for room is not
+        roster = self.state.roster
+        # An actor that waits for room is not busy; the inference process always has an order.
+        is_busy = any(slot.unanswered for slot in roster if slot is not roster.inference)
         return self.state.ledger.has_all and self._learner_side.has_done_all and not is_busy
 
     def _turn(self) -> None:
@@ -114,12 +127,19 @@ class Fleet:
         pool, now = self.state.pool, self._clock()
         patience_s = max(0.0, min(TURN_S, self._recount_due - now)) if self._stored_more else TURN_S
         for future in pool.wait(patience_s):
-            if future in self._in_flight:
+            if future is self._ending.ping:
+                self._ending.ping = None
+            elif future in self._in_flight:
                 slot, order = self._in_flight.pop(future)
                 if order in slot.orders:  # else the slot was emptied since
                     self._take(slot, order)
+        fault = pool.fault()
+        if fault and not self._has_failed:
+            raise RunFailedError(fault)
         if self._has_failed:
             return  # the replay may be what failed: it is not asked for anything
+        self._keep_inference()
+        self.state.roster.follow_replay(self.state.ledger.ordered_steps)
         now = self._clock()
         if now >= self._check_due:
             self._check_due = now + CHECK_EVERY_S
@@ -129,7 +149,7 @@ class Fleet:
                 is_scarce=self._actor_side.may_collect and not self.state.ledger.has_all_steps
             )
         if self._stored_more and now >= self._recount_due:
-            self._recount()
+            self.recount()
         for callback in self._callbacks:
             callback.on_turn(self.state)
 
@@ -180,83 +200,40 @@ class Fleet:
                 self._next_incarnation += 1
                 self._give(slot, "greet", then=lambda node, slot=slot: self._take_greeting(slot, node))  # type: ignore[misc]
 
+    def _keep_inference(self) -> None:
+        """Have a process act for all actors, if the settings say so; also while the run ends, since actors wait."""
+        slot = self.state.roster.inference
+        if self.state.roster.fill_inference():
+            self._give(slot, "greet", then=partial(self._take_greeting, slot))
+        self._inference_side.give_orders()
+
     def _take_greeting(self, slot: WorkerSlot, node: str) -> None:
         slot.is_placed = True
         slot.node = node
-        if slot is not self.state.roster.evaluator:
+        self.state.roster.works(slot)
+        if slot.number >= 0:  # an actor
             self._actor_side.add(slot)
 
     def _lost(self, slot: WorkerSlot, cause: str) -> None:
         """Empty a worker's slot; it is filled again next turn, or after a pause if it has failed before."""
-        stored = 0
+        stored = updates = 0
         if slot is self.state.roster.learner:
-            self._learner_side.lost()
+            updates = self._learner_side.lost()
         elif slot is self.state.roster.evaluator:
             self._learner_side.lost_evaluator()
+        elif slot is self.state.roster.inference:
+            self._inference_side.lost()
         else:
+            self._inference_side.forget(slot)
             stored = self._actor_side.lost(slot)
-        self.state.ledger.ordered_steps -= self.state.roster.empty(slot, cause, stored)
+        self.state.ledger.ordered_steps -= self.state.roster.empty(slot, cause, stored, updates)
         self._stored_more = True
+        self._recount_due = 0.0  # before the next orders: the steps that it stored are no longer counted as ordered
 
-    def _recount(self) -> None:
+    def recount(self) -> None:
+        """Take the replay's count of its steps."""
         self._stored_more = False
         self._recount_due = self._clock() + self.state.pool.counters_every_s
         counters = self.state.pool.replay.counters()
         self.state.ledger.count(counters)
         self._next_incarnation = max(self._next_incarnation, counters.next_incarnation)
-
-    # The end --------------------------------------------------------------------------------------------------------
-
-    def _end(self) -> None:
-        """Let the learner complete its update and write a checkpoint, then take what the actors still bring."""
-        deadline = self._clock() + STOP_TIMEOUT_S
-        learner = self.state.roster.learner
-        if learner.worker and learner.orders:
-            self.state.pool.finish_early(learner.worker)
-        if self._learner_side.is_restored:  # else it has learnt nothing yet, and may even wait for room
-            self._drain([learner], deadline)
-        if self._learner_side.is_restored and not self._learner_side.has_saved_all:
-            self._learner_side.save()
-            self._drain([learner], deadline)
-        self._drain(self.state.roster.actors, deadline)
-        if self._stored_more:
-            self._recount()
-        self._finish_learner(deadline)
-
-    def _finish_learner(self, deadline: float) -> None:
-        """Let the learner complete what it does beside its orders: the copy of its last checkpoint."""
-        learner = self.state.roster.learner
-        if self._learner_side.is_restored:
-            self._drain([learner], deadline)  # the last evaluation may have given it an order
-        if self._learner_side.is_restored and learner.worker and not learner.orders:
-            self._learner_side.finish()
-            self._drain([learner], deadline)
-
-    def _drain(self, slots: Iterable[WorkerSlot], deadline: float) -> None:
-        """Wait until these workers have no orders left, but no longer than the deadline."""
-        while any(slot.unanswered for slot in slots) and self._clock() < deadline:
-            self._turn()
-        for slot in slots:
-            for order in slot.unanswered:
-                log.warning("%s did not complete its order '%s' in time", slot.name, order.method)
-
-    def _save_if_learner_lives(self) -> None:
-        """After a failure, save what was learnt; the failure itself is what the user must hear of."""
-        self._has_failed = True
-        self._in_flight.clear()  # with the order that failed; what other workers bring comes too late
-        for slot in self.state.roster:
-            slot.orders.clear()
-        learner = self.state.roster.learner
-        if not (self._learner_side.is_restored and learner.worker):
-            return
-        deadline = self._clock() + STOP_TIMEOUT_S
-        try:
-            self.state.pool.finish_early(learner.worker)
-            self._learner_side.save_what_was_learnt()
-            self._drain([learner], deadline)
-        except Exception as error:  # noqa: BLE001 (the first failure is raised; a callback may fail again)
-            if not self._learner_side.has_saved_all:
-                log.warning("no last checkpoint could be written: %s", error)
-        if not learner.orders:
-            with suppress(Exception):
-                self._finish_learner(deadline)

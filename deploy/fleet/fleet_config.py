@@ -21,6 +21,9 @@ class FleetConfig:
         learns: whether there is a learner; without one the fleet only collects.
         evaluate_every: environment steps between two evaluations; 0 for no evaluator.
         evaluation_episodes: of one evaluation, which is one order.
+        give_up_after_s: how long workers of a slot may fail without any progress until it is given up.
+        acts_centrally: whether one process acts for all actors.
+        acts_at_once: whether a policy acts in the prefill too: the run began with what another has learnt.
     """
 
     actors: int | None
@@ -34,6 +37,9 @@ class FleetConfig:
     learns: bool = True
     evaluate_every: int = 0
     evaluation_episodes: int = 1
+    give_up_after_s: float = 600.0
+    acts_centrally: bool = False
+    acts_at_once: bool = False
 
     @property
     def evaluator_timeout_s(self) -> float:
@@ -41,8 +47,8 @@ class FleetConfig:
         return self.learner_timeout_s * self.evaluation_episodes
 
     @staticmethod
-    def of(settings: Settings, learns: bool = True) -> FleetConfig:
-        """Return what the settings ask for."""
+    def of(settings: Settings, learns: bool = True, inline: bool = False) -> FleetConfig:
+        """Return what the settings ask for; inline, actors act by themselves in any case."""
         count = settings.actors.count
         return FleetConfig(
             actors=0 if settings.train.dataset else None if count == "auto" else count,
@@ -56,4 +62,7 @@ class FleetConfig:
             learns=learns,
             evaluate_every=settings.records.evaluate_every if learns and not settings.train.dataset else 0,
             evaluation_episodes=settings.records.evaluation_episodes,
+            give_up_after_s=settings.actors.give_up_after_s,
+            acts_centrally=settings.acts_centrally and not inline,
+            acts_at_once=learns and bool(settings.train.from_run) and settings.behaviour.kind != "random",
         )

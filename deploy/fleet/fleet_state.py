@@ -22,6 +22,7 @@ class FleetState:
     Attributes:
         ledger: what was collected and trained: `ledger.env_steps`, `ledger.updates`, `ledger.ratio`.
         weights: the newest that the learner published, or those that a fleet without learner acts with.
+        can_act: whether somebody acts with them: not while the process that acts for all actors is being started.
         stop_reason: why a callback asked the run to end; empty if none did.
     """
 
@@ -30,6 +31,7 @@ class FleetState:
     ledger: Ledger
     roster: Roster
     weights: PublishedWeights | None = None
+    can_act: bool = True
     stop_reason: str = ""
 
     def stop(self, reason: str) -> None:
@@ -75,6 +77,9 @@ class Callbacks:
 
     def on_evaluation(self, fleet: FleetState, env_steps: int, report: Any) -> None:
         """The checkpoint of `env_steps` was evaluated (`EvaluationReport`: returns, lengths, film)."""
+
+    def on_inference(self, fleet: FleetState, report: Any) -> None:
+        """The process that acts for all actors told what it did (`InferenceReport`: steps, batches, version)."""
 
     def on_log(self, records: list[LogRecord]) -> None:
         """The learner's process logged these."""

@@ -2,70 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.process_log import LogRecord
+from dreamfleet.deploy.fleet.evaluation_schedule import EvaluationSchedule
 from dreamfleet.deploy.fleet.fleet_config import ORDERS_QUEUED
 from dreamfleet.deploy.fleet.fleet_state import Callbacks, FleetState, GiveOrder
-from dreamfleet.deploy.fleet.ledger import Ledger
+
+log = logging.getLogger("dreamfleet")
 
 _CHECK_AGAIN = 1.25
 """A replay without a training sequence is examined again after it has grown by this factor, if that may help."""
-
-
-class EvaluationSchedule:
-    """Says when an evaluation is due: at regular numbers of environment steps, and once more when training is done.
-
-    Evaluations that fall due while one is under way become one.
-
-    An evaluation counts once its report is there: one that is lost on the way is due again.
-
-    Attributes:
-        awaits_checkpoint: whether a checkpoint is being written that is then to be evaluated.
-
-    Args:
-        every: environment steps between two evaluations; 0 for none.
-    """
-
-    def __init__(self, every: int) -> None:
-        self._every = every
-        self._done = 0
-        self._under_way: int | None = None  # `_done` after the evaluation under way
-        self.awaits_checkpoint = False
-
-    def is_owed(self, ledger: Ledger) -> bool:
-        """Whether one is due or under way."""
-        return self._wanted(ledger) > self._done
-
-    def is_due(self, ledger: Ledger) -> bool:
-        """Whether one should begin now."""
-        return self._under_way is None and self.is_owed(ledger)
-
-    def begin(self, ledger: Ledger) -> None:
-        """Record that a checkpoint is being written for it."""
-        self._under_way = self._wanted(ledger)
-        self.awaits_checkpoint = True
-
-    def end(self) -> None:
-        """Record that its report is there."""
-        assert self._under_way is not None
-        self._done, self._under_way = self._under_way, None
-
-    def lost(self) -> None:
-        """Record that the evaluation under way, if any, is lost: it is due again."""
-        self._under_way = None
-        self.awaits_checkpoint = False
-
-    def skip(self, ledger: Ledger) -> None:
-        """Count those due so far as done by earlier starts of the run."""
-        self._done = self._wanted(ledger)
-
-    def _wanted(self, ledger: Ledger) -> int:
-        """Return how many should be done by now; none of a model that has learnt nothing."""
-        return ledger.env_steps // self._every + ledger.has_all if self._every and ledger.updates else 0
 
 
 class LearnerSide:
@@ -83,7 +35,8 @@ class LearnerSide:
         self._learner = state.roster.learner
         self._evaluator = state.roster.evaluator
         self._evaluations = EvaluationSchedule(state.config.evaluate_every)
-        self._saved_updates = 0
+        self._saved_updates = state.ledger.updates
+        self._being_saved = 0  # checkpoints that were begun and that no answer has brought
         self._most_updates = 0  # made by any learner of this start
         self._check_at = 0.0  # environment steps at which to examine the replay again
         self._holds_a_batch = False  # whether the replay was found to
@@ -112,14 +65,15 @@ class LearnerSide:
             self._check_at = ledger.env_steps * _CHECK_AGAIN
             self._check_starts()
         if config.actors != 0 and not self._holds_a_batch and ledger.env_steps >= ledger.ratio.replayed_per_update:
-            self._holds_a_batch = True
             self._check_size()
 
     def _check_starts(self) -> None:
         state, ledger = self._state, self._state.ledger
         shortage = state.pool.replay.shortage()
         environments = state.config.environments * max(1, len(state.roster.actors))
-        share = min(1.0, ledger.env_steps / ledger.ratio.env_steps)
+        known = shortage.steps + shortage.dropped  # what was lost with a shard tells nothing of what is to come
+        lost = ledger.env_steps - known
+        share = 1.0 if ledger.has_all_steps else known / (ledger.ratio.env_steps - lost)
         cause = shortage.cause(share, environments, ledger.env_steps - ledger.steps_before)
         if cause:
             raise RunFailedError(
@@ -128,9 +82,10 @@ class LearnerSide:
             )
 
     def _check_size(self) -> None:
-        ledger = self._state.ledger
-        stored = int(self._state.pool.replay.stats().get("steps", ledger.env_steps))
-        if stored < ledger.ratio.replayed_per_update:
+        ledger, stats = self._state.ledger, self._state.pool.replay.stats()
+        stored, dropped = int(stats["steps"]), int(stats["dropped_steps"])
+        self._holds_a_batch = stored + dropped >= ledger.ratio.replayed_per_update  # else some were lost with a shard
+        if stored < ledger.ratio.replayed_per_update <= stored + dropped:
             raise RunFailedError(
                 f"the replay keeps {stored} of the {ledger.env_steps} steps collected, fewer than an update replays "
                 f"(learner.batch_size × learner.sequence_length = {ledger.ratio.replayed_per_update}): raise "
@@ -141,12 +96,16 @@ class LearnerSide:
         """Whether a failure ends the run, because the next learner would fail the same way."""
         return isinstance(cause, UserError | RunFailedError)
 
-    def lost(self) -> None:
-        """Record that the learner is gone: the next one starts from a checkpoint."""
+    def lost(self) -> int:
+        """Record that the learner is gone: the next one starts from a checkpoint; return the updates beyond that."""
         self.is_restored = False
         self._state.ledger.ordered_updates = 0
+        self._being_saved = 0
         if self._evaluations.awaits_checkpoint:  # else the checkpoint is there, and being evaluated
             self._evaluations.lost()
+        ledger = self._state.ledger
+        again, ledger.updates = ledger.updates - self._saved_updates, self._saved_updates
+        return again
 
     def lost_evaluator(self) -> None:
         """Record that the evaluator is gone: the next one plays a newer checkpoint."""
@@ -164,7 +123,9 @@ class LearnerSide:
         self._give_train_orders()
         if self.is_restored and self._evaluator.is_placed and self._evaluations.is_due(ledger):
             self._evaluations.begin(ledger)
-            self.save()
+            self._start_saving()
+        if self.is_restored and not self._learner.orders:
+            self.finish_saving()
         if ledger.has_all and self.is_restored and not self.has_saved_all and not self._learner.orders:
             self.save()
 
@@ -182,6 +143,18 @@ class LearnerSide:
         self._state.pool.replay.sync()
         self._give(self._learner, "save", {"env_steps": self._state.ledger.env_steps}, then=self._take_saved)
 
+    def _start_saving(self) -> None:
+        """Have a checkpoint written that may be beside the updates after it; it counts when it is on the disk."""
+        self._state.pool.replay.sync()
+        self._give(
+            self._learner, "start_saving", {"env_steps": self._state.ledger.env_steps}, then=self._take_started_saving
+        )
+
+    def finish_saving(self) -> None:
+        """Have the learner wait for the checkpoints that it writes beside its updates, if there are any."""
+        if self._being_saved > 0:
+            self._give(self._learner, "finish_saving", then=self._take_all_saved)
+
     def save_what_was_learnt(self) -> None:
         """Have a last checkpoint written after a failure: neither the replay nor a loss measured on it is asked for."""
         facts = {"env_steps": self._state.ledger.env_steps, "held_out_loss": None}
@@ -189,7 +162,7 @@ class LearnerSide:
 
     def finish(self) -> None:
         """Have the learner complete what it does beside its orders: the copy of its last checkpoint."""
-        self._give(self._learner, "finish", then=self._take_last_log)
+        self._give(self._learner, "finish", then=self._take_log)
 
     # Answers --------------------------------------------------------------------------------------------------------
 
@@ -198,10 +171,31 @@ class LearnerSide:
         state.weights = answer.published
         state.ledger.updates = self._saved_updates = answer.updates
         self.is_restored = True
+        self._compare_with_replay(answer.facts or {})
+        state.roster.works(self._learner)
         if not self._most_updates:  # else a learner before this one has begun the evaluations that were due
             self._evaluations.skip(state.ledger)
         for callback in self._callbacks:
             callback.on_start(state, answer.decisions)
+        if not answer.is_prepared:  # an order of its own: actors have the weights meanwhile, and it has its own limit
+            self._give(self._learner, "prepare", then=self._take_log)
+
+    def _compare_with_replay(self, facts: Mapping[str, Any]) -> None:
+        """Say so if the checkpoint was made with more steps than the replay knows of: it was synced before."""
+        ledger, known = self._state.ledger, facts.get("env_steps")
+        if not isinstance(known, int) or known <= ledger.env_steps:
+            return
+        early = max(0, ledger.updates - ledger.ratio.updates_allowed(ledger.env_steps))
+        follows = f"the learner waits until {early} updates that it is ahead are allowed again" if early else ""
+        log.warning(
+            "the checkpoint of update %d was made at %d env steps, and the replay knows of %d: %d are lost, and so is "
+            "their count. As many are collected anew%s",
+            ledger.updates,
+            known,
+            ledger.env_steps,
+            known - ledger.env_steps,
+            f"; {follows}" if follows else "",
+        )
 
     def _take_trained(self, ordered: int, report: Any) -> None:
         state, ledger = self._state, self._state.ledger
@@ -209,29 +203,47 @@ class LearnerSide:
         before, ledger.updates = ledger.updates, report.updates
         if ledger.updates > self._most_updates:  # a learner that always dies at the same update is given up in the end
             self._most_updates = ledger.updates
-            self._learner.succeeded()
+            self._learner.made_progress(is_useful=True)
         if report.published:
-            state.weights = report.published
+            self._offer(report.published)
+        self._take_all_saved(report.saved)
         if _passed(before, ledger.updates, state.config.checkpoint_every):
-            self.save()
+            self._start_saving()
         if _passed(before, ledger.updates, state.config.picture_every):
             self._give(self._learner, "draw_pictures", then=self._take_pictures)
         for callback in self._callbacks:
             callback.on_updates(state, report)
 
+    def _offer(self, weights: PublishedWeights) -> None:
+        """Have actors act with these weights, unless newer ones came earlier: a checkpoint takes longer to write."""
+        if self._state.weights is None or weights.version >= self._state.weights.version:
+            self._state.weights = weights
+
+    def _take_started_saving(self, answer: Any) -> None:
+        if answer is None:
+            self._being_saved += 1
+        else:
+            self._take_saved(answer)
+
+    def _take_all_saved(self, answers: Sequence[Any]) -> None:
+        for answer in answers:
+            self._being_saved -= 1
+            self._take_saved(answer)
+
     def _take_saved(self, answer: Any) -> None:
         state = self._state
-        facts, state.weights = answer
-        self._saved_updates = facts["updates"]
+        facts, weights = answer
+        self._offer(weights)
+        self._saved_updates = max(self._saved_updates, facts["updates"])
+        state.ledger.updates = max(state.ledger.updates, facts["updates"])  # after a failure no train order is answered
         for callback in self._callbacks:
             callback.on_checkpoint(state, facts)
-        if self._evaluations.awaits_checkpoint:
-            self._evaluations.awaits_checkpoint = False
+        if self._evaluations.takes(facts["updates"]):
             take = partial(self._take_evaluated, state.ledger.env_steps)
-            self._give(self._evaluator, "evaluate", state.weights, then=take)
+            self._give(self._evaluator, "evaluate", weights, then=take)
 
     def _take_evaluated(self, env_steps: int, report: Any) -> None:
-        self._evaluator.succeeded()
+        self._evaluator.made_progress(is_useful=True)
         self._evaluations.end()
         for callback in self._callbacks:
             callback.on_evaluation(self._state, env_steps, report)
@@ -247,7 +259,7 @@ class LearnerSide:
             if pictures is not None:  # else there was no sequence to draw
                 callback.on_pictures(self._state, pictures)
 
-    def _take_last_log(self, records: list[LogRecord] | None) -> None:
+    def _take_log(self, records: list[LogRecord] | None) -> None:
         for callback in self._callbacks:
             callback.on_log(records or [])
 

@@ -6,14 +6,21 @@ import logging
 from collections.abc import Callable, Iterator
 
 from dreamfleet.common.errors import RunFailedError
+from dreamfleet.deploy.fleet.deaths import DeathRegister
+from dreamfleet.deploy.fleet.failures import Failures
 from dreamfleet.deploy.fleet.fleet_config import FleetConfig
 from dreamfleet.deploy.fleet.worker_slot import WorkerSlot
+from dreamfleet.deploy.state import Death
 from dreamfleet.deploy.workers.pool import Pool
 
 ACTOR_PATIENCE_S = 60.0
 """An actor may take this long for an order even if all orders before it were quick."""
 EVALUATOR = -2
 """The evaluator's number, which no actor has."""
+INFERENCE = -3
+"""The number of the process that acts for all actors."""
+INFERENCE_TIMEOUT_S, INFERENCE_PATIENCE_S = 120.0, 30.0
+"""It may take this long to adopt weights, of which the first make its networks, and later this long to report."""
 CHECK_EVERY_S = 2.0
 """Seconds between two checks of the room in the cluster, and of workers that are late."""
 SCARCE_CHECKS = 5
@@ -27,10 +34,10 @@ log = logging.getLogger("dreamfleet")
 
 
 class Roster:
-    """The slots of actors, evaluator and learner: filled, emptied, and where `config.actors` is None as many as fit.
+    """The slots of all workers: filled, emptied, and where `config.actors` is None as many actors as fit.
 
     Attributes:
-        restarts: how often a worker was replaced.
+        deaths: of workers, which this start has seen.
     """
 
     def __init__(self, pool: Pool, config: FleetConfig, clock: Callable[[], float]) -> None:
@@ -38,16 +45,19 @@ class Roster:
         self._config = config
         self._clock = clock
         self.actors: list[WorkerSlot] = []
-        self.learner = WorkerSlot("learner", config.learner_timeout_s)
-        self.evaluator = WorkerSlot("evaluator", config.evaluator_timeout_s, number=EVALUATOR)
-        self.restarts = 0
+        self.learner = WorkerSlot("learner", config.learner_timeout_s, self._failures())
+        self.evaluator = WorkerSlot("evaluator", config.evaluator_timeout_s, self._failures(), number=EVALUATOR)
+        self.inference = WorkerSlot(
+            "inference", INFERENCE_TIMEOUT_S, self._failures(), INFERENCE_PATIENCE_S, number=INFERENCE
+        )
+        self.deaths = DeathRegister()
         self._scarce_checks = 0
         self._waiting_log_due = clock() + WAITING_LOG_S
         self._resize(config.actors if config.actors is not None else max(1, pool.room()))
 
     def __iter__(self) -> Iterator[WorkerSlot]:
         """Return all slots, the learner's last."""
-        return iter([*self.actors, self.evaluator, self.learner])
+        return iter([*self.actors, self.evaluator, self.inference, self.learner])
 
     @property
     def placed(self) -> int:
@@ -65,6 +75,7 @@ class Roster:
         """
         filled = []
         self._check_learner()
+        self._check_evaluator()
         if self._config.learns and not self.learner.worker and self._may_fill(self.learner):
             self.learner.worker = self._pool.start_learner()
             filled.append(self.learner)
@@ -80,15 +91,51 @@ class Roster:
         self._check_actors()
         return filled
 
-    def empty(self, slot: WorkerSlot, cause: str, stored: int = 0) -> int:
-        """Empty the slot of a worker that was lost (see `WorkerSlot.lost`), and return the steps it was to collect."""
+    def fill_inference(self) -> bool:
+        """Start the process that acts for all actors, if it is time; return whether it was.
+
+        Raises:
+            RunFailedError: if it is given up.
+        """
+        slot, failures = self.inference, self.inference.failures
+        if failures.given_up or failures.is_hopeless:
+            raise RunFailedError(f"the inference process failed again and again, at last of: {failures.cause}")
+        if not self._config.acts_centrally or slot.worker or not self._may_fill(slot):
+            return False
+        slot.worker = self._pool.start_inference()
+        return True
+
+    def empty(self, slot: WorkerSlot, cause: str, stored: int = 0, updates: int = 0) -> int:
+        """Empty the slot of a worker that was lost (see `WorkerSlot.lost`), and return the steps it was to collect.
+
+        Args:
+            updates: of a learner, those that are to be made again.
+        """
         if slot.worker:
             self._pool.stop(slot.worker)
-        where = f" (on {slot.node})" if slot.node else ""
-        unanswered = slot.lost(self._clock(), cause, stored)
-        self.restarts += 1
-        log.warning("%s is %s: %s%s", slot.name, "given up" if slot.given_up else "replaced", cause, where)
+        now, node = self._clock(), slot.node
+        unanswered = slot.lost(now, cause, stored)
+        death = Death.now(slot.name, cause, node=node, steps_in_doubt=unanswered, updates_again=updates)
+        self.deaths.died(now, death, "given up" if slot.given_up else "replaced")
         return unanswered
+
+    def works(self, slot: WorkerSlot) -> None:
+        """Record that the worker in a slot is up."""
+        self.deaths.replaced(self._clock(), slot.name)
+
+    def follow_replay(self, steps_in_doubt: int) -> None:
+        """Name the replay's processes that died, and those that are up again; Ray restarts them by itself."""
+        for change in self._pool.replay_changes():
+            if change.cause:
+                death = Death.now(change.who, change.cause, steps_in_doubt=steps_in_doubt)
+                self.deaths.died(self._clock(), death, "restarted")
+            else:
+                self.deaths.replaced(self._clock(), change.who)
+
+    @property
+    def restarts(self) -> int:
+        """How many processes were lost."""
+        return self.deaths.count
 
     def late(self) -> list[WorkerSlot]:
         """Return the slots whose workers have not answered in time; that of a greeting begins once a process runs."""
@@ -107,7 +154,7 @@ class Roster:
             return
         self._resize(max(1, self._pool.room()))
         placed = self.placed
-        all_placed = placed == sum(not slot.given_up for slot in self.actors)
+        all_placed = all(slot.is_placed or slot.failures.are_many for slot in self.actors)
         self._scarce_checks = self._scarce_checks + 1 if is_scarce and all_placed else 0
         if self._scarce_checks >= SCARCE_CHECKS:
             self._scarce_checks = 0
@@ -126,7 +173,8 @@ class Roster:
         free = (number for number in range(len(taken) + count) if number not in taken)
         while len(self.actors) < count:
             number = next(free)
-            self.actors.append(WorkerSlot(f"actor {number}", self._config.actor_timeout_s, ACTOR_PATIENCE_S, number))
+            name, timeout_s = f"actor {number}", self._config.actor_timeout_s
+            self.actors.append(WorkerSlot(name, timeout_s, self._failures(), ACTOR_PATIENCE_S, number))
         if before and len(self.actors) != before:
             log.info("actors: %d instead of %d, as many as the cluster has room for", len(self.actors), before)
 
@@ -141,14 +189,36 @@ class Roster:
             room = self._pool.room()
             log.warning("%d of %d actors have no place yet; there is room for %d", waiting, len(self.actors), room)
 
+    def _failures(self) -> Failures:
+        return Failures(self._config.give_up_after_s)
+
     def _may_fill(self, slot: WorkerSlot) -> bool:
-        return not slot.given_up and self._clock() >= slot.restart_at
+        return self._clock() >= slot.restart_at
 
     def _check_learner(self) -> None:
-        if self.learner.given_up:
-            raise RunFailedError(f"the learner failed again and again, at last of: {self.learner.last_cause}")
+        failures = self.learner.failures
+        if failures.given_up or failures.is_hopeless:
+            raise RunFailedError(f"the learner failed again and again, at last of: {failures.cause}")
+
+    def _check_evaluator(self) -> None:
+        """Give the evaluator up where none ever worked: the run goes on without it."""
+        failures = self.evaluator.failures
+        if not failures.given_up and failures.is_hopeless:
+            failures.given_up = True
+            self.evaluator.restart_at = self._clock() + self._config.give_up_after_s
+            log.warning("evaluator is given up: it never worked, at last: %s", failures.cause)
 
     def _check_actors(self) -> None:
-        if self.actors and all(slot.given_up for slot in self.actors):
-            causes = "; ".join(dict.fromkeys(slot.last_cause for slot in self.actors))
+        if not self.actors:
+            return
+        failures = [slot.failures for slot in self.actors]
+        if all(one.given_up for one in failures) or self._are_hopeless(failures):
+            causes = "; ".join({one.kind: one.cause for one in failures if one.cause}.values())
             raise RunFailedError(f"no actor is left; each failed again and again, at last of: {causes}")
+
+    def _are_hopeless(self, failures: list[Failures]) -> bool:
+        """Whether no actor ever worked, on any node, and all failed in the same way; some may wait for room."""
+        if any(one.has_worked for one in failures):
+            return False
+        tried = [slot.failures for slot in self.actors if slot.failures.cause or not slot.waits_for_place]
+        return len({one.kind for one in tried}) == 1 and all(one.is_hopeless for one in tried)

@@ -8,20 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dreamfleet.common.experience.steps import CHUNK_STEPS
+from dreamfleet.deploy.fleet.failures import Failures
 from dreamfleet.deploy.workers.pool import Worker
 
-FAILURES_IN_A_ROW = 3
-"""A worker that failed this often without completing an order in between is given up."""
-SHORT_INCARNATIONS_IN_A_ROW = 10
-"""So is one whose last incarnations all ended before they had completed `USEFUL_ORDERS`."""
-USEFUL_ORDERS = 10
-"""A worker that completed this many orders was of use, whatever ended it."""
 USEFUL_STEPS = CHUNK_STEPS
-"""So was an actor incarnation with this many steps stored: a simulator that dies now and then is restarted at once."""
-LONGEST_PAUSE_S = 60.0
-"""Before a slot is filled again."""
+"""An actor incarnation with this many steps stored was of use, whatever ended it: a simulator that dies now and then is
+started again at once."""
 START_S = 60.0
-"""Added to the time limit of a worker's first order: its process has to start, on a machine that may be busy."""
+"""How long a worker's process may take until it answers its greeting, on a machine that may be busy; the learner, which
+is not greeted, has as much more for its first order."""
+PREPARING_S = 600.0
+"""Added to the limit of the order in which a learner compiles its updates: a minute on a quick machine."""
 PATIENCE_FACTOR = 10.0
 """An order may take this many times as long as the slowest before it (see `WorkerSlot.patience_s`)."""
 
@@ -60,8 +57,7 @@ class WorkerSlot:
         worker: None while the slot waits to be filled again.
         is_placed: whether the worker has answered its greeting; on a cluster it may wait for room until then.
         orders: not answered yet, the oldest first.
-        failures: in a row, without an order completed in between.
-        short_incarnations: in a row, each ended before it was of much use.
+        failures: of the workers that it has had.
         restart_at: when to fill it again, by the loop's clock.
         idle_s: time without an order.
         version: of the weights that it last got.
@@ -70,24 +66,21 @@ class WorkerSlot:
 
     name: str
     timeout_s: float
+    failures: Failures
     patience_s: float = 0.0
     number: int = -1
     incarnation: int = -1
     worker: Worker | None = None
     is_placed: bool = False
     orders: deque[Order] = field(default_factory=deque)
-    failures: int = 0
-    short_incarnations: int = 0
     restart_at: float = 0.0
-    given_up: bool = False
-    last_cause: str = ""
     idle_s: float = 0.0
     version: int = -1
     node: str = ""
     _idle_since: float | None = None
     _has_answered: bool = False
     _has_started: bool = False  # its process, as far as is known
-    _completed: int = 0
+    _was_useful: bool = False  # other than by the steps of it that are stored
     _taken_s: float = 0.0  # by the last order answered
     _slowest_s: dict[bool, float] = field(default_factory=dict)  # by whether weights acted
 
@@ -99,14 +92,15 @@ class WorkerSlot:
         self.orders.append(order)
 
     def answered(self, order: Order, now: float) -> None:
-        """Remove an order that was answered: the next one begins."""
+        """Remove an order that was answered: if it was at the head, the next one begins."""
+        was_head = self.orders[0] is order  # not always so of a process that carries orders out side by side
         self.orders.remove(order)
         self._taken_s = now - order.begun
         if order.method != "greet":
             self._has_answered = True
-        if self.orders:
+        if self.orders and was_head:
             self.orders[0].begun = max(self.orders[0].begun, now)
-        else:
+        if not self.orders:
             self._idle_since = now
 
     @property
@@ -128,12 +122,21 @@ class WorkerSlot:
         """Record whether weights chose the actions of the order that was just answered."""
         self._slowest_s[by_weights] = max(self._slowest_s.get(by_weights, 0.0), self._taken_s)
 
-    def succeeded(self) -> None:
-        """Record that the worker was of use: earlier failures no longer count."""
-        self.failures = 0
-        self._completed += 1
-        if self._completed >= USEFUL_ORDERS:
-            self.short_incarnations = 0
+    @property
+    def given_up(self) -> bool:
+        """Whether nothing is expected of the slot any more; it is still filled now and then."""
+        return self.failures.given_up
+
+    def made_progress(self, is_useful: bool) -> None:
+        """Record that the worker did what had not been done before.
+
+        Args:
+            is_useful: whether that alone makes it worth starting another at once, should this one be lost.
+        """
+        self._was_useful |= is_useful
+        self.failures.made_progress()
+        if self._was_useful:
+            self.failures.in_a_row = 0
 
     def lost(self, now: float, cause: str, stored: int = 0) -> int:
         """Empty the slot after its worker failed.
@@ -145,22 +148,15 @@ class WorkerSlot:
             The environment steps of its unanswered orders.
         """
         unanswered = sum(order.steps for order in self.orders)
+        was_useful = self._was_useful or stored >= USEFUL_STEPS
+        pause_s = self.failures.add(now, cause, was_useful, was_at_work=bool(self.orders))
+        self.restart_at = now + pause_s
         self.idle_s = self.idle_until(now)
         self.orders.clear()
         self.worker = None
-        self.is_placed = self._has_started = self._has_answered = False
+        self.is_placed = self._has_started = self._has_answered = self._was_useful = False
         self.node = ""
         self.version = -1
-        self._completed = 0
-        self.last_cause = cause
-        if stored >= USEFUL_STEPS:
-            self.failures = self.short_incarnations = 0
-        else:
-            self.failures += 1
-            self.short_incarnations += 1
-        self.given_up = self.failures >= FAILURES_IN_A_ROW or self.short_incarnations >= SHORT_INCARNATIONS_IN_A_ROW
-        pause_s = 2.0 ** max(0, max(self.failures, self.short_incarnations) - 1) - 1.0  # none, then 1 s, then 3 s
-        self.restart_at = now + min(pause_s, LONGEST_PAUSE_S)
         self._idle_since = now
         return unanswered
 
@@ -175,9 +171,13 @@ class WorkerSlot:
     @property
     def allowed_s(self) -> float:
         """How long the order at the head of the queue may take."""
+        if self.orders[0].method == "greet":
+            return START_S
+        if self.orders[0].method == "prepare":
+            return self.timeout_s + PREPARING_S
         if not self._has_answered:
-            return self.timeout_s + START_S
+            return self.timeout_s if self.is_placed else self.timeout_s + START_S
         slowest_s = self._slowest_s.get(self.orders[0].version >= 0)
-        if not self.patience_s or slowest_s is None:
+        if not self.patience_s or slowest_s is None or self.orders[0].method == "adopt":  # which waits for a batch
             return self.timeout_s
         return min(self.timeout_s, max(self.patience_s, PATIENCE_FACTOR * slowest_s))

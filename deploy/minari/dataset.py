@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamfleet.actors.spaces.entries import NamedEntries
-from dreamfleet.common.errors import UserError, nearest
+from dreamfleet.common.errors import UserError, nearest, shown
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.deploy.minari.foreign_episodes import ForeignEpisodes
@@ -31,7 +31,17 @@ if TYPE_CHECKING:
     from minari.dataset.minari_storage import MinariStorage
 
 _ID = re.compile(r"([-\w]+/)*[-\w]+-v\d+")
-_DAMAGE = (OSError, KeyError, ValueError, TypeError, IndexError, AttributeError, AssertionError, RuntimeError)
+_DAMAGE = (
+    OSError,
+    KeyError,
+    ValueError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    MemoryError,
+)
 """What Minari and HDF5 raise for files that are damaged."""
 
 
@@ -156,9 +166,13 @@ class MinariDataset:
                 "dataset's environment, and importing makes none. Load it with Minari once and write it again."
             )
         written_by = self._metadata.get("minari_version")
-        if written_by not in minari.supported_dataset_versions:
+        if not isinstance(written_by, str) or written_by not in minari.supported_dataset_versions:
+            found = shown(written_by)
+            raise UserError(f"{file}: minari_version is {found}, which Minari {minari.__version__} here does not read.")
+        counts = [self._metadata.get(name) for name in ("total_episodes", "total_steps")]
+        if not all(type(count) is int and 0 <= count < 1 << 53 for count in counts):
             raise UserError(
-                f"{file}: minari_version is {written_by!r}, which Minari {minari.__version__} here does not read."
+                f"{file} does not say how many episodes (total_episodes) and steps (total_steps) there are."
             )
         try:
             return MinariStorage.read(self.data)
@@ -226,7 +240,7 @@ def _read_metadata(directory: Path, file: Path) -> dict[str, Any]:
         )
     try:
         metadata = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read: {error}.") from None
     if not isinstance(metadata, dict):
         raise UserError(f"{file} holds a {type(metadata).__name__}, not the metadata of a dataset.")

@@ -22,8 +22,9 @@ from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ObservationSpec, Spaces
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.formatting import format_bytes
+from dreamfleet.common.settings.environment import EnvironmentSettings
 from dreamfleet.common.settings.resolve import resolve
-from dreamfleet.common.settings.schema import EnvironmentSettings, ReplaySettings, Settings
+from dreamfleet.common.settings.schema import ReplaySettings, Settings
 from dreamfleet.deploy.minari.dataset import MinariDataset, find_dataset
 from dreamfleet.deploy.minari.format import DATA_FOLDER, describe_dataset, write_dataset
 from dreamfleet.deploy.run_directory import RunDirectory

@@ -87,8 +87,8 @@ class MetricsWriter:
     def picture(self, name: str, image: np.ndarray, updates: int) -> Path:
         """Write a picture (H, W, 3) uint8 and return its file, named by the update."""
         file = self._run.pictures / f"{name}-{updates:07d}.png"
-        if not cv2.imwrite(str(file), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
-            raise OSError(f"{file} could not be written")
+        _, encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        file.write_bytes(encoded.tobytes())  # unlike OpenCV, this says why it fails
         self._board.add_image(name, image, updates, dataformats="HWC")
         return file
 

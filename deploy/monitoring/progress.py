@@ -215,12 +215,33 @@ class Console(logging.Handler):
         self._stream.flush()
 
 
+class _LogFile(logging.FileHandler):
+    """The log's file; that it cannot be written, as on a full disk, is said once on the terminal and ends nothing."""
+
+    _has_complained = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Say it; logging would print a traceback for each record."""
+        del record
+        if not self._has_complained:
+            self._has_complained = True
+            error = sys.exc_info()[1]
+            sys.stderr.write(f"warning: {self.baseFilename} cannot be written ({error}): records are missing there\n")
+
+    def close(self) -> None:
+        """Close the file; what it still held may not fit."""
+        try:
+            super().close()
+        except OSError:
+            self.handleError(logging.makeLogRecord({}))
+
+
 @contextmanager
 def open_log(console: Console, file: Path) -> Iterator[None]:
     """Log to the console and, with times, to a file, while the block runs."""
     logger = logging.getLogger(LOGGER_NAME)
     before = logger.level, logger.propagate
-    to_file = logging.FileHandler(file)
+    to_file = _LogFile(file)
     formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime
     to_file.setFormatter(formatter)

@@ -38,7 +38,7 @@ GAUGES = {
     "dreamfleet_actors": Metric("fleet/actors", "Actors alive."),
     "dreamfleet_actors_wanted": Metric("fleet/actors_wanted", "Actors wanted."),
     # Ray's counters cannot be 0, and Prometheus does not see the step from nothing to 1: so this one is a gauge.
-    "dreamfleet_restarts": Metric("fleet/restarts", "Workers replaced since this start of the run."),
+    "dreamfleet_restarts": Metric("fleet/restarts", "Processes lost since this start of the run."),
     "dreamfleet_actors_wait_fraction": Metric(
         "fleet/actors_wait_fraction", "Share of time that actors waited for an order."
     ),
@@ -54,6 +54,13 @@ GAUGES = {
     "dreamfleet_staleness_median_updates": Metric("staleness/p50", "The same, median over the batches of a row."),
     "dreamfleet_staleness_late_updates": Metric("staleness/p90", "The same, 90th percentile."),
     "dreamfleet_staleness_max_updates": Metric("staleness/max", "The same, maximum in a batch."),
+    "dreamfleet_inference_batch_steps": Metric(
+        "inference/batch", "Environment steps that one batch of actions is for."
+    ),
+    "dreamfleet_inference_batch_seconds": Metric("inference/batch_s", "Time in which a batch of actions is computed."),
+    "dreamfleet_inference_answer_seconds": Metric(
+        "inference/answer_s", "Time from an actor's question to its actions, without the way."
+    ),
     "dreamfleet_held_out_loss": Metric("held_out/loss", "Loss of the last checkpoint on held-out sequences."),
     "dreamfleet_gradient_norm": Metric("gradient/norm", "Norm of the gradient before it is clipped."),
     "dreamfleet_episode_return": Metric("episode/return", "Mean return of the episodes that ended in the last row."),
@@ -64,6 +71,7 @@ GAUGES = {
     "dreamfleet_replay_bytes": Metric("replay/bytes_stored", "Bytes on disk."),
     "dreamfleet_replay_raw_bytes": Metric("replay/bytes_raw", "Bytes that the stored steps would take uncompressed."),
     "dreamfleet_replay_index_bytes": Metric("replay/index_bytes", "Memory of the replay's index."),
+    "dreamfleet_replay_decoded_bytes": Metric("replay/decoded_bytes", "Memory of the steps that are kept decoded."),
     "dreamfleet_replay_shards": Metric("replay/shards", "Replay processes that answer."),
     "dreamfleet_replay_damaged_chunks": Metric("replay/damaged_chunks", "Chunks whose checksum was found wrong."),
 }

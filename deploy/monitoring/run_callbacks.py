@@ -57,6 +57,7 @@ class RunCallbacks(Callbacks):
         self._state = state
         self._on_restored = on_restored
         self._is_begun = False
+        self._deaths_seen = 0  # deaths and replacements that state.json has
         self._sums: dict[str, list[float]] = defaultdict(list)
         self._row_due = time.monotonic() + settings.records.log_every_s
         self._status_due = 0.0
@@ -139,6 +140,15 @@ class RunCallbacks(Callbacks):
             }
         )
 
+    def on_inference(self, fleet: FleetState, report: Any) -> None:
+        """Keep what the process that acts for all actors did, for the next row."""
+        _log_records(report.log_records)
+        if report.batches:
+            self._sums["inference/batch"].append(report.steps / report.batches)
+            self._sums["inference/batch_s"].append(report.busy_s / report.batches)
+            self._sums["inference/answer_s"].append(report.waited_s / report.questions)
+        self._sums["inference/actors"].append(report.clients)
+
     def on_log(self, records: list[LogRecord]) -> None:
         """Log what the learner logged at last."""
         _log_records(records)
@@ -146,6 +156,10 @@ class RunCallbacks(Callbacks):
     def on_turn(self, fleet: FleetState) -> None:
         """Show the status and write a row when they are due."""
         self.progress = self.progress or Progress(fleet)
+        deaths = fleet.roster.deaths
+        if deaths.changes != self._deaths_seen:
+            self._deaths_seen = deaths.changes
+            self._state.died(deaths.summary())
         now = time.monotonic()
         if now >= self._status_due:
             self.progress.read()
@@ -162,8 +176,14 @@ class RunCallbacks(Callbacks):
         """Write what has come in since the last row."""
         if self.progress and self._is_begun:
             self.progress.read()
-            self._state.beat(self.progress.counters() | self.last_metrics)
             self.write_row(fleet)
+
+    def write_last_state(self, fleet: FleetState) -> None:
+        """Have the run's state say how far it came, however it ended, and whoever was up by then."""
+        self.progress = self.progress or Progress(fleet)
+        self.progress.read()
+        self._state.beat(self.progress.counters() | self.last_metrics)
+        self._state.died(fleet.roster.deaths.summary())
 
     def write_row(self, fleet: FleetState) -> None:
         """Write the means since the last row, and the figures of fleet and replay."""

@@ -14,13 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.fleet.ledger import TrainRatio
-from dreamfleet.deploy.run_directory import RunDirectory
-from dreamfleet.deploy.state import RunState, WarningSummary, read_state, seconds_left
+from dreamfleet.deploy.run_directory import RunDirectory, read_rows
+from dreamfleet.deploy.state import Deaths, RunState, WarningSummary, read_state, seconds_left
 from dreamfleet.learner.checkpoints.files import best_of, merit_of, number_of
 
 ROWS_TAIL_BYTES = 100_000
@@ -34,11 +34,11 @@ class CheckpointStatus(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    updates: int
-    env_steps: int | None = None
-    held_out_loss: float | None = None
-    evaluation_return: float | None = None
-    bytes: int | None = None
+    updates: int = Field(ge=0, lt=1 << 63)
+    env_steps: int | None = Field(default=None, ge=0, lt=1 << 63)
+    held_out_loss: FiniteFloat | None = None
+    evaluation_return: FiniteFloat | None = None
+    bytes: int | None = Field(default=None, ge=0, lt=1 << 63)
     dreamfleet: str | None = None
     saved_unix: float
 
@@ -64,6 +64,7 @@ class RunStatus(BaseModel):
     kind: str | None = None
     state: str
     reason: str
+    origin: str = ""
     host: str | None = None
     pid: int | None = None
     dreamfleet: str | None = None
@@ -76,6 +77,7 @@ class RunStatus(BaseModel):
     replay_capacity_bytes: float | None
     disk_bytes: dict[str, int]
     complaints: WarningSummary = WarningSummary()
+    deaths: Deaths = Deaths()
     complaint_about_config: str
     pictures: list[str]
 
@@ -91,10 +93,11 @@ def read_run_status(run: RunDirectory) -> RunStatus:
     return RunStatus(
         directory=str(run.path),
         environment=settings.env.id if settings else None,
+        origin=_origin(settings) if settings else "",
         **driver,
         figures=_figures(run, wanted, state, checkpoints.newest),
         checkpoints=checkpoints,
-        evaluation=next(reversed(_last_rows(run.evaluations_file)), None),
+        evaluation=_last_evaluation(run.evaluations_file),
         replay_capacity_bytes=settings.replay.capacity_gb * 1e9 if settings else None,
         disk_bytes=_disk(run.path),
         complaint_about_config=complaint,
@@ -110,10 +113,16 @@ def _settings(run: RunDirectory) -> tuple[Settings | None, str]:
         return None, str(error)
 
 
+def _origin(settings: Settings) -> str:
+    """Return the run that this one began from, and its checkpoint, or nothing."""
+    train = settings.train
+    return f"{train.from_run}, checkpoint {train.from_checkpoint}" if train.from_run else ""
+
+
 def _of_state(state: RunState, now: float) -> dict[str, Any]:
     """Return what state.json says of the process that drives the run; one that was killed cannot say so itself."""
     killed = state.reason_killed(now) if state.state == "running" else ""
-    names = {"kind", "host", "pid", "dreamfleet", "started_unix", "updated_unix", "complaints"}
+    names = {"kind", "host", "pid", "dreamfleet", "started_unix", "updated_unix", "complaints", "deaths"}
     return state.model_dump(include=names) | {
         "state": "killed" if killed else state.state,
         "reason": killed or state.reason,
@@ -157,7 +166,8 @@ def _figures(
     figures: dict[str, Any] = saved | wanted  # rows and state are mostly newer than the checkpoint
     counted, started = (state.counted_unix, state.started_unix) if state else (0.0, 0.0)
     for row in _last_rows(run.metrics_file):
-        row_time = row.pop("time", 0.0)
+        row_time = row.pop("time", None)
+        row_time = 0.0 if row_time is None or isinstance(row_time, list) else row_time
         counted = max(counted, row_time)
         if row_time < started:  # of an earlier start the totals still hold; how fast it went and who waited does not
             row = {name: value for name, value in row.items() if not name.startswith("fleet/")}  # noqa: PLW2901
@@ -171,18 +181,24 @@ def _figures(
 
 
 def _known(figures: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in figures.items() if value is not None}
+    return {name: value for name, value in figures.items() if value is not None and not isinstance(value, list)}
 
 
 def _last_rows(file: Path) -> list[dict[str, Any]]:
     """Return the last rows of a file of JSON lines, oldest first; torn lines are passed over."""
-    rows = []
     with suppress(OSError), file.open("rb") as lines:
         lines.seek(max(0, lines.seek(0, os.SEEK_END) - ROWS_TAIL_BYTES))
-        for line in lines:
-            with suppress(ValueError):
-                rows.append(json.loads(line))
-    return [row for row in rows if isinstance(row, dict)]
+        return read_rows(lines)
+    return []
+
+
+def _last_evaluation(file: Path) -> dict[str, Any] | None:
+    """Return the last evaluation; its return is None if it was not finite."""
+    for row in reversed(_last_rows(file)):
+        returns = row.get("returns")
+        if isinstance(returns, list) and all(isinstance(row.get(name), int) for name in ("env_steps", "updates")):
+            return row | {name: None for name in ("mean", "std") if isinstance(row.get(name), list)}
+    return None
 
 
 def _checkpoints(directory: Path) -> Checkpoints:
@@ -190,7 +206,7 @@ def _checkpoints(directory: Path) -> Checkpoints:
     found: dict[int, CheckpointStatus] = {}
     for file in directory.glob("*.json"):
         if number_of(file.name, "json") is not None:
-            with suppress(OSError, ValueError, TypeError):
+            with suppress(OSError, ValueError, TypeError, RecursionError):
                 facts = json.loads(file.read_bytes()) | {"saved_unix": file.stat().st_mtime}
                 checkpoint = CheckpointStatus.model_validate(facts)
                 found[checkpoint.updates] = checkpoint

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from dreamfleet.common.errors import UserError
-from dreamfleet.common.formatting import format_bytes, format_duration
+from dreamfleet.common.formatting import counted, format_bytes, format_duration
 from dreamfleet.deploy.monitoring.run_status import CheckpointStatus, RunStatus, read_run_status
 from dreamfleet.deploy.run_directory import RunDirectory
 
 WIDTH = 12
 """Columns of the names on the left."""
+DEATHS_SHOWN = 5
 TEXT_LENGTH = 300
 """Characters of a warning that are shown at most."""
 _STATES = {
@@ -86,6 +87,8 @@ def _progress_rows(found: RunStatus) -> Rows:
     if is_running and figures["seconds_left"]:
         parts.append(f"{format_duration(figures['seconds_left'])} left")
     yield "progress", ", ".join(parts)
+    if found.origin:
+        yield "begun from", found.origin
     if is_training and "fleet/ratio" in figures:
         yield "train ratio", f"{figures['fleet/ratio']:.1f} of {figures.get('wanted/ratio', math.nan):g}"
     if "fleet/env_steps_per_s" in figures:
@@ -128,7 +131,9 @@ def _model_rows(found: RunStatus) -> Rows:
         yield "episodes", f"return {figures['episode/return']:.4g}, length {length:.0f} steps (mean of the last ones)"
     if found.evaluation:
         last = found.evaluation
-        result = f"return {last['mean']:.4g} ± {last['std']:.3g} over {len(last['returns'])} episodes"
+        mean, std = last.get("mean"), last.get("std")
+        found_return = "not finite" if mean is None or std is None else f"{mean:.4g} ± {std:.3g}"
+        result = f"return {found_return} over {len(last['returns'])} episodes"
         yield "evaluation", f"{result}, at {last['env_steps']:,} env steps, update {last['updates']:,}"
 
 
@@ -137,8 +142,7 @@ def _fleet_rows(found: RunStatus) -> Rows:
     if "fleet/actors" in figures and found.state == "running":
         of_wanted = f" of {figures['fleet/actors_wanted']:.0f}" if "fleet/actors_wanted" in figures else ""
         yield "actors", f"{figures['fleet/actors']:.0f}{of_wanted} alive"
-    if figures.get("fleet/restarts"):
-        yield "replaced", f"{figures['fleet/restarts']:.0f} workers since this start; the log says why"
+    yield from _death_rows(found)
     if "replay/steps" not in figures:
         return
     parts = [f"{figures['replay/steps']:,.0f} steps"]
@@ -151,6 +155,19 @@ def _fleet_rows(found: RunStatus) -> Rows:
     if figures.get("replay/shards", 1) != 1:
         parts.append(f"{figures['replay/shards']:.0f} shards")
     yield "replay", ", ".join(parts)
+
+
+def _death_rows(found: RunStatus) -> Rows:
+    deaths = found.deaths
+    if deaths.count:
+        shown = deaths.last[-DEATHS_SHOWN:]
+        yield "lost", f"{counted(deaths.count, 'process')} since this start{', at last' * (deaths.count > len(shown))}:"
+        for death in shown:
+            where = f" (on {death.node})" if death.node else ""
+            left = f"; {death.left_in_words}" if death.left_in_words else ""
+            after = death.replaced_after_s
+            until = f"; replaced after {after:.1f} s" if after is not None else "; not replaced yet"
+            yield "", f"{_time(death.time)} {death.who}{where}: {_short(death.cause)}{left}{until}"
 
 
 def _file_rows(found: RunStatus, now: float) -> Rows:
@@ -180,8 +197,15 @@ def _warning_rows(found: RunStatus) -> Rows:
     elif complaints.count:
         yield "warnings", f"{complaints.count} in {log}, at last:"
     for entry in complaints.last:
-        text = entry.text if len(entry.text) <= TEXT_LENGTH else entry.text[: TEXT_LENGTH - 1] + "…"
-        yield "", f"{entry.time.replace('T', ' ').replace('Z', '')} {entry.level}: {text}"
+        yield "", f"{_time(entry.time)} {entry.level}: {_short(entry.text)}"
+
+
+def _time(text: str) -> str:
+    return text.replace("T", " ").replace("Z", "")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= TEXT_LENGTH else text[: TEXT_LENGTH - 1] + "…"
 
 
 def _measured(checkpoint: CheckpointStatus) -> str:

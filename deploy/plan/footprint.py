@@ -10,11 +10,12 @@ from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.experience.steps import BLOCK_STEPS, CHUNK_STEPS, StepFormat
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.replay.compressed_batch import BLOCK_COLUMNS, SLICE_COLUMNS
+from dreamfleet.replay.decoded_cache import AUTO_SHARE, most_rows
 
 INDEX_BYTES_PER_CHUNK = 250
 """What the replay's index takes for a chunk, about: a row, a dict's entry, and room to grow."""
 BATCHES_HELD = 2
-"""Batches in the learner's memory beside the prefetched ones: the one trained on and the one being decompressed."""
+"""Batches in the learner's memory beside the prefetched ones: the one trained on and the one before it."""
 TEMPORARY = 1.3
 """Peak of a training step, as a multiple of what backward needs: gradients and temporary results (an estimate)."""
 
@@ -36,10 +37,13 @@ class ModelSizes:
         """Bytes of parameters and Adam's two moments."""
         return 12 * self.parameters + 4 * self.fixed
 
-    @property
-    def training(self) -> float:
-        """An estimate of the bytes to train: parameters, gradients, Adam's two moments, and a batch's activations."""
-        return 16 * self.parameters + 4 * self.fixed + TEMPORARY * self.activations
+    def training(self, ranks: int = 1) -> float:
+        """Return an estimate of a rank's bytes: parameters, gradients, two moments, activations of its part."""
+        return 16 * self.parameters + 4 * self.fixed + TEMPORARY * self.activations / ranks
+
+    def reduced(self, ranks: int) -> float:
+        """Return the bytes that a rank sends for an update's gradients, in a ring: 2·(N − 1)/N of all of them."""
+        return 4 * self.parameters * 2 * (ranks - 1) / ranks
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,19 @@ class Footprint:
 
     def learner_batches(self, settings: Settings) -> float:
         """Bytes of the decompressed batches in the learner's memory."""
-        return (settings.learner.prefetch + BATCHES_HELD) * self.raw_batch
+        return (batches_ahead(settings) + BATCHES_HELD) * self.raw_batch
 
     def index(self, settings: Settings) -> float:
         """Bytes of the index of a full replay, over all its shards."""
         by_bytes = settings.replay.capacity_gb * 1e9 / self.stored_step
         return min(by_bytes, settings.replay.capacity_steps) / self.chunk_steps * INDEX_BYTES_PER_CHUNK
+
+    def cache(self, settings: Settings, free: float = math.inf) -> float:
+        """Bytes of the steps that the replay keeps decoded, at most; `free` is what the machine has free."""
+        steps = min(settings.train.env_steps, most_rows(settings.replay.capacity_steps))
+        wanted = settings.replay.cache_gb
+        allowed = AUTO_SHARE * free if wanted == "auto" else 1e9 * wanted
+        return min(allowed, steps * self.raw_step)
 
     def in_flight(self, actors: int) -> float:
         """Bytes of two versions of the weights, and of what the actors have sent and the replay not yet stored."""
@@ -74,7 +85,7 @@ class Footprint:
 
     def object_store(self, settings: Settings, actors: int) -> float:
         """Bytes in the object store of the learner's node at most: prefetched batches, and what is in flight."""
-        return (settings.learner.prefetch + 1) * self.compressed_batch + self.in_flight(actors)
+        return (batches_ahead(settings) + 1) * self.compressed_batch + self.in_flight(actors)
 
     def disk(self, settings: Settings) -> float:
         """Bytes of a run's directory at most: the replay's budget and the checkpoints.
@@ -84,6 +95,11 @@ class Footprint:
         replay = min(settings.replay.capacity_gb * 1e9, 1.01 * settings.train.env_steps * self.raw_step)
         kept = settings.records.checkpoints_kept + 2  # the best beside the newest, and the one being written
         return replay + kept * self.model.checkpoint
+
+
+def batches_ahead(settings: Settings) -> int:
+    """Return how many batches are fetched ahead; threads that are added by measured rates hold one each beyond that."""
+    return max(settings.learner.prefetch, settings.learner.prefetch_threads)
 
 
 def footprint_of(settings: Settings, spaces: Spaces, compression: float) -> Footprint:
@@ -137,8 +153,9 @@ def model_sizes(settings: Settings, spaces: Spaces) -> ModelSizes:
     """
     import torch
 
-    from dreamfleet.common.acting.agent_networks import AgentNetworks
-    from dreamfleet.learner.behaviour.actor_critic import imagine, make_actor_critic
+    from dreamfleet.learner.behaviour.imagination import imagine
+    from dreamfleet.learner.behaviour.networks import make_networks
+    from dreamfleet.learner.made_up_batch import made_up_batch
     from dreamfleet.learner.world_model_loss import world_model_loss
 
     kept: dict[int, Any] = {}
@@ -150,16 +167,21 @@ def model_sizes(settings: Settings, spaces: Spaces) -> ModelSizes:
         return tensor
 
     with torch.device("meta"):
-        agent = AgentNetworks(spaces, settings)
-        actor_critic = make_actor_critic(agent, settings)
+        networks = make_networks(spaces, settings)
+        agent, actor_critic, exploration = networks
         batch = made_up_batch(settings, spaces)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            states = world_model_loss(agent.world_model, batch, settings.loss).rollout.states
+            rollout = world_model_loss(agent.world_model, batch, settings.loss).rollout
+            states = rollout.states
             if actor_critic is not None:
                 imagined = imagine(agent, states, settings.behaviour.horizon, actor_critic.through_model)
                 actor_critic.losses(agent, imagined, states, batch)
-    networks = [agent, *([actor_critic] if actor_critic is not None else [])]
-    parameters = {id(parameter): parameter for network in networks for parameter in network.parameters()}.values()
+            if exploration is not None:
+                through_model, horizon = exploration.actor_critic.through_model, settings.behaviour.horizon
+                explored = imagine(agent, states, horizon, through_model, explores=True)
+                exploration.losses(agent, explored, states, rollout.posterior.mean.detach(), batch)
+    learnt = networks.all.values()
+    parameters = {id(parameter): parameter for network in learnt for parameter in network.parameters()}.values()
     own = {parameter.untyped_storage()._cdata for parameter in parameters}
     return ModelSizes(
         parameters=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
@@ -167,19 +189,3 @@ def model_sizes(settings: Settings, spaces: Spaces) -> ModelSizes:
         weights=4 * sum(tensor.numel() for tensor in agent.acting_parameters().values()),
         activations=sum(storage.nbytes() for address, storage in kept.items() if address not in own),
     )
-
-
-def made_up_batch(settings: Settings, spaces: Spaces) -> dict[str, Any]:
-    """Return a batch of tensors (B, T, …): the observations are noise, all else is zero, but for is_first of step 0."""
-    import torch
-
-    observed = {spec.name for spec in spaces.observations}
-    batch = {}
-    for field in StepFormat(spaces).fields:
-        shape = (settings.learner.batch_size, settings.learner.sequence_length, *field.shape)
-        tensor = torch.zeros(shape, dtype=getattr(torch, field.dtype))
-        if field.name in observed:
-            tensor = tensor.random_(256) if field.dtype == "uint8" else tensor.normal_()
-        batch[field.name] = tensor
-    batch["is_first"][:, 0] = True
-    return batch

@@ -10,7 +10,8 @@ from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.formatting import counted, format_bytes, format_duration, number, table, wrap
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.fleet.ledger import TrainRatio
-from dreamfleet.deploy.plan.footprint import Footprint, footprint_of
+from dreamfleet.deploy.plan.acting import acting_seconds, advice
+from dreamfleet.deploy.plan.footprint import Footprint, batches_ahead, footprint_of
 from dreamfleet.deploy.plan.rates import Known, Rates, measure_actor, rates_of_run
 from dreamfleet.deploy.plan.traffic import (
     GIGABIT,
@@ -25,6 +26,7 @@ from dreamfleet.deploy.plan.traffic import (
     wanted_env_steps,
 )
 from dreamfleet.deploy.run_directory import RunDirectory
+from dreamfleet.replay.decoded_cache import AUTO_SHARE
 
 MEASURED_S = 6.0
 """Seconds for which an actor is measured, if nobody says how fast it is."""
@@ -53,12 +55,17 @@ def plan(
     rates = Rates(*(Known(value, f"--{flag}") if value is not None else None for flag, value in flags.items()))
     rates, spaces = _complete(rates, settings, RunDirectory(run).existing() if run else None)
     assert rates.compression
-    print("\n".join(describe(settings, footprint_of(settings, spaces, rates.compression.value), rates)))
+    footprint = footprint_of(settings, spaces, rates.compression.value)
+    print("\n".join(describe(settings, footprint, rates, acting_seconds(settings, spaces, footprint.model.weights))))
     return 0
 
 
-def describe(settings: Settings, footprint: Footprint, rates: Rates) -> list[str]:
-    """Return the plan's lines: rates, traffic, memory, limits and what follows from them."""
+def describe(settings: Settings, footprint: Footprint, rates: Rates, acting: Known | None = None) -> list[str]:
+    """Return the plan's lines: rates, traffic, memory, limits and what follows from them.
+
+    Args:
+        acting: seconds in which one core chooses the actions of an actor's environments, unless they are by chance.
+    """
     assert rates.steps_per_actor
     steps, updates = rates.steps_per_actor.value, rates.updates_per_s.value if rates.updates_per_s else None
     count, learner = settings.actors.count, settings.learner
@@ -71,10 +78,14 @@ def describe(settings: Settings, footprint: Footprint, rates: Rates) -> list[str
         f"plan: {settings.env.id}, batches of {learner.batch_size} × {learner.sequence_length}, train ratio "
         f"{settings.train.ratio:g}, {some}, of {counted(settings.actors.environments, 'environment')} each"
     )
+    conclusions = _conclusions(settings, footprint, count, steps, updates, found)
+    if acting:
+        wanted = wanted_env_steps(settings, updates) if updates else count * steps
+        conclusions += advice(settings, footprint, steps, wanted, acting)
     return [
         *wrap(heading, hang=2),
         "",
-        *table(_rate_rows(rates)),
+        *table(_rate_rows(rates, acting)),
         "",
         *table(_traffic_rows(settings, footprint, steps, updates, count), right=True),
         "",
@@ -82,11 +93,7 @@ def describe(settings: Settings, footprint: Footprint, rates: Rates) -> list[str
         "",
         *table([("what saturates, first to last", "at", "because"), *saturating]),
         "",
-        *(
-            line
-            for text in _conclusions(settings, footprint, count, steps, updates, found)
-            for line in wrap(text, hang=2)
-        ),
+        *(line for text in conclusions for line in wrap(text, hang=2)),
     ]
 
 
@@ -106,7 +113,7 @@ def _complete(rates: Rates, settings: Settings, run: RunDirectory | None) -> tup
     return rates, probe_environment(settings.env)
 
 
-def _rate_rows(rates: Rates) -> list[tuple[str, str, str]]:
+def _rate_rows(rates: Rates, acting: Known | None) -> list[tuple[str, str, str]]:
     named = {
         ("one actor", "env steps/s"): rates.steps_per_actor,
         ("the learner", "updates/s"): rates.updates_per_s,
@@ -116,6 +123,8 @@ def _rate_rows(rates: Rates) -> list[tuple[str, str, str]]:
         (name, f"{number(known.value)} {unit}" if known else "unknown", known.source if known else "nowhere")
         for (name, unit), known in named.items()
     ]
+    if acting:
+        rows.append(("acting, one core", f"{number(1e3 * acting.value)} ms", acting.source))
     return [("rate", "", "from"), *rows]
 
 
@@ -145,17 +154,43 @@ def _traffic_rows(
 def _memory_rows(settings: Settings, footprint: Footprint, actors: int) -> list[tuple[str, str, str]]:
     compressed, raw = format_bytes(footprint.compressed_batch), format_bytes(footprint.raw_batch)
     raw_step, stored_step = format_bytes(footprint.raw_step), format_bytes(footprint.stored_step)
-    model, batches = footprint.model, f"{settings.learner.prefetch + 1} compressed batches"
-    object_store = footprint.object_store(settings, actors)
+    model, batches = footprint.model, f"{batches_ahead(settings) + 1} compressed batches"
+    object_store, training = footprint.object_store(settings, actors), model.training(settings.learner.ranks)
+    cached = "newest first, where the learner reads them"
+    if settings.replay.cache_gb == "auto":
+        cached = f"or {AUTO_SHARE:.0%} of the free memory, if that is less"
     sizes = [
         ("object store, learner's node", object_store, f"{batches}, chunks in flight, weights twice"),
         ("weights, one version", model.weights, "once on each node with actors"),
         ("learner's batches", footprint.learner_batches(settings), f"a batch is {compressed} compressed, {raw} raw"),
-        ("training, on its device", model.training, f"{model.parameters:,} parameters; an estimate"),
+        (_training_row(settings), training, f"{model.parameters:,} parameters; an estimate"),
         ("replay's index", footprint.index(settings), "when the replay is full"),
+        ("replay's decoded steps", footprint.cache(settings), cached),
         ("replay and checkpoints on disk", footprint.disk(settings), f"a step is {raw_step}, {stored_step} stored"),
     ]
     return [("memory and disk", "at most", ""), *((name, format_bytes(size), text) for name, size, text in sizes)]
+
+
+def _training_row(settings: Settings) -> str:
+    ranks = settings.learner.ranks
+    return "training, on its device" if ranks == 1 else f"training, on each of {_devices(settings)}"
+
+
+def _devices(settings: Settings) -> str:
+    return counted(settings.learner.ranks, "CPU process" if settings.learner.device == "cpu" else "GPU")
+
+
+def _rank_sentences(settings: Settings, footprint: Footprint) -> list[str]:
+    """Return what several ranks need and tell each other."""
+    learner, ranks = settings.learner, settings.learner.ranks
+    if ranks == 1:
+        return []
+    sent = footprint.model.reduced(ranks)
+    return [
+        f"The learner has {ranks} ranks and needs {_devices(settings)}, at best in one machine: each computes "
+        f"{learner.batch_size // ranks} of {learner.batch_size} sequences, and sends {format_bytes(sent)} of gradients "
+        f"per update; over 10 Gbit/s between machines that alone takes {1e3 * sent / (10 * GIGABIT):,.0f} ms."
+    ]
 
 
 def _conclusions(
@@ -171,6 +206,7 @@ def _conclusions(
     if updates is None:
         return [
             f"{have}.",
+            *_rank_sentences(settings, footprint),
             "The learner's speed is not known: give --updates-per-s, or --run with a run of these settings.",
             f"Beside actors and learner, the first to saturate is {_limit(other)}",
         ]
@@ -180,6 +216,7 @@ def _conclusions(
         f"One learner at {number(updates)} updates/s and ratio {settings.train.ratio:g} wants {number(wanted)} env "
         f"steps/s: {_actors_of(needed, steps)}.",
         f"{have}: the {busy} busy, and the {waiting} {1 - min(fed, updates) / max(fed, updates):.0%} of the time.",
+        *_rank_sentences(settings, footprint),
         f"First to saturate: {_limit(found[0])}",
     ]
     if other is not found[0]:

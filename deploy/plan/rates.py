@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.deploy.plan.footprint import made_up_batch
-from dreamfleet.deploy.run_directory import RunDirectory
+from dreamfleet.deploy.run_directory import RunDirectory, read_rows
 
 if TYPE_CHECKING:
     from dreamfleet.actors.collector import Collector
@@ -98,7 +96,7 @@ def measure_actor(settings: Settings, seconds: float, on_model: bool) -> tuple[S
 
     collector = build_collector(settings, actor=0, incarnation=0, writer=_Discard())
     try:
-        with _threads(1):
+        with one_thread():
             random = _collect(collector, settings, seconds)
             if not on_model:
                 return collector.spaces, random, random
@@ -124,6 +122,7 @@ class UpdateTime(NamedTuple):
 def measure_updates(settings: Settings, spaces: Spaces, busy_cores: int, seconds: float) -> tuple[UpdateTime, Hardware]:
     """Return what an update takes on this machine, without compiling, on made-up batches, and on which hardware.
 
+    Where several ranks are to share a batch, it is an update on the part of one of them.
     Actors keep `busy_cores` of the machine's cores busy. For `seconds` see `fit_update_time`.
 
     Raises:
@@ -132,9 +131,11 @@ def measure_updates(settings: Settings, spaces: Spaces, busy_cores: int, seconds
     from dreamfleet.learner.hardware import choose_hardware
 
     with _threads(torch.get_num_threads()):
-        hardware = choose_hardware(settings.learner.model_copy(update={"compile": False}), busy_cores)
+        ranks = settings.learner.ranks
+        learner = settings.learner.model_copy(update={"compile": "off"})
+        hardware = choose_hardware(learner, busy_cores, sharing=ranks)
         update = _updater(settings, spaces, hardware)
-        return fit_update_time(update, settings.learner.batch_size, seconds), hardware
+        return fit_update_time(update, settings.learner.batch_size // ranks, seconds), hardware
 
 
 def fit_update_time(update: Callable[[int], None], wanted: int, most_s: float) -> UpdateTime:
@@ -185,14 +186,12 @@ class _Discard:
 
 def _updater(settings: Settings, spaces: Spaces, hardware: Hardware) -> Callable[[int], None]:
     """Return a function that makes an update with a batch of the given number of sequences, and waits for it."""
-    from dreamfleet.common.acting.agent_networks import AgentNetworks
-    from dreamfleet.learner.behaviour.actor_critic import ActorCritic
-    from dreamfleet.learner.updater import Stopwatch, Updater
+    from dreamfleet.learner.behaviour.networks import make_networks
+    from dreamfleet.learner.made_up_batch import made_up_batch
+    from dreamfleet.learner.stopwatch import Stopwatch
+    from dreamfleet.learner.updater import Updater
 
-    agent = AgentNetworks(spaces, settings).to(hardware.device)
-    learns = settings.behaviour.kind == "actor_critic"
-    actor_critic = ActorCritic(agent, settings).to(hardware.device) if learns else None
-    updater = Updater(agent, actor_critic, settings, hardware)
+    updater = Updater(make_networks(spaces, settings).to(hardware.device), settings, hardware)
     batch = made_up_batch(settings, spaces)
     numbers = count(1)
 
@@ -211,6 +210,11 @@ def _seconds_of(update: Callable[[int], None], size: int) -> float:
     return perf_counter() - begun
 
 
+def one_thread() -> AbstractContextManager[None]:
+    """Return a context in which torch computes on one thread, as in an actor."""
+    return _threads(1)
+
+
 @contextmanager
 def _threads(number: int) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -225,19 +229,22 @@ def _median(rates: list[float]) -> Known | None:
     return Known(statistics.median(rates), f"the run: {len(rates)} rows, waiting left out") if rates else None
 
 
-def _unhindered(row: dict[str, Any], rate: str, wait: str) -> float | None:
+def _unhindered(row: dict[str, float], rate: str, wait: str) -> float | None:
     """Return the rate that a row would tell, had nobody waited; None if it tells none."""
     value, waited = row.get(f"fleet/{rate}"), row.get(f"fleet/{wait}") or 0.0
     return value / (1 - waited) if value and waited <= MOST_WAITING else None
 
 
-def _rows(run: RunDirectory) -> list[dict[str, Any]]:
-    """Return the rows of metrics; a last one that is being written is left out."""
+def _rows(run: RunDirectory) -> list[dict[str, float]]:
+    """Return the numbers in the rows of metrics; a last row that is being written is left out."""
     file = run.metrics_file
     try:
-        lines = file.read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    except OSError as error:
         raise UserError(f"flag --run: {file} cannot be read: {error}.") from None
-    except ValueError as error:
-        raise UserError(f"flag --run: {file} is damaged: {error}.") from None
+    rows = read_rows(lines)
+    if len(rows) < len(lines):
+        raise UserError(
+            f"flag --run: {file} is damaged: {len(lines) - len(rows)} of its {len(lines)} lines are no rows."
+        )
+    return [{name: v for name, v in row.items() if v is not None and not isinstance(v, list)} for row in rows]

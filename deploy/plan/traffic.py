@@ -20,6 +20,9 @@ GIGABIT = 125e6
 DISK_BYTES_PER_S = 125e6
 """A disk's sequential writing: what an ordinary network volume grants (AWS gp3); local SSDs do ten times that."""
 
+BETWEEN_GPUS_BYTES_PER_S = 20e9
+"""What GPUs of one machine send each other over PCIe 4.0 ×16, about; over NVLink it is ten times that and more."""
+
 # docs/results/bench-2026-11-22.md, part replay-ray, two cores: CarRacing 64×64×3, 12,307 bytes a step, 760 stored.
 BENCH_RAW_STEP = 12_307
 BENCH_STORED_STEP = 760
@@ -34,7 +37,8 @@ ORDERS_PER_S = 1_000
 _NETWORK = "a faster network, or smaller pictures"
 _REMEDIES = {
     "the actors": "more actors, on more nodes",
-    "the learner": "a faster GPU, or a smaller train.ratio for more experience in the same time",
+    "gradients between ranks": "GPUs with NVLink, or fewer of them (learner.gpus)",
+    "the learner": "faster GPUs or more (learner.gpus), or a smaller train.ratio for more experience in the same time",
     "storing in the replay": "more shards (replay.shards)",
     "sampling from the replay": "a machine with faster cores for the learner",
     "network of 1 Gbit/s": _NETWORK,
@@ -75,6 +79,9 @@ def flow(settings: Settings, footprint: Footprint, updates_per_s: float) -> Flow
         "replay → disk": stored,
         "checkpoints → disk": updates_per_s / settings.records.checkpoint_every * footprint.model.checkpoint,
     }
+    ranks = settings.learner.ranks
+    if ranks > 1:
+        edges["gradients out of each rank"] = updates_per_s * footprint.model.reduced(ranks)
     return Flow(updates_per_s, env_steps_per_s, orders, edges)
 
 
@@ -114,10 +121,14 @@ def limits(
         collected[f"network of {gigabits} Gbit/s"] = (sent, f"{sent:,.0f} env steps/s into the learner's node")
     disk = f"{DISK_BYTES_PER_S / 1e6:.0f} MB/s of replay and checkpoints (assumed)"
     carried = {name: (fed_updates(settings, steps), because) for name, (steps, because) in collected.items()} | {
-        "sampling from the replay": (sampled_updates, f"{sampled:,.0f} steps/s to one reader (benchmark)"),
+        "sampling from the replay": (sampled_updates, f"{sampled:,.0f} steps/s decompressed by one reader (benchmark)"),
         "the disk": (DISK_BYTES_PER_S / written, disk),
         "the driver's loop": (ORDERS_PER_S / one.orders_per_s, f"{ORDERS_PER_S:,} orders/s (assumed)"),
     }
+    if settings.learner.ranks > 1:
+        sent = footprint.model.reduced(settings.learner.ranks)
+        because = f"{BETWEEN_GPUS_BYTES_PER_S / 1e9:.0f} GB/s from GPU to GPU (assumed: PCIe)"
+        carried["gradients between ranks"] = (BETWEEN_GPUS_BYTES_PER_S / sent, because)
     if updates_per_s is not None:
         carried["the learner"] = (updates_per_s, "its own speed, while batches are there")
     found = [Limit(name, updates, because, _REMEDIES[name]) for name, (updates, because) in carried.items()]
@@ -141,7 +152,7 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class Speeds:
-    """What the parts of a run manage: env steps/s of one actor (random, on the model), seconds of an update.
+    """What the parts of a run manage: env steps/s of one actor (in the prefill, after it), seconds of an update.
 
     `cores` are CPU cores that all processes share, 0 if they are on several machines; `threads` are cores that an
     update keeps busy, 0 on a GPU.

@@ -70,13 +70,14 @@ def dream_of(
     of a sequence that was trained on, which shows at least whether anything was learnt.
 
     Raises:
-        UserError: if the run has no checkpoint, or holds no sequence that is longer than the context.
+        UserError: if the run has no checkpoint or its model no decoder, or there is no sequence that is longer than the
+            context.
     """
     settings, step_format = run.settings(), StepFormat(run.spaces())
     records = settings.records
     seen = records.picture_context if context is None else context
     imagined = max(1, records.picture_steps - seen) if horizon is None else horizon
-    model, _ = load_world_model(run.checkpoints, settings.model)
+    model, _ = load_world_model(run.checkpoints, settings)
     length = settings.learner.sequence_length
     experience, _ = run.experience(settings)
     replay = open_shards(experience, step_format, settings.replay, length, settings.seed, read_only=True)

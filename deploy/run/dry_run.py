@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import yaml
 
 from dreamfleet.common.formatting import counted, format_bytes, format_duration, number, table, wrap
+from dreamfleet.common.memory import usable_memory
 from dreamfleet.common.settings.resolve import leaves
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.deploy.doctor.facts import usable_cores, usable_memory
+from dreamfleet.deploy.doctor.facts import usable_cores
 from dreamfleet.deploy.plan.footprint import model_sizes
 from dreamfleet.deploy.plan.rates import measure_actor, measure_updates
 from dreamfleet.deploy.plan.traffic import Speeds, Work, forecast
@@ -53,6 +55,19 @@ def dry_run(
         rows += _time(_work_left(spec), speeds, spec.settings, inline, address)
     _print(*table(rows))
     return 0
+
+
+def expected_seconds(run: RunDirectory, settings: Settings, inline: bool, cores: int) -> float | None:
+    """Return how long what is left of a run takes on `cores` of this machine, None if its model is too big to be tried.
+
+    Raises:
+        UserError: as `train`.
+    """
+    spec = prepare_training(run, settings, inline, None)
+    _, speeds = _measure(spec, inline, None)
+    if speeds is None:
+        return None
+    return forecast(_work_left(spec), replace(speeds, cores=cores), inline).seconds
 
 
 def group_by_source(settings: Settings, sources: Mapping[str, str]) -> tuple[dict[str, list[tuple[str, Any]]], int]:
@@ -131,15 +146,24 @@ def _measure(spec: RunSpec, inline: bool, address: str | None) -> tuple[list[tup
     _print(f"measuring updates on made-up batches, for {UPDATES_S:.0f} seconds or a little more ...")
     busy = 0 if inline or address else actors
     found, hardware = measure_updates(settings, spec.spaces, busy, UPDATES_S)
-    size, on_cpu = settings.learner.batch_size, hardware.device.type == "cpu"
+    ranks, on_cpu = settings.learner.ranks, hardware.device.type == "cpu"
+    size = settings.learner.batch_size // ranks
     how = (
         f"median of {found.updates}" if found.batch == size else f"extrapolated to {size} from {found.batch} sequences"
     )
-    eager = "; without learner.compile, which makes them quicker" if settings.learner.compile else ""
+    from dreamfleet.learner.hardware import wants_compiled
+
+    eager = (
+        "; without learner.compile, which makes them quicker"
+        if wants_compiled(settings.learner, hardware.device)
+        else ""
+    )
     of = f"{hardware.device.type}, {counted(hardware.threads, 'thread')}"
-    rows.append(("the learner", f"{number(1 / found.seconds)} updates/s on {of} ({how}){eager}"))
-    cores, threads = 0 if address else usable_cores(), hardware.threads if on_cpu else 0
-    return rows, Speeds(random_rate, model_rate, found.seconds, actors, cores, threads)
+    shared = f"; of each of {ranks} ranks by itself, on its part of a batch" if ranks > 1 else ""
+    rows.append(("the learner", f"{number(1 / found.seconds)} updates/s on {of} ({how}){eager}{shared}"))
+    cores, threads = 0 if address else usable_cores(), ranks * hardware.threads if on_cpu else 0
+    prefill_rate = model_rate if settings.train.from_run else random_rate  # what was learnt acts from the first step
+    return rows, Speeds(prefill_rate, model_rate, found.seconds, actors, cores, threads)
 
 
 def _too_big(spec: RunSpec) -> str:
@@ -148,7 +172,7 @@ def _too_big(spec: RunSpec) -> str:
 
     on_gpu = torch.cuda.is_available() and spec.settings.learner.device != "cpu"
     free = torch.cuda.mem_get_info()[0] if on_gpu else usable_memory()[1]
-    needed = model_sizes(spec.settings, spec.spaces).training
+    needed = model_sizes(spec.settings, spec.spaces).training(spec.settings.learner.ranks)
     if free < 0 or needed < free:
         return ""
     return (

@@ -174,7 +174,7 @@ class LoadedRun:
     def __init__(self, directory: str | Path, checkpoint: str = "newest", device: str | torch.device = "cpu") -> None:
         run = RunDirectory(Path(directory)).existing()
         self.settings, self.spaces = run.settings(), run.spaces()
-        self.world_model, facts = load_world_model(run.checkpoints, self.settings.model, device, checkpoint)
+        self.world_model, facts = load_world_model(run.checkpoints, self.settings, device, checkpoint)
         self.updates = int(facts["updates"])
         self._directory, self._checkpoint, self._device = directory, checkpoint, torch.device(device)
 
@@ -214,6 +214,9 @@ class LoadedRun:
 
         With `model.continue_head` also "continue", the probability that the episode does not end here (times the
         discount if `loss.continue_horizon` is set).
+
+        Raises:
+            UserError: if the model has no decoder.
         """
         feature, model = state.feature, self.world_model
         expected = dict(model.denormalise(model.decode(feature)))
@@ -248,6 +251,8 @@ class StoredReplay:
             self._directory, _ = run.experience(run.settings())
         else:
             self._directory = run.replay if run.replay.is_dir() else run.path
+        if not shard_directories(self._directory):
+            raise UserError(f"{directory} holds no replay: there is no file 'segment-*.dfl' in it or its shards.")
         with self._streams() as streams:
             self.step_format: StepFormat = streams.step_format
 

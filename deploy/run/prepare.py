@@ -31,7 +31,7 @@ Environment = str | Callable[..., Any]
 """An environment's id, or a function or class at the top level of a module, a script or a notebook."""
 
 
-def make_settings(*presets: str, **sections: Any) -> Settings:
+def make_settings(*presets: str | Path, **sections: Any) -> Settings:
     """Return settings: the presets, each over the one before it, and values over these.
 
     Args:
@@ -41,8 +41,13 @@ def make_settings(*presets: str, **sections: Any) -> Settings:
     Raises:
         UserError: if a preset or a setting does not exist, or a value does not fit.
     """
+    for preset in presets:
+        if not isinstance(preset, str | Path):
+            raise UserError(
+                f"df.settings: {preset!r} is no preset: give each by itself, df.settings('dreamer_v3', ...)."
+            )
     flags = [(path, yaml.safe_dump(value, default_flow_style=True)) for path, value in leaves(sections)]
-    return resolve(presets, flags)
+    return resolve([str(preset) for preset in presets], flags)
 
 
 def environment_id(environment: Environment) -> str:
@@ -62,12 +67,14 @@ def environment_id(environment: Environment) -> str:
     return f"{environment.__module__}:{name}"
 
 
-def check_callbacks(callbacks: Sequence[Callbacks]) -> None:
-    """Refuse what is no sequence of callbacks, before anything is started.
+def check_given(settings: Settings | None, callbacks: Sequence[Callbacks]) -> None:
+    """Refuse what are no settings or is no sequence of callbacks, before anything is started.
 
     Raises:
         UserError: naming it.
     """
+    if not isinstance(settings, Settings | None):
+        raise UserError(f"settings={settings!r}: give what df.settings returns, such as df.settings('cartpole').")
     if not isinstance(callbacks, Sequence) or not all(isinstance(one, Callbacks) for one in callbacks):
         raise UserError(f"callbacks={callbacks!r}: give a list of objects whose classes derive from df.Callbacks.")
 

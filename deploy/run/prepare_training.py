@@ -14,9 +14,11 @@ from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.model.encoder import image_size
 from dreamfleet.common.model.world_model import WorldModel
 from dreamfleet.common.process_log import LogRecord, forget_logged
+from dreamfleet.common.settings.environment import EnvironmentSettings
 from dreamfleet.common.settings.resolve import leaves
-from dreamfleet.common.settings.schema import EnvironmentSettings, Settings
+from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.fleet.ledger import TrainRatio
+from dreamfleet.deploy.run.origin import with_origin
 from dreamfleet.deploy.run.prepare import RunSpec, check_modes, probe
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.learner.checkpoints.restore import check_fits
@@ -35,6 +37,11 @@ def prepare_training(run: RunDirectory, settings: Settings, inline: bool, addres
         UserError: if the settings, the environment, the dataset, the checkpoint or the directory are at fault.
     """
     check_modes(inline, address)
+    if inline and settings.learner.gpus not in (1, "auto"):
+        raise UserError(
+            f"flag --inline: learner.gpus is {settings.learner.gpus}, but one process is one rank: set it to 1 or "
+            "auto, or leave --inline out."
+        )
     forget_logged()  # by earlier runs of this process
     old = run.settings() if run.config_file.exists() else None
     run.check_usable()
@@ -47,13 +54,15 @@ def prepare_training(run: RunDirectory, settings: Settings, inline: bool, addres
         settings, spaces, ratio = _from_dataset(settings, log_records)
     else:
         spaces = probe(run, settings, old)
-        if not old:  # whose config.yaml has all settings, asked for or not
+        if not old and not settings.train.from_run:  # a config.yaml has all settings, asked for or not
             log_records += _idle_picture_settings(settings.env, spaces)
     _check_updates(settings, ratio)
     with torch.device("meta"):  # the model says whether it fits the spaces, without memory or time for its parameters
-        WorldModel(spaces, settings.model)
+        WorldModel(spaces, settings.model, settings.loss)
     if old:
         check_fits(run.checkpoints, settings, spaces)
+    elif settings.train.from_run:
+        settings = with_origin(settings, spaces)
     check_checkpoint_url(settings.records.checkpoint_url)
     experience, read_only = run.experience(settings)
     plan_shards(experience, settings.replay, settings.learner.sequence_length, settings.seed, read_only)

@@ -35,10 +35,12 @@ from dreamfleet.deploy.fleet.fleet_state import Callbacks
 from dreamfleet.deploy.fleet.ledger import Ledger
 from dreamfleet.deploy.monitoring.run_callbacks import RunCallbacks
 from dreamfleet.deploy.run.dream_sequences import RecordedDream, dream_of
-from dreamfleet.deploy.run.prepare import Environment, RunSpec, check_callbacks, directory_of, start_settings
+from dreamfleet.deploy.run.open_pool import open_pool
+from dreamfleet.deploy.run.origin import check_same_origin, settings_from
+from dreamfleet.deploy.run.prepare import Environment, RunSpec, check_given, directory_of, start_settings
 from dreamfleet.deploy.run.prepare_collecting import prepare_collecting, settings_to_collect
 from dreamfleet.deploy.run.prepare_training import prepare_training
-from dreamfleet.deploy.run.session import StopRequest, open_session
+from dreamfleet.deploy.run.session import open_session
 from dreamfleet.deploy.run.summary import (
     EvaluationResult,
     say_each_episode,
@@ -47,7 +49,7 @@ from dreamfleet.deploy.run.summary import (
     write_evaluation,
 )
 from dreamfleet.deploy.run_directory import RunDirectory
-from dreamfleet.deploy.workers.pool import Pool
+from dreamfleet.learner.checkpoints.files import number_of
 from dreamfleet.learner.checkpoints.restore import load_acting_weights
 
 log = logging.getLogger("dreamfleet")
@@ -79,6 +81,8 @@ def train(
     directory: str | Path | None = None,
     callbacks: Sequence[Callbacks] = (),
     *,
+    from_run: str | Path | None = None,
+    checkpoint: str | int = "newest",
     inline: bool = False,
     address: str | None = None,
 ) -> RunResult:
@@ -89,6 +93,8 @@ def train(
         environment: instead of `settings.env.id`.
         directory: of the run; a new one under runs/ if None.
         callbacks: called as things happen.
+        from_run: another run, with whose model and actor a new one begins; settings are that run's by default.
+        checkpoint: of `from_run`: "newest", "best" or a number of updates.
         inline: all in this process, without Ray.
         address: of a Ray cluster to join; None starts Ray here.
 
@@ -96,11 +102,27 @@ def train(
         UserError: if the settings, the environment, the dataset or the directory are at fault.
         RunFailedError: if the run cannot go on, with the cause; what it has is kept.
     """
-    check_callbacks(callbacks)
+    check_given(settings, callbacks)
     run = directory_of(directory, environment or "train")
+    if from_run is not None:
+        settings = _begun_from(RunDirectory(Path(from_run)).existing("from_run"), checkpoint, run, settings)
     spec = prepare_training(run, start_settings(settings, environment, run), inline, address)
     run.create()
     return _run(spec, callbacks, inline, address)
+
+
+def _begun_from(
+    origin: RunDirectory, checkpoint: str | int, run: RunDirectory, settings: Settings | None
+) -> Settings | None:
+    """Return settings that name the run they begin from; those of a run that exists must do so already."""
+    if run.config_file.exists():
+        check_same_origin(run, origin)
+        return settings
+    begun, _ = settings_from(origin, checkpoint, [], [])
+    if settings is None:
+        return begun
+    named = {"from_run": begun.train.from_run, "from_checkpoint": begun.train.from_checkpoint}
+    return settings.model_copy(update={"train": settings.train.model_copy(update=named)})
 
 
 def collect(
@@ -127,7 +149,7 @@ def collect(
         UserError: if the settings, the environment, the policy or the directory are at fault.
         RunFailedError: if no actor can go on, with the cause; what was collected is kept.
     """
-    check_callbacks(callbacks)
+    check_given(settings, callbacks)
     run = directory_of(directory, environment or "collect")
     acting = RunDirectory(Path(policy)).existing("--policy") if policy else None
     settings = start_settings(settings or settings_to_collect([], [], run, acting), environment, run)
@@ -143,7 +165,7 @@ def _run(spec: RunSpec, callbacks: Sequence[Callbacks], inline: bool, address: s
     with open_session(spec) as session:
         exporter = None if inline else _exporter(spec)
         with (
-            closing(_open_pool(spec, session.stop, inline, address)) as pool,
+            closing(open_pool(spec, session.stop, inline, address)) as pool,
             closing(MetricsWriter(run, exporter)) as writer,
         ):
             session.has_workers = True
@@ -153,13 +175,16 @@ def _run(spec: RunSpec, callbacks: Sequence[Callbacks], inline: bool, address: s
             weights = PublishedWeights(spec.weights[0], pool.publish(spec.weights[1])) if spec.weights else None
             fleet = Fleet(
                 pool,
-                FleetConfig.of(settings, spec.learns),
-                Ledger(spec.ratio, session.simulator),
+                FleetConfig.of(settings, spec.learns, inline),
+                Ledger(spec.ratio, session.simulator, updates=_saved_updates(run) if spec.learns else 0),
                 [written, *callbacks],
                 session.stop.asked,
                 weights=weights,
             )
-            done = fleet.run()
+            try:
+                done = fleet.run()
+            finally:
+                written.write_last_state(fleet.state)
             written.write_last_row(done)
         ledger, code = done.ledger, session.stop.exit_code  # a signal during the summary stops nothing any more
         stopped = signal.Signals(session.stop.signal_number).name if code else done.stop_reason
@@ -173,26 +198,10 @@ def _run(spec: RunSpec, callbacks: Sequence[Callbacks], inline: bool, address: s
     return RunResult(run.path, ledger.env_steps, ledger.updates, written.last_metrics, stopped, code)
 
 
-def _open_pool(spec: RunSpec, stop: StopRequest, inline: bool, address: str | None) -> Pool:
-    if inline:
-        from dreamfleet.deploy.workers.inline_pool import InlinePool
-
-        log.info("mode: inline, everything in this process")
-        pool = InlinePool(spec.settings, spec.spaces, spec.run, stop)
-        stop.then(pool.interrupt)
-        return pool
-    from dreamfleet.deploy.workers.ray_pool import RayPool
-
-    where = f"Ray cluster at {address}" if address else "Ray on this machine"
-    log.info("mode: %s, actors: %s", where, _describe_actors(spec.settings))
-    return RayPool(spec.settings, spec.spaces, spec.run, address)
-
-
-def _describe_actors(settings: Settings) -> str:
-    if settings.train.dataset:
-        return f"none, training on the dataset {Path(settings.train.dataset)}"
-    count = "as many as there is room for" if settings.actors.count == "auto" else settings.actors.count
-    return f"{count}, of {settings.actors.environments} environments each"
+def _saved_updates(run: RunDirectory) -> int:
+    """Return the updates of the newest checkpoint, by its name: what the run has made until its learner has read it."""
+    numbers = (number_of(file.name, "json") for file in run.checkpoints.glob("*.json"))
+    return max((number for number in numbers if number is not None), default=0)
 
 
 def _exporter(spec: RunSpec) -> Any:

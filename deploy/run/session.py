@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -152,11 +153,13 @@ def open_session(spec: RunSpec) -> Iterator[Session]:
     run, console = spec.run, Console()
     with DirectoryLock(run.path, LOCK_WAIT_S, run.shown), StopRequest() as stop:
         earlier = read_state(run.path)  # before it is written over
-        simulator = SimulatorCount.of_counters(earlier.counters if earlier else {})
-        state = StateWriter(run.path, "train" if spec.learns else "collect", spec.settings.records.log_every_s)
+        counters = earlier.counters if earlier else {}
+        simulator = SimulatorCount.of_counters(counters)
+        kind = "train" if spec.learns else "collect"
+        state = StateWriter(run.path, kind, spec.settings.records.log_every_s, counters)
         session = Session(console, stop, state, simulator)
         try:
-            with open_log(console, run.log_file), _logged_failures(spec), state:  # which keeps warnings from here on
+            with open_log(console, run.log_file), _logged_threads(), _logged_failures(spec), state:  # keeps warnings
                 _log_start(spec)
                 if not spec.old:  # an old run's are written over once its checkpoint is found to fit the new ones
                     run.write(spec.settings, spec.spaces)
@@ -170,7 +173,8 @@ def open_session(spec: RunSpec) -> Iterator[Session]:
 @contextmanager
 def _logged_failures(spec: RunSpec) -> Iterator[None]:
     try:
-        yield
+        with _full_disks_named(spec):
+            yield
     except UserError as error:
         log.error("%s", error, extra={"only_to_file": True})  # noqa: TRY400 (the command line prints it)
         raise
@@ -182,6 +186,35 @@ def _logged_failures(spec: RunSpec) -> Iterator[None]:
     except Exception:  # of a callback, most likely; Python prints the traceback
         log.exception("the run failed:", extra={"only_to_file": True})
         raise
+
+
+@contextmanager
+def _logged_threads() -> Iterator[None]:
+    """Have a thread that fails, such as TensorBoard's, say so in a line; its traceback goes to the log."""
+
+    def failed(raised: threading.ExceptHookArgs) -> None:
+        name = raised.thread.name if raised.thread else "a thread"
+        log.warning("%s failed: %s: %s", name, raised.exc_type.__name__, raised.exc_value)
+        if raised.exc_value:
+            log.info("its traceback:", exc_info=raised.exc_value, extra={"only_to_file": True})
+
+    before, threading.excepthook = threading.excepthook, failed
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+@contextmanager
+def _full_disks_named(spec: RunSpec) -> Iterator[None]:
+    """Have a disk that is full end the run as other failures do, whatever file did not fit."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        file = error.filename or spec.run.shown
+        raise RunFailedError(f"the disk is full: {file} cannot be written; free some space") from error
 
 
 def _log_start(spec: RunSpec) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from dreamfleet.actors.collector import EpisodeResult
 from dreamfleet.actors.evaluator import Evaluation
 from dreamfleet.common.errors import UserError
-from dreamfleet.common.formatting import format_bytes, format_duration
+from dreamfleet.common.formatting import counted, format_bytes, format_duration
 from dreamfleet.common.video import write_webm
 from dreamfleet.deploy.fleet.fleet_state import FleetState
 from dreamfleet.deploy.monitoring.run_callbacks import RunCallbacks
@@ -48,6 +48,7 @@ def summarise_training(run: RunDirectory, fleet: FleetState, seen: RunCallbacks)
     if seen.last_video:
         lines.append(f"             {seen.last_video}")
     lines.append(f"TensorBoard  {_tensorboard_command(run.shown / run.tensorboard.name)}")
+    lines.append(f"view         {_command_beside('dreamfleet', 'view', str(run.shown))}")
     log.info("done:\n  %s", "\n  ".join(lines))
 
 
@@ -73,7 +74,7 @@ def summarise_collecting(run: RunDirectory, fleet: FleetState, seen: RunCallback
 
 def _replaced(fleet: FleetState) -> list[str]:
     restarts = fleet.roster.restarts
-    return [f"replaced     {restarts} workers, see the log"] if restarts else []
+    return [f"replaced     {counted(restarts, 'process')}, see the log"] if restarts else []
 
 
 def _dream_lines(run: RunDirectory) -> list[str]:
@@ -85,11 +86,15 @@ def _dream_lines(run: RunDirectory) -> list[str]:
 
 
 def _tensorboard_command(directory: Path) -> str:
+    return _command_beside("tensorboard", "--logdir", str(directory))
+
+
+def _command_beside(program: str, *arguments: str) -> str:
     """Return a command that a shell can run, also where the virtual environment is not activated."""
-    beside = Path(sys.executable).with_name("tensorboard")
+    beside = Path(sys.executable).with_name(program)
     near = os.path.relpath(beside)
-    program = "tensorboard" if not beside.exists() else str(beside) if near.startswith("..") else near
-    return shlex.join([program, "--logdir", str(directory)])
+    found = program if not beside.exists() else str(beside) if near.startswith("..") else near
+    return shlex.join([found, *arguments])
 
 
 @dataclass(frozen=True)

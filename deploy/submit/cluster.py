@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -120,7 +120,7 @@ class Cluster:
         with asyncio.Runner() as runner:
             while True:
                 task = runner.get_loop().create_task(next_part())
-                while not runner.run(asyncio.wait({task}, timeout=quiet_s))[0]:
+                while not _run(runner, asyncio.wait({task}, timeout=quiet_s))[0]:
                     yield None
                 try:
                     part = task.result()
@@ -262,6 +262,14 @@ def _find_ray() -> str:
     if not found:
         raise UserError("submit: there is no `ray` on PATH: it comes with `pip install 'ray[default]'`.")
     return found
+
+
+def _run(runner: asyncio.Runner, work: Coroutine[Any, Any, _Answer]) -> _Answer:
+    """Run a coroutine to its end; a Ctrl-C that comes just as it begins is told by the runner as a cancellation."""
+    try:
+        return runner.run(work)
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
 
 
 def _within(seconds: float, work: Callable[[], _Answer]) -> _Answer:

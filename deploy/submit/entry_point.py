@@ -58,7 +58,11 @@ class EntryPoint:
             given.run = Path("runs") / job_id
         if getattr(given, "address", "") is None and not getattr(given, "inline", False):
             given.address = "auto"
-        given.preset = [_sent(preset, working_dir) for preset in getattr(given, "preset", [])]
+        given.preset = [_sent(preset, working_dir, "flag --preset") for preset in getattr(given, "preset", [])]
+        if given.command == "sweep":
+            if given.out is None:
+                raise UserError("sweep: give --out with a folder that all nodes share: cells run on any of them.")
+            given.file = _sent(str(given.file), working_dir, "sweep")
         words = [*_words(make_parser(), given), *(shlex.quote(f"--{path}={text}") for path, text in given.flags)]
         written = getattr(given, "out", None) or getattr(given, "run", None)
         script = f"{ENVIRONMENT}; exec dreamfleet {' '.join(words)}"  # exec: one process gets the signal to stop
@@ -132,14 +136,14 @@ def _check(given: argparse.Namespace) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", subject).strip("-").lower()
 
 
-def _sent(preset: str, working_dir: Path | None) -> str:
+def _sent(preset: str, working_dir: Path | None, named: str) -> str:
     """Return a preset's name as the job finds it: a file is named from the directory that is sent, where jobs begin."""
     if preset in preset_names():
         return preset
     file = Path(preset).resolve()
     if working_dir is None or not file.is_relative_to(working_dir.resolve()):
         where = f"outside --working-dir {working_dir}" if working_dir else "on this machine alone"
-        raise UserError(f"flag --preset: {preset} lies {where}: give --working-dir with a directory that holds it.")
+        raise UserError(f"{named}: {preset} lies {where}: give --working-dir with a directory that holds it.")
     return str(file.relative_to(working_dir.resolve()))
 
 

@@ -22,7 +22,7 @@ from dreamfleet.common.settings.schema import Settings
 from dreamfleet.common.stop_sign import NeverStop, StopSign
 from dreamfleet.common.torch_state import own_torch_state
 from dreamfleet.deploy.run_directory import RunDirectory
-from dreamfleet.deploy.workers.pool import Worker, WorkerFailedError
+from dreamfleet.deploy.workers.pool import ReplayChange, Worker, WorkerFailedError
 from dreamfleet.learner.hardware import torch_threads
 from dreamfleet.learner.learner import Learner
 from dreamfleet.replay.interface import DirectChunkWriter, Shard
@@ -148,6 +148,10 @@ class InlinePool:
         """Make the evaluator."""
         return Worker("evaluator", InlineEvaluator(self._settings, self._stop))
 
+    def start_inference(self) -> Worker:
+        """Refuse: actors act by themselves here, with the same networks in the same process."""
+        raise NotImplementedError("inline, actors act by themselves")
+
     def start_learner(self) -> Worker:
         """Make the learner."""
         with own_torch_state():
@@ -192,6 +196,10 @@ class InlinePool:
         del workers
         return []
 
+    def replay_changes(self) -> list[ReplayChange]:
+        """Return none: the replay lives and dies with this process."""
+        return []
+
     def room(self) -> int:
         """Return the number of actors that work side by side here."""
         return 1
@@ -206,6 +214,13 @@ class InlinePool:
             WorkerFailedError: if it raised.
         """
         return future.result()
+
+    def expect_answers(self, within_s: float) -> None:
+        """Do nothing: everything is done in turn, in this process."""
+
+    def fault(self) -> str:
+        """Return nothing: there is nobody else to lose."""
+        return ""
 
     def publish(self, flat: np.ndarray) -> np.ndarray:
         """Return the weights themselves."""

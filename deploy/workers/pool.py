@@ -8,7 +8,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dreamfleet.common.formatting import shorten
 from dreamfleet.replay.interface import ExperienceReplay
+
+ANSWER_S = 15.0
+"""Whoever gives no answer for so long, once the run is to end, is ended himself."""
+LONGEST_TRACE, LONGEST_LINE = 20_000, 1000
+"""Characters of a worker's traceback, and of a line of it, at most."""
 
 
 class WorkerLostError(Exception):
@@ -19,13 +25,13 @@ class WorkerFailedError(Exception):
     """A worker's own code raised.
 
     Attributes:
-        trace: its traceback as text.
+        trace: its traceback as text, shortened: user code may raise megabytes.
     """
 
     def __init__(self, cause: BaseException, trace: str) -> None:
-        super().__init__(f"{type(cause).__name__}: {cause}")
+        super().__init__(shorten(f"{type(cause).__name__}: {cause}"))
         self.cause = cause
-        self.trace = trace
+        self.trace = "\n".join(shorten(line, LONGEST_LINE) for line in shorten(trace, LONGEST_TRACE).splitlines())
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +42,19 @@ class Worker:
     target: Any
 
 
+@dataclass(frozen=True)
+class ReplayChange:
+    """A process of the replay died, of this cause, or without one is up again."""
+
+    who: str
+    cause: str = ""
+
+
 class Pool(Protocol):
     """Starts workers, gives them orders and brings back the answers. A worker carries out its orders one by one.
 
-    Actors and the evaluator answer the order "greet" as soon as their process runs, with the name of their node.
+    Only the process that acts for all actors carries its orders out side by side. It, actors and the evaluator answer
+    the order "greet" as soon as their process runs, with the name of their node.
     """
 
     counters_every_s: float
@@ -56,6 +71,9 @@ class Pool(Protocol):
 
     def start_evaluator(self) -> Worker:
         """Start the actor that only evaluates."""
+
+    def start_inference(self) -> Worker:
+        """Start a process that acts for all actors, which find it by themselves; where `acts_centrally` says so."""
 
     def start_learner(self) -> Worker:
         """Start the learner."""
@@ -86,11 +104,23 @@ class Pool(Protocol):
         A pool whose workers cannot hang may return none.
         """
 
+    def replay_changes(self) -> list[ReplayChange]:
+        """Return which of the replay's processes died or came up again since the last call."""
+
     def room(self) -> int:
         """Return how many actors there is room for in all, including those that run."""
 
     def ask_for_room(self, actors: int) -> None:
         """Ask for room for this many actors in all, where room can grow; 0 takes back what was asked for."""
+
+    def expect_answers(self, within_s: float) -> None:
+        """End, and have started again, what gives no answer within this time beside the workers: the replay.
+
+        The run is to end. Nothing that is asked of the replay takes much longer from now on.
+        """
+
+    def fault(self) -> str:
+        """Return why no worker can be reached or replaced any more, in a sentence; nothing while all is well."""
 
     def publish(self, flat: np.ndarray) -> Any:
         """Return the handle of flat weights for orders to actors."""

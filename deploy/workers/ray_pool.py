@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from itertools import compress
 from queue import Empty, SimpleQueue
@@ -14,24 +14,29 @@ from typing import Any
 import numpy as np
 import ray
 from ray.autoscaler.sdk import request_resources
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
 from dreamfleet.actors.actor import ActorProcess
 from dreamfleet.actors.environments.user_objects import SentCode
-from dreamfleet.common.errors import RunFailedError, UserError
+from dreamfleet.common.errors import RunFailedError
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.run_directory import RunDirectory
+from dreamfleet.deploy.workers.control_watch import ControlWatch
+from dreamfleet.deploy.workers.inference_processes import InferenceProcesses
+from dreamfleet.deploy.workers.learner_ranks import LearnerRanks
 from dreamfleet.deploy.workers.placement import Placement
-from dreamfleet.deploy.workers.pool import Worker, WorkerFailedError, WorkerLostError
-from dreamfleet.deploy.workers.ray_internals import have_started
+from dreamfleet.deploy.workers.pool import ANSWER_S, ReplayChange, Worker
+from dreamfleet.deploy.workers.ray_errors import answer_of
+from dreamfleet.deploy.workers.ray_internals import have_started, logs_folder
 from dreamfleet.deploy.workers.ray_session import start_ray
-from dreamfleet.learner.hardware import torch_threads
-from dreamfleet.learner.process import LearnerProcess
+from dreamfleet.deploy.workers.replay_watch import ReplayWatch
+from dreamfleet.learner.hardware import TorchThreads, torch_threads
+from dreamfleet.learner.process import LearnerProcess, Seat
 from dreamfleet.replay.ray_replay import RayReplay, start_replay_servers
 from dreamfleet.replay.sharded import ShardedReplay, shard_of
-from dreamfleet.replay.shards import plan_shards
+from dreamfleet.replay.shards import missing_shards, plan_shards
 
 KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": "1000000000",
@@ -51,6 +56,7 @@ class RayPool:
 
     Args:
         address: a cluster to join; None starts Ray on this machine, for this process alone.
+        asked_to_stop: whether a start of Ray that failed is not to be tried again.
 
     Raises:
         RunFailedError: if Ray or the replay does not start.
@@ -60,14 +66,23 @@ class RayPool:
     counters_every_s = 0.02
     workers_can_hang = True
 
-    def __init__(self, settings: Settings, spaces: Spaces, run: RunDirectory, address: str | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        spaces: Spaces,
+        run: RunDirectory,
+        address: str | None = None,
+        asked_to_stop: Callable[[], bool] = bool,
+    ) -> None:
         self._settings = settings
         self._spaces = spaces
         self._run = run
         self._is_local = address is None
         self._done: SimpleQueue[Future[Any]] = SimpleQueue()
         self._actors: list[Worker] = []
-        start_ray(settings, address)
+        self._inference = InferenceProcesses(settings, spaces)
+        self._room = 1
+        start_ray(settings, address, asked_to_stop)
         try:
             self._begin()
         except BaseException:
@@ -83,23 +98,24 @@ class RayPool:
         if not self._is_local:
             self._placement.check_home(self._run.path)
         experience, read_only = self._run.experience(settings)
-        plans = plan_shards(
-            experience.resolve(), settings.replay, settings.learner.sequence_length, settings.seed, read_only
-        )
+        length = settings.learner.sequence_length
+        for sentence in missing_shards(experience):
+            log.warning("%s", sentence)
+        plans = plan_shards(experience.resolve(), settings.replay, length, settings.seed, read_only)
+        at_home = self._placement.at_home
         self._servers = start_replay_servers(
-            plans,
-            StepFormat(self._spaces),
-            settings.learner.sequence_length,
-            read_only,
-            scheduling_strategy=self._placement.at_home,
+            plans, StepFormat(self._spaces), length, read_only, scheduling_strategy=at_home
         )
         clients = [
             RayReplay(server, directory=plan.directory) for server, plan in zip(self._servers, plans, strict=True)
         ]
         self.replay = ShardedReplay(clients, settings.seed)
+        self._watch = ReplayWatch(self._servers, clients, logs_folder())
+        self._control = ControlWatch(ray.get_runtime_context().gcs_address)
         self._take_back_request()
-        for sentence in self._decisions():
-            log.info("cluster: %s", sentence)
+        if not self._is_local:  # on one machine there is nothing to choose
+            for sentence in self._placement.decisions(len(plans), settings.actors.count):
+                log.info("cluster: %s", sentence)
 
     def _take_back_request(self) -> None:
         """Ask the autoscaler for nothing: a request stands until another is made, also after who made it was killed."""
@@ -110,28 +126,15 @@ class RayPool:
         except RayError as error:
             log.warning("the request for more room could not be withdrawn from the cluster: %s", error)
 
-    def _decisions(self) -> list[str]:
-        """Return a sentence for each place that was chosen; on one machine there is nothing to choose."""
-        if self._is_local:
-            return []
-        home, room = self._placement.home, self._placement.room()
-        nodes = len(room)
-        count = self._settings.actors.count
-        return [
-            f"joined the one at {ray.get_runtime_context().gcs_address}",
-            f"replay shards: {len(self._servers)}, on {home.address}, which is the learner's place"
-            + (", with a GPU" if self._placement.has_gpu else ""),
-            f"room for {sum(room.values())} actors on {nodes} nodes; "
-            + ("all of it is used" if count == "auto" else f"{count} are wanted"),
-        ]
-
     def start_actor(self, actor: int, incarnation: int) -> Worker:
         """Start an actor process; it sees no GPU and uses one thread."""
         quiet = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         options = self._placement.actor_options() | {"max_restarts": 0, "runtime_env": {"env_vars": quiet}}
         server = self._servers[shard_of(actor, self.replay.alive)]
         actor_class: Any = ActorProcess
-        target = actor_class.options(**options).remote(self._settings, actor, incarnation, server, self._sent_code)
+        target = actor_class.options(**options).remote(
+            self._settings, actor, incarnation, server, self._sent_code, self._inference.prefix
+        )
         self._actors.append(Worker(f"actor {actor}", target))
         return self._actors[-1]
 
@@ -143,23 +146,39 @@ class RayPool:
         target = actor_class.options(**options).remote(self._settings, 0, 0, self._servers[0], self._sent_code)
         return Worker("evaluator", target)
 
+    def start_inference(self) -> Worker:
+        """Start a process that acts for all actors."""
+        return self._inference.start(self._placement, self._is_local)
+
     def start_learner(self) -> Worker:
-        """Start the learner process, beside the replay and with a GPU if that node has one."""
-        cores = os.cpu_count() if self._is_local else int(self._placement.home.resources.get("CPU", 1))
+        """Start the learner process, beside the replay and with a GPU if that node has one; or one for each rank."""
         set_to = torch_threads() if self._is_local else None  # on a cluster Ray has set OMP_NUM_THREADS to 1
-        threads = self._settings.learner.threads or (set_to.number if set_to and set_to.is_asked_for else cores) or 1
-        variables = {"OMP_NUM_THREADS": str(threads)} | ({} if self._placement.has_gpu else KEEP_MEMORY)
-        options = self._placement.learner_options() | {"max_restarts": 0, "runtime_env": {"env_vars": variables}}
+        variables = self._learner_variables(set_to)
+        count, together = self._placement.ranks, self._placement.are_together
         learner_class: Any = LearnerProcess
-        target = learner_class.options(**options).remote(
-            self._settings,
-            self._spaces.to_json(),
-            self._servers,
-            str(self._run.path.resolve()),
-            self._busy_cores(),
-            set_to,
-        )
-        return Worker("learner", target)
+        handles: list[Any] = []
+        for number in range(count):
+            options = self._placement.learner_options(number)
+            options |= {"max_restarts": 0, "runtime_env": {"env_vars": variables}}
+            handle = learner_class.options(**options).remote(
+                self._settings,
+                self._spaces.to_json(),
+                self._servers,
+                str(self._run.path.resolve()),
+                self._busy_cores(),
+                set_to,
+                Seat(number, count, together, handles[0] if handles else None),
+            )
+            handles.append(handle)
+        return Worker("learner", handles[0] if count == 1 else LearnerRanks(handles))
+
+    def _learner_variables(self, set_to: TorchThreads | None) -> dict[str, str]:
+        """Return the environment variables of a learner's process: ranks on one machine share its cores."""
+        sharing = self._placement.ranks if self._placement.are_together else 1
+        cores = (os.cpu_count() if self._is_local else int(self._placement.home.resources.get("CPU", 1))) or 1
+        asked_for = set_to.number if set_to and set_to.is_asked_for else 0
+        threads = self._settings.learner.threads or asked_for or max(1, cores // sharing)
+        return {"OMP_NUM_THREADS": str(threads)} | ({} if self._placement.has_gpu else KEEP_MEMORY)
 
     def _busy_cores(self) -> int:
         """Return how many actors are on the learner's node."""
@@ -172,17 +191,27 @@ class RayPool:
 
     def stop(self, worker: Worker) -> None:
         """Kill a worker's process."""
-        ray.kill(worker.target)
+        if isinstance(worker.target, LearnerRanks):
+            worker.target.kill()
+        else:
+            ray.kill(worker.target)
         if worker in self._actors:
             self._actors.remove(worker)
 
     def finish_early(self, worker: Worker) -> None:
         """Have the learner end its train orders after the update it is at."""
-        worker.target.finish_early.remote()
+        if isinstance(worker.target, LearnerRanks):
+            worker.target.finish_early()
+        else:
+            worker.target.finish_early.remote()
 
     def give(self, worker: Worker, method: str, *arguments: Any) -> Future[Any]:
         """Give an order and return its future, which comes out of `wait` once it is done."""
-        future: Future[Any] = getattr(worker.target, method).remote(*arguments).future()
+        future: Future[Any]
+        if isinstance(worker.target, LearnerRanks):
+            future = worker.target.give(method, *arguments)
+        else:
+            future = getattr(worker.target, method).remote(*arguments).future()
         future.add_done_callback(self._done.put)
         return future
 
@@ -203,23 +232,38 @@ class RayPool:
             WorkerLostError: if the worker's process is gone.
             WorkerFailedError: if its code raised.
         """
-        try:
-            return future.result(timeout=0)
-        except RayTaskError as error:
-            raise WorkerFailedError(_cause(error), _plain(error)) from None
-        except RayError as error:  # it died, has no place any more, or was ended for want of memory
-            cause = _construction_cause(error)
-            if cause is not None:
-                raise WorkerFailedError(cause, _plain(error)) from None
-            raise WorkerLostError(str(error).strip().splitlines()[0]) from None
+        return answer_of(future)
 
     def running(self, workers: Sequence[Worker]) -> list[Worker]:
         """Return those of these workers whose process has started: Ray found a node for them."""
+        if self._control.is_silent:
+            return []
         return list(compress(workers, have_started([worker.target for worker in workers])))
 
+    def replay_changes(self) -> list[ReplayChange]:
+        """Return which of the replay's processes died or came up again since the last call."""
+        return self._watch.changes()
+
+    def expect_answers(self, within_s: float) -> None:
+        """Kill the replay's processes that give no answer within this time: Ray starts others, which have it all.
+
+        May be called from a signal's handler, while this process waits for the replay.
+        """
+        self._watch.expect_answers(within_s)
+
+    def interrupt(self) -> None:
+        """See to it that a stop does not wait for what does not answer."""
+        self.expect_answers(ANSWER_S)
+
+    def fault(self) -> str:
+        """Return that Ray's control process is gone, once it is."""
+        return self._control.fault
+
     def room(self) -> int:
-        """Return how many actors the cluster holds now."""
-        return sum(self._placement.room().values())
+        """Return how many actors the cluster holds now, or held while Ray's control process answered."""
+        if not self._control.is_silent:
+            self._room = sum(self._placement.room().values())
+        return self._room
 
     def ask_for_room(self, actors: int) -> None:
         """Have an autoscaling cluster grow so that it holds this many actors; it knows its own limits."""
@@ -232,10 +276,14 @@ class RayPool:
 
     def close(self) -> None:
         """Close the replay and leave Ray, which ends all that this process started."""
+        self._control.close()
         try:
-            self._close_environments()
-            self._take_back_request()
+            if not self._control.is_silent:
+                self._close_environments()
+                self._take_back_request()
             self.replay.close()
+            if not self._control.is_silent:  # else this would wait for a minute; Ray gives them back with the job
+                self._placement.release()
         except RunFailedError as error:
             log.warning("the replay was not closed in order, what it acknowledged is on disk: %s", error)
         finally:
@@ -244,30 +292,6 @@ class RayPool:
     def _close_environments(self) -> None:
         """Let actors close their environments, but not without limit; one that is busy or gone is left to Ray."""
         placed = self.running(self._actors)
-        if placed:
-            ray.wait(
-                [worker.target.close.remote() for worker in placed], num_returns=len(placed), timeout=CLOSE_TIMEOUT_S
-            )
-
-
-def _plain(error: BaseException) -> str:
-    """Return a Ray error's traceback without the codes that colour it."""
-    return re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-
-
-def _cause(error: RayTaskError) -> BaseException:
-    """Return what the remote code raised."""
-    cause = error.cause
-    return cause if isinstance(cause, BaseException) else error
-
-
-def _construction_cause(error: BaseException) -> BaseException | None:
-    """Return what a worker's constructor raised, if that is why it died; of that, Ray hands on the traceback's text."""
-    if not getattr(error, "actor_init_failed", False):
-        return None
-    last_line = _plain(error).strip().splitlines()[-1]
-    name, _, sentence = last_line.partition(": ")
-    for kind in (UserError, RunFailedError):
-        if name == f"{kind.__module__}.{kind.__qualname__}":
-            return kind(sentence)
-    return RuntimeError(last_line)
+        timeout_s = min(CLOSE_TIMEOUT_S, self._watch.end_by - time.monotonic())
+        if placed and timeout_s > 0:
+            ray.wait([worker.target.close.remote() for worker in placed], num_returns=len(placed), timeout=timeout_s)

@@ -20,44 +20,8 @@ from dreamfleet.common.model.rssm import State
 from dreamfleet.common.model.world_model import WorldModel
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.learner.behaviour.critic import Critic, Value, replay_value_loss, value_loss
+from dreamfleet.learner.behaviour.imagination import Imagined
 from dreamfleet.learner.behaviour.returns import ReturnNormaliser, discount_weights, lambda_returns, replay_returns
-
-
-class Imagined(NamedTuple):
-    """Futures from N states.
-
-    Attributes:
-        features: (N, H + 1, F), of the states 0 … H, of which 0 is the batch's own.
-        actions: (N, H, A), taken in the states 0 … H − 1.
-    """
-
-    features: Tensor
-    actions: Tensor
-
-
-def imagine(agent: AgentNetworks, states: State, horizon: int, with_graph: bool) -> Imagined:
-    """Return the futures that the agent's policy leads to from every state of a batch.
-
-    The states themselves are detached, and so are the features that the policy reads (V1): with a graph, gradients go
-    from a feature back through the model to the sampled actions before it, and from these to the actor, not from an
-    action to the feature it was chosen on.
-
-    Under autocast this needs a context of its own: the weights' copies of lower precision that it makes without a graph
-    would else be used again by what needs one.
-
-    Args:
-        states: (B, T, …).
-        with_graph: whether gradients are to come through the model; without, nothing is kept for them.
-    """
-    start = states.map(lambda part: part.detach().flatten(0, 1))
-
-    def act(feature: Tensor) -> Tensor:
-        return agent.policy(feature.detach()).sample()
-
-    with torch.set_grad_enabled(with_graph):
-        following, actions = agent.world_model.dynamics.imagine_with(start, act, horizon)
-        features = torch.cat([start.feature[:, None], following.feature], dim=1)
-    return Imagined(features, actions)
 
 
 class BehaviourLosses(NamedTuple):
@@ -77,7 +41,7 @@ class Outlook(NamedTuple):
     """What lies ahead of imagined states, by model and critic.
 
     Attributes:
-        reward: (N, H + 1), the model's mean.
+        reward: (N, H + 1), the model's mean, or what was given in its place.
         continuation: (N, H + 1), as for `lambda_returns`.
         value: (N, H + 1), from which the returns are computed.
         returns: (N, H).
@@ -97,13 +61,17 @@ class ActorCritic(nn.Module):
     Attributes:
         slow: the critic's slow copy, or None.
         through_model: whether the actor's gradient comes through the model (V1; V2 for boxes), else it is REINFORCE.
+
+    Args:
+        explores: whether its actor is the explorer.
     """
 
-    def __init__(self, agent: AgentNetworks, settings: Settings) -> None:
+    def __init__(self, agent: AgentNetworks, settings: Settings, explores: bool = False) -> None:
         super().__init__()
-        assert agent.actor is not None, "an actor–critic needs behaviour.kind actor_critic"
+        actor = agent.explorer if explores else agent.actor
+        assert actor is not None, "an actor–critic needs behaviour.kind actor_critic or explore"
         behaviour = self._settings = settings.behaviour
-        self.actor = agent.actor
+        self.actor, self._explores = actor, explores
         self.critic = Critic(agent.world_model.feature_width, settings)
         self.slow = self.critic.slow_copy() if behaviour.slow_critic != "none" else None
         self.normaliser = ReturnNormaliser() if behaviour.normalise_returns else None
@@ -123,7 +91,12 @@ class ActorCritic(nn.Module):
         return f"actor's gradient: {gradient}, {reason}"
 
     def losses(
-        self, agent: AgentNetworks, imagined: Imagined, states: State, batch: Mapping[str, Tensor]
+        self,
+        agent: AgentNetworks,
+        imagined: Imagined,
+        states: State,
+        batch: Mapping[str, Tensor],
+        rewards: Tensor | None = None,
     ) -> BehaviourLosses:
         """Return the losses of one update; the return normaliser takes its returns in.
 
@@ -131,11 +104,13 @@ class ActorCritic(nn.Module):
             imagined: its futures from `states`, with a graph if the gradient comes through the model.
             states: (B, T, …), inferred from the batch, with their graph: the replayed value loss reaches the model.
             batch: `reward`, `is_last` and `is_terminal`, (B, T).
+            rewards: (N, H + 1), in place of the model's, on arriving at the imagined states; then there is no loss on
+                the replay, whose rewards are others.
         """
         features = imagined.features.detach()
         value = self.critic(features)  # (N, H + 1)
         slow = self._slow_mean(features)
-        outlook = self._look_ahead(agent.world_model, imagined.features, value, slow)
+        outlook = self._look_ahead(agent.world_model, imagined, value, slow, rewards)
         returns = outlook.returns.detach()
         if self.normaliser is not None:
             self.normaliser.update(returns)
@@ -144,7 +119,8 @@ class ActorCritic(nn.Module):
         policy, entropy = self._policy_loss(agent, features, imagined.actions, outlook, advantage)
         pull = slow if self._settings.slow_critic == "regulariser" else None
         of_value = value_loss(value, returns, outlook.weight, pull)
-        of_replay = self._replay_value_loss(states, batch, returns[:, 0])
+        replay_scale = self._settings.replay_value_scale if rewards is None else 0.0
+        of_replay = self._replay_value_loss(states, batch, returns[:, 0]) if replay_scale else returns.new_zeros(())
         metrics = {
             "policy/loss": policy,
             "policy/entropy": entropy,
@@ -155,12 +131,13 @@ class ActorCritic(nn.Module):
             "imagined/reward": outlook.reward[:, 1:].mean(),
             "imagined/continue": outlook.continuation[:, 1:].mean(),
         }
-        if self._settings.replay_value_scale:
+        if replay_scale:
             metrics["value/replay_loss"] = of_replay
         if self.normaliser is not None:
-            metrics |= {"return/low": self.normaliser.low.clone(), "return/high": self.normaliser.high.clone()}
+            low, high = self.normaliser.bounds.clone().unbind()
+            metrics |= {"return/low": low, "return/high": high}
         detached = {name: number.detach() for name, number in metrics.items()}
-        return BehaviourLosses(policy, of_value, self._settings.replay_value_scale * of_replay, detached)
+        return BehaviourLosses(policy, of_value, replay_scale * of_replay, detached)
 
     def after_update(self, number: Tensor, made: Tensor) -> None:
         """Move the slow critic where it is due after this update, if that was made; both are scalars on the device."""
@@ -168,15 +145,18 @@ class ActorCritic(nn.Module):
             is_due = made & (number % self._settings.slow_critic_every == 0)
             self.slow.approach(self.critic, self._settings.slow_critic_rate, is_due)
 
-    def _look_ahead(self, model: WorldModel, features: Tensor, value: Value, slow: Tensor | None) -> Outlook:
-        """Return rewards, values and returns ahead of features (N, H + 1, F).
+    def _look_ahead(
+        self, model: WorldModel, imagined: Imagined, value: Value, slow: Tensor | None, rewards: Tensor | None
+    ) -> Outlook:
+        """Return rewards, values and returns ahead of what is imagined.
 
         Args:
             value: the critic on the detached features.
             slow: the slow critic's means on these.
         """
+        features = imagined.features
         with torch.set_grad_enabled(self.through_model):
-            reward = model.predict_reward(features).mean
+            reward = model.predict_reward(features).mean if rewards is None else rewards
             goes_on = model.predict_continue(features).mean if model.continuation is not None else None
             continuation = torch.full_like(reward, self._discount) if goes_on is None else self._discount * goes_on
             if self._settings.slow_critic == "target":
@@ -195,21 +175,19 @@ class ActorCritic(nn.Module):
         scale = self._settings.entropy
         # Through the model the actor's gradient is in the returns: this pass is for the entropy, if that counts.
         with torch.set_grad_enabled(not self.through_model or scale > 0):
-            policy = agent.policy(features[:, :-1])
+            policy = agent.policy(features[:, :-1], self._explores)
             entropy = _entropy(policy)  # (N, H)
         objective = outlook.returns if self.through_model else reinforce_objective(policy.log_prob(actions), advantage)
         loss = policy_loss(objective, outlook.weight, entropy, scale)
         return loss, entropy.mean()
 
     def _replay_value_loss(self, states: State, batch: Mapping[str, Tensor], ahead: Tensor) -> Tensor:
-        """Return the critic's loss on the replayed sequences, a scalar; 0 if it has no weight.
+        """Return the critic's loss on the replayed sequences, a scalar.
 
         Args:
             states: (B, T, …) with their graph.
             ahead: (N,), the imagined return of each state.
         """
-        if not self._settings.replay_value_scale:
-            return ahead.new_zeros(())
         features, is_last = states.feature, batch["is_last"]
         returns = replay_returns(
             batch["reward"],
@@ -224,11 +202,6 @@ class ActorCritic(nn.Module):
 
     def _slow_mean(self, features: Tensor) -> Tensor | None:
         return self.slow(features).mean if self.slow is not None else None
-
-
-def make_actor_critic(agent: AgentNetworks, settings: Settings) -> ActorCritic | None:
-    """Return what the agent's actor learns with, or None where the settings name no actor–critic."""
-    return ActorCritic(agent, settings) if settings.behaviour.kind == "actor_critic" else None
 
 
 def advantages(returns: Tensor, value: Tensor, scale: Tensor | float = 1.0) -> Tensor:

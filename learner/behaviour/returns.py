@@ -19,6 +19,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dreamfleet.learner.ranks import ALONE, Ranks
+
 
 def lambda_returns(reward: Tensor, value: Tensor, continuation: Tensor, lambda_: float) -> Tensor:
     """Return R_0 … R_{H−1} (…, H) from tensors (…, H + 1), with gradients to all of them; R_H is the last value.
@@ -95,26 +97,30 @@ class ReturnNormaliser(nn.Module):
     """The spread of the returns: max(limit, hi − lo) of two percentiles' moving averages.
 
     The averages begin at 0 without correction: while they rise the scale is the limit, so that sparse rewards are not
-    scaled up, nor are small returns ever. The averages are buffers, and so part of a checkpoint.
+    scaled up, nor are small returns ever. They are a buffer, and so part of a checkpoint.
+
+    Attributes:
+        ranks: whose returns are one batch.
+        bounds: the averages, lo and hi (2). One tensor, since torch 2.13 drops what a compiled function does to a
+            scalar of float64 on a CPU, as which tests run it.
     """
 
-    low: Tensor
-    high: Tensor
+    ranks: Ranks = ALONE
+    bounds: Tensor
 
     def __init__(self, rate: float = 0.01, shares: tuple[float, float] = (0.05, 0.95), limit: float = 1.0) -> None:
         super().__init__()
         self._rate, self._shares, self._limit = rate, shares, limit
-        self.register_buffer("low", torch.zeros(()))
-        self.register_buffer("high", torch.zeros(()))
+        self.register_buffer("bounds", torch.zeros(2))
 
     @torch.no_grad()
     def update(self, returns: Tensor) -> None:
         """Take the returns of a batch, of any shape, into the averages; before they are scaled, as V3 does."""
-        low, high = percentiles(returns.to(self.low.dtype), self._shares)
-        self.low.lerp_(low, self._rate)
-        self.high.lerp_(high, self._rate)
+        found = percentiles(self.ranks.gather(returns).to(self.bounds.dtype), self._shares)
+        self.bounds.lerp_(torch.stack(found), self._rate)
 
     @property
     def scale(self) -> Tensor:
         """What returns and advantages are divided by: a scalar on the device, at least `limit`."""
-        return (self.high - self.low).clamp(min=self._limit)
+        low, high = self.bounds.unbind()
+        return (high - low).clamp(min=self._limit)

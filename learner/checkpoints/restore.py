@@ -9,20 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from dreamfleet.common.acting.agent_networks import AgentNetworks, flatten
+from dreamfleet.common.acting.agent_networks import flatten
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import Spaces, first_difference
 from dreamfleet.common.model.world_model import WorldModel
-from dreamfleet.common.settings.model import ModelSettings
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.learner.behaviour.actor_critic import ActorCritic, make_actor_critic
+from dreamfleet.learner.behaviour.networks import Networks, make_networks
 from dreamfleet.learner.checkpoints.files import DamagedCheckpointError
 from dreamfleet.learner.checkpoints.store import CheckpointStore
 from dreamfleet.learner.optimiser import check_moments
 
 
 def load_world_model(
-    checkpoints: Path, settings: ModelSettings, device: str | torch.device = "cpu", which: str = "newest"
+    checkpoints: Path, settings: Settings, device: str | torch.device = "cpu", which: str = "newest"
 ) -> tuple[WorldModel, dict[str, Any]]:
     """Return the model of a run's newest or best whole checkpoint, in eval mode, and the checkpoint's facts.
 
@@ -30,8 +29,9 @@ def load_world_model(
         UserError: if there is no checkpoint that is whole, or it is not of a model of these settings.
     """
     state, facts = find_checkpoint(checkpoints, which, device)
-    model = WorldModel(Spaces.from_json(facts["spaces"]), settings).to(device)
-    _check_parameters(model, state["model"], f"The checkpoint of update {facts['updates']}")
+    origin = f"The checkpoint of update {facts['updates']}"
+    model = WorldModel(_spaces_in(facts, origin), settings.model, settings.loss).to(device)
+    check_parameters(model, state.get("model"), origin)
     model.load_state_dict(state["model"])
     return model.eval(), facts
 
@@ -43,30 +43,40 @@ def load_acting_weights(checkpoints: Path, settings: Settings, which: str = "new
         UserError: if there is none, or it is not of a model of these settings.
     """
     state, facts = find_checkpoint(checkpoints, which)
-    agent = AgentNetworks(Spaces.from_json(facts["spaces"]), settings)
-    load_networks(state, agent, make_actor_critic(agent, settings), f"The checkpoint of update {facts['updates']}")
-    return int(facts["updates"]), flatten(agent.acting_parameters())
+    origin = f"The checkpoint of update {facts['updates']}"
+    networks = make_networks(_spaces_in(facts, origin), settings)
+    load_networks(state, networks, origin)
+    return int(facts["updates"]), flatten(networks.agent.acting_parameters())
 
 
 def find_checkpoint(
-    checkpoints: Path, which: str = "newest", device: str | torch.device = "cpu"
+    checkpoints: Path, which: str | int = "newest", device: str | torch.device = "cpu"
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the state and the facts of a run's newest or best whole checkpoint.
+    """Return the state and the facts of one whole checkpoint of a run.
 
     Args:
-        which: "newest" or "best"; where none was measured the newest is the best.
+        which: "newest", "best" or a number of updates; where none was measured the newest is the best.
 
     Raises:
         UserError: if there is none.
     """
     store = CheckpointStore(checkpoints, kept=1)
-    best = store.best() if which == "best" else None
+    number = store.best() if which == "best" else None
+    if which not in {"newest", "best"}:
+        numbers = store.numbers()
+        if not str(which).isdecimal() or int(which) not in numbers:
+            there = ", ".join(map(str, numbers)) or "none"
+            raise UserError(f"there is no checkpoint '{which}': there are {there}; newest and best are names too")
+        number = int(which)
     try:
-        found = store.load_newest(device) if best is None else store.load(best, device)
+        found = store.load_newest(device) if number is None else store.load(number, device)
     except DamagedCheckpointError as error:
-        raise UserError(f"the best checkpoint cannot be read: {error}; take the newest") from None
+        raise UserError(f"the checkpoint of update {number} cannot be read: {error}; take the newest") from None
     if found is None:
-        raise UserError(f"There is no checkpoint in {checkpoints}: the run has not come as far as its first one.")
+        raise UserError(
+            f"There is no checkpoint in {checkpoints}: this is a dataset, or a run that has not come as far as its "
+            "first one."
+        )
     return found
 
 
@@ -85,10 +95,9 @@ def check_fits(checkpoints: Path, settings: Settings, spaces: Spaces) -> None:
     origin = f"The checkpoint of update {facts['updates']} in {checkpoints}"
     check_spaces(facts, spaces, origin)
     with torch.device("meta"):
-        agent = AgentNetworks(spaces, settings)
-        actor_critic = make_actor_critic(agent, settings)
-    _check_networks(state, agent, actor_critic, origin)
-    check_moments(state["optimiser"], settings.learner.optimiser, origin)
+        networks = make_networks(spaces, settings)
+    _check_networks(state, networks, origin)
+    check_moments(state.get("optimiser", {}), settings.learner.optimiser, origin)
 
 
 def check_spaces(facts: Mapping[str, Any], spaces: Spaces, origin: str) -> None:
@@ -97,44 +106,54 @@ def check_spaces(facts: Mapping[str, Any], spaces: Spaces, origin: str) -> None:
     Raises:
         UserError: naming the first entry that differs, with both versions of it.
     """
-    difference = first_difference(Spaces.from_json(facts["spaces"]), spaces)
+    difference = first_difference(_spaces_in(facts, origin), spaces)
     if difference:
         raise UserError(
             f"{origin} is of another environment: {difference}; give the env settings that it was trained with."
         )
 
 
-def load_networks(
-    state: Mapping[str, Any], agent: AgentNetworks, actor_critic: ActorCritic | None, origin: str
-) -> None:
+def _spaces_in(facts: Mapping[str, Any], origin: str) -> Spaces:
+    try:
+        return Spaces.from_json(facts["spaces"])
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{origin}: the spaces in its facts cannot be read: {error}.") from None
+
+
+def load_networks(state: Mapping[str, Any], networks: Networks, origin: str) -> None:
     """Load a checkpoint's parameters into the networks of the settings.
 
     Raises:
-        UserError: if a parameter is missing, unknown or of another shape, or there is an actor in only one of both;
-            the networks are unchanged.
+        UserError: if a parameter is missing, unknown or of another shape, or there is an actor or an explorer in only
+            one of both; the networks are unchanged.
     """
-    _check_networks(state, agent, actor_critic, origin)
-    agent.world_model.load_state_dict(state["model"])
-    if actor_critic is not None:
-        actor_critic.load_state_dict(state["behaviour"])
+    _check_networks(state, networks, origin)
+    for name, network in networks.saved.items():
+        network.load_state_dict(state[name])
 
 
-def _check_networks(
-    state: Mapping[str, Any], agent: AgentNetworks, actor_critic: ActorCritic | None, origin: str
-) -> None:
-    _check_parameters(agent.world_model, state["model"], origin)
-    saved = state.get("behaviour")
-    if (actor_critic is None) != (saved is None):
-        has = "no actor" if saved is None else "an actor"
-        raise UserError(
-            f"{origin} has {has}, and behaviour.kind is {agent.behaviour.kind}: "
-            "give the settings that it was trained with."
-        )
-    if actor_critic is not None and saved is not None:
-        _check_parameters(actor_critic, saved, origin)
+def _check_networks(state: Mapping[str, Any], networks: Networks, origin: str) -> None:
+    agent, saved = networks.agent, networks.saved
+    check_parameters(agent.world_model, state.get("model"), origin)
+    for what, name in (("actor", "behaviour"), ("explorer", "exploration")):
+        if (name in saved) != (name in state):
+            has = f"an {what}" if name in state else f"no {what}"
+            raise UserError(
+                f"{origin} has {has}, and behaviour.kind is {agent.behaviour.kind}: "
+                "give the settings that it was trained with."
+            )
+        if name in saved:
+            check_parameters(saved[name], state[name], origin)
 
 
-def _check_parameters(network: torch.nn.Module, state: Mapping[str, torch.Tensor], origin: str) -> None:
+def check_parameters(network: torch.nn.Module, state: Any, origin: str) -> None:
+    """Refuse a network's parameters out of a checkpoint if they are not those of the network.
+
+    Raises:
+        UserError: naming the first that is missing, unknown or of another shape.
+    """
+    if not isinstance(state, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise UserError(f"{origin} holds no parameters where they belong: it is damaged, or of another program.")
     wanted = network.state_dict()
     for name, tensor in wanted.items():
         if name in state and tensor.shape != state[name].shape:

@@ -210,7 +210,10 @@ class CheckpointStore:
             raise DamagedCheckpointError(f"{path} is missing: the checkpoint was never finished") from error
         except OSError as error:
             raise DamagedCheckpointError(f"{path} cannot be read: {error}") from error
-        return parse_facts(data, path)
+        facts = parse_facts(data, path)
+        if facts["updates"] != number:
+            raise DamagedCheckpointError(f"{path} was written at update {facts['updates']}: it was renamed or copied")
+        return facts
 
     def remove_unfinished(self) -> None:
         """Finish the checkpoint that a crash left between its two renames, and remove what it left half written.
@@ -267,12 +270,21 @@ class CheckpointStore:
         return merits
 
     def _prune(self, saved: int) -> None:
-        """Drop checkpoints that are not worth keeping; those later than the one just saved are damaged."""
+        """Drop checkpoints that are not worth keeping; those later than the one just saved are damaged.
+
+        What cannot be removed stays, with a warning: the one just saved is whole.
+        """
         keep = worth_keeping(self._merits(), saved, self.kept)
         for ending in ("json", "pt"):  # in this order: without its facts it is no checkpoint
             for number in self._numbers(ending):
                 if number < saved and number not in keep:
-                    self._path(number, ending).unlink(missing_ok=True)
+                    self._drop(self._path(number, ending))
+
+    def _drop(self, file: Path) -> None:
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            _LOG.warning("the old checkpoint file %s cannot be removed and stays: %s", file, error.strerror)
 
     def _numbers(self, ending: str) -> list[int]:
         found = (number_of(path.name, ending) for path in self.directory.glob(f"checkpoint-*.{ending}"))

@@ -183,7 +183,9 @@ def test_a_failing_environment_costs_none_of_the_steps_before() -> None:
 def test_a_vector_that_is_no_number_is_refused() -> None:
     """A NaN in an observation is named with its entry, and is never sent."""
     collector, shelf = counting(1, nan_count_at=4)
-    with pytest.raises(EnvironmentFailedError, match=r"observation 'count' at step 4 of its stream .*not finite"):
+    with pytest.raises(
+        EnvironmentFailedError, match=r"in episode 0 at step 4 of its stream: its observation 'count' is not finite"
+    ):
         collector.collect(20)
     assert shelf.chunks == []
 

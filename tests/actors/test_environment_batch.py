@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dreamfleet.actors.environment_batch import EnvironmentBatch, EnvironmentFailedError
-from dreamfleet.common.settings.schema import EnvironmentSettings
+from dreamfleet.common.settings.environment import EnvironmentSettings
 
 FLAGS = ("reward", "is_first", "is_last", "is_terminal", "episode")
 

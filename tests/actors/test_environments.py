@@ -17,7 +17,7 @@ from dreamfleet.actors.environments.make import describe_spaces, make_environmen
 from dreamfleet.actors.spaces.action_spaces import action_converter, describe_action, null_action
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ObservationSpec, Spaces
-from dreamfleet.common.settings.schema import EnvironmentSettings
+from dreamfleet.common.settings.environment import EnvironmentSettings
 
 UNIT = spaces.Box(-1.0, 1.0, (2,))
 SEQUENCE = spaces.Sequence(spaces.Discrete(3))

@@ -12,7 +12,7 @@ from dreamfleet.actors.environment_batch import EnvironmentFailedError
 from dreamfleet.actors.evaluator import Evaluation, VideoRecorder, _record_frame, play_episodes
 from dreamfleet.common.acting.policy import Policy, RandomPolicy
 from dreamfleet.common.experience.spaces import Spaces
-from dreamfleet.common.settings.schema import EnvironmentSettings
+from dreamfleet.common.settings.environment import EnvironmentSettings
 from dreamfleet.common.video import to_rgb
 
 

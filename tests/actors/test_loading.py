@@ -22,8 +22,9 @@ from dreamfleet.common import process_log
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.chunk import parse_header
 from dreamfleet.common.experience.steps import StepFormat
+from dreamfleet.common.settings.environment import EnvironmentSettings
 from dreamfleet.common.settings.resolve import resolve, write_settings
-from dreamfleet.common.settings.schema import EnvironmentSettings, Settings
+from dreamfleet.common.settings.schema import Settings
 
 MODULE = """
 import gymnasium

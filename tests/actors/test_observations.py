@@ -19,7 +19,8 @@ from dreamfleet.actors.spaces.observations import list_entries
 from dreamfleet.common import process_log
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ObservationSpec
-from dreamfleet.common.settings.schema import EnvironmentSettings, Settings
+from dreamfleet.common.settings.environment import EnvironmentSettings
+from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.monitoring.run_callbacks import RunCallbacks
 
 UNIT = spaces.Box(-1.0, 1.0, (3,))
@@ -386,7 +387,7 @@ def test_a_chunk_of_vectors_is_held_against_their_bounds(logged: dict[str, int])
     (warning,) = [line for line, level in logged.items() if level == logging.WARNING]
     assert "'count' is 4 at [2], but its space says -inf to 3" in warning
     with pytest.raises(
-        EnvironmentFailedError, match=r"'count' at step 6 of its stream \(episode 0\) is not finite: \["
+        EnvironmentFailedError, match=r"in episode 0 at step 6 of its stream: its observation 'count' is not finite: \["
     ):
         collect(8, nan_count_at=6)
 

@@ -32,8 +32,9 @@ from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.chunk import decode_chunk, parse_header
 from dreamfleet.common.experience.spaces import ObservationSpec
 from dreamfleet.common.experience.steps import StepFormat
+from dreamfleet.common.settings.environment import EnvironmentSettings
 from dreamfleet.common.settings.resolve import resolve
-from dreamfleet.common.settings.schema import EnvironmentSettings, Settings
+from dreamfleet.common.settings.schema import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURE = (ObservationSpec("image", (64, 64, 3), "uint8"),)

@@ -18,7 +18,8 @@ from dreamfleet.actors.environments.user_code import WrongStepError, flag_of, pr
 from dreamfleet.actors.evaluator import play_episodes
 from dreamfleet.common.acting.policy import RandomPolicy
 from dreamfleet.common.errors import RunFailedError, UserError
-from dreamfleet.common.settings.schema import EnvironmentSettings, Settings
+from dreamfleet.common.settings.environment import EnvironmentSettings
+from dreamfleet.common.settings.schema import Settings
 from dreamfleet.common.torch_state import TorchState
 from dreamfleet.deploy.run.runs import train
 from dreamfleet.deploy.run_directory import RunDirectory

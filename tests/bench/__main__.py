@@ -18,8 +18,17 @@ from tests.bench.report import Row, render_misses, render_page, render_table, wr
 
 PARTS = {"replay": "replay", "replay-ray": "replay_ray", "collect": "collect", "learner": "learner"}
 """Names of the parts, and the modules that measure them."""
-NAMED = {"loop": "loop", "ingest": "ingest", "weights": "weights", "agents": "agents", "acting": "acting"}
-"""Parts that are measured only where they are named: how far one head carries, and what learning to act costs."""
+NAMED = {
+    "loop": "loop",
+    "ingest": "ingest",
+    "weights": "weights",
+    "agents": "agents",
+    "acting": "acting",
+    "representation": "representation",
+    "central": "central",
+    "view": "view",
+}
+"""Parts that are measured only where they are named, such as how far one head carries, and what a page waits for."""
 _BUSY = 0.1
 """A machine that is busier than this with other work gives no figures to rely on."""
 
@@ -67,7 +76,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=PARTS | NAMED, default=list(PARTS), metavar="NAME", help=names)
     parser.add_argument("--address", help="a Ray cluster that the part weights joins; without, Ray is started here")
     parser.add_argument(
-        "--r2dreamer", type=Path, metavar="DIR", help="a checkout of github.com/NM512/r2dreamer that agents runs beside"
+        "--r2dreamer", type=Path, metavar="DIR", help="a checkout of github.com/NM512/r2dreamer, run beside ours"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder of the Markdown page")
     options = parser.parse_args()
@@ -83,8 +92,11 @@ def _check_r2dreamer(checkout: Path, parts: Sequence[str]) -> None:
     """Refuse at the start what would fail, or be of no use, after the other parts."""
     from tests.bench.r2dreamer import check_checkout
 
-    if "agents" not in parts:
-        raise UserError(f"--r2dreamer {checkout}: no part that is to be measured compares with it; add --only agents.")
+    if not {"agents", "representation"}.intersection(parts):
+        raise UserError(
+            f"--r2dreamer {checkout}: no part that is to be measured compares with it; add --only agents or "
+            "representation."
+        )
     check_checkout(checkout)
 
 

@@ -16,13 +16,14 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dreamfleet.common.acting.action_encoding import encode_actions, previous_actions
-from dreamfleet.common.acting.agent_networks import AgentNetworks
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.settings.resolve import resolve
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.learner.behaviour.actor_critic import ActorCritic, imagine
+from dreamfleet.learner.behaviour.imagination import imagine
+from dreamfleet.learner.behaviour.networks import make_networks
 from dreamfleet.learner.hardware import Hardware, choose_hardware
-from dreamfleet.learner.updater import Stopwatch, Updater
+from dreamfleet.learner.stopwatch import Stopwatch
+from dreamfleet.learner.updater import Updater
 from dreamfleet.learner.world_model_loss import world_model_loss
 from tests.bench.measure import Bench, Turns, say, take_turns
 from tests.bench.r2dreamer import METHOD as METHOD_BESIDE
@@ -114,7 +115,7 @@ def make_batch(spaces: Spaces, batch: int, length: int, device: torch.device) ->
 
 def _settings(bench: Bench, presets: Sequence[str], compiled: bool = False) -> Settings:
     cores = bench.choose(len(os.sched_getaffinity(0)), 1)
-    flags = [("learner.threads", str(cores)), ("learner.compile", str(compiled).lower())]
+    flags = [("learner.threads", str(cores)), ("learner.compile", "on" if compiled else "off")]
     return resolve(presets, [*flags, *(_QUICK if bench.quick else ())])
 
 
@@ -212,10 +213,9 @@ class Trial:
         device = self.hardware.device
         torch.manual_seed(0)
         self.settings, self.spaces = settings, spaces
-        self._agent = AgentNetworks(spaces, settings).to(device)
-        learns = settings.behaviour.kind == "actor_critic"
-        self._actor_critic = ActorCritic(self._agent, settings).to(device) if learns else None
-        self._updater = Updater(self._agent, self._actor_critic, settings, self.hardware)
+        networks = make_networks(spaces, settings).to(device)
+        self._agent, self._actor_critic, _ = networks
+        self._updater = Updater(networks, settings, self.hardware)
         self.batch = make_batch(spaces, settings.learner.batch_size, settings.learner.sequence_length, device)
         self._made = 0
         self.optimiser_seconds: list[float] = []
@@ -229,7 +229,7 @@ class Trial:
     @property
     def is_compiled(self) -> bool:
         """Whether its updates are compiled, and have not failed to be."""
-        return self._updater.is_compiled
+        return self._updater.mode != "eager"
 
     def update(self) -> None:
         """Make one update, and return once the device has done it."""

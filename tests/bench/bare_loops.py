@@ -18,7 +18,8 @@ from dreamfleet.common.acting.make_policy import make_policy
 from dreamfleet.common.acting.policy import Policy
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.seeds import derive_seed
-from dreamfleet.common.settings.schema import EnvironmentSettings, Settings
+from dreamfleet.common.settings.environment import EnvironmentSettings
+from dreamfleet.common.settings.schema import Settings
 
 
 def pin(processes: Sequence[int], cores: int) -> None:

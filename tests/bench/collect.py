@@ -114,7 +114,7 @@ class ActorLoop:
         steps = min(left[number], self._order_steps)
         if steps:
             left[number] -= steps
-            under_way[self._actors[number].collect.remote(steps, [])] = number
+            under_way[self._actors[number].collect.remote(steps, None)] = number
 
     def close(self) -> None:
         """End the actors."""

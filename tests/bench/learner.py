@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
@@ -17,6 +17,7 @@ from dreamfleet.common.settings.resolve import resolve
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.workers.ray_pool import KEEP_MEMORY
 from dreamfleet.learner.process import LearnerProcess
+from dreamfleet.learner.reports import TrainReport
 from tests.bench.measure import Bench, say
 from tests.bench.ray_session import local_ray, replay_server
 from tests.bench.report import Aim, Row
@@ -28,7 +29,10 @@ process that is full of the recorded CarRacing frames dressed as the preset's en
 enlarged, other actions). No actors run beside it, and it has all cores. Orders are queued two at a time, long enough
 for two seconds or more each; figures are medians over the orders, after a first update that does not count. Shares
 are of the orders' time; `publish` is measured once per order and counted as often as the preset publishes. On a GPU
-the optimiser runs on while the next update is prepared: its time is then within the next forward and backward.
+the host only tells the device what to do: `forward_backward` and `optimiser` are the telling, `confirm` is the wait for
+the device, and the device's own time is that between the first and the last kernel of an update, by CUDA events. What
+is hidden are seconds in threads (fetching: of all threads together) and on the streams of copies; on a CPU only batches
+are fetched beside the updates, and the rest is done in line. A checkpoint is without the measuring of its loss.
 """
 PRESETS = ("quickstart", "seed", "planet")
 _TIMEOUT_S = 600
@@ -37,6 +41,17 @@ _MOST_UPDATES = 200
 _QUEUED_ORDERS = 2
 _MOST_WAITING = 0.02
 _QUICK_BATCH = "8"
+_WAITS = {"a batch": "wait", "the device": "confirm"}
+_HIDDEN = {"fetch": "wait", "transfer": "transfer", "publish": "publish"}
+"""What may be done beside an update, and the timing of what is left of it in line."""
+
+
+class Order(NamedTuple):
+    """The seconds per update of one order: in all, by what they were spent on, and of what was done beside it."""
+
+    all_s: float
+    spent: dict[str, float]
+    hidden: dict[str, float]
 
 
 def measure(bench: Bench) -> Iterator[Row]:
@@ -59,9 +74,11 @@ def _preset(bench: Bench, preset: str) -> Iterator[Row]:
         say(f"{NAME}: starting the learner of {preset}")
         learner = _start(settings, spaces, server, bench.scratch / f"run-{preset}")
         orders = _train(learner, bench.choose(5, 2), publish_every)
+        checkpoint = _save(learner)
         ray.kill(learner)
     shape = f"{size}×{length} of {'×'.join(map(str, spaces.images[0].shape))}"
     yield from _rows(preset, shape, orders)
+    yield Row(NAME, f"a checkpoint, {preset}", checkpoint)
 
 
 def _start(settings: Settings, spaces: Spaces, server: Any, run_directory: Path) -> Any:
@@ -77,8 +94,8 @@ def _start(settings: Settings, spaces: Spaces, server: Any, run_directory: Path)
     return learner
 
 
-def _train(learner: Any, orders: int, publish_every: int) -> list[dict[str, float]]:
-    """Return for each order the seconds per update, `all` and what they went into; warm up first."""
+def _train(learner: Any, orders: int, publish_every: int) -> list[Order]:
+    """Return for each order the seconds per update; warm up first."""
     ray.get(learner.train.remote(1), timeout=_TIMEOUT_S)
     begun = time.perf_counter()
     ray.get(learner.train.remote(1), timeout=_TIMEOUT_S)
@@ -91,24 +108,59 @@ def _train(learner: Any, orders: int, publish_every: int) -> list[dict[str, floa
         ended = time.perf_counter()
         if number + _QUEUED_ORDERS < orders:
             under_way.append(learner.train.remote(updates))
-        found.append(_per_update(report.timings, ended - begun, updates, publish_every))
+        found.append(_per_update(report, ended - begun, updates, publish_every))
         begun = ended
     return found
 
 
-def _per_update(timings: dict[str, float], took_s: float, updates: int, publish_every: int) -> dict[str, float]:
+def _per_update(report: TrainReport, took_s: float, updates: int, publish_every: int) -> Order:
     """Return an order's seconds per update; its one publication counts as often as the preset would publish."""
-    publish = timings["publish"]
-    seconds = {name: value / updates for name, value in timings.items()} | {"publish": publish / publish_every}
-    return seconds | {"all": (took_s - publish) / updates + seconds["publish"]}
+    per_update = dict.fromkeys(report.timings | report.hidden, 1 / updates) | {"publish": 1 / publish_every}
+    spent = {name: seconds * per_update[name] for name, seconds in report.timings.items()}
+    hidden = {name: seconds * per_update[name] for name, seconds in report.hidden.items()}
+    return Order((took_s - report.timings["publish"]) / updates + spent["publish"], spent, hidden)
 
 
-def _rows(preset: str, shape: str, orders: list[dict[str, float]]) -> Iterator[Row]:
+def _save(learner: Any) -> str:
+    """Have a checkpoint written, and return how long training stands still for it, and when it is on the disk."""
+    begun = time.perf_counter()
+    ray.get(learner.start_saving.remote({"held_out_loss": None}), timeout=_TIMEOUT_S)
+    stands_s = time.perf_counter() - begun
+    ray.get(learner.finish_saving.remote(), timeout=_TIMEOUT_S)
+    written_s = time.perf_counter() - begun
+    return f"training stands still for {1000 * stands_s:.3g} ms, it is on the disk after {1000 * written_s:.3g} ms"
+
+
+def _rows(preset: str, shape: str, orders: list[Order]) -> Iterator[Row]:
     """Yield the rows of one preset, from the seconds per update of its orders."""
-    rate = 1 / median(order["all"] for order in orders)
-    shares = {name: median(order[name] / order["all"] for order in orders) for name in orders[0] if name != "all"}
+    rate = 1 / median(order.all_s for order in orders)
+    shares = {name: median(order.spent[name] / order.all_s for order in orders) for name in orders[0].spent}
     divided = ", ".join(f"{name} {share:.1%}" for name, share in (shares | {"other": 1 - sum(shares.values())}).items())
     aim = Aim(f"< {_MOST_WAITING:.0%}", shares["wait"] < _MOST_WAITING)
     yield Row(NAME, f"updates, {preset}, {shape}", f"{rate:.3g} updates/s")
     yield Row(NAME, f"where its time goes, {preset}", divided)
     yield Row(NAME, f"waiting while data is there, {preset}", f"{shares['wait']:.2%}", aim=aim)
+    yield Row(NAME, f"an update, {preset}", _one_update(orders))
+    yield Row(NAME, f"beside an update, {preset}", _beside(orders))
+
+
+def _one_update(orders: list[Order]) -> str:
+    """Return the times of one update: the device's, the host's, and the host's waiting."""
+    host_s = median(sum(order.spent.values()) - order.spent["wait"] - order.spent["confirm"] for order in orders)
+    waits = [f"waiting for {of} {_ms([order.spent[name] for order in orders])}" for of, name in _WAITS.items()]
+    device = [order.hidden["device"] for order in orders if "device" in order.hidden]
+    kernels = [f"device {_ms(device)}"] if device else []
+    return ", ".join([*kernels, f"host {_ms([host_s])}", *waits])
+
+
+def _beside(orders: list[Order]) -> str:
+    """Return what was done beside an update, and how much of it the update had to wait for."""
+    found = []
+    for name, in_line in _HIDDEN.items():
+        hidden = [order.hidden.get(name, 0.0) for order in orders]
+        found.append(f"{name} {_ms(hidden)} hidden, {_ms([order.spent[in_line] for order in orders])} not")
+    return ", ".join(found)
+
+
+def _ms(seconds: list[float]) -> str:
+    return f"{1000 * median(seconds):.3g} ms"

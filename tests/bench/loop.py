@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 
 import numpy as np
+import psutil
 import ray
 
 from dreamfleet.actors.collector import CollectReport
@@ -30,7 +32,8 @@ is this process's, the simulation's own part (a heap) and all looking after the 
 the moment at which an actor's answer is due to the moment at which the loop gives that actor its next order. An actor
 has two orders, so it idles only if that delay is longer than an order takes. Ray's part is measured apart, with real
 calls: a few actors that answer at once, two orders in flight each, through `RayPool.give`, `wait` and `result`; the
-processor time is the driver's, of all its threads, Ray's included.
+processor time is the driver's, of all its threads, Ray's included. Growth is that of Ray's own processes and of the
+actors from the end of the warm-up on: a run gives a thousand orders a second at most, for days.
 """
 _ACTORS = (10, 100, 1000)
 _STEPS_PER_S = 60.0
@@ -55,7 +58,7 @@ def measure(bench: Bench) -> Iterator[Row]:
         yield from _looping(count, bench.choose(30, 3), bench.choose(5, 2))
     with local_ray():
         for count in _CALLED_ACTORS:
-            yield from _calling(count, bench.choose(4000, 300))
+            yield from _calling(count, bench.choose(20_000, 300))
 
 
 def _looping(actors: int, seconds: float, warm_up_s: float) -> Iterator[Row]:
@@ -103,6 +106,7 @@ class _Calls(RayPool):
 
     def __init__(self) -> None:
         self._done = SimpleQueue()
+        self._actors = []
 
 
 @ray.remote
@@ -122,15 +126,29 @@ def _calling(actors: int, orders: int) -> Iterator[Row]:
     workers = [Worker(f"actor {number}", _Idler.remote()) for number in range(actors)]  # type: ignore[attr-defined]
     weights = PublishedWeights(0, ray.put(np.zeros(1000, np.float32)))
     _order_about(pool, workers, weights, orders // 10)  # does not count: processes start
+    sizes = _sizes()
     begun, begun_processor = time.perf_counter(), time.process_time()
     _order_about(pool, workers, weights, orders)
     seconds, processor = time.perf_counter() - begun, time.process_time() - begun_processor
+    grown = {name: size - sizes[name] for name, size in _sizes().items() if name in sizes}
     for worker in workers:
         pool.stop(worker)
     what = f"{actors} actors on Ray that answer at once"
     yield Row(NAME, f"orders answered, {what}", f"{orders / seconds:,.0f} orders/s")
     yield Row(NAME, f"processor time of an order in the driver, {what}", f"{processor / orders * 1e6:.0f} µs",
               f"{1000 * processor / orders:.0%} of a core for 1,000 orders/s")  # fmt: skip
+    control = sum(size for name, size in grown.items() if name.startswith("gcs_server"))
+    yield Row(NAME, f"growth of Ray's control process in {orders:,} orders, {what}", f"{control / 1e6:.1f} MB",
+              f"all processes {sum(grown.values()) / 1e6:.1f} MB")  # fmt: skip
+
+
+def _sizes() -> dict[str, int]:
+    """Return the resident bytes of all processes that descend from this one, by name and id."""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            found[f"{process.name()} {process.pid}"] = process.memory_info().rss
+    return found
 
 
 def _order_about(pool: RayPool, workers: list[Worker], weights: PublishedWeights, orders: int) -> None:

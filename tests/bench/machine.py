@@ -28,7 +28,7 @@ def describe_machine() -> dict[str, str]:
         "GPU": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
         "system": f"{platform.platform()}, Python {platform.python_version()}",
         "versions": ", ".join([f"dreamfleet {__version__}", *(f"{name} {_version(name)}" for name in _PACKAGES)]),
-        "commit": _commit(),
+        "commit": describe_commit(),
     }
 
 
@@ -56,7 +56,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _commit() -> str:
+def describe_commit() -> str:
     """Return the commit, and whether files differ from it."""
 
     def git(*arguments: str) -> str:

@@ -43,10 +43,20 @@ _KNOWN = "546e4fab8146"
 _SOURCES = ("dreamer.py", "configs/model/_base_.yaml", "configs/model/size12M.yaml", "configs/env/dmc_vision.yaml")
 _PACKAGES = ("omegaconf", "tensordict")
 """What its code needs beyond what ours does."""
+_ITS_NAMES = {
+    "reconstruction": ("dreamer", ""),
+    "redundancy": ("r2dreamer", "loss/barlow"),
+    "contrastive": ("infonce", "loss/infonce"),
+}
+"""Its `rep_loss` for each of our `loss.representation`, and the metric that has the loss."""
 
 
-def check_checkout(checkout: Path) -> None:
-    """Raise a `UserError` if this is no checkout of r2dreamer, or one that could not be run beside ours here."""
+def check_checkout(checkout: Path, device: torch.device | None = None) -> None:
+    """Raise a `UserError` if this is no checkout of r2dreamer, or one that could not be run beside ours here.
+
+    Args:
+        device: that it is to run on; None for the CPU, while ours would take a GPU if there is one.
+    """
     missing = [name for name in _SOURCES if not (checkout / name).is_file()]
     if missing:
         raise UserError(
@@ -59,7 +69,7 @@ def check_checkout(checkout: Path) -> None:
             f"--r2dreamer {checkout}: its code needs {' and '.join(absent)}, not installed here: "
             f"pip install {' '.join(absent)}"
         )
-    if torch.cuda.is_available():
+    if device is None and torch.cuda.is_available():
         raise UserError(f"--r2dreamer {checkout} is for the CPU, and there is a GPU: hide it, CUDA_VISIBLE_DEVICES=-1.")
 
 
@@ -78,7 +88,7 @@ def _describe(checkout: Path) -> str:
 
 
 class R2Dreamer:
-    """Its agent as Dreamer V3 with reconstruction, not compiled, in float32 on the CPU, and one batch.
+    """Its agent as Dreamer V3, and one batch: on a CPU in float32, on a GPU as it is by itself.
 
     Attributes:
         name: with its commit.
@@ -88,20 +98,34 @@ class R2Dreamer:
         checkout: that `check_checkout` let pass.
         settings: ours, for the widths of its networks.
         spaces: pictures and an action.
-        batch: as `make_batch` makes it, (B, T, …), on the CPU.
+        batch: as `make_batch` makes it, (B, T, …), on the device.
+        device: that it runs on.
+        compiled: whether its gradients are compiled.
+        representation: what its states learn by, as `loss.representation` names it.
     """
 
-    def __init__(self, checkout: Path, settings: Settings, spaces: Spaces, batch: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        checkout: Path,
+        settings: Settings,
+        spaces: Spaces,
+        batch: Mapping[str, Tensor],
+        device: torch.device = torch.device("cpu"),  # noqa: B008 (it never changes)
+        compiled: bool = False,
+        representation: str = "reconstruction",
+    ) -> None:
+        self._kind = representation
         self.name = _describe(checkout)
         module = _import(checkout)
-        # Its update runs under float16's autocast whatever the device.
-        module.autocast = lambda **_: torch.autocast("cpu", enabled=False)
+        if device.type == "cpu":  # its update runs under float16's autocast whatever the device
+            module.autocast = lambda **_: torch.autocast("cpu", enabled=False)
+        configuration = _configuration(checkout, settings, device, compiled, _ITS_NAMES[representation][0])
         pictures = {spec.name: SimpleNamespace(shape=spec.shape) for spec in spaces.observations}
         with redirect_stdout(sys.stderr), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its gradient scaler looks for a GPU, and switches itself off without one
             self._agent = module.Dreamer(
-                _configuration(checkout, settings), SimpleNamespace(spaces=pictures), _action_space(spaces.action)
-            )
+                configuration, SimpleNamespace(spaces=pictures), _action_space(spaces.action)
+            ).to(device)
         self._replay = _OneBatch(self._agent, spaces, batch)
         groups = self._agent._optimizer.param_groups
         self.parameters = sum(parameter.numel() for group in groups for parameter in group["params"])
@@ -112,6 +136,21 @@ class R2Dreamer:
             warnings.simplefilter("ignore")  # of calls that later versions of torch advise against
             metrics = self._agent.update(self._replay)
         assert torch.isfinite(metrics["opt/loss"]), "an update of r2dreamer was not finite"
+        self._metrics = metrics
+
+    def representation(self) -> tuple[Tensor, Tensor, float]:
+        """Make an update; return its projections and embeddings (N, E), and the loss that it found of them."""
+        kept: dict[str, Tensor] = {}
+        hooks = [
+            module.register_forward_hook(lambda _, __, found, name=name: kept.update({name: found.detach().clone()}))
+            for name, module in (("projected", self._agent.prj), ("embedding", self._agent.encoder))
+        ]
+        try:
+            self.update()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return kept["projected"], kept["embedding"].flatten(0, 1), self._metrics[_ITS_NAMES[self._kind][1]].item()
 
 
 class _OneBatch:
@@ -143,7 +182,7 @@ def _action_space(action: ActionSpec) -> SimpleNamespace:
     return SimpleNamespace(shape=action.stored_shape)
 
 
-def _configuration(checkout: Path, settings: Settings) -> Any:
+def _configuration(checkout: Path, settings: Settings, device: torch.device, compiled: bool, kind: str) -> Any:
     """Return its own settings for pictures, with our widths."""
     from omegaconf import OmegaConf
 
@@ -156,9 +195,9 @@ def _configuration(checkout: Path, settings: Settings) -> Any:
         "depth": model.depth,
         "units": model.vector_units,
     }
-    chosen = {"rep_loss": "dreamer", "compile": False, "imag_horizon": settings.behaviour.horizon}
+    chosen = {"rep_loss": kind, "compile": compiled, "imag_horizon": settings.behaviour.horizon}
     whole = {
-        "device": "cpu",
+        "device": str(device),
         "seed": 0,
         "env": OmegaConf.load(checkout / "configs" / "env" / "dmc_vision.yaml"),
         "model": OmegaConf.merge(*load, widths, chosen, {"rssm": {"stoch": model.stochastic}}),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from dreamfleet.common.settings.schema import ReplaySettings
+from dreamfleet.deploy.workers.ray_internals import local_node
 from dreamfleet.replay.ray_replay import RayReplay, start_replay_servers
 from dreamfleet.replay.shards import ShardPlan
 from tests.bench.machine import ROOT
@@ -42,7 +43,8 @@ def joined_ray(address: str | None) -> Iterator[None]:
         start = {"address": "local", "num_cpus": _PROCESSES, "include_dashboard": False}
     path = os.pathsep.join([str(ROOT / ".pkg"), str(ROOT)])
     variables = {"env_vars": {"PYTHONPATH": path}}
-    ray.init(**start, log_to_driver=False, logging_level=logging.WARNING, runtime_env=variables)
+    with local_node() if address is None else nullcontext():
+        ray.init(**start, log_to_driver=False, logging_level=logging.WARNING, runtime_env=variables)
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ from typing import Any
 
 from dreamfleet.actors.collector import CollectReport
 from dreamfleet.common.acting.policy import PublishedWeights
-from dreamfleet.deploy.workers.pool import Worker
+from dreamfleet.deploy.workers.pool import ReplayChange, Worker
 from dreamfleet.replay.interface import Counters
 
 
@@ -111,6 +111,17 @@ class RealTimePool:
         """All have their place."""
         return workers
 
+    def replay_changes(self) -> list[ReplayChange]:
+        """Return none."""
+        return []
+
+    def expect_answers(self, within_s: float) -> None:
+        """Do nothing."""
+
+    def fault(self) -> str:
+        """Return nothing."""
+        return ""
+
     def room(self) -> int:
         """Return the number of actors."""
         return self._actors
@@ -123,8 +134,8 @@ class RealTimePool:
         return Counters(self._steps, self._steps, 0)
 
     def stats(self) -> dict[str, float]:
-        """Return nothing."""
-        return {}
+        """Return what is stored; nothing is dropped."""
+        return {"steps": self._steps, "dropped_steps": 0}
 
     def log_records(self) -> list[tuple[int, str]]:
         """Return nothing."""
@@ -157,10 +168,14 @@ class RealTimePool:
             timings={"wait": 0.1},
             log_records=[],
             published=published,
+            saved=[],
         )
 
     def _save(self, facts: dict[str, Any]) -> tuple[float, Any]:
-        return 0.1, (facts | {"updates": self._updates}, [(self._updates, None)])
+        return 0.1, (facts | {"updates": self._updates}, PublishedWeights(self._updates, None))
+
+    def _start_saving(self, facts: dict[str, Any]) -> tuple[float, Any]:
+        return self._save(facts)
 
     def _finish(self) -> tuple[float, Any]:
         return 0.0, []

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import psutil
 import ray
 
 from dreamfleet.common.experience.chunk import ChunkKey
 from dreamfleet.common.experience.steps import CHUNK_STEPS
+from dreamfleet.common.settings.schema import ReplaySettings
+from dreamfleet.replay.batch_reader import BatchReader
 from dreamfleet.replay.compressed_batch import decompress
 from dreamfleet.replay.ray_replay import RayChunkWriter, RayReplay
 from tests.bench.measure import Bench, say, take_turns
 from tests.bench.ray_session import local_ray, replay_server
 from tests.bench.recording import Arrays, Recording
-from tests.bench.report import Aim, Row, at_least
+from tests.bench.replay import fill_cache
+from tests.bench.report import Aim, Row, at_least, at_most
 
 NAME = "replay-ray"
 METHOD = """
@@ -32,6 +40,8 @@ _TIMEOUT_S = 300
 _PAGE = 4096
 _STARTED_AT_ONCE = 4
 _LEAST_STEPS_PER_S = 20_000
+_UPDATES_PER_S = 60
+_MOST_OF_A_CORE = 0.02
 
 
 def measure(bench: Bench) -> Iterator[Row]:
@@ -40,6 +50,8 @@ def measure(bench: Bench) -> Iterator[Row]:
         yield from _inserting(bench)
         for shape in _SHAPES:
             yield from _sampling(bench, *shape)
+        for cache_gb in (0.0, 2.0):
+            yield _in_step(bench, cache_gb)
 
 
 @ray.remote
@@ -144,6 +156,48 @@ def _sampling(bench: Bench, size: int, length: int) -> Iterator[Row]:
         rates = [f"{1 / turns.median(who):.1f} batches/s" for who in ("ours", peer)]
         aim = at_least(ratio, 0.5) if peer == "put, get and copy" else None
         yield Row(NAME, f"batches sampled, {size}×{length}", rates[0], f"{peer} {rates[1]}", ratio, aim)
+
+
+def _in_step(bench: Bench, cache_gb: float) -> Row:
+    """Return what the replay's process spends while a learner takes 60 batches of 16×64 a second."""
+    size, length = _SHAPES[0]
+    kept = "kept decoded" if cache_gb else "compressed"
+    say(f"{NAME}: {_UPDATES_PER_S} batches of {size}×{length} a second, {kept}")
+    recording, seconds = bench.recording, bench.choose(20, 3)
+    settings = ReplaySettings(capacity_gb=4.0, held_out_every=0, cache_gb=cache_gb)
+    directory = bench.scratch / f"step-{kept}"
+    with replay_server(directory, recording, length, bench.choose(8, 4), settings) as server:
+        reader = BatchReader(RayReplay(server), recording.step_format, size, ahead=True)
+        process = psutil.Process(ray.get(server.health.remote(), timeout=_TIMEOUT_S))
+        if cache_gb:
+            fill_cache(RayReplay(server), reader)
+        with ThreadPoolExecutor(2) as threads:
+            _read_in_step(reader, threads, 0, _UPDATES_PER_S)
+            times = [process.cpu_times()]
+            took = _read_in_step(reader, threads, _UPDATES_PER_S, seconds * _UPDATES_PER_S)
+            times.append(process.cpu_times())
+            time.sleep(seconds)
+            times.append(process.cpu_times())
+    reading, idle = (after.user + after.system - before.user - before.system for before, after in pairwise(times))
+    idle *= took / seconds
+    updates = seconds * _UPDATES_PER_S
+    share = (reading - idle) / updates * _UPDATES_PER_S
+    ours = f"{share:.1%} of a core, {1e3 * (reading - idle) / updates:.2f} ms a batch"
+    beside = f"idle {idle / took:.1%}; {updates / took:.0f} batches/s"
+    what = f"the replay's side of {_UPDATES_PER_S} updates/s, {size}×{length}, {kept}"
+    return Row(NAME, what, ours, beside, aim=at_most(share, _MOST_OF_A_CORE) if cache_gb else None)
+
+
+def _read_in_step(reader: BatchReader, threads: ThreadPoolExecutor, first: int, count: int) -> float:
+    """Read batches at the rate of a learner, two ahead, and return the seconds it took."""
+    begun = time.monotonic()
+    reading = deque(threads.submit(reader.read, first + number) for number in range(2))
+    for number in range(count):
+        time.sleep(max(0.0, begun + number / _UPDATES_PER_S - time.monotonic()))
+        reading.popleft().result()
+        if number + 2 < count:
+            reading.append(threads.submit(reader.read, first + number + 2))
+    return time.monotonic() - begun
 
 
 def _get(giver: Any) -> Arrays:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -72,3 +73,22 @@ def test_waiting_gets_the_lock_as_soon_as_it_is_free(tmp_path: Path) -> None:
     threading.Timer(0.3, lock.release).start()
     DirectoryLock(tmp_path, wait_s=PATIENCE_S).release()
     assert 0.2 < time.monotonic() - begun < PATIENCE_S / 2
+
+
+def refuse(*_: object) -> int:
+    """Fail as a call does on a full disk."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_directory_that_takes_no_file_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, or one that is read-only."""
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(UserError, match=rf"{tmp_path} cannot be locked: \.lock in it: No space left on device\."):
+        DirectoryLock(tmp_path)
+
+
+def test_a_lock_holds_without_its_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full, and the file was there before."""
+    monkeypatch.setattr(os, "pwrite", refuse)
+    with DirectoryLock(tmp_path), pytest.raises(UserError, match="in use by process unknown"):
+        DirectoryLock(tmp_path)

@@ -148,14 +148,14 @@ def test_the_actor_reads_what_the_learner_will_read() -> None:
     spaces, settings = spaces_of(BOX), settings_of("actor_critic", exploration=10.0)
     policy = policy_of(settings, spaces, 1, explores=True)
     stored = policy.act({"vector": np.zeros((1, 4), np.float32)}, np.array([True]))
-    assert set(np.abs(policy._previous.numpy()).round(4).ravel()) == {1.0}, "noise of 10 ends at a bound"
+    assert set(np.abs(policy._memory.previous.numpy()).round(4).ravel()) == {1.0}, "noise of 10 ends at a bound"
     assert np.isin(stored[0, 0], (-2.0, 2.0))
 
 
 def test_exploring_a_mixed_action_moves_both_kinds() -> None:
     """Choices are chance now and then, and reals get noise at every step, as alone."""
     policy = policy_of(settings_of("actor_critic", exploration=0.4), spaces_of(MIXED), 1, explores=True)
-    policy._choose = lambda: torch.tensor([[1.0, 0, 0, 1, 0, 0.0, 0.0]])  # type: ignore[method-assign]
+    policy._model._choose = lambda state, generators: torch.tensor([[1.0, 0, 0, 1, 0, 0.0, 0.0]])  # type: ignore[method-assign]
     actions = act(policy, np.zeros((600, 1, 4), np.float32), np.ones((600, 1), bool))[:, 0]
     assert abs(float((actions[:, 0] != 0).mean()) - 0.4 * 2 / 3) < 0.07
     assert abs(actions[:, 2].std() - 0.4 * 2) < 0.1  # in units of half the bounds' width
@@ -172,7 +172,7 @@ def test_exploring_a_choice_is_chance_now_and_then() -> None:
     # A planner of one candidate and no exploration is chance as well: let it find the same choice always.
     settings = settings_of("actor_critic", exploration=0.4)
     policy = policy_of(settings, spaces, 1, explores=True)
-    policy._choose = lambda: torch.eye(3)[int(usual)][None]  # type: ignore[method-assign]
+    policy._model._choose = lambda state, generators: torch.eye(3)[int(usual)][None]  # type: ignore[method-assign]
     share = float((act(policy, observations, is_first)[:, 0] != usual).mean())
     assert abs(share - 0.4 * 2 / 3) < 0.07
 

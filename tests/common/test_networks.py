@@ -10,7 +10,13 @@ from torch import nn
 
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
-from dreamfleet.common.model.decoder import Decoder, DoublingConv2d, DreamerImageDecoder, PlanetImageDecoder
+from dreamfleet.common.model.decoder import (
+    Decoder,
+    DoublingConv2d,
+    DreamerImageDecoder,
+    PlanetImageDecoder,
+    StridedImageDecoder,
+)
 from dreamfleet.common.model.distributions import LOG_VARIANCE_BOUND
 from dreamfleet.common.model.encoder import (
     DreamerImageEncoder,
@@ -117,6 +123,15 @@ def test_strided_networks_have_the_seeds_layers() -> None:
     assert encoder.output.weight.shape == (1024, 256 * 8 * 8)
 
 
+def test_the_seeds_decoder_has_its_layers() -> None:
+    """Transposed convolution, batch norm, ReLU three times, then one alone; 8×8 becomes 128×128."""
+    decoder = StridedImageDecoder(9, (128, 128), 1, ModelSettings(encoder="strided", batch_norm=True, depth=2))
+    names = [type(layer).__name__ for layer in decoder.convolutions]
+    assert names == ["ConvTranspose2d", "BatchNorm2d", "ReLU"] * 3 + ["ConvTranspose2d"]
+    assert [type(layer).__name__ for layer in decoder.input] == ["Linear", "ReLU", "Linear"]
+    assert decoder(torch.rand(2, 9)).shape == (2, 1, 128, 128)
+
+
 def test_dreamers_networks_have_the_published_stages() -> None:
     """Four stages of 5×5 to 2, 3, 4 and 4 times the depth; 64×64 becomes 4×4; the decoder's go back the same way."""
     settings = ModelSettings(encoder="dreamer", depth=6, norm="rms", deterministic=16)
@@ -165,6 +180,8 @@ def test_doubling_then_convolving_in_one_is_the_same() -> None:
     weights = torch.randn_like(plain)
     gradients = [torch.autograd.grad((out * weights).sum(), layer.weight)[0] for out in (quick, plain)]
     assert agree(*gradients)
+    layer.keep_kernels()
+    assert agree(layer(image), plain)
 
 
 def test_dreamers_decoder_reads_h_in_blocks_and_z_whole() -> None:

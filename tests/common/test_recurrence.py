@@ -10,7 +10,7 @@ from rounding import agree
 from torch import Tensor, nn
 
 from dreamfleet.common.model.layers import NormActivation, RMSNorm, initialise
-from dreamfleet.common.model.rssm import BlockGRU, StackedGRU
+from dreamfleet.common.model.recurrence import BlockGRU, StackedGRU
 from dreamfleet.common.settings.model import ModelSettings
 
 pytestmark = pytest.mark.numeric

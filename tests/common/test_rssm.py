@@ -127,6 +127,21 @@ def test_single_steps_chained_equal_a_whole_sequence(changes: dict[str, object])
         assert same(state, whole.states.map(lambda part, t=t: part[:, t]))
 
 
+@pytest.mark.parametrize("changes", KINDS)
+@pytest.mark.parametrize("samples", [True, False])
+def test_single_imagined_steps_equal_a_whole_dream(changes: dict[str, object], samples: bool) -> None:
+    """With the same noise, and as modes; the prior that comes with a step is that of its state."""
+    dynamics, inputs = make_with_inputs(**changes)
+    begin = inputs.observe(dynamics).states.map(lambda part: part[:, 0])
+    whole = dynamics.imagine(begin, inputs.actions, samples, inputs.noise)
+    state = begin
+    for t in range(T):
+        action = inputs.actions[:, t]
+        state, prior = dynamics.imagine_step(state, action, inputs.noise[:, t] if samples else None)
+        assert same(state, whole.map(lambda part, t=t: part[:, t]))
+        assert agree(prior.mode, dynamics.prior(state.deterministic[:, -1], action).mode)
+
+
 def test_a_sequence_goes_on_from_a_given_state() -> None:
     """Two halves, the second from the first's last state, equal the whole."""
     dynamics, inputs = make_with_inputs(gru_layers=2)

@@ -10,7 +10,7 @@ import pytest
 
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.experience.steps import StepFormat
-from dreamfleet.replay.segment import SegmentHeader
+from dreamfleet.replay.segment_header import SegmentHeader
 
 SHOWN = (ObservationSpec("image", (64, 64, 3), "uint8"), ObservationSpec("v", (3,), "float32"))
 UNBOUNDED = ActionSpec("box", (3,), (-math.inf, 0.0, -math.inf), (math.inf, math.inf, 2.5), (3,))

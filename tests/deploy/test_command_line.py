@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,12 +33,16 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     ("arguments", "wanted"),
     [
         (["trian"], ["'trian'", "Did you mean 'train'"]),
-        (["train", "--trian.env_steps", "3"], ["--trian.env_steps", "Did you mean 'train.env_steps'"]),
+        (["train", "--trian.env_steps", "3"], ["--trian.env_steps", "Did you mean '--train.env_steps'"]),
         (["train", "--env.idd", "x"], ["env.idd", "Did you mean 'env.id'"]),
-        (["train", "--presett", "seed"], ["--presett", "Did you mean 'preset'"]),
+        (["train", "--presett", "seed"], ["--presett", "Did you mean '--preset'?"]),
         (["train", "--env.id"], ["--env.id", "a value is missing"]),
         (["train", "--env.id", "--inline"], ["--env.id", "a value is missing"]),
-        (["train", "quickstart"], ["'quickstart'", "'--path value'"]),
+        (["train", "quickstart"], ["'quickstart'", "'--preset quickstart'"]),
+        (["train", "runs/mine"], ["'runs/mine'", "'--path value'"]),
+        (["presets", "small"], ["'small' is a word too many", "`dreamfleet presets --help`"]),
+        (["view", "runs/a", "runs/b"], ["'runs/b' is a word too many"]),
+        (["view", "runs/a", "--port", "99999"], ["--port", "99999 is greater than 65535", "0 takes a free one"]),
         (["train", "--preset", "quikstart"], ["'quikstart'", "Did you mean 'quickstart'"]),
         (["train", "--learner.batch_size=few"], ["--learner.batch_size", "'few'", "a whole number"]),
         (["train", "--inline", "--address", "auto"], ["--address", "--inline"]),
@@ -100,6 +105,8 @@ def test_presets_are_listed_with_their_meaning(capsys: pytest.CaptureFixture[str
     listed = capsys.readouterr().out
     for name in ("quickstart", "small", "seed", "planet"):
         assert f"\n{name} " in f"\n{listed}"
+    begins = {re.match(r"\w+ +", line)[0] for line in listed.splitlines()}
+    assert len(set(map(len, begins))) == 1, "the meanings stand below each other"
 
 
 def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:

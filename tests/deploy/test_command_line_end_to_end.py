@@ -136,7 +136,11 @@ def tensorboard_tags(path: Path) -> set[str]:
 
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    ("ask", "exit_code"), [(Command.interrupt, 130), (lambda command: command.process.terminate(), 143)]
+    ("ask", "exit_code"),
+    [
+        (Command.interrupt, 130),
+        pytest.param(lambda command: command.process.terminate(), 143, marks=pytest.mark.long),
+    ],
 )
 def test_ctrl_c_and_sigterm_end_cleanly_and_the_run_is_resumed(
     start: Start,

@@ -135,6 +135,23 @@ def test_gpu(
 
 
 @pytest.mark.parametrize(
+    ("gpus", "ray_gpus", "elsewhere", "level", "part"),
+    [
+        ([A_GPU] * 4, None, 0.0, "ok", "A GPU, 24 GB"),
+        ([A_GPU] * 4, 4.0, 0.0, "ok", "A GPU, 24 GB"),
+        ([A_GPU] * 2, 2.0, 2.0, "warning", "2 of the 4 GPUs are here"),
+        ([A_GPU] * 2, 2.0, 1.0, "error", "3 GPUs found in all, and learner.gpus is 4"),
+        ([A_GPU], None, 0.0, "error", "1 GPU found in all, and learner.gpus is 4"),
+        ([], None, 0.0, "error", "none found, and learner.gpus is 4"),
+    ],
+)
+def test_several_gpus(gpus: Any, ray_gpus: float | None, elsewhere: float, level: str, part: str) -> None:
+    """As many as there are ranks, at best all of them on the learner's node."""
+    sees = True if gpus else None
+    found(checks.check_gpu(facts(gpus=gpus, torch_sees_gpu=sees), "auto", 1e9, ray_gpus, 4, elsewhere), level, part)
+
+
+@pytest.mark.parametrize(
     ("changed", "usual", "level", "parts"),
     [
         ({}, None, "ok", ["0.5 s", "20 ms", "50/s", "10 ms", "40×60×3"]),
@@ -211,6 +228,9 @@ def test_the_learners_machine_has_a_finding_for_each_thing() -> None:
     whole = checks.check_learner_machine(SETTINGS, facts(), SIZES, 4 * GB, 2, 3, None)
     assert subjects(whole) == ["/dev/shm", "object store", "memory", "disk", "GPU"]  # noqa: S108
     assert "2 actors" in whole[2].text
+    nothing_kept = SETTINGS.model_copy(update={"replay": SETTINGS.replay.model_copy(update={"cache_gb": 0.0})})
+    without = checks.check_learner_machine(nothing_kept, facts(), SIZES, 4 * GB, 2, 3, None)
+    assert without[2].text != whole[2].text, "what the replay keeps decoded is counted"
     few = checks.check_learner_machine(SETTINGS, facts(), None, 4 * GB, 2, 3, None)
     assert subjects(few) == ["disk", "GPU"]
     assert "2 GB" in few[0].text, "the replay's budget alone"
@@ -304,9 +324,9 @@ def test_the_gpus_that_the_driver_names(monkeypatch: pytest.MonkeyPatch, tmp_pat
     program.write_text("#!/bin/sh\necho 'NVIDIA A10G, 23028, 22000'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert facts_module._gpus() == [{"name": "NVIDIA A10G", "total": 23028 * 2**20, "free": 22000 * 2**20}]
+    assert facts_module.list_gpus() == [{"name": "NVIDIA A10G", "total": 23028 * 2**20, "free": 22000 * 2**20}]
     program.write_text("#!/bin/sh\nexit 9\n")
-    assert facts_module._gpus() == []
+    assert facts_module.list_gpus() == []
 
 
 def with_kwargs(**kwargs: Any) -> Settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from dreamfleet.common.model.world_model import WorldModel
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.command_line import main
 from dreamfleet.deploy.run.dream_sequences import dream_of
+from dreamfleet.deploy.run.loaded_run import LoadedRun
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.learner.checkpoints.store import CheckpointStore
 from dreamfleet.replay.replay import Replay
@@ -22,14 +24,16 @@ from dreamfleet.replay.replay import Replay
 SEQUENCE = 8
 
 
-def make_run(path: Path, length: int, held_out_every: int = 4, keep_open: bool = False) -> tuple[RunDirectory, Replay]:
+def make_run(
+    path: Path, length: int, held_out_every: int = 4, keep_open: bool = False, **sections: Any
+) -> tuple[RunDirectory, Replay]:
     """Return a run with an untrained model and 600 steps in episodes of `length`, of which a fourth is held out."""
-    settings = small_settings(replay={"capacity_gb": 0.1, "held_out_every": held_out_every})
+    settings = small_settings(replay={"capacity_gb": 0.1, "held_out_every": held_out_every}, **sections)
     run = RunDirectory(path)
     run.create()
     run.write(settings, square_format().spaces)
     torch.manual_seed(0)
-    state = {"model": WorldModel(square_format().spaces, settings.model).state_dict()}
+    state = {"model": WorldModel(square_format().spaces, settings.model, settings.loss).state_dict()}
     CheckpointStore(run.checkpoints, 2).save(1, state, {"spaces": square_format().spaces.to_json()})
     replay = open_writer(run, settings)
     for chunk in cut(square_format(), play_square(-(-600 // length), length, seed=0)):
@@ -53,6 +57,21 @@ def test_a_dream_beside_a_running_training(tmp_path: Path, capsys: pytest.Captur
     assert "held-out" not in out
     assert {file: file.read_bytes() for file in (run.replay / "shard-0").iterdir()} == files
     writer.close()
+
+
+def test_a_model_without_a_decoder_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`dream` and the library in one sentence, with the setting; states and rewards are there all the same."""
+    loss = {"representation": "redundancy", "decoder_every": 0}
+    run, _ = make_run(tmp_path, length=30, loss=loss)
+    assert main(["dream", "--run", str(run.path), "--sequences", "3"]) == 2
+    said = capsys.readouterr().err
+    assert "this model has no decoder, which pictures and dreams are made with: train with --loss.decoder_every" in said
+    assert "Traceback" not in said
+    loaded = LoadedRun(run.path)
+    states = loaded.observe({name: value[None, :4] for name, value in play_square(1, 30, seed=0).items()})
+    assert loaded.world_model.predict_reward(states.feature).mean.shape == (1, 4)
+    with pytest.raises(UserError, match=r"no decoder"):
+        loaded.decode(states)
 
 
 @pytest.mark.parametrize(("length", "imagined"), [(20, 17), (19, 8), (7, 4), (6, 2), (5, 2)])

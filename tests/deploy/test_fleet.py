@@ -13,6 +13,7 @@ from simulated_pool import SimulatedPool
 
 from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.errors import RunFailedError, UserError, WrongHereError
+from dreamfleet.common.process_log import LogRecord
 from dreamfleet.deploy.fleet.fleet import Fleet
 from dreamfleet.deploy.fleet.fleet_config import FleetConfig
 from dreamfleet.deploy.fleet.fleet_state import Callbacks, FleetState
@@ -95,6 +96,14 @@ def test_a_lost_actor_is_replaced_and_its_stored_steps_count() -> None:
     assert incarnations == sorted(set(incarnations)), "no two incarnations bear the same number"
 
 
+@pytest.mark.parametrize("order", range(58, 66))
+def test_what_an_actor_stored_before_it_was_lost_is_not_collected_again(order: int) -> None:
+    """The replay is asked for its count before the next orders, however seldom it is asked otherwise."""
+    pool = SimulatedPool(lose=lambda actor, number: "lost" if number == order else "", counters_every_s=5.0)
+    fleet = Fleet(pool, CONFIG, Ledger(RATIO), clock=pool.clock).run()
+    assert pool.total_steps == fleet.ledger.env_steps == RATIO.env_steps
+
+
 def test_a_hung_actor_is_replaced() -> None:
     """An actor that gives no answer within its time is stopped and replaced."""
     pool = SimulatedPool(lose=lambda actor, order: "hung" if order == 4 else "")
@@ -111,12 +120,85 @@ def test_a_planner_is_not_taken_for_hung_after_a_quick_prefill() -> None:
     assert pool.now > 1000.0
 
 
+LONG = dataclasses.replace(RATIO, env_steps=20_003)
+"""Of a run of about half an hour on one actor with `SLOW`."""
+SLOW = {"seconds_per_step": 0.08, "seconds_per_update": 0.02}
+
+
 def test_one_healthy_actor_is_enough() -> None:
-    """Actors that fail again and again are given up; the run goes on with the one that works."""
-    pool = SimulatedPool(lose=lambda actor, order: "failed" if actor != 1 else "")
-    fleet = run(pool)
+    """Actors that fail for ten minutes are given up; the run goes on with the one that works."""
+    pool = SimulatedPool(lose=lambda actor, order: "failed" if actor != 1 else "", **SLOW)
+    fleet = run(pool, ratio=LONG)
     assert [slot.given_up for slot in fleet.roster.actors] == [True, False, True]
-    assert fleet.ledger.env_steps == RATIO.env_steps
+    assert fleet.ledger.env_steps == LONG.env_steps
+    assert pool.now > 1200.0
+    tries = Counter(actor for actor, _ in pool.started)
+    assert 15 < tries[0] < 25, "six within a minute, one a minute until the tenth, and one every ten minutes"
+
+
+def test_a_slot_that_was_given_up_is_tried_again_and_can_work() -> None:
+    """What kept an actor from working for a quarter of an hour may have gone."""
+    pool = SimulatedPool(**SLOW)
+    pool.lose = lambda actor, order: "failed" if actor == 0 and pool.now < 900.0 else ""
+    turns = Turns()
+    fleet = Fleet(pool, CONFIG, Ledger(dataclasses.replace(LONG, env_steps=60_003)), [turns], clock=pool.clock).run()
+    assert not any(slot.given_up for slot in fleet.roster.actors)
+    assert turns.orders["actor 0"] > 100
+
+
+def test_an_outage_of_all_simulators_is_waited_out() -> None:
+    """All fail for 20 seconds, and for five minutes: the run goes on, and is exact."""
+    for seconds in (20.0, 300.0):
+        pool = SimulatedPool()
+        pool.lose = lambda actor, order, pool=pool, seconds=seconds: (  # type: ignore[misc]
+            "failed" if 10.0 < pool.now < 10.0 + seconds else ""
+        )
+        fleet = run(pool, ratio=dataclasses.replace(RATIO, env_steps=7603))
+        assert fleet.ledger.env_steps == pool.total_steps == 7603
+        assert fleet.roster.restarts >= 3 * 5
+
+
+def test_a_learner_that_is_killed_as_it_comes_up_is_waited_for() -> None:
+    """Five times within ten seconds, before it ever worked, and for five minutes after it did."""
+    pool = SimulatedPool()
+    pool.lose_restoring = lambda now: now < 10.0
+    assert run(pool).ledger.updates == RATIO.updates
+    assert len(pool.restored_from) == 1
+    pool = SimulatedPool(lose_learner_at=[48])
+    pool.lose_restoring = lambda now: bool(pool.restored_from) and not pool.lose_learner_at and now < 300.0
+    assert run(pool).ledger.updates == RATIO.updates
+    assert pool.now > 300.0
+
+
+def test_a_learner_may_compile_for_longer_than_an_order_may_take() -> None:
+    """It is not replaced for it, what it logged meanwhile is heard, and the run is exact."""
+    pool = SimulatedPool(seconds_to_prepare=5 * CONFIG.learner_timeout_s)
+    heard: list[str] = []
+
+    class Hears(Callbacks):
+        def on_log(self, records: list[LogRecord]) -> None:
+            heard.extend(text for _, text in records)
+
+    fleet = Fleet(pool, CONFIG, Ledger(RATIO), [Hears()], clock=pool.clock).run()
+    assert fleet.ledger.updates == RATIO.updates
+    assert pool.restored_from == [0]
+    assert heard.count("prepared") == 1
+
+
+def test_a_learner_that_cannot_work_ends_the_run_within_a_minute() -> None:
+    """No learner ever came up: its cause is said soon."""
+    pool = SimulatedPool(lose_restoring=lambda now: True)
+    with pytest.raises(RunFailedError, match=r"the learner failed again and again, at last of: .* as it came up"):
+        run(pool)
+    assert pool.now < 60.0
+
+
+def test_an_evaluator_that_is_killed_as_it_comes_up_evaluates_later() -> None:
+    """Three deaths within four seconds do not cost the evaluations that follow."""
+    pool = SimulatedPool(lose_evaluation=lambda evaluation: evaluation <= 3, seconds_per_evaluation=0.3)
+    fleet, evaluations = evaluate(pool)
+    assert not fleet.roster.evaluator.given_up
+    assert evaluations.found[-1] == (RATIO.env_steps, RATIO.updates)
 
 
 def test_the_run_fails_with_the_cause_when_no_actor_is_left() -> None:
@@ -124,7 +206,32 @@ def test_the_run_fails_with_the_cause_when_no_actor_is_left() -> None:
     pool = SimulatedPool(lose=lambda actor, order: "failed")
     with pytest.raises(RunFailedError, match="ZeroDivisionError: simulated"):
         run(pool)
-    assert len(pool.started) == 3 * CONFIG.actors
+    assert 25.0 < pool.now < 60.0
+
+
+def test_environments_that_hang_before_their_first_answer_end_the_run_within_a_minute() -> None:
+    """A process that has answered its greeting has no more than an order's time for its first one."""
+    pool = SimulatedPool(lose=lambda actor, order: "hung")
+    with pytest.raises(RunFailedError, match=r"no actor is left; .* at last of: it gave no answer for 3 s$"):
+        run(pool, dataclasses.replace(CONFIG, actor_timeout_s=3.0))
+    assert pool.now < 60.0
+
+
+def test_causes_that_differ_are_waited_for() -> None:
+    """Where actors that never worked fail in different ways, a cause that would explain all is not known."""
+    pool = SimulatedPool()
+    pool.lose = lambda actor, order: ("failed" if order % 2 else "lost") if pool.now < 200.0 else ""
+    assert run(pool).ledger.env_steps == RATIO.env_steps
+
+
+def test_actors_that_all_stop_working_end_the_run_after_ten_minutes() -> None:
+    """They have worked, so that it may be an outage; nobody waits for it for ever."""
+    pool = SimulatedPool()
+    pool.lose = lambda actor, order: "failed" if pool.now > 5.0 else ""
+    with pytest.raises(RunFailedError, match="ZeroDivisionError: simulated"):
+        run(pool)
+    assert 600.0 < pool.now < 800.0
+    assert pool.saved["updates"] == pool.updates > 0
 
 
 def test_a_lost_learner_goes_on_from_its_checkpoint() -> None:
@@ -166,9 +273,9 @@ def test_what_was_learnt_before_a_fatal_failure_is_saved() -> None:
 
 
 def test_an_actor_that_cannot_reach_the_replay_is_one_lost_actor() -> None:
-    """A cut-off actor is given up; the run goes on with those that reach the replay."""
+    """The run goes on with those that reach the replay."""
     fleet = run(SimulatedPool(lose=lambda actor, order: "cut off" if actor == 2 else ""))
-    assert [slot.given_up for slot in fleet.roster.actors] == [False, False, True]
+    assert [slot.failures.has_worked for slot in fleet.roster.actors] == [True, True, False]
     assert fleet.ledger.updates == RATIO.updates
 
 
@@ -199,7 +306,10 @@ def test_a_run_that_could_train_on_nothing_says_so() -> None:
 )
 def test_what_is_known_after_the_prefill_ends_the_run_there(shortage: Shortage, cause: str) -> None:
     """Where more steps of the kind would not help, a run is over after its prefill, with the cause."""
-    pool = SimulatedPool(has_sequences=False, shortage_at=lambda steps: shortage)
+    pool = SimulatedPool(
+        has_sequences=False,
+        shortage_at=lambda steps: shortage._replace(steps=max(shortage.steps, steps - shortage.dropped)),
+    )
     with pytest.raises(RunFailedError, match=cause):
         run(pool)
     assert RATIO.prefill <= pool.total_steps < RATIO.prefill + 200
@@ -297,14 +407,14 @@ def test_an_actor_that_has_its_place_and_stays_silent_is_replaced(caplog: pytest
     assert pool.started == [(0, 0), (1, 1), (2, 2), (0, 3)]
     assert pool.retired == [(0, 0)]
     assert fleet.ledger.env_steps == RATIO.env_steps
-    assert "actor 0 is replaced: it gave no answer for 90 s" in caplog.text
+    assert "actor 0 is replaced: it gave no answer for 60 s" in caplog.text
     assert "have no place yet" not in caplog.text
 
 
 def test_actors_that_never_answer_are_not_restarted_for_ever() -> None:
     """When every actor stays silent in its place, one incarnation after another, the run ends and says so."""
     pool = SimulatedPool(is_mute=lambda actor, incarnation: True)
-    with pytest.raises(RunFailedError, match=r"no actor is left; .* it gave no answer for 90 s"):
+    with pytest.raises(RunFailedError, match=r"no actor is left; .* it gave no answer for 60 s"):
         run(pool)
     assert len(pool.started) == 3 * CONFIG.actors
 
@@ -329,14 +439,16 @@ def test_a_fleet_without_actors_trains_on_what_is_stored() -> None:
     assert pool.total_steps == 500
 
 
-def test_an_actor_that_never_lives_long_is_given_up() -> None:
-    """An actor that gets a few orders done in every incarnation, and then fails, is not restarted for ever."""
+def test_an_actor_that_never_lives_long_is_started_once_a_minute() -> None:
+    """One that gets a few orders done in every incarnation, and then fails, is kept for what it brings."""
     orders_of_actor_0 = itertools.count(1)
-    pool = SimulatedPool(lose=lambda actor, order: "failed" if actor == 0 and next(orders_of_actor_0) % 3 == 0 else "")
-    ratio = TrainRatio(ratio=8.0, replayed_per_update=40, prefill=100, env_steps=60_000)
-    fleet = Fleet(pool, CONFIG, Ledger(ratio), clock=pool.clock).run()
-    assert [slot.given_up for slot in fleet.roster.actors] == [True, False, False]
-    assert sum(actor == 0 for actor, _ in pool.started) == 10
+    pool = SimulatedPool(
+        lose=lambda actor, order: "failed" if actor == 0 and next(orders_of_actor_0) % 3 == 0 else "", **SLOW
+    )
+    fleet = Fleet(pool, CONFIG, Ledger(LONG), clock=pool.clock).run()
+    assert not any(slot.given_up for slot in fleet.roster.actors)
+    starts = sum(actor == 0 for actor, _ in pool.started)
+    assert 5 < starts < 7 + pool.now / 60.0
 
 
 @pytest.mark.parametrize("fate", ["failed", "lost"])
@@ -384,6 +496,48 @@ def test_checkpoints_are_evaluated_on_the_way_and_at_the_end() -> None:
     assert evaluations.found[-1] == (RATIO.env_steps, RATIO.updates)
     assert pool.evaluated == [(version, 1.5) for _, version in evaluations.found]
     assert set(dict(pool.evaluated)) <= set(evaluations.saved_updates), "what is evaluated is a checkpoint"
+
+
+def test_a_checkpoint_written_beside_the_updates_counts_once_it_is_on_the_disk() -> None:
+    """Training goes on meanwhile, and reports, evaluations and the run's end know only what is written."""
+    pool = SimulatedPool(seconds_per_update=0.2, seconds_per_write=1.5)
+    fleet, evaluations = evaluate(pool)
+    assert fleet.ledger.updates == pool.updates == pool.saved["updates"] == RATIO.updates
+    assert evaluations.found[-1] == (RATIO.env_steps, RATIO.updates), "not one that was begun earlier"
+    assert set(dict(pool.evaluated)) <= set(evaluations.saved_updates), "what is evaluated is a checkpoint"
+    assert evaluations.saved_updates == sorted(evaluations.saved_updates)
+    assert len(evaluations.saved_updates) >= 5, "each that was begun is heard of"
+
+
+def test_a_learner_lost_while_it_writes_goes_on_from_the_checkpoint_before() -> None:
+    """What was begun and not written is no checkpoint, and the updates are made again."""
+    pool = SimulatedPool(seconds_per_write=3.0, seconds_per_update=0.1, lose_learner_at=[61])
+    fleet = Fleet(pool, CONFIG, Ledger(RATIO), clock=pool.clock).run()  # more is collected than a backlog of two orders
+    assert pool.restored_from[1] <= 40, "that of update 60 was being written"
+    assert fleet.ledger.updates == pool.updates == pool.saved["updates"] == RATIO.updates
+
+
+def test_a_stop_waits_for_what_is_being_written() -> None:
+    """A checkpoint of all updates that was begun before the stop is not written twice."""
+    pool = SimulatedPool(seconds_per_write=5.0, seconds_per_update=0.2)
+    fleet = run(pool, should_stop=lambda: pool.updates >= 20)
+    assert pool.saved["updates"] == fleet.ledger.updates >= 20
+    assert pool.finished_at_last
+
+
+def test_weights_never_go_back_for_a_checkpoint_that_was_written_late() -> None:
+    """Those of a checkpoint come with it, after newer ones were published; the actors keep the newer."""
+    pool = SimulatedPool(seconds_per_write=2.0, seconds_per_update=0.05, publish_every=2)
+    versions: list[int] = []
+
+    class Versions(Callbacks):
+        def on_turn(self, fleet: FleetState) -> None:
+            if fleet.weights:
+                versions.append(fleet.weights.version)
+
+    Fleet(pool, CONFIG, Ledger(RATIO), [Versions()], clock=pool.clock).run()
+    assert versions == sorted(versions)
+    assert versions[-1] == RATIO.updates
 
 
 def test_an_evaluator_that_dies_in_the_last_evaluation_does_not_cost_it() -> None:

@@ -96,7 +96,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_environment_of_the_script_is_trained_on_with_ray(tmp_path: Path) -> None:
     """Actors in other processes get the class by value."""
     run_script(tmp_path, inline=False)
@@ -137,8 +137,9 @@ def test_recorded_episodes_are_whole_and_all_there(folder: Path) -> None:
     for episode in replay.episodes(whole=True):
         assert episode["is_first"].tolist() == [True] + [False] * (len(episode["reward"]) - 1)
         assert episode["is_last"][-1]
-    with pytest.raises(UserError, match="holds no replay"):
-        df.Replay(folder)
+    for nothing in (folder, folder / "nothing"):
+        with pytest.raises(UserError, match=f"{nothing} holds no replay: "):
+            df.Replay(nothing)
 
 
 def test_settings_from_python_are_checked_like_flags() -> None:
@@ -149,6 +150,16 @@ def test_settings_from_python_are_checked_like_flags() -> None:
         make_settings(train={"env_stpes": 1})
     with pytest.raises(UserError, match="batch_size"):
         make_settings(learner={"batch_size": "many"})
+    with pytest.raises(UserError, match=r"\['small', 'debug'\] is no preset: give each by itself"):
+        make_settings(["small", "debug"])  # type: ignore[arg-type]
+
+
+def test_a_name_in_place_of_settings_is_refused(tmp_path: Path) -> None:
+    """They are what `df.settings` returns."""
+    for start in (df.train, df.collect):
+        with pytest.raises(UserError, match=r"settings='cartpole': give what df\.settings returns"):
+            start("cartpole", directory=tmp_path / "run", inline=True)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("given", [df.Callbacks(), [df.Callbacks], [lambda: None], "callbacks"])

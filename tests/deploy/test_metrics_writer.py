@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -135,3 +136,12 @@ def test_films_of_evaluations_are_shown_now_and_then(run: RunDirectory) -> None:
     images = board.Images("evaluation/video")
     assert [image.step for image in images] == shown
     assert (images[0].width, images[0].height, images[0].encoded_image_string) == (30, 20, gif)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_picture_that_does_not_fit_says_why(run: RunDirectory) -> None:
+    """A run that ends of it names the full disk."""
+    (run.pictures / "prediction-0000001.png").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as raised:
+        begun(run, 0).picture("prediction", np.zeros((8, 8, 3), np.uint8), 1)
+    assert raised.value.errno == errno.ENOSPC

@@ -20,7 +20,8 @@ from dreamfleet.actors.spaces.entries import NamedEntries
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.experience.steps import StepFormat
-from dreamfleet.common.settings.schema import EnvironmentSettings, Settings
+from dreamfleet.common.settings.environment import EnvironmentSettings
+from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.minari.exchange import export_replay, import_replay
 from dreamfleet.deploy.monitoring.status import status
 from dreamfleet.deploy.run_directory import RunDirectory
@@ -207,6 +208,7 @@ def test_without_minari_it_says_what_to_install(tmp_path: Path, monkeypatch: pyt
 
 INTERRUPTED = """
 import sys
+import time
 from pathlib import Path
 import dreamfleet.deploy.minari.exchange as exchange
 def tell(kept, most_steps, verb):
@@ -214,7 +216,7 @@ def tell(kept, most_steps, verb):
         yield recorded
         if number == 3:
             print("begun", flush=True)
-            import time; time.sleep(600)
+            time.sleep(600)
 exchange._print_progress = tell
 from dreamfleet.deploy.command_line import main
 sys.exit(main(["replay", sys.argv[1], sys.argv[2], "--out", sys.argv[3]]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -83,6 +84,25 @@ def test_the_learner_takes_the_gpu_of_its_node_or_a_cpu(cluster: list[Node]) -> 
     assert (options["num_gpus"], options["num_cpus"], options["scheduling_strategy"].node_id) == (1, 0, GPU_ID)
 
 
+def test_inference_has_a_gpu_of_its_own_or_shares_the_learners(cluster: list[Node]) -> None:
+    """Together they take no more than the node has, and neither gets a GPU that the other's node lacks."""
+    central = Settings(actors={"inference": "central"}, behaviour={"kind": "actor_critic"})
+
+    def gpus(settings: Settings) -> tuple[float, float]:
+        places = Placement(settings)
+        learner, inference = places.learner_options(), places.inference_options()
+        assert inference["scheduling_strategy"].node_id == learner["scheduling_strategy"].node_id
+        assert inference["num_cpus"] == 0
+        return learner["num_gpus"], inference["num_gpus"]
+
+    assert gpus(central) == (0, 0)
+    cluster.append(GPU)
+    assert gpus(central) == (0.5, 0.5)
+    assert Placement(Settings()).learner_options()["num_gpus"] == 1
+    cluster[-1] = dataclasses.replace(GPU, resources=GPU.resources | {"GPU": 2.0})
+    assert gpus(central) == (1, 1)
+
+
 def test_a_gpu_that_is_wanted_and_not_there_is_one_sentence(cluster: list[Node]) -> None:
     """With learner.device cuda a cluster without GPU is refused before anything starts."""
     with pytest.raises(
@@ -100,7 +120,7 @@ def test_a_learners_node_that_is_of_no_use_is_refused(
     places.check_home(tmp_path)
     assert not list(tmp_path.iterdir())
     found = {"answer": ("", True)}
-    monkeypatch.setattr(placement, "_look", lambda path: found["answer"])
+    monkeypatch.setattr(placement, "look", lambda path: found["answer"])
     with pytest.raises(UserError, match="cannot import dreamfleet; install dreamfleet"):
         places.check_home(tmp_path)
     found["answer"] = ("0.0.1", True)

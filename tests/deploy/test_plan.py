@@ -12,7 +12,7 @@ import torch
 from make_chunks import cut, image_format, make_stream, mixed_format
 
 from dreamfleet.actors.environments.make import probe_environment
-from dreamfleet.common.acting.agent_networks import AgentNetworks, flatten
+from dreamfleet.common.acting.agent_networks import flatten
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.formatting import WIDTH, format_bytes
@@ -22,6 +22,7 @@ from dreamfleet.common.settings.schema import ReplaySettings, Settings
 from dreamfleet.deploy.command_line import main
 from dreamfleet.deploy.fleet.ledger import TrainRatio
 from dreamfleet.deploy.plan import rates as rates_module
+from dreamfleet.deploy.plan.acting import acting_seconds, advice
 from dreamfleet.deploy.plan.footprint import (
     Footprint,
     ModelSizes,
@@ -43,7 +44,8 @@ from dreamfleet.deploy.plan.traffic import (
     wanted_env_steps,
 )
 from dreamfleet.deploy.run_directory import RunDirectory
-from dreamfleet.learner.behaviour.actor_critic import make_actor_critic
+from dreamfleet.learner.behaviour.networks import make_networks
+from dreamfleet.replay.decoded_cache import most_rows
 from dreamfleet.replay.replay import Replay
 
 SETTINGS = Settings.model_validate(
@@ -89,6 +91,21 @@ def test_limits_come_in_the_order_in_which_they_are_reached() -> None:
     assert [limit.updates_per_s for limit in found] == sorted(by_name.values())
 
 
+def test_ranks_send_each_other_their_gradients_and_each_needs_memory() -> None:
+    """By hand: in a ring of 5 a rank sends 8/5 of 4 MB; it holds the whole model, and a fifth of the activations."""
+    shared = SETTINGS.model_copy(update={"learner": SETTINGS.learner.model_copy(update={"gpus": 5})})
+    assert flow(shared, SIZES, 6.0).bytes_per_s["gradients out of each rank"] == pytest.approx(6 * 6.4e6)
+    assert MODEL.training(5) == pytest.approx(16e6 + 13e6 / 5)
+    by_name = {limit.name: limit.updates_per_s for limit in limits(shared, SIZES, 4, 30.0, None)}
+    assert by_name["gradients between ranks"] == pytest.approx(20e9 / 6.4e6)
+    rates = Rates(Known(30.0, "--env-steps-per-s"), Known(6.0, "--updates-per-s"), Known(20.0, "--compression"))
+    text = " ".join(" ".join(describe(shared, SIZES, rates)).split())
+    assert "training, on each of 5 GPUs" in text
+    assert "5 ranks and needs 5 GPUs" in text
+    assert "each computes 2 of 10 sequences, and sends 6.4 MB of gradients per update" in text
+    assert "ranks" not in " ".join(describe(SETTINGS, SIZES, rates))
+
+
 def test_bigger_steps_than_the_benchmark_s_take_the_replay_longer() -> None:
     """Twice the bytes take twice the time; smaller steps are not promised to be quicker."""
     big = Footprint(**(vars(SIZES) | {"raw_step": 2 * 12_307, "stored_step": 2 * 760}))
@@ -104,9 +121,14 @@ def test_memory_and_disk_are_what_was_worked_out_by_hand() -> None:
     assert SIZES.learner_batches(SETTINGS) == 5 * 800_000
     assert SIZES.index(SETTINGS) == 64_000 / 32 * 250, "64,000 steps are fewer than 1 GB of 200 bytes each"
     assert SIZES.disk(SETTINGS) == pytest.approx(1.01 * 101_000 * 4000 + 5 * 12_000_000)
+    assert SIZES.cache(SETTINGS) == most_rows(64_000) * 4000, "as many as the replay holds, and some"
+    assert SIZES.cache(SETTINGS, free=400e6) == 100e6, "a quarter of what is free"
+    for gigabytes, expected in ((0.1, 1e8), (0.0, 0), (50.0, SIZES.cache(SETTINGS))):
+        replay = SETTINGS.replay.model_copy(update={"cache_gb": gigabytes})
+        assert SIZES.cache(SETTINGS.model_copy(update={"replay": replay})) == expected
     much = SETTINGS.model_copy(update={"train": SETTINGS.train.model_copy(update={"env_steps": 10**7})})
     assert SIZES.disk(much) == 1e9 + 5 * 12_000_000, "never more than the replay's budget"
-    assert SIZES.model.training == 16e6 + 13e6
+    assert SIZES.model.training() == 16e6 + 13e6
 
 
 @pytest.mark.parametrize(("order", "mean"), [(32, 32), (64, 64), (65, 32.5), (100, 50), (1, 1)])
@@ -178,12 +200,10 @@ def test_an_actor_and_its_critic_are_counted(tmp_path: Path) -> None:
     settings = resolve(["dreamer_v3", "debug"], SHORT)
     spaces = image_format().spaces
     sizes, alone = (model_sizes(one, spaces) for one in (settings, resolve(["dreamer_v3", "debug"], RANDOM)))
-    agent = AgentNetworks(spaces, settings)
-    actor_critic = make_actor_critic(agent, settings)
-    assert actor_critic is not None
-    assert sizes.weights == flatten(agent.acting_parameters()).nbytes > alone.weights
-    networks = {"model": agent.world_model.state_dict(), "behaviour": actor_critic.state_dict()}
-    torch.save(networks, tmp_path / "networks.pt")
+    networks = make_networks(spaces, settings)
+    assert networks.saved.keys() == {"model", "behaviour"}
+    assert sizes.weights == flatten(networks.agent.acting_parameters()).nbytes > alone.weights
+    torch.save({name: network.state_dict() for name, network in networks.saved.items()}, tmp_path / "networks.pt")
     assert 4 * (sizes.parameters + sizes.fixed) == pytest.approx((tmp_path / "networks.pt").stat().st_size, rel=0.4)
     assert sizes.parameters > alone.parameters
     assert sizes.fixed > alone.fixed == 0
@@ -281,7 +301,7 @@ def test_measuring_an_actor_steps_the_environment_here(monkeypatch: pytest.Monke
     settings = Settings.model_validate({"env": env, "actors": {"steps_per_order": 32, "environments": 2}})
     spaces, found, _ = measure_actor(settings, 6.0, on_model=False)
     assert found.steps == 128
-    assert 50 < found.rate < 1000
+    assert 50 < found.rate < 1500  # a step of these takes 1 ms and more, a reset nothing
     assert found.raw_bytes / found.stored_bytes > 5
     assert spaces.images[0].shape == (16, 16, 3)
 
@@ -375,3 +395,37 @@ def test_what_is_there_already_is_not_counted_again() -> None:
     assert Work.left(ratio, env_steps=4000, updates=100) == Work(0, 6000, 400)
     assert Work.left(ratio, env_steps=400, updates=0) == Work(600, 9000, 500)
     assert Work.left(ratio, env_steps=10_000, updates=500) == Work(0, 0, 0)
+
+
+def test_where_to_act_follows_from_what_acting_takes_beside_the_environment() -> None:
+    """Shares, traffic and questions as worked out by hand: two environments per actor, steps of 4,000 bytes."""
+    (local,) = advice(SETTINGS, SIZES, actor_steps=100.0, env_steps=400.0, acting=Known(0.005, ""))
+    assert local.startswith("Take actors.inference local: ")
+    assert "takes 5 ms for its 2 environments, which take 20 ms to step: 20% of its time" in local
+    (central,) = advice(SETTINGS, SIZES, actor_steps=100.0, env_steps=400.0, acting=Known(0.06, ""))
+    assert central.startswith("Take actors.inference central")
+    assert "75% of its time" in central
+    assert "1.6 MB/s of observations" in central
+    _, *further = advice(SETTINGS, SIZES, actor_steps=100.0, env_steps=400_000.0, acting=Known(0.06, ""))
+    assert "more than 10 Gbit/s" in further[0]
+    assert "200,000 questions/s" in further[1]
+    assert "actors.environments to 400 or more" in further[1]
+
+
+def test_acting_is_measured_or_worked_out(tmp_path: Path) -> None:
+    """By chance there is nothing to say; a small model is measured; a large one, or a long search, is worked out."""
+    spaces = probe_environment(Settings.model_validate({"env": {"id": "Pendulum-v1"}}).env)
+    small = {"env": {"id": "Pendulum-v1"}, "model": SMALL_MODEL | {"hidden": 8}}
+    learned = Settings.model_validate(small | {"behaviour": {"kind": "actor_critic", "units": 8}})
+    assert acting_seconds(Settings.model_validate(small), spaces, 1000) is None
+    measured = acting_seconds(learned, spaces, 1000)
+    assert measured
+    assert 0 < measured.value < 1
+    assert measured.source.startswith("measured here")
+    worked_out = acting_seconds(learned, spaces, 800_000_000)
+    assert worked_out
+    assert worked_out.value == pytest.approx(0.08)
+    planner = learned.model_copy(update={"behaviour": learned.behaviour.model_copy(update={"kind": "planner"})})
+    searched = acting_seconds(planner, spaces, 40_000_000)  # 10 million numbers, 150,000 times
+    assert searched
+    assert searched.value == pytest.approx(10e6 * 2 * 1000 * 10 * 15 / 2e10)

@@ -158,12 +158,17 @@ def test_sigkill_of_each_process_loses_and_doubles_nothing(run_fleet: RunFleet, 
 
     settings = settings_of(ratio=3.0, delay_s=0.004)
     fleet, attendant = run_fleet(settings, kill_each)
-    assert fleet.roster.restarts == 2, "an actor and the learner; Ray restarts the replay"
+    assert fleet.roster.restarts == 3, "an actor, the learner, and the replay, which Ray restarts"
     assert attendant.incarnations_of(0) == [0, 2]
     assert attendant.incarnations_of(1) == [1]
     assert 0 < at_kill["saved"] <= attendant.restored_from[1] <= at_kill["updates"] + 6, "from the last checkpoint"
-    assert any("actor 0 is replaced: its process was lost" in message for message in logged)
-    assert any("learner is replaced: its process was lost" in message for message in logged)
+    for who, fate in (("actor 0", "replaced"), ("replay", "restarted"), ("learner", "replaced")):
+        named = [message for message in logged if message.startswith(f"{who} is {fate}")]
+        assert len(named) == 1, "once each"
+        assert "killed without a word of its own, as by SIGKILL" in named[0]
+    deaths = fleet.roster.deaths.summary()
+    assert sorted(death.who for death in deaths.last) == ["actor 0", "learner", "replay"]  # once each, as noticed
+    assert all(death.replaced_after_s is not None and death.replaced_after_s < 60.0 for death in deaths.last)
 
 
 @pytest.mark.ray

@@ -108,7 +108,6 @@ def test_a_running_run_is_shown_with_all_its_figures(run: RunDirectory, capsys: 
         "mean 3, most 7",
         "return -12.5, length 100",
         "3 of 4 alive",
-        "2 workers since this start",
         "5,000 steps, 1 MB of 4 GB, 20.0 times smaller than raw, 2 shards",
         "at update 9, 0 s ago, held-out loss 3.75",
         "at update 5, held-out loss 3.5",
@@ -383,6 +382,7 @@ def test_neither_ray_nor_torch_is_imported(run: RunDirectory) -> None:
     [
         ("runs/mina", "runs/mina does not exist. Did you mean '.*runs/mine'?"),
         ("runs", "runs is neither a run nor a dataset: it holds no config.yaml. The newest run in it is .*mine"),
+        ("", "neither a run nor a dataset: it holds no config.yaml. The newest run in it is .*runs/mine"),
         ("runs/mine/config.yaml", "config.yaml is a file; give the directory"),
     ],
 )

@@ -70,6 +70,8 @@ def test_a_file_for_kubernetes_is_told_from_others(capsys: pytest.CaptureFixture
         (["--", "train", "--run", "old", "--learner.batch_size", "few"], ["'few'", "a whole number"]),
         (["--", "train", "--train.prefill", "9", "--train.env_steps", "5"], ["prefill 9"]),
         (["--", "train", "--preset", "smal"], ["Did you mean 'small'"]),
+        (["--", "sweep", "table.yaml"], ["--out", "all nodes share"]),
+        (["--", "sweep", "table.yaml", "--out", "/shared/runs"], ["table.yaml lies on this machine alone"]),
         (["--follow", "x", "--", "train"], ["exclude"]),
         (["--working-dir", "no/such", "--", *TRAIN], ["no/such", "no directory"]),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -13,9 +14,12 @@ from dreamfleet.common.acting.agent_networks import AgentNetworks
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.model.rssm import State
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.learner.behaviour.actor_critic import ActorCritic, BehaviourLosses, Imagined, imagine
+from dreamfleet.learner.behaviour.actor_critic import ActorCritic, BehaviourLosses
+from dreamfleet.learner.behaviour.imagination import Imagined, imagine
+from dreamfleet.learner.behaviour.networks import Networks
 from dreamfleet.learner.hardware import Hardware
-from dreamfleet.learner.updater import Stopwatch, Updater
+from dreamfleet.learner.stopwatch import Stopwatch
+from dreamfleet.learner.updater import Updater
 
 pytestmark = pytest.mark.numeric
 
@@ -133,7 +137,7 @@ def test_v3s_losses_are_those_of_the_paper() -> None:
     model, actor_critic = learning.agent.world_model, learning.actor_critic
     unlike_at_first(actor_critic.critic)
     assert actor_critic.normaliser is not None
-    actor_critic.normaliser.high.fill_(5.0)
+    actor_critic.normaliser.bounds[1].fill_(5.0)
     states = learning.states()
     losses, (features, actions), batch = learning.losses(states)
     with torch.no_grad():
@@ -194,6 +198,35 @@ def test_through_the_model_the_loss_is_the_return_itself(behaviour: dict[str, An
     assert losses.replay_value.item() == 0.0
 
 
+@pytest.mark.parametrize("action", [CHOICE, MIXED])
+def test_v2s_choices_are_reinforced_by_what_the_slow_critic_did_not_expect(action: ActionSpec) -> None:
+    """Returns and baseline are the slow critic's; densities and entropies are those of choices and reals together."""
+    learning = Learning(action, V2 | {"entropy": 0.1}, continue_horizon=0)
+    model, actor_critic, choices = learning.agent.world_model, learning.actor_critic, sum(action.choices)
+    unlike_at_first(actor_critic.critic)
+    losses, (features, actions), _ = learning.losses(learning.states())
+    with torch.no_grad():
+        slow, goes_on = actor_critic.slow(features).mean, 0.99 * model.predict_continue(features).mean
+        returns = returns_by_hand(model.predict_reward(features).mean, slow, goes_on, 0.95)
+        raw = learning.agent.actor.raw(features[:, :-1])
+        log_prob = entropy = torch.zeros_like(returns)
+        for group in raw[..., :choices].split(action.choices, -1):
+            taken, actions = actions.tensor_split([group.shape[-1]], -1)
+            log_p = group.log_softmax(-1)
+            log_prob = log_prob + (taken * log_p).sum(-1)
+            entropy = entropy - (log_p.exp() * log_p).sum(-1)
+        if action is MIXED:
+            mean, raw_std = raw[..., choices:].chunk(2, -1)
+            std = 0.9 / (1 + torch.exp(-raw_std - 2)) + 0.1
+            error = (actions - mean.tanh()) / std
+            log_prob = log_prob - (0.5 * error.square() + std.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
+            entropy = entropy + (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+        weight = goes_on[:, :-1].cumprod(-1)
+        expected = -(weight * (log_prob * (returns - slow[:, :-1]) + 0.1 * entropy)).mean()
+    assert losses.policy.item() == pytest.approx(expected.item())
+    assert losses.metrics["policy/entropy"].item() == pytest.approx(entropy.mean().item())
+
+
 def test_without_a_continue_head_every_step_has_the_same_discount() -> None:
     """V1 on endless tasks: the weights are γ, γ² and so on, beginning with 1."""
     learning = Learning(BOX, V1, model=MODEL | {"continue_head": False})
@@ -227,29 +260,61 @@ def test_v3s_gradients_stay_where_they_belong() -> None:
     assert all(parameter.grad is None for parameter in learning.actor_critic.slow.parameters())
 
 
-@pytest.mark.parametrize("action", [BOX, CHOICE, MIXED])
-def test_v1s_gradient_is_that_of_the_return_by_every_action(action: ActionSpec) -> None:
-    """Moving the actor along its gradient raises the imagined return of the same random numbers."""
-    learning = Learning(action, V1)
-    unlike_at_first(learning.actor_critic.critic)
-    states = learning.states()
+@pytest.mark.parametrize(("behaviour", "action"), [(V1, BOX), (V1, CHOICE), (V1, MIXED), (V2 | {"entropy": 0.1}, BOX)])
+def test_the_gradient_through_the_model_is_that_of_finite_differences(
+    behaviour: dict[str, Any], action: ActionSpec
+) -> None:
+    """Of rewards, values and continuations by every action, which is chosen on a feature that is held fast (V1).
 
+    A choice z moves as straight through: by p − sg(p), whatever would be chosen then.
+    """
+    learning = Learning(action, behaviour, continue_horizon=0)
+    agent, model, actor_critic, choices = (
+        learning.agent, learning.agent.world_model, learning.actor_critic, sum(action.choices)
+    )  # fmt: skip
+    critic = actor_critic.slow if actor_critic.slow is not None else actor_critic.critic
+    with torch.no_grad():  # rewards and values that differ, and reals that are not all at a bound
+        model.reward.output.weight.mul_(9.0)
+        critic.output.weight.mul_(9.0)
+        agent.actor.output.bias[action.width :] -= 6.0
+    states, batch = learning.states(), learning.batch()
+    torch.manual_seed(5)
+    imagined = imagine(agent, states, H, with_graph=True)
+    policy = actor_critic.losses(agent, imagined, states, batch).policy
+    parameters = list(agent.actor.parameters())
+    gradients = torch.autograd.grad(policy, parameters)
+    held, taken = imagined.features.detach(), imagined.actions.detach()
+    weight = (0.99 * model.predict_continue(held).mean).detach()[:, :-1].cumprod(-1)
+    start = states.map(lambda part: part.detach().flatten(0, 1))
+
+    def probabilities() -> Tensor:
+        groups = agent.actor.raw(held[:, :-1])[..., :choices].split(action.choices or 1, -1)
+        return torch.cat([group.softmax(-1) for group in groups], -1).detach()
+
+    before = probabilities()
+
+    @torch.no_grad()
     def loss() -> Tensor:
         torch.manual_seed(5)
-        return learning.losses(states)[0].policy
+        noise = model.dynamics.latents.draw_noise(B * T, H)
+        acted = torch.stack([agent.policy(held[:, t]).sample() for t in range(H)], 1)
+        acted[..., :choices] = taken[..., :choices] + probabilities() - before
+        features = torch.cat([held[:, :1], model.dynamics.imagine(start, acted, noise=noise).feature], 1)
+        goes_on = 0.99 * model.predict_continue(features).mean
+        returns = returns_by_hand(model.predict_reward(features).mean, critic(features).mean, goes_on, 0.95)
+        entropy = behaviour["entropy"] * agent.policy(held[:, :-1]).entropy() if behaviour["entropy"] else 0.0
+        return -(weight * (returns + entropy)).mean()
 
-    before = loss()
-    parameters = list(learning.agent.actor.parameters())
-    gradients = torch.autograd.grad(before, parameters)
-    size = torch.stack([gradient.square().sum() for gradient in gradients]).sum()
-    assert size > 0
-    if action.kind != "box":
-        return  # a choice that is made anew jumps: the straight-through gradient is no finite difference
-    step = 1e-3
-    with torch.no_grad():
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.sub_(gradient, alpha=step)
-    assert (before - loss()).item() == pytest.approx(step * size.item(), rel=0.05, abs=1e-6)
+    assert loss().item() == pytest.approx(policy.item())
+    along = [torch.randn_like(parameter) for parameter in parameters]
+    slope = sum((gradient * way).sum().item() for gradient, way in zip(gradients, along, strict=True))
+    beside = []
+    for step in (1e-5, -2e-5):
+        for parameter, way in zip(parameters, along, strict=True):
+            parameter.data.add_(way, alpha=step)
+        beside.append(loss().item())
+    assert abs(slope) > 1e-4, "beside it a tolerance is to be nothing"
+    assert (beside[0] - beside[1]) / 2e-5 == pytest.approx(slope, rel=1e-6)
 
 
 @pytest.mark.numeric(dtype="float32")
@@ -266,7 +331,7 @@ def test_an_update_leaves_model_and_critic_to_their_own_losses(
     learning = Learning(action, behaviour | {"replay_value_scale": 0.0}, **changes)
     unlike_at_first(learning.actor_critic.critic)
     hardware = Hardware(torch.device("cpu"), bfloat16, 1, ())
-    updater = Updater(learning.agent, learning.actor_critic, learning.settings, hardware)
+    updater = Updater(Networks(learning.agent, learning.actor_critic), learning.settings, hardware)
     before = {name: tensor.clone() for name, tensor in learning.agent.state_dict().items()}
     critic = [parameter.clone() for parameter in learning.actor_critic.critic.parameters()]
     update = updater.update(1, learning.batch(), Stopwatch())
@@ -300,10 +365,12 @@ def test_an_update_that_is_refused_leaves_normaliser_and_slow_critic_as_they_wer
     """A reward that is no number reaches the returns by way of the replay; nothing of it stays."""
     learning = Learning(CHOICE, V3, learner={"device": "cpu", "optimiser": "laprop", "clipping": "adaptive"})
     actor_critic = learning.actor_critic
-    updater = Updater(learning.agent, actor_critic, learning.settings, Hardware(torch.device("cpu"), False, 1, ()))
+    updater = Updater(
+        Networks(learning.agent, actor_critic), learning.settings, Hardware(torch.device("cpu"), False, 1, ())
+    )
     assert updater.update(1, learning.batch(), Stopwatch()).not_finite == []
     before = {name: tensor.clone() for name, tensor in actor_critic.state_dict().items()}
-    assert before["normaliser.high"] != 0
+    assert before["normaliser.bounds"][1] != 0
     broken = learning.batch()
     broken["reward"][0, 1] = torch.nan
     assert "value/replay_loss" in updater.update(2, broken, Stopwatch()).not_finite
@@ -317,7 +384,7 @@ def test_each_part_has_its_own_learning_rate_and_warm_up() -> None:
     networks = (learning.agent.world_model.encoder, learning.agent.actor, learning.actor_critic.critic)
     before = [[parameter.clone() for parameter in network.parameters()] for network in networks]
     hardware = Hardware(torch.device("cpu"), False, 1, ())
-    updater = Updater(learning.agent, learning.actor_critic, learning.settings, hardware)
+    updater = Updater(Networks(learning.agent, learning.actor_critic), learning.settings, hardware)
     metrics = updater.update(1, learning.batch(), Stopwatch()).metrics
     assert {"gradient/norm", "gradient/actor_norm", "gradient/critic_norm"} <= metrics.keys()
     for network, was, rate in zip(networks, before, (5e-5, 1e-4, 2e-4), strict=True):

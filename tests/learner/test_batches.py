@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from patience import PATIENCE_S, wait_until
 
-from dreamfleet.learner.batches import Prefetcher, staleness, write_arrays
+from dreamfleet.learner.batches import staleness, write_arrays
+from dreamfleet.learner.prefetcher import Prefetcher, threads_wanted
 
 
 class NotYetError(Exception):
@@ -27,7 +28,7 @@ def test_batches_come_in_order_whatever_the_threads_do() -> None:
         time.sleep(delays[number])
         return number
 
-    ahead = Prefetcher(fetch, depth=4, first_number=7, workers=3)
+    ahead = Prefetcher(fetch, depth=4, first_number=7, threads=3)
     assert [ahead.next() for _ in range(40)] == list(range(7, 47))
     ahead.close()
 
@@ -54,7 +55,7 @@ def test_two_fetches_are_in_flight_at_once() -> None:
         both.wait()
         return number
 
-    source = Prefetcher(fetch, depth=2, first_number=0, workers=2)
+    source = Prefetcher(fetch, depth=2, first_number=0, threads=2)
     assert [source.next(), source.next()] == [0, 1]
     source.close()
 
@@ -121,7 +122,7 @@ def test_closing_is_prompt_and_ends_the_threads() -> None:
 def test_closing_does_not_wait_for_a_fetch_that_hangs() -> None:
     """A replay that does not answer cannot keep the process from ending."""
     released = threading.Event()
-    source = Prefetcher(lambda _number: released.wait(PATIENCE_S), depth=1, first_number=0, workers=1)
+    source = Prefetcher(lambda _number: released.wait(PATIENCE_S), depth=1, first_number=0, threads=1)
     source.close()
     assert all(thread.is_alive() and thread.daemon for thread in source._threads), "it waited for the fetch's end"
     released.set()
@@ -146,6 +147,41 @@ def test_ctrl_c_interrupts_the_wait_for_a_batch() -> None:
     assert time.monotonic() - begun < PATIENCE_S / 2
     released.set()
     source.close()
+
+
+def test_threads_follow_the_rates(caplog: pytest.LogCaptureFixture) -> None:
+    """Where a batch takes four times as long as its use, more than two threads fetch, as many as allowed at most."""
+    caplog.set_level("INFO", "dreamfleet")
+
+    def fetch(number: int) -> int:
+        time.sleep(0.02)
+        return number
+
+    slow = Prefetcher(fetch, depth=2, first_number=0, most_threads=5)
+    for number in range(60):
+        assert slow.next() == number
+        time.sleep(0.005)
+    slow.close()
+    assert 3 <= slow.threads <= 5
+    assert f"batches: {slow.threads} threads fetch them" in caplog.text
+
+
+def test_threads_that_keep_up_remain_as_they_are() -> None:
+    """An update that takes longer than a batch needs no more of them."""
+    ahead = Prefetcher(lambda number: number, depth=2, first_number=0, most_threads=8)
+    for _ in range(40):
+        ahead.next()
+        time.sleep(0.002)
+    ahead.close()
+    assert ahead.threads == 2
+
+
+def test_the_number_of_threads_is_what_keeps_up_and_some_to_spare() -> None:
+    """12 ms a batch and 5 ms an update: three fetch 4 ms a batch, which is a quarter faster than needed."""
+    assert threads_wanted(0.012, 0.005, 8) == 3
+    assert threads_wanted(0.0001, 0.2, 8) == 1
+    assert threads_wanted(0.2, 0.001, 8) == 8
+    assert threads_wanted(0.2, 0.0, 4) == 4
 
 
 def test_staleness_is_a_distribution_over_what_weights_chose() -> None:

@@ -52,12 +52,16 @@ def test_the_setting_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "threads: 3, as learner.threads says" in chosen.decisions
 
 
-def test_beside_a_gpu_all_cores_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There the threads only feed the GPU and take turns with the actors."""
+@pytest.mark.parametrize(("cores", "busy", "threads"), [(4, 3, 1), (4, 9, 1), (8, 6, 2), (64, 8, 4), (64, 0, 4)])
+def test_beside_a_gpu_the_cores_are_the_actors(
+    monkeypatch: pytest.MonkeyPatch, cores: int, busy: int, threads: int
+) -> None:
+    """There the threads only feed the GPU: a few of the cores that the actors leave free."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "a GPU")
-    chosen = choose(monkeypatch, 4, 3, device="cuda", precision="float32")
-    assert "threads: 4, all cores that this process may use" in chosen.decisions
+    chosen = choose(monkeypatch, cores, busy, device="cuda", precision="float32")
+    sentence = f"threads: {threads}, beside a GPU at most 4, and {busy} of {cores} cores are the actors'"
+    assert sentence in chosen.decisions
 
 
 def test_where_no_process_is_bound_to_cores_all_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

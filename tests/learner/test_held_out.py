@@ -27,6 +27,18 @@ def test_the_held_out_loss_is_repeatable_and_only_measures(replay: Replay, tmp_p
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.model.state_dict().items())
 
 
+def test_updates_after_measuring_are_those_of_a_run_that_never_measured(replay: Replay, tmp_path: Path) -> None:
+    """Batch norm takes the batch's statistics again, and five-bit pictures have their noise."""
+    settings = small_settings(model={"batch_norm": True, "image_input": "five_bit"})
+    measured, other = (learner_on(replay, tmp_path / name, settings) for name in ("measured", "other"))
+    for learner in (measured, other):
+        learner.train(2)
+    measured.held_out_loss()
+    assert measured.train(2).metrics == other.train(2).metrics
+    state = other.model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in measured.model.state_dict().items())
+
+
 def test_short_held_out_episodes_are_measured_too(tmp_path: Path) -> None:
     """Where no held-out episode has the training length, shorter ones are taken; with none there is no loss."""
     for every, expected in ((2, True), (0, False)):

@@ -100,7 +100,7 @@ def test_every_update_has_its_own_batch_and_noise(replay: Replay, tmp_path: Path
         learner_on(replay, tmp_path, small_settings().model_copy(update={"seed": 4})),
     )
     assert not same_weights(one, other)
-    batches = [one._batches.fetch(number)["image"] for number in (1, 2)]
+    batches = [one._batches.fetch(number).on_device["image"] for number in (1, 2)]
     assert not torch.equal(*batches)
 
 
@@ -111,7 +111,7 @@ def test_metrics_are_means_and_weights_follow_the_updates(replay: Replay, tmp_pa
     single = [one_by_one.train(1).metrics["loss/total"] for _ in range(3)]
     assert report.metrics["loss/total"] == pytest.approx(np.mean(single), rel=1e-5)
     assert report.metrics["gradient/norm"] > 0
-    assert set(report.timings) == {"wait", "transfer", "forward_backward", "optimiser", "publish"}
+    assert set(report.timings) == {"wait", "transfer", "forward_backward", "optimiser", "confirm", "publish"}
     published = in_one.publish()
     assert published.version == report.updates == 3
     assert published.handle.size == sum(tensor.numel() for tensor in in_one.model.acting_parameters().values())
@@ -279,12 +279,12 @@ def test_a_trained_model_loads_by_its_directory(replay: Replay, tmp_path: Path) 
     learner = learner_on(replay, tmp_path)
     learner.train(2)
     learner.save({})
-    model, facts = load_world_model(tmp_path / "checkpoints", small_settings().model)
+    model, facts = load_world_model(tmp_path / "checkpoints", small_settings())
     assert facts["updates"] == 2
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in learner.model.state_dict().items())
     assert not model.training
     with pytest.raises(UserError, match="no checkpoint in"):
-        load_world_model(tmp_path / "elsewhere", small_settings().model)
+        load_world_model(tmp_path / "elsewhere", small_settings())
 
 
 # Choices -------------------------------------------------------------------------------------------------------------
@@ -292,12 +292,12 @@ def test_a_trained_model_loads_by_its_directory(replay: Replay, tmp_path: Path) 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tells of a machine without a GPU")
 def test_choices_are_told_with_their_reasons(replay: Replay, tmp_path: Path) -> None:
-    """Device, precision, threads and compile are each a sentence with its reason; a GPU that is not there an error."""
+    """Each choice is a sentence with its reason; a GPU that is not there is an error."""
     automatic = learner_on(replay, tmp_path, small_settings(learner={"device": "auto"}))
     assert "device: cpu, no GPU was found" in automatic.decisions
     assert any(decision.startswith("precision: float32, ") for decision in automatic.decisions)
     assert any(decision.startswith("threads: ") for decision in automatic.decisions)
-    assert "compile: no, as learner.compile says" in automatic.decisions
+    assert "updates: eager, since a CPU gains little" in automatic.decisions
     with pytest.raises(UserError, match=r"learner\.device is cuda"):
         learner_on(replay, tmp_path, small_settings(learner={"device": "cuda"}))
 

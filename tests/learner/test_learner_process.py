@@ -41,7 +41,7 @@ def test_a_killed_learner_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
         return ray.get(getattr(learner, method).remote(*arguments), timeout=PATIENCE_S)
 
     first = start()
-    updates, published, decisions, _ = ask(first, "restore")  # type: ignore[misc]
+    updates, published, decisions, *_ = ask(first, "restore")  # type: ignore[misc]
     assert updates == published.version == 0
     assert any("device" in decision for decision in decisions)
     assert ask(first, "train", 3).published is None  # type: ignore[attr-defined]
@@ -56,7 +56,7 @@ def test_a_killed_learner_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
 
     os.kill(ask(first, "ping"), signal.SIGKILL)  # type: ignore[arg-type]
     second = start()
-    updates, published, _, _ = ask(second, "restore")  # type: ignore[misc]
+    updates, published, *_ = ask(second, "restore")  # type: ignore[misc]
     assert updates == published.version == 3
     again: Any = ask(second, "train", 3)
     assert again.metrics == report.metrics

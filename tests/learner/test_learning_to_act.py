@@ -42,7 +42,7 @@ DREAMERS = ("dreamer_v1", "dreamer_v2", "dreamer_v3")
 def dreamer(preset: str, *flags: tuple[str, Any]) -> Settings:
     """Return a Dreamer's settings at the size that tests have time for."""
     fixed = [("learner.device", "cpu"), ("learner.threads", "1"), ("learner.precision", "float32")]
-    return resolve([preset, "debug"], [*fixed, *((name, str(value)) for name, value in flags)])
+    return resolve([*preset.split("+"), "debug"], [*fixed, *((name, str(value)) for name, value in flags)])
 
 
 def learner_on(replay: Replay, directory: Path, settings: Settings, kind: str = "choices") -> Learner:
@@ -50,8 +50,10 @@ def learner_on(replay: Replay, directory: Path, settings: Settings, kind: str = 
 
 
 def behaviour_of(learner: Learner) -> dict[str, Tensor]:
-    assert learner._actor_critic is not None
-    return learner._actor_critic.state_dict()
+    _, actor_critic, exploration = learner._networks
+    assert actor_critic is not None
+    explored = exploration.state_dict() if exploration is not None else {}
+    return actor_critic.state_dict() | {f"exploration.{name}": value for name, value in explored.items()}
 
 
 @torch.no_grad()
@@ -104,7 +106,7 @@ def test_a_box_is_learnt_through_the_model(tmp_path: Path) -> None:
 # It goes on where it was ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", DREAMERS)
+@pytest.mark.parametrize("preset", [*DREAMERS, "dreamer_v3+explore"])
 def test_every_dreamer_resumes_bit_for_bit(tmp_path: Path, preset: str) -> None:
     """2N updates equal N, a checkpoint, a new learner and N more: model, actor, critic, its copy, the normaliser."""
     replay = places_replay(tmp_path / "replay", "box", sequence_length=8, steps=400)
@@ -136,7 +138,7 @@ def test_dreaming_needs_no_actor(tmp_path: Path) -> None:
     learner = learner_on(replay, tmp_path, settings)
     learner.train(1)
     learner.save({})
-    model, _ = load_world_model(tmp_path / "checkpoints", settings.model)
+    model, _ = load_world_model(tmp_path / "checkpoints", settings)
     replay.close()
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in learner.model.state_dict().items())
     assert learner.publish().handle.size > flatten(model.acting_parameters()).size
@@ -146,6 +148,7 @@ def test_dreaming_needs_no_actor(tmp_path: Path) -> None:
     ("flags", "message"),
     [
         ([("behaviour.units", 24)], r"parameter 'actor\..*' has shape \(16, 48\) there and \(24, 48\) by these"),
+        ([("behaviour.kind", "explore")], r"has no explorer, and behaviour\.kind is explore"),
         ([("behaviour.kind", "random")], r"has an actor, and behaviour\.kind is random"),
         ([("learner.optimiser", "adam")], r"learner\.optimiser laprop, and the settings say adam"),
     ],

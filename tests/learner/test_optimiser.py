@@ -186,6 +186,37 @@ def test_both_adams_resume_each_other() -> None:
 
 
 @pytest.mark.parametrize("kind", ["adam", "tensorflow_adam", "laprop"])
+def test_the_first_step_is_by_the_settings_rate_and_epsilon(kind: Any) -> None:
+    """Of a gradient as large as ε half the rate; TensorFlow's ε counts 1/√(1 − β₂) times as much."""
+    layer = torch.nn.Linear(1, 1, bias=False)
+    before = layer.weight.item()
+    settings = LearnerSettings(optimiser=kind, epsilon=EPSILON, learning_rate=9.0)
+    optimiser: Any = make_optimiser([ParameterGroup("norm", layer, RATE, 1.0)], settings)
+    layer.weight.grad = torch.full_like(layer.weight, EPSILON)
+    optimiser.step()
+    share = 1 / (1 + 1 / math.sqrt(0.001)) if kind == "tensorflow_adam" else 0.5
+    assert before - layer.weight.item() == pytest.approx(RATE * share, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["adam", "tensorflow_adam", "laprop"])
+def test_a_checkpoints_moments_come_without_its_rate_and_epsilon(kind: Any) -> None:
+    """A run that goes on by other settings steps by these, with the moments that were saved."""
+    made = []
+    for rate, epsilon in ((0.1, 1e-3), (0.3, 1e-4)):
+        layer = torch.nn.Linear(3, 4)
+        settings = LearnerSettings(optimiser=kind, epsilon=epsilon)
+        made.append((layer, make_optimiser([ParameterGroup("norm", layer, rate, 1.0)], settings)))
+    (layer, first), (_, second) = made
+    for parameter in layer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    first.step()
+    load_moments(second, first.state_dict())
+    assert (second.param_groups[0]["lr"], second.param_groups[0]["eps"]) == (0.3, 1e-4)
+    for mine, others in zip(second.state.values(), first.state.values(), strict=True):
+        assert all(torch.equal(mine[name], value) for name, value in others.items())
+
+
+@pytest.mark.parametrize("kind", ["adam", "tensorflow_adam", "laprop"])
 def test_a_step_whose_gradients_were_not_finite_changes_nothing(kind: Any) -> None:
     """Neither parameters nor moments nor counts: what follows is as if it had not been."""
     settings = LearnerSettings(optimiser=kind, warm_up=3)

@@ -151,8 +151,7 @@ def test_the_spread_follows_slowly_from_zero() -> None:
         normaliser.update(returns)
         low = 0.99 * low + 0.01 * float(np.percentile(returns.numpy(), 5))
         high = 0.99 * high + 0.01 * float(np.percentile(returns.numpy(), 95))
-        assert normaliser.low.item() == pytest.approx(low, rel=1e-4)
-        assert normaliser.high.item() == pytest.approx(high, rel=1e-4)
+        assert normaliser.bounds.tolist() == pytest.approx([low, high], rel=1e-4)
         assert normaliser.scale.item() == pytest.approx(max(1.0, high - low), rel=1e-4)
     assert normaliser.scale.item() > 50.0
 

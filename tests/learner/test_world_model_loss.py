@@ -14,12 +14,12 @@ from dreamfleet.common.model.distributions import Bernoulli, Gaussian, gaussian_
 from dreamfleet.common.model.rssm import Rollout, State
 from dreamfleet.common.model.world_model import WorldModel
 from dreamfleet.common.settings.model import LossSettings, ModelSettings
+from dreamfleet.learner.representation import reconstruction_loss
 from dreamfleet.learner.world_model_loss import (
     continue_target,
     free_nats,
     kl_loss,
     likelihood_loss,
-    reconstruction_loss,
     world_model_loss,
 )
 

@@ -10,8 +10,9 @@ import pytest
 
 from dreamfleet.common.experience.blocks import Block
 from dreamfleet.common.experience.chunk import ChunkHeader, ChunkKey
-from dreamfleet.replay.index import ChunkSlice, Index
+from dreamfleet.replay.index import Index
 from dreamfleet.replay.segment_log import Location
+from dreamfleet.replay.slices import ChunkSlice, Slices, cut, one_by_one
 
 T = 64
 STEPS = 2 * 1280 + 77
@@ -67,10 +68,10 @@ class Streams:
         """Return the numbers of the steps that the slices of one row hold."""
         return np.concatenate([self.offsets[p.chunk] + np.arange(p.start, p.stop) for p in slices])
 
-    def rows(self, slices: list[ChunkSlice]) -> Iterator[tuple[list[ChunkSlice], np.ndarray]]:
+    def rows(self, slices: Slices) -> Iterator[tuple[list[ChunkSlice], np.ndarray]]:
         """Yield the slices of each row and the numbers of its steps."""
-        for row in range(slices[-1].sequence + 1):
-            own = [part for part in slices if part.sequence == row]
+        for row in range(slices[-1, 0] + 1):
+            own = one_by_one(slices[slices[:, 0] == row])
             yield own, self.steps(own)
 
 
@@ -95,10 +96,9 @@ def test_every_step_that_is_not_held_out_is_in_t_sequences(episodes: str) -> Non
     assert streams.index.valid_starts >= 0.85 * trained.size
     assert 0.08 < streams.held_out.mean() < 0.12
     times = np.zeros(4 * STEPS, int)
-    for chunk, start in streams.starts():
-        for part in streams.index._cut(0, chunk, start, T):
-            at = streams.offsets[part.chunk]
-            times[at + part.start : at + part.stop] += 1
+    for part in one_by_one(cut(streams.index._table, np.array(streams.starts()), T)):
+        at = streams.offsets[part.chunk]
+        times[at + part.start : at + part.stop] += 1
     assert not times[streams.held_out].any()
     for counts, kind in zip(times.reshape(4, STEPS), trained, strict=True):
         assert (counts[kind][T - 1 : 1 - T] == T).all()
@@ -113,7 +113,7 @@ def test_sequences_begin_anew_where_they_leave_held_out_steps_out(episodes: str,
         assert episodes in {"5", "50"}  # of fewer steps than a sequence
         return
     joints = 0
-    for own, steps in streams.rows(streams.index.draw(np.random.default_rng(0), 400, 0.0, 1)):
+    for own, steps in streams.rows(streams.index.cut(streams.index.draw(np.random.default_rng(0), 400, 0.0, 1))):
         assert len(steps) == T
         assert not streams.held_out[steps].any()
         assert [part.at for part in own] == [0, *np.cumsum([p.stop - p.start for p in own])[:-1]]
@@ -141,15 +141,15 @@ def test_held_out_windows_hold_nothing_that_is_trained_on(episodes: str) -> None
         assert streams.held_out[steps].all()
         assert (np.diff(steps) == 1).all()
         assert not streams.first[steps[1:]].any()
-        assert [part.begins for part in own] == [True] + [False] * (len(own) - 1)
+        assert [part.begins for part in own] == [1] + [0] * (len(own) - 1)
 
 
 @pytest.mark.parametrize("episodes", ["5", "shrinking", "mixed", "endless"])
 def test_steps_are_drawn_equally_often(episodes: str) -> None:
     """Over 10,000 drawn starts, the counts of thirds of runs fit what their numbers of valid starts let expect."""
     streams = Streams(episodes)
-    slices = streams.index.draw(np.random.default_rng(2), 10_000, 0.0, 1)
-    drawn = np.array([streams.offsets[p.chunk] + p.start for p in slices if p.at == 0])
+    slices = streams.index.cut(streams.index.draw(np.random.default_rng(2), 10_000, 0.0, 1))
+    drawn = np.array([streams.offsets[p.chunk] + p.start for p in one_by_one(slices) if p.at == 0])
     valid = np.array([streams.offsets[chunk] + start for chunk, start in streams.starts()])
     bins = np.arange(0, 4 * STEPS + 43, 43)
     counts, expected = (np.histogram(numbers, bins)[0].astype(float) for numbers in (drawn, valid))

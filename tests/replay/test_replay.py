@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from dreamfleet.common.settings.schema import ReplaySettings
 from dreamfleet.replay import segment
 from dreamfleet.replay.compressed_batch import CompressedBatch, decompress
 from dreamfleet.replay.interface import NotEnoughExperienceError
+from dreamfleet.replay.manifest import Manifest
 from dreamfleet.replay.replay import Replay
 from dreamfleet.replay.report import describe, verify
 from dreamfleet.replay.segment import segment_paths
@@ -80,6 +82,28 @@ def test_decompressed_arrays_are_the_reader_s_own(tmp_path: Path) -> None:
     for array in batch.values():
         assert array.flags.owndata
         assert array.flags.writeable
+    replay.close()
+
+
+def test_a_batch_is_decompressed_into_buffers_that_are_given(tmp_path: Path) -> None:
+    """They are overwritten wholly, also where they held another batch; ones of another shape or type are refused."""
+    step_format = mixed_format()
+    replay = open_replay(tmp_path, step_format=step_format)
+    for chunk in cut(step_format, make_stream(step_format, [70, 50])):
+        replay.append(chunk)
+    buffers: dict[str, np.ndarray] = {}
+    for number in range(3):
+        fresh = decompress(replay.sample(number, 4), step_format)
+        buffers = buffers or {name: np.frombuffer(bytearray(b"\xff" * a.nbytes), a.dtype) for name, a in fresh.items()}
+        out = {name: buffers[name].reshape(fresh[name].shape) for name in fresh}
+        assert decompress(replay.sample(number, 4), step_format, out=out) is out
+        for name, array in fresh.items():
+            np.testing.assert_array_equal(out[name], array, err_msg=name)
+    del out["reward"]
+    with pytest.raises(ValueError, match="buffer of 'reward' is missing; the batch needs float32 of shape"):
+        decompress(replay.sample(0, 4), step_format, out=out)
+    with pytest.raises(ValueError, match="buffer of 'reward' is float64 of shape"):
+        decompress(replay.sample(0, 4), step_format, out=out | {"reward": np.zeros((4, 20))})
     replay.close()
 
 
@@ -570,6 +594,9 @@ def test_reports_live_with_segments_that_vanish(tmp_path: Path, monkeypatch: pyt
         replay.close()
         first, second, *rest = segment_paths(directory)
         assert rest
+        manifest = Manifest.read(directory)
+        assert manifest
+        replace(manifest, oldest=3).write(directory)  # as a writer does before it drops
         first.unlink()
         monkeypatch.setattr(segment, "segment_paths", lambda _, paths=(first, second, *rest): list(paths))
         seen = segment.Segment.read_header
@@ -625,7 +652,7 @@ def test_verify_names_what_is_missing(tmp_path: Path) -> None:
     assert [fault for fault in verify(tmp_path) if "chunks 3 to 3 before it are missing" in fault]
     assert len(verify(tmp_path)) == 1
     segment_paths(tmp_path)[2].unlink()
-    assert any("segments 3 to 3 are missing" in fault for fault in verify(tmp_path))
+    assert any("segment 3 is missing, with 448 steps" in fault for fault in verify(tmp_path))
 
 
 def test_a_directory_without_replay_is_refused(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 from make_chunks import counting_format, cut, make_stream
 
 from dreamfleet.common.experience.chunk import ChunkHeader, parse_header
-from dreamfleet.replay.index import ChunkSlice, Index
+from dreamfleet.replay.index import Index
 from dreamfleet.replay.segment_log import Location
+from dreamfleet.replay.slices import ChunkSlice, one_by_one
 
 FORMAT = counting_format()
 Start = tuple[int, int, int, int]
@@ -35,6 +36,11 @@ def filled(index: Index, chunks: list[ChunkHeader], segment_of: int = 1) -> dict
         index.add(header, Location(segment_of, 0))
         assert index.knows(header.key)
     return dict(zip(range(before, index._table.stop), chunks, strict=True))
+
+
+def draw(index: Index, rng: np.random.Generator, count: int, fraction: float, recent_steps: int) -> list[ChunkSlice]:
+    """Draw sequences and return their slices."""
+    return one_by_one(index.cut(index.draw(rng, count, fraction, recent_steps)))
 
 
 def listed_starts(index: Index, chunks: dict[int, ChunkHeader]) -> set[Start]:
@@ -163,7 +169,7 @@ def test_every_valid_start_is_drawn_equally_often() -> None:
     rng = np.random.default_rng(0)
     starts = Counter()
     for _ in range(40):
-        for part in index.draw(rng, 500, 0.0, 1):
+        for part in draw(index, rng, 500, 0.0, 1):
             if part.at == 0:
                 starts[(*held[part.chunk].key[:3], held[part.chunk].first_step + part.start)] += 1
     valid = listed_starts(index, held)
@@ -179,7 +185,7 @@ def test_pieces_cover_a_sequence_without_hole_or_overlap() -> None:
     index = Index(100, True, 0)
     held = filled(index, headers([500], [30, 64, 9]))
     rows: dict[int, list[ChunkSlice]] = {}
-    for part in index.draw(np.random.default_rng(1), 50, 0.0, 1):
+    for part in draw(index, np.random.default_rng(1), 50, 0.0, 1):
         rows.setdefault(part.sequence, []).append(part)
     assert sorted(rows) == list(range(50))
     for slices in rows.values():
@@ -192,10 +198,10 @@ def test_recent_draws_come_from_the_newest_chunks() -> None:
     """With half the draws from the newest 640 of 64,000 steps, about half of all fall there."""
     index = Index(16, True, 0)
     filled(index, headers([64000], 64))
-    slices = index.draw(np.random.default_rng(2), 4000, 0.5, 640)
+    slices = draw(index, np.random.default_rng(2), 4000, 0.5, 640)
     newest = sum(part.at == 0 and part.chunk >= 989 for part in slices)
     assert 0.46 < newest / 4000 < 0.56
-    slices = index.draw(np.random.default_rng(2), 1000, 1.0, 640)
+    slices = draw(index, np.random.default_rng(2), 1000, 1.0, 640)
     assert min(part.chunk for part in slices) >= 989
 
 
@@ -206,10 +212,10 @@ def test_recent_draws_fall_back_when_the_newest_have_no_start() -> None:
     for chunk in (2, 4, 6, 8):
         index.remove(chunk)
     filled(index, headers([640], 64, stream=1)[::2])
-    index.draw(np.random.default_rng(0), 100, 1.0, 64)
+    draw(index, np.random.default_rng(0), 100, 1.0, 64)
     for chunk in range(9, 14):
         index.remove(chunk)
-    assert {part.chunk for part in index.draw(np.random.default_rng(0), 100, 1.0, 64)} <= {0, 1, 3, 5, 7}
+    assert {part.chunk for part in draw(index, np.random.default_rng(0), 100, 1.0, 64)} <= {0, 1, 3, 5, 7}
 
 
 @pytest.mark.parametrize("chunk_steps", [64, [7, 64, 1, 30]])
@@ -224,8 +230,9 @@ def test_held_out_windows_are_all_that_lie_within_one_episode_and_are_held_out(c
         for start, window in windows.items()
         if all(step.held_out for step in window) and len({step.episode for step in window}) == 1
     }
-    slices = index.draw_held_out(np.random.default_rng(0), 3000, 60)
-    assert slices is not None
+    drawn = index.draw_held_out(np.random.default_rng(0), 3000, 60)
+    assert drawn is not None
+    slices = one_by_one(drawn)
     assert {held[p.chunk].first_step + p.start for p in slices if p.at == 0} == wanted
     assert len(wanted) > 60
     assert index.draw_held_out(np.random.default_rng(0), 1, 192) is None
@@ -245,7 +252,7 @@ def test_evicted_chunks_are_gone_but_still_known() -> None:
     again.remember_dropped(index.dropped())
     assert again.knows(chunks[1].key)
     assert not again.knows(chunks[3].key)
-    assert {part.chunk for part in index.draw(np.random.default_rng(0), 100, 0.5, 64)} == {3, 4, 5}
+    assert {part.chunk for part in draw(index, np.random.default_rng(0), 100, 0.5, 64)} == {3, 4, 5}
 
 
 def test_memory_does_not_grow_with_what_was_dropped() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -20,8 +21,10 @@ from patience import PATIENCE_S, wait_until
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.blocks import DamagedChunkError
 from dreamfleet.common.settings.schema import ReplaySettings
+from dreamfleet.replay.batch_reader import BatchReader
 from dreamfleet.replay.compressed_batch import decompress
 from dreamfleet.replay.interface import DirectChunkWriter, NotEnoughExperienceError, ReplayLostError
+from dreamfleet.replay.mapped_cache import this_machine
 from dreamfleet.replay.ray_replay import RayChunkWriter, RayReplay, start_replay_servers
 from dreamfleet.replay.replay import Replay
 from dreamfleet.replay.report import verify
@@ -134,6 +137,43 @@ def test_nothing_is_lost_or_doubled_by_sigkill_of_the_server(start: Start, tmp_p
     assert replay.counters()[:2] == (2 * 64 * 150, 2 * (64 * 150 - 19))
     replay.close()
     assert verify(tmp_path) == []
+
+
+def mapped_caches() -> set[str]:
+    """Return the caches that this process has mapped, by their files' numbers."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {line.split()[4] for line in lines if "memfd:dreamfleet-replay" in line}
+
+
+def test_what_a_server_keeps_decoded_is_read_without_it_and_goes_with_it(start: Start) -> None:
+    """Batches lie in its memory, which this process maps; killed, it begins anew, and the old memory is let go."""
+    server = start()
+    replay = RayReplay(server)
+    for chunk in cut(FORMAT, make_stream(FORMAT, [64 * 20])):
+        replay.append(chunk)
+    expected = [decompress(replay.sample(number, 8), FORMAT) for number in range(40)]
+    reader = BatchReader(replay, FORMAT, 8, ahead=True)
+    before, numbers, found = mapped_caches(), itertools.count(100), []
+    for _ in range(2):
+        wait_until(
+            lambda: reader.read(next(numbers)) and replay.stats()["decoded_steps"] == 64 * 20, "all steps are decoded"
+        )
+        for number in range(40):
+            for name, array in reader.read(number).items():
+                np.testing.assert_array_equal(array, expected[number][name])
+        assert not len(replay.sample_several([3], [8], this_machine())[0].data)
+        wait_until(  # batches that were drawn before the kill may still be read from the old memory for a second
+            lambda: (
+                reader.read(next(numbers))
+                and len(mapped_caches() - before) == 1
+                and mapped_caches() - before not in found
+            ),
+            "the old memory is let go for the new",
+        )
+        found.append(mapped_caches() - before)
+        os.kill(process_of(server), signal.SIGKILL)
+    assert found[0] != found[1]
+    replay.close()
 
 
 def test_a_server_that_is_gone_for_good_is_reported_soon(start: Start) -> None:

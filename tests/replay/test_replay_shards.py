@@ -193,7 +193,8 @@ def test_verify_names_the_shard(replay: ShardedReplay, tmp_path: Path, capsys: A
     assert "7 bytes" in torn
     assert twice.startswith("shard-2/segment-")
     assert "is stored twice, also in shard-1/segment-" in twice
-    assert count == "2 faults found"
+    remedy = f"`dreamfleet replay repair {tmp_path}` makes a consistent replay of what is left"
+    assert count == f"2 faults found; {remedy}"
     assert print_faults(tmp_path / "shard-1") == 0
 
 

@@ -125,7 +125,7 @@ def test_a_single_shard_draws_as_a_replay_does(tmp_path: Path) -> None:
         asked, (shard,) = breakable(single)
         batches = [asked.sample(number, 8) for number in range(3)]
         kept = asked.sample_held_out(0, 4, 12)
-        assert shard.calls == ["sample"] * 3 + ["sample_held_out"]
+        assert shard.calls == ["sample_several"] * 3 + ["sample_held_out"]
     alone = Replay(tmp_path / "shard-0", FORMAT, settings_of(1, held_out_every=3), LENGTH, SEED)
     assert all(same(alone.sample(number, 8), batch) for number, batch in enumerate(batches))
     expected = alone.sample_held_out(0, 4, 12)

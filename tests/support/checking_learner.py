@@ -34,7 +34,9 @@ class BadSequenceError(RunFailedError):
 
 @ray.remote(concurrency_groups={"health": 1})
 class CheckingLearner:
-    """Stands where `LearnerProcess` stands, on streams of `faulty_environment:make`; its weights are one number.
+    """Stands where `LearnerProcess` stands, on streams of `faulty_environment:make`.
+
+    Its weights are one number, or where the settings have a learned policy those of an agent that has learnt nothing.
 
     Args:
         settings: the run's.
@@ -51,8 +53,9 @@ class CheckingLearner:
         run_directory: str,
         busy_cores: int = 0,
         set_to: TorchThreads | None = None,
+        seat: object = None,
     ) -> None:
-        del busy_cores, set_to
+        del busy_cores, set_to, seat
         self._settings = settings
         self._replay = ShardedReplay([RayReplay(server) for server in replay], settings.seed)
         self._format = StepFormat(Spaces.from_json(spaces))
@@ -66,7 +69,9 @@ class CheckingLearner:
         """Go on from the checkpoint, if there is one."""
         if self._checkpoint.exists():
             self._updates = json.loads(self._checkpoint.read_text())["updates"]
-        return SimpleNamespace(updates=self._updates, published=self._publish(), decisions=[])
+        return SimpleNamespace(
+            updates=self._updates, published=self._publish(), decisions=[], facts=None, is_prepared=True
+        )
 
     def train(self, updates: int) -> Any:
         """Sample this many batches and check them."""
@@ -74,7 +79,10 @@ class CheckingLearner:
             self._updates += 1
             self._check(self._updates)
             time.sleep(UPDATE_S)
-        return SimpleNamespace(updates=self._updates, metrics={}, timings={}, log_records=[], published=self._publish())
+        published = self._publish()
+        return SimpleNamespace(
+            updates=self._updates, metrics={}, timings={}, log_records=[], published=published, saved=[]
+        )
 
     def save(self, facts: dict[str, Any]) -> tuple[dict[str, Any], PublishedWeights | None]:
         """Write down the number of updates, and of the steps seen of each kind."""
@@ -84,6 +92,10 @@ class CheckingLearner:
         unfinished.write_text(json.dumps(written))
         unfinished.rename(self._checkpoint)
         return written, self._published
+
+    def start_saving(self, facts: dict[str, Any]) -> tuple[dict[str, Any], PublishedWeights | None]:
+        """Write it at once."""
+        return self.save(facts)
 
     def finish(self) -> None:
         """There is nothing to wait for."""
@@ -101,8 +113,18 @@ class CheckingLearner:
         return os.getpid()
 
     def _publish(self) -> PublishedWeights:
-        self._published = PublishedWeights(self._updates, ray.put(np.array([self._updates], np.float32)))
+        self._published = PublishedWeights(self._updates, ray.put(self._weights()))
         return self._published
+
+    def _weights(self) -> np.ndarray:
+        if self._settings.behaviour.kind == "random":
+            return np.array([self._updates], np.float32)
+        import torch
+
+        from dreamfleet.common.acting.agent_networks import AgentNetworks, flatten
+
+        torch.manual_seed(0)
+        return flatten(AgentNetworks(self._format.spaces, self._settings).acting_parameters())
 
     def _check(self, number: int) -> None:
         learner, length = self._settings.learner, self._settings.env.kwargs["length"]

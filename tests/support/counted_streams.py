@@ -10,7 +10,8 @@ import numpy as np
 
 from dreamfleet.common.experience.chunk import decode_chunk
 from dreamfleet.common.experience.steps import StepFormat
-from dreamfleet.replay.segment import Damage, Segment, scan, segment_paths
+from dreamfleet.replay.scan import Damage, scan
+from dreamfleet.replay.segment import Segment, segment_paths
 from dreamfleet.replay.shards import shard_directories
 
 Arrays = dict[str, np.ndarray]

@@ -35,6 +35,7 @@ class FaultyEnvironment(CountingEnvironment):
             it here; a process suffers one fault at most.
         picture: show only the image.
         works_in: id of the only process in which it can be made; 0 for all.
+        outage: a file; while it exists every step and every making of an environment fails.
         **kwargs: the counting environment's.
     """
 
@@ -44,10 +45,13 @@ class FaultyEnvironment(CountingEnvironment):
         claims: str = "",
         picture: bool = False,
         works_in: int = 0,
+        outage: str = "",
         **kwargs: Any,
     ) -> None:
         if works_in not in {0, os.getpid()}:
             raise FileNotFoundError("the simulator is not installed on this node")
+        self._outage = outage
+        self._check_outage()
         super().__init__(**kwargs)
         self._faults, self._claims, self._picture = dict(faults or {}), claims, picture
         self._received = -1
@@ -64,11 +68,16 @@ class FaultyEnvironment(CountingEnvironment):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Take one step, or fail as told."""
+        self._check_outage()
         for kind, at in self._faults.items():
             if self.total_steps + 1 == at and self._claim(kind):
                 self._suffer(kind)
         self._received = int(action)
         return super().step(action)
+
+    def _check_outage(self) -> None:
+        if self._outage and Path(self._outage).exists():
+            raise ConnectionError("the simulators are down")
 
     def _claim(self, kind: str) -> bool:
         """Return whether nobody has suffered this fault yet, and this process none."""

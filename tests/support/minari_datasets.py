@@ -14,7 +14,8 @@ from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.replay.episodes import StoredStreams
-from dreamfleet.replay.segment import StoredChunk, open_segments, scan
+from dreamfleet.replay.scan import StoredChunk, scan
+from dreamfleet.replay.segment import open_segments
 
 minari: Any = pytest.importorskip("minari", reason="Minari is an extra: pip install 'dreamfleet[minari]'")
 from minari.data_collector import EpisodeBuffer  # noqa: E402

@@ -51,6 +51,11 @@ class SharedRayPool(ray_pool.RayPool):
         self._workers.append(worker)
         return worker
 
+    def start_inference(self) -> Worker:
+        worker = super().start_inference()
+        self._workers.append(worker)
+        return worker
+
     def start_learner(self) -> Worker:
         worker = super().start_learner()
         self._workers.append(worker)
@@ -72,7 +77,7 @@ class SharedRayPool(ray_pool.RayPool):
 
 def share_ray(monkeypatch: Any) -> None:
     """Let pools use the Ray that is running, leave it running, take none of its CPUs, and train nothing but check."""
-    monkeypatch.setattr(ray_pool, "start_ray", lambda settings, address: None)
+    monkeypatch.setattr(ray_pool, "start_ray", lambda *_: None)
     monkeypatch.setattr(ray_pool.ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray_pool, "ActorProcess", Unscheduled(ray_pool.ActorProcess))
     monkeypatch.setattr(ray_pool, "LearnerProcess", Unscheduled(CheckingLearner))

@@ -1,0 +1,1 @@
+"""`dreamfleet compare`: groups of runs beside each other."""

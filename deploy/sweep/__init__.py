@@ -1,0 +1,1 @@
+"""`dreamfleet sweep`: a table of settings and seeds as runs of their own."""

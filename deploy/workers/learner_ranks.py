@@ -1,0 +1,125 @@
+"""The learner's ranks as one worker: what concerns all goes to all, and rank 0's answer counts once all have answered.
+
+See `learner/ranks.py` for what they share. Where one fails the others fail of it, sooner or later: what is reported is
+the failure of the one that does not blame another. The fleet then ends all of them, and starts all anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from dreamfleet.common.process_log import LogRecord
+from dreamfleet.learner.ranks import OtherRankError
+
+FOR_ALL = ("restore", "prepare", "train", "finish", "ping")
+"""Orders to all ranks; others, such as saving and drawing, are for rank 0, and the others meet it at the next."""
+GRACE_S = 5.0
+"""After the first failure the others have this long to say what they know of it: its cause may be theirs."""
+
+log = logging.getLogger("dreamfleet")
+
+
+class LearnerRanks:
+    """Handles of the processes of all ranks, rank 0's first."""
+
+    def __init__(self, handles: Sequence[Any]) -> None:
+        self.handles = list(handles)
+
+    def give(self, method: str, *arguments: Any) -> Future[Any]:
+        """Give an order to those that it concerns; return the future of the answer."""
+        if method not in FOR_ALL:
+            found: Future[Any] = getattr(self.handles[0], method).remote(*arguments).future()
+            return found
+        given = [getattr(handle, method).remote(*arguments).future() for handle in self.handles]
+        return JointAnswer(given, partial(_join, method)).future
+
+    def finish_early(self) -> None:
+        """Have all end their train orders after the same update."""
+        for handle in self.handles:
+            handle.finish_early.remote()
+
+    def kill(self) -> None:
+        """End all processes."""
+        for handle in self.handles:
+            ray.kill(handle)
+
+
+class JointAnswer:
+    """One future for the answers of all ranks to one order.
+
+    Attributes:
+        future: done when all have answered, or, if one has failed, `GRACE_S` later at the latest: then with the
+            error that is not another rank's fault.
+
+    Args:
+        given: the ranks' futures, rank 0's first.
+        join: makes one answer of all.
+    """
+
+    def __init__(self, given: Sequence[Future[Any]], join: Callable[[list[Any]], Any]) -> None:
+        self.future: Future[Any] = Future()
+        self._given = list(given)
+        self._join = join
+        self._changing = threading.Lock()
+        self._grace: threading.Timer | None = None
+        for future in self._given:
+            future.add_done_callback(self._take)
+
+    def _take(self, future: Future[Any]) -> None:
+        with self._changing:
+            is_last = all(each.done() for each in self._given)
+            if future.exception() is not None and not is_last and self._grace is None:
+                self._grace = threading.Timer(GRACE_S, self._settle)
+                self._grace.daemon = True
+                self._grace.start()
+        if is_last:
+            self._settle()
+
+    def _settle(self) -> None:
+        with self._changing:
+            if self.future.done():
+                return
+            if self._grace:
+                self._grace.cancel()
+            errors = {
+                number: error
+                for number, each in enumerate(self._given)
+                if each.done() and (error := each.exception()) is not None
+            }
+            if not errors:
+                self.future.set_result(self._join([each.result() for each in self._given]))
+                return
+            culprit = min(errors, key=lambda number: _blame(errors[number]))
+            log.warning("of the learner's %d ranks, rank %d failed", len(self._given), culprit)
+            self.future.set_exception(errors[culprit])
+
+
+def _blame(error: BaseException) -> int:
+    """Return 0 for what is surely a cause: a process that is gone; 2 for what blames another rank; else 1."""
+    if not isinstance(error, RayTaskError):
+        return 0
+    return 2 if isinstance(error.cause, OtherRankError) else 1
+
+
+def _join(method: str, answers: list[Any]) -> Any:
+    """Return rank 0's answer, with what all ranks logged."""
+    first, *others = answers
+    if method == "train":
+        records = [record for number, each in enumerate(others, 1) for record in _named(number, each.log_records)]
+        return dataclasses.replace(first, log_records=[*first.log_records, *records])
+    if method in ("prepare", "finish"):
+        return [*first, *(record for number, each in enumerate(others, 1) for record in _named(number, each))]
+    return first
+
+
+def _named(number: int, records: Sequence[LogRecord]) -> list[LogRecord]:
+    return [(level, f"rank {number}: {text}") for level, text in records]

@@ -1,0 +1,126 @@
+"""Watches the replay's processes, which Ray restarts by itself: which died, of what, and when they were back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError
+
+from dreamfleet.deploy.workers.pool import ReplayChange
+from dreamfleet.deploy.workers.ray_errors import describe_exit
+from dreamfleet.replay.ray_replay import RayReplay
+
+END_S = 10.0
+"""Once the run is to end, and all that was silent is ended, the replay has so long to answer what it is asked."""
+
+
+class ReplayWatch:
+    """Has a call on its way to each server at all times, which the server answers after seconds and never twice.
+
+    The answer is the process's id: a call that fails, or one that another process answers, tells of a death. So does
+    nothing else: all other calls are made again by Ray, unseen.
+
+    Args:
+        servers: handles of `ReplayServer`s.
+        clients: this process's, whose calls are cut short once the run is to end.
+        logs: folder of Ray's logs on this machine.
+
+    Attributes:
+        end_by: when the run is to be at its end, by the monotonic clock; infinity until it is to end.
+    """
+
+    def __init__(self, servers: Sequence[Any], clients: Sequence[RayReplay], logs: Path | None) -> None:
+        self.end_by = float("inf")
+        self._servers = list(servers)
+        self._clients = list(clients)
+        self._logs = logs
+        self._pids = [0] * len(self._servers)
+        self._answers: SimpleQueue[tuple[int, Future[Any]]] = SimpleQueue()
+        self._down: set[int] = set()
+        self._known: dict[int, str] = {}  # why a process is about to die
+        for number in range(len(self._servers)):
+            self._ask(number, "watch")
+
+    def changes(self) -> list[ReplayChange]:
+        """Return which processes died, and which are up again, since the last call."""
+        changes: list[ReplayChange] = []
+        try:
+            while True:
+                number, answer = self._answers.get_nowait()
+                changes += self._take(number, answer)
+        except Empty:
+            return changes
+
+    def _take(self, number: int, answer: Future[Any]) -> list[ReplayChange]:
+        who = "replay" if len(self._servers) == 1 else f"shard {number} of the replay"
+        error = answer.exception()
+        if error is None:
+            before, self._pids[number] = self._pids[number], int(answer.result())
+            self._ask(number, "watch")
+            was_down = number in self._down
+            self._down.discard(number)
+            return [ReplayChange(who)] if was_down else self._unseen(number, who, before)
+        if isinstance(error, ActorDiedError) or number in self._down:
+            return []  # for good: it is lost, which its next caller finds out and says
+        self._down.add(number)
+        self._ask(number, "health")  # answered as soon as it is up again and has opened its directory
+        return [ReplayChange(who, self._cause(number, self._pids[number]))]
+
+    def expect_answers(self, within_s: float) -> None:
+        """Have each server killed that does not answer within this time, and calls end soon after it.
+
+        May be called from a signal's handler, while this process waits for the replay.
+        """
+        if self.end_by == float("inf"):
+            self.end_by = time.monotonic() + within_s + END_S
+            for client in self._clients:
+                client.end_by = self.end_by
+            threading.Thread(target=self.end_silent, args=(within_s,), daemon=True).start()
+
+    def end_silent(self, within_s: float) -> None:
+        """Kill each server that does not answer within this time, as one that is frozen; Ray starts another.
+
+        One that is known to have died is opening its directory, and left to that.
+        """
+        asked = {
+            server.health.remote(): number for number, server in enumerate(self._servers) if number not in self._down
+        }
+        _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=within_s)
+        for reference in silent:
+            number = asked[reference]
+            self._known[number] = f"it gave no answer for {within_s:.0f} s, and the run is to end"
+            if not _kill(self._pids[number]):  # a frozen process of another machine: Ray's own way takes longer
+                ray.kill(self._servers[number], no_restart=False)
+
+    def _unseen(self, number: int, who: str, before: int) -> list[ReplayChange]:
+        """Return a death that no call of ours met, if another process answers."""
+        if before in {0, self._pids[number]}:
+            return []
+        return [ReplayChange(who, self._cause(number, before)), ReplayChange(who)]
+
+    def _cause(self, number: int, pid: int) -> str:
+        return self._known.pop(number, "") or describe_exit("connection error", pid, self._logs)
+
+    def _ask(self, number: int, method: str) -> None:
+        future: Future[Any] = getattr(self._servers[number], method).remote().future()
+        future.add_done_callback(lambda done: self._answers.put((number, done)))
+
+
+def _kill(pid: int) -> bool:
+    """Kill a process of Ray's on this machine; return False if there is none of this number."""
+    try:
+        if "ray::" not in Path(f"/proc/{pid}/cmdline").read_text():
+            return False
+        os.kill(pid, signal.SIGKILL)
+    except OSError:
+        return False
+    return True

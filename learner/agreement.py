@@ -1,0 +1,91 @@
+"""Whether an update that is made another way does what the eager one does, as far as rounding lets one tell.
+
+Compiled kernels add up in another order and round at other places, so that no two ways agree in every bit; how far they
+may part depends on the model and its state, since a rounding may change a sampled class, and the optimisers divide each
+gradient by its own size. So it is measured: a second eager update, from weights that are changed by one unit in the
+last place of the arithmetic, parts from the first by as much as rounding does. Another way may part from it by
+`FACTOR` times as much, and always by `TOLERANCE`. A gradient that is missing, doubled or of another batch is off by
+about as much as it is large.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+FACTOR = 8.0
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
+"""By the type of the products: of a tensor's change by its norm, of a metric by 1 + its size."""
+FEW = 64
+"""Tensors with fewer numbers are compared together: of a few one cannot say how far rounding may take them."""
+
+
+def metric_differences(
+    names: Sequence[str], eager: Sequence[float], disturbed: Sequence[float], found: Sequence[float], tolerance: float
+) -> list[str]:
+    """Return a phrase for each metric, losses and gradient norms among them, that is off."""
+    phrases = []
+    for name, wanted, other, value in zip(names, eager, disturbed, found, strict=True):
+        allowed = tolerance * (1.0 + abs(wanted)) + FACTOR * _gap(other, wanted)
+        if not _gap(value, wanted) <= allowed:  # a gap that is not a number is none that is allowed
+            phrases.append(f"{name} is {value:.6g}, eagerly {wanted:.6g} ± {allowed:.2g}")
+    return phrases
+
+
+class Changes(Mapping[str, Tensor]):
+    """By how much each tensor of a state changed, in float64; one that was not there before began at zero.
+
+    Each is computed when it is asked for: all at once would take twice the memory of the state.
+    """
+
+    def __init__(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
+        self._before, self._after = before, after
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return a tensor's change."""
+        value = self._after[name].double()
+        return value - self._before[name].double() if name in self._before else value
+
+    def __iter__(self) -> Iterator[str]:
+        """Go through the names of the state after it."""
+        return iter(self._after)
+
+    def __len__(self) -> int:
+        """Return how many tensors there are."""
+        return len(self._after)
+
+
+def change_differences(
+    eager: Mapping[str, Tensor], disturbed: Mapping[str, Tensor], found: Mapping[str, Tensor], tolerance: float
+) -> list[str]:
+    """Return a phrase for each parameter, moment and buffer whose change by the update is off; see `Changes`."""
+    phrases = []
+    for name, group in _groups(eager).items():
+        wanted, other, value = (
+            torch.cat([of[member].flatten() for member in group]) for of in (eager, disturbed, found)
+        )
+        size, noise = wanted.norm().item(), (other - wanted).norm().item()
+        gap, allowed = (value - wanted).norm().item(), tolerance * size + FACTOR * noise
+        if not gap <= allowed:
+            share = f"{gap / size:.2g} of its size" if size else "and eagerly not at all"
+            phrases.append(f"{name} changes otherwise, by {share}, where {allowed / (size or 1.0):.2g} is allowed")
+    return phrases
+
+
+def _groups(state: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Return the names to compare together: a large tensor alone, small ones by network and kind of moment."""
+    groups: dict[str, list[str]] = {}
+    for name, tensor in state.items():
+        whole, _, kind = name.partition(": ")
+        of_kind = f": {kind}" if kind else ""
+        few = f"the small tensors of {whole.split('.')[0]}{of_kind}"
+        groups.setdefault(name if tensor.numel() >= FEW else few, []).append(name)
+    return groups
+
+
+def _gap(value: float, wanted: float) -> float:
+    both_infinite = math.isinf(value) and value == wanted
+    return 0.0 if both_infinite else abs(value - wanted)

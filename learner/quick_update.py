@@ -1,0 +1,202 @@
+"""Updates with compiled steps or as one captured graph, which give way to eager ones where they fail or differ.
+
+What nobody could try on a card is not trusted on it: the first batch's update is made eagerly too, from the same state
+and with the same random numbers, and compared (`agreement.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import textwrap
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dreamfleet.learner.agreement import TOLERANCE, Changes, change_differences, metric_differences
+from dreamfleet.learner.captured_update import CapturedUpdate, CudaGraph, Graph
+from dreamfleet.learner.hardware import Hardware, Mode
+from dreamfleet.learner.losses import Losses
+from dreamfleet.learner.ranks import ALONE, Ranks
+from dreamfleet.learner.stopwatch import Stopwatch
+from dreamfleet.learner.update_state import Taken, UpdateState, random_states, set_random_states
+
+_LOG = logging.getLogger(__name__)
+_LONGEST_REASON = 300
+_DIFFERENCES_NAMED = 3
+
+
+class Made(NamedTuple):
+    """What came of an update: metrics by name, and whether it and all before it were finite; all on the device."""
+
+    names: list[str]
+    values: Tensor
+    sound: Tensor
+
+
+class QuickUpdate:
+    """The quick way to make updates with batches of the shapes that it was prepared for.
+
+    Attributes:
+        mode: how it makes them; `eager` where that was asked for, or nothing else works or agrees.
+
+    Args:
+        make: makes an update with losses, or eagerly with None.
+        state: what updates change.
+        compile_: returns losses that are compiled when they are first used.
+        ranks: that share the batches; what fails or differs on one is given up by all.
+        graph: makes what captures an update.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[Losses | None, Mapping[str, Tensor], Stopwatch], Made],
+        state: UpdateState,
+        hardware: Hardware,
+        compile_: Callable[[], Losses],
+        ranks: Ranks = ALONE,
+        graph: Callable[[], Graph] = CudaGraph,
+    ) -> None:
+        self._make, self._state, self._hardware = make, state, hardware
+        self._compile, self._ranks, self._graph = compile_, ranks, graph
+        self.mode: Mode = hardware.mode
+        self._shapes: dict[str, tuple[torch.Size, torch.dtype]] | None = None
+        self._losses: Losses | None = None
+        self._captured: CapturedUpdate[Made] | None = None
+        self._is_checked = False
+
+    def prepare(self, batch: Mapping[str, Tensor]) -> None:
+        """Compile and capture the update with a batch of the usual shapes, and put everything back that it changed."""
+        if self.mode == "eager":
+            return
+        self._shapes, self._is_checked, self._captured = _shapes(batch), False, None
+        before, begun, has_failed = self._state.take(), time.perf_counter(), False
+        _LOG.info("Compiling the update's steps; that takes a minute or so.")
+        try:
+            torch.compiler.reset()  # what an earlier run in this process compiled counts as a variant of the same
+            losses = self._losses = self._compile()
+            watch = Stopwatch()
+            self._make(losses, batch, watch)
+            _LOG.info("Compiled, in %.0f s.", time.perf_counter() - begun)
+            if self.mode == "captured":
+                begun = time.perf_counter()
+                compute = self._make
+                self._captured = CapturedUpdate(lambda static: compute(losses, static, watch), batch, self._graph())
+                _LOG.info("Captured the update as one graph, in %.1f s.", time.perf_counter() - begun)
+        except Exception as error:  # noqa: BLE001 (compilers raise anything; an error of the update itself comes again)
+            has_failed = True
+            self._give_up(f"that failed: {_short(error)}")
+        finally:
+            self._state.put_back(before)
+        if self._any(has_failed) and not has_failed:
+            self._give_up("that failed on another rank")
+
+    def takes(self, batch: Mapping[str, Tensor]) -> bool:
+        """Return whether this batch has the usual shapes, which the first one sets: another had to be compiled anew."""
+        if self.mode != "eager" and self._shapes is None:
+            self.prepare(batch)
+        return self.mode != "eager" and _shapes(batch) == self._shapes
+
+    def make(self, batch: Mapping[str, Tensor], stopwatch: Stopwatch) -> Made | None:
+        """Make an update of a batch that it takes; None if that failed, and then nothing has changed."""
+        if not self._is_checked:
+            return self._make_and_check(batch, stopwatch)
+        drawn = random_states(self._hardware.device)
+        try:
+            return self._make_quickly(batch, stopwatch)
+        except Exception as error:  # noqa: BLE001 (see `prepare`)
+            self._give_up(f"that failed: {_short(error)}")
+        set_random_states(self._hardware.device, drawn)
+        return None
+
+    def _make_quickly(self, batch: Mapping[str, Tensor], stopwatch: Stopwatch) -> Made:
+        if self._captured is None:
+            return self._make(self._losses, batch, stopwatch)
+        with stopwatch("forward_backward"):  # and all the rest, in one
+            made = self._captured.make(batch)
+            return made._replace(values=made.values.clone())
+
+    def _make_and_check(self, batch: Mapping[str, Tensor], stopwatch: Stopwatch) -> Made | None:
+        """Make the first update, see `_check`; None if a trial fails, as an eager one may if a graph has all memory."""
+        before = self._state.take()
+        try:
+            return self._check(before, batch, stopwatch)
+        except Exception as error:  # noqa: BLE001 (see `prepare`)
+            self._give_up(f"that failed: {_short(error)}")
+        self._state.put_back(before)
+        return None
+
+    def _check(self, before: Taken, batch: Mapping[str, Tensor], stopwatch: Stopwatch) -> Made:
+        """Make an update eagerly, once more with rounding changed, and quickly; keep the quick one if it agrees."""
+        state, precision = self._state, torch.bfloat16 if self._hardware.bfloat16 else torch.float32
+        eager = self._try(before, lambda: self._make(None, batch, stopwatch))
+        if not eager.made.sound:  # it changed nothing, and nothing can be compared: the next batch will do
+            return eager.made
+        state.put_back(before)
+        state.disturb(torch.finfo(precision).eps)
+        disturbed = self._try(state.take(), lambda: self._make(None, batch, Stopwatch()))
+        state.put_back(before)
+        quick = self._try(before, lambda: self._make_quickly(batch, Stopwatch()))
+        self._is_checked = True
+        differences = _differences(eager, disturbed, quick, TOLERANCE[precision])
+        if self._any(bool(differences)) and not differences:
+            differences = ["what another rank says"]
+        if not differences:
+            _LOG.info("The first %s update agrees with an eager one of the same batch, to rounding.", self.mode)
+            return quick.made
+        more = len(differences) - _DIFFERENCES_NAMED
+        what = "; ".join(differences[:_DIFFERENCES_NAMED]) + (f"; and {more} more" if more > 0 else "")
+        if self._hardware.is_insisted:
+            _LOG.warning("The first %s update is not the eager one of the same batch: %s.", self.mode, what)
+            return quick.made
+        self._give_up(f"the first one is not the eager one of the same batch: {what}")
+        state.put_back(eager.after)
+        return eager.made
+
+    def _try(self, before: Taken, make: Callable[[], Made]) -> _Trial:
+        made = make()
+        return _Trial(made, made.values.tolist(), before, self._state.take())
+
+    def _any(self, flag: bool) -> bool:
+        """Return whether a flag holds on any rank."""
+        if self._ranks.is_alone:
+            return flag
+        return bool(self._ranks.mean(torch.tensor(float(flag), device=self._hardware.device)) > 0)
+
+    def _give_up(self, reason: str) -> None:
+        """Make no more updates this way, and free what was made for it."""
+        mode, self.mode = self.mode, "eager"
+        self._losses = self._captured = None
+        torch.compiler.reset()
+        _LOG.warning("Updates go on eagerly, as with learner.compile off, and not %s, since %s", mode, reason)
+
+
+class _Trial(NamedTuple):
+    """An update of the first batch: what came of it, its metrics' values, and the states before and after it."""
+
+    made: Made
+    values: list[float]
+    before: Taken
+    after: Taken
+
+    def changes(self) -> Changes:
+        """Return what it changed."""
+        return Changes(self.before.tensors, self.after.tensors)
+
+
+def _differences(eager: _Trial, disturbed: _Trial, quick: _Trial, tolerance: float) -> list[str]:
+    """Return a phrase for all that differs beyond rounding."""
+    if eager.made.names != quick.made.names:
+        return [f"its metrics are {', '.join(quick.made.names)}"]
+    of_metrics = metric_differences(eager.made.names, eager.values, disturbed.values, quick.values, tolerance)
+    return of_metrics + change_differences(eager.changes(), disturbed.changes(), quick.changes(), tolerance)
+
+
+def _shapes(batch: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (value.shape, value.dtype) for name, value in batch.items()}
+
+
+def _short(error: Exception) -> str:
+    return textwrap.shorten(f"{type(error).__name__}: {error}", _LONGEST_REASON, placeholder=" …")

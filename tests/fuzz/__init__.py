@@ -1,0 +1,1 @@
+"""Fuzzing: see `__main__.py` and `test_fuzz.py`."""

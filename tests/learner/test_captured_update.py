@@ -1,0 +1,226 @@
+"""Captured updates, with a graph that stands in for CUDA's: what is put back, what stays in place, what is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import torch
+from update_trial import BOX, CHOICE, StandInGraph, Trial, settings_of
+
+from dreamfleet.learner import updater as updater_module
+from dreamfleet.learner.agreement import Changes, change_differences, metric_differences
+from dreamfleet.learner.captured_update import CudaGraph
+
+
+@pytest.fixture(autouse=True)
+def _without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have functions stay as they are."""
+    monkeypatch.setattr(updater_module, "compile_region", lambda region: region)
+
+
+def captured(preset: str = "dreamer_v3", action: Any = CHOICE, **given: Any) -> tuple[Trial, StandInGraph]:
+    """Return an agent whose updates are captured by a graph that stands in."""
+    trial, graph = Trial(settings_of(preset), action, "captured", **given), StandInGraph()
+    trial.updater._quick._graph = lambda: graph
+    return trial, graph
+
+
+@pytest.mark.parametrize(("preset", "action"), [("dreamer_v3", CHOICE), ("dreamer_v1", BOX), ("planet", BOX)])
+def test_preparing_leaves_no_trace(preset: str, action: Any) -> None:
+    """Parameters, moments, counts, buffers, flags and random numbers are as before, in the memory where they were."""
+    trial, graph = captured(preset, action)
+    untouched = Trial(settings_of(preset), action)
+    before, drawn = trial.state(), torch.get_rng_state()
+    addresses = {name: tensor.data_ptr() for name, tensor in trial.updater._state.tensors().items()}
+    trial.prepare()
+    assert graph.calls == ["warm up", "capture"]
+    assert torch.equal(torch.get_rng_state(), drawn)
+    after = trial.state()
+    for name, value in after.items():
+        assert torch.equal(value, before.get(name, torch.zeros_like(value))), name
+    assert len(after) > len(before), "the optimiser's moments were not there before"
+    found = trial.updater._state.tensors()
+    assert all(found[name].data_ptr() == address for name, address in addresses.items())
+    assert all(torch.equal(value, before[name]) for name, value in untouched.state().items())
+
+
+def test_replays_follow_batch_number_and_seed() -> None:
+    """Each replay reads the batch, the number and the random numbers of its own update, and its results are kept."""
+    eager, (trial, graph) = Trial(settings_of("dreamer_v3"), CHOICE), captured()
+    trial.prepare()
+    made = [(eager.update(), trial.try_update()) for _ in range(4)]
+    assert graph.calls == ["warm up", "capture", *["replay"] * 4]
+    for expected, update in made:  # read after all of them: a later replay must not have overwritten an earlier one's
+        assert {name: value.item() for name, value in update.metrics.items()} == pytest.approx(expected, rel=1e-4)
+    assert len({update.metrics["loss/total"].item() for _, update in made}) == 4
+
+
+def test_a_batch_that_is_not_finite_changes_nothing_in_a_replay() -> None:
+    """Nor does it spoil the graph; and where it is the first batch, the next one is checked."""
+    trial, graph = captured()
+    trial.prepare()
+    for checks in (True, False):
+        before = trial.state()
+        trial.update(broken=True)
+        after = trial.state()
+        assert all(torch.equal(value, before[name]) for name, value in after.items() if name != "number")
+        assert trial.updater._quick._is_checked is not checks
+        trial.update()
+        assert any(not torch.equal(value, after[name]) for name, value in trial.state().items() if "actor" in name)
+    assert graph.calls.count("replay") == 3
+    assert trial.updater.mode == "captured"
+
+
+def test_a_loaded_checkpoint_is_gone_on_from() -> None:
+    """Loading replaces the optimiser's tensors: it is captured again, and goes on as an eager one does."""
+    eager, (trial, graph) = Trial(settings_of("dreamer_v3"), CHOICE), captured()
+    for own in (eager, trial):
+        own.update()
+        own.resume()
+    assert graph.calls == ["warm up", "capture", "replay", "warm up", "capture"]
+    assert trial.update() == pytest.approx(eager.update(), rel=1e-4, abs=1e-5)
+    for name, value in eager.state().items():
+        torch.testing.assert_close(trial.state()[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["warm up", "capture", "replay"])
+def test_a_graph_that_fails_gives_way(caplog: pytest.LogCaptureFixture, what: str) -> None:
+    """In a sentence, with the update made eagerly all the same."""
+    eager, (trial, graph) = Trial(settings_of("dreamer_v3"), CHOICE), captured()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    setattr(graph, what.replace(" ", "_"), fail)
+    for _ in range(2):
+        assert trial.update() == eager.update()
+    assert trial.updater.mode == "eager"
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said.startswith("Updates go on eagerly, as with learner.compile off, and not captured, since that failed: ")
+
+
+def test_an_eager_trial_without_room_gives_way(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A graph keeps all memory of an update: where the eager one has none beside it, the graph is given up."""
+    eager, (trial, graph) = Trial(settings_of("dreamer_v3"), CHOICE), captured()
+    trial.prepare()
+    quick, make = trial.updater._quick, trial.updater._quick._make
+
+    def make_with_little_memory(losses: Any, *given: Any) -> Any:
+        made = make(losses, *given)
+        if losses is None and quick._captured is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return made
+
+    monkeypatch.setattr(quick, "_make", make_with_little_memory)
+    assert [trial.update() for _ in range(2)] == [eager.update() for _ in range(2)]
+    assert all(torch.equal(value, trial.state()[name]) for name, value in eager.state().items())
+    assert trial.updater.mode == "eager"
+    assert graph.calls == ["warm up", "capture"]
+    assert "CUDA out of memory" in caplog.text
+
+
+class BrokenGraph:
+    """`torch.cuda.graph` around what may not be captured: it fails in its end, and never leaves its stream."""
+
+    def __init__(self, now: list[Any], stream: Any) -> None:
+        self._now, self._stream = now, stream
+
+    def __enter__(self) -> None:
+        self._now[0] = self._stream
+
+    def __exit__(self, *_: object) -> None:
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+
+def test_a_capture_that_fails_leaves_stream_and_generator_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the eager updates after it would be on the graph's stream, and draw no random numbers; it says why."""
+    outside, own, generator = Mock(device_index=0), Mock(), Mock()
+    now = [outside]
+    for name, stand_in in (
+        ("CUDAGraph", Mock()),
+        ("Stream", lambda: own),
+        ("current_stream", lambda: now[0]),
+        ("set_stream", lambda stream: now.__setitem__(0, stream)),
+        ("graph", lambda _, stream, **__: BrokenGraph(now, stream)),
+        ("default_generators", (generator,)),
+    ):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    compute = Mock(side_effect=RuntimeError("operation not permitted when stream is capturing"))
+    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+        CudaGraph().capture(compute)
+    assert now == [outside]
+    generator.graphsafe_set_state.assert_called_once_with(generator.clone_state())
+
+
+# The check ------------------------------------------------------------------------------------------------------------
+
+
+def _double(found: Any) -> Any:
+    return found._replace(value=2.0 * found.value)
+
+
+def _drop(found: Any) -> Any:
+    return found._replace(policy=found.policy.detach())
+
+
+def _shift(found: Any) -> Any:
+    return found._replace(metrics={**found.metrics, "policy/loss": found.metrics["policy/loss"] + 0.5})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (_double, "behaviour.critic.output.weight changes"),
+        (_drop, "agent.actor.hidden.0.weight changes"),
+        (_shift, "policy/loss is"),
+    ],
+)
+@pytest.mark.parametrize("is_insisted", [False, True])
+def test_what_computes_something_else_is_not_trusted(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    wrong: Callable[[Any], Any],
+    named: str,
+    is_insisted: bool,
+) -> None:
+    """A wrong loss or gradient is named at the first batch, and updates are eager, unless one insists."""
+    monkeypatch.setattr(
+        updater_module,
+        "compile_region",
+        lambda region: (lambda *given: wrong(region(*given))) if "behaviour" in region.__name__ else region,
+    )
+    eager, (trial, _) = Trial(settings_of("dreamer_v3"), CHOICE), captured(is_insisted=is_insisted)
+    made = [(eager.update(), trial.update()) for _ in range(2)]
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert named in said
+    assert trial.updater.mode == ("captured" if is_insisted else "eager")
+    if not is_insisted:
+        assert all(found == expected for expected, found in made)
+        assert all(torch.equal(value, trial.state()[name]) for name, value in eager.state().items())
+
+
+def test_differences_are_named_only_beyond_rounding() -> None:
+    """By what a disturbed update differs, and by what is allowed anyway; and what is not a number is never allowed."""
+    names, wanted, disturbed = ["a", "b", "c"], [1.0, 0.0, 5.0], [1.0, 1.0, 5.0]
+    assert metric_differences(names, wanted, disturbed, [1.001, 7.9, 5.0], 1e-3) == []
+    phrases = metric_differences(names, wanted, disturbed, [1.01, 8.2, float("nan")], 1e-3)
+    assert [phrase.split()[0] for phrase in phrases] == names
+    before = {"model.w": torch.ones(100), "model.b": torch.zeros(1)}
+    step, noise = torch.linspace(-1, 1, 100), 0.01 * torch.ones(100)
+    after = {"model.w": torch.ones(100) + step, "model.b": torch.ones(1), "model.w: square": step.square()}
+    eager = Changes(before, after)
+    other = {**eager, "model.w": eager["model.w"] + noise}
+    within = {**eager, "model.w": eager["model.w"] - 7 * noise}
+    assert change_differences(eager, other, within, 1e-3) == []
+    for name, said in (
+        ("model.w", "model.w changes"),
+        ("model.b", "the small tensors of model changes"),
+        ("model.w: square", "model.w: square changes"),
+    ):
+        (phrase,) = change_differences(eager, other, {**eager, name: 0.0 * eager[name]}, 1e-3)
+        assert phrase.startswith(said)
