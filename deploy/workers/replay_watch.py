@@ -44,9 +44,8 @@ class ReplayWatch:
         self._clients = list(clients)
         self._logs = logs
         self._pids = [0] * len(self._servers)
-        self._answers: SimpleQueue[tuple[int, Future[Any]]] = SimpleQueue()
+        self._answers: SimpleQueue[tuple[int, int, Future[Any]]] = SimpleQueue()  # with the process that was asked
         self._down: set[int] = set()
-        self._known: dict[int, str] = {}  # why a process is about to die
         for number in range(len(self._servers)):
             self._ask(number, "watch")
 
@@ -55,12 +54,11 @@ class ReplayWatch:
         changes: list[ReplayChange] = []
         try:
             while True:
-                number, answer = self._answers.get_nowait()
-                changes += self._take(number, answer)
+                changes += self._take(*self._answers.get_nowait())
         except Empty:
             return changes
 
-    def _take(self, number: int, answer: Future[Any]) -> list[ReplayChange]:
+    def _take(self, number: int, asked: int, answer: Future[Any]) -> list[ReplayChange]:
         who = "replay" if len(self._servers) == 1 else f"shard {number} of the replay"
         error = answer.exception()
         if error is None:
@@ -69,11 +67,14 @@ class ReplayWatch:
             was_down = number in self._down
             self._down.discard(number)
             return [ReplayChange(who)] if was_down else self._unseen(number, who, before)
-        if isinstance(error, ActorDiedError) or number in self._down:
+        if isinstance(error, ActorDiedError):
             return []  # for good: it is lost, which its next caller finds out and says
+        if number in self._down or asked != self._pids[number]:
+            return []  # that death is named already
         self._down.add(number)
         self._ask(number, "health")  # answered as soon as it is up again and has opened its directory
-        return [ReplayChange(who, self._cause(number, self._pids[number]))]
+        is_silent = isinstance(error, TimeoutError)
+        return [ReplayChange(who, str(error) if is_silent else self._cause(self._pids[number]))]
 
     def expect_answers(self, within_s: float) -> None:
         """Have each server killed that does not answer within this time, and calls end soon after it.
@@ -97,7 +98,8 @@ class ReplayWatch:
         _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=within_s)
         for reference in silent:
             number = asked[reference]
-            self._known[number] = f"it gave no answer for {within_s:.0f} s, and the run is to end"
+            # Not left to the call on its way, which may fail a second later than the run comes to its end.
+            self._answers.put((number, self._pids[number], _no_answer_for(within_s)))
             if not _kill(self._pids[number]):  # a frozen process of another machine: Ray's own way takes longer
                 ray.kill(self._servers[number], no_restart=False)
 
@@ -105,14 +107,22 @@ class ReplayWatch:
         """Return a death that no call of ours met, if another process answers."""
         if before in {0, self._pids[number]}:
             return []
-        return [ReplayChange(who, self._cause(number, before)), ReplayChange(who)]
+        return [ReplayChange(who, self._cause(before)), ReplayChange(who)]
 
-    def _cause(self, number: int, pid: int) -> str:
-        return self._known.pop(number, "") or describe_exit("connection error", pid, self._logs)
+    def _cause(self, pid: int) -> str:
+        return describe_exit("connection error", pid, self._logs)
 
     def _ask(self, number: int, method: str) -> None:
         future: Future[Any] = getattr(self._servers[number], method).remote().future()
-        future.add_done_callback(lambda done: self._answers.put((number, done)))
+        asked = self._pids[number]
+        future.add_done_callback(lambda done: self._answers.put((number, asked, done)))
+
+
+def _no_answer_for(within_s: float) -> Future[Any]:
+    """Return the answer of a process that gives none."""
+    answer: Future[Any] = Future()
+    answer.set_exception(TimeoutError(f"it gave no answer for {within_s:.0f} s, and the run is to end"))
+    return answer
 
 
 def _kill(pid: int) -> bool:
