@@ -98,7 +98,7 @@ class Manifest:
         if not (isinstance(self.breaks, list) and isinstance(self.gaps, list)):
             return False
         if self.link:
-            numbers += [number for number in self.link if number is not None]
+            numbers += self.link.counts
         if not all(isinstance(key, list) and len(key) == 4 for key in self.gaps):
             return False
         numbers += [*self.breaks, *(number for key in self.gaps for number in key)]

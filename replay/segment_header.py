@@ -46,6 +46,11 @@ class Link(NamedTuple):
     chunks: int
     first: int
 
+    @property
+    def counts(self) -> list[Any]:
+        """All that must be a count, as far as it is known."""
+        return [self.number, self.steps, self.chunks, self.first, 0 if self.header is None else self.header]
+
 
 @dataclass(frozen=True)
 class SegmentHeader:
@@ -95,7 +100,7 @@ class SegmentHeader:
         counts = [self.steps_before, self.next_incarnation, self.number, self.oldest]
         link = self.previous
         if link is not None:
-            counts += [link.number, link.steps, link.chunks, link.first, 0 if link.header is None else link.header]
+            counts += link.counts
         if not (isinstance(self.step_format, dict) and isinstance(self.dropped, list)):
             return False
         keys = [key for key in self.dropped if isinstance(key, list) and len(key) == 4]

@@ -6,6 +6,7 @@ import json
 import struct
 import time
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from dreamfleet.deploy.monitoring.status import describe
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.learner.checkpoints.files import DamagedCheckpointError
 from dreamfleet.learner.checkpoints.store import CheckpointStore
+from dreamfleet.replay.manifest import DamagedManifestError, Manifest
 from dreamfleet.replay.segment_header import DamagedSegmentError, SegmentHeader
 
 FORMAT = counting_format()
@@ -167,6 +169,17 @@ def test_a_segment_header_whose_incarnation_is_no_number(value: Any) -> None:
     text = json.dumps({"step_format": {}, "next_incarnation": value}).encode()
     with pytest.raises(DamagedSegmentError, match="not of the right kinds"):
         SegmentHeader.parse(text)
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_a_manifest_whose_link_lacks_a_number(tmp_path: Path, place: int) -> None:
+    """Only the checksum of a header may be unknown."""
+    link: list[int | None] = [3, 11, 64, 12, 13]
+    link[place] = None
+    inner = json.dumps({"oldest": 1, "newest": 3, "link": link}, separators=(",", ":"))
+    (tmp_path / "manifest.json").write_text(f'{{"manifest":{inner},"crc32":{zlib.crc32(inner.encode())}}}')
+    with pytest.raises(DamagedManifestError) if place != 1 else nullcontext():
+        assert Manifest.read(tmp_path)
 
 
 def test_a_checkpoint_that_was_renamed(tmp_path: Path) -> None:
