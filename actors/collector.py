@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Protocol
@@ -57,7 +56,7 @@ class CollectReport:
         steps: environment steps stored and acknowledged.
         simulator_steps: steps of the simulator that they took: none where an episode begins (except for no-op starts),
             and as many as the action was repeated everywhere else.
-        timings: seconds spent in each of `TIMINGS`.
+        timings: seconds spent in each of `TIMINGS`; what is not spent in the others is the environments'.
         version: of the weights that acted last.
         raw_bytes: before compression; `stored_bytes` after it.
         weights_lost: how often newer weights could not be fetched and the old ones went on acting.
@@ -107,6 +106,7 @@ class Collector:
         self._counted_before = [0] * count  # by the counters, before the current round
         self._simulator_steps = 0  # of all steps recorded
         self._resets = 0  # sent by the current order
+        self._policy_s = 0.0  # in the current order
         self._has_begun = False
         self._is_broken = False  # during an order, and for good once one has failed
 
@@ -137,32 +137,36 @@ class Collector:
         if self._is_broken:
             raise CollectorBrokenError("an earlier order of this collector failed; its streams cannot go on")
         self._is_broken = True
-        self._resets = 0
+        self._resets, self._policy_s = 0, 0.0
         report, stop = CollectReport(0), NeverStop() if stop is None else stop
         buffer, is_last, count = self._buffer, self._environments.is_last, len(self._environments)
-        is_interrupted = False
-        while report.steps < steps and not stop.asked():
+        is_interrupted, began = False, perf_counter()
+        # A cheap environment steps in microseconds: what can be outside this loop and `_begin_round` is not in them.
+        done = 0
+        while done < steps and not stop.asked():
             if self._next == 0 and not self._begin_round(report, stop):
                 is_interrupted = True
                 break
-            start, until = self._next, min(self._next + steps - report.steps, count)
+            recorded = min(count - self._next, steps - done)
             if True in is_last:
-                self._report_episodes(start, until, report)
-            report.steps += until - start
-            self._next = 0 if until == count else until
-            if until == count and buffer.is_full:
+                self._report_episodes(self._next, self._next + recorded, report)
+            done += recorded
+            self._next = (self._next + recorded) % count
+            if buffer.is_full and not self._next:
                 self._send(report)
+        report.steps = done
         self._send_all(report)
-        report.simulator_steps = self._count_simulator_steps(report.steps, 0 if is_interrupted else self._next or count)
-        report.raw_bytes = report.steps * self._format.step_bytes
+        report.timings["policy"] = self._policy_s
+        report.timings["environment"] = perf_counter() - began - sum(report.timings.values())
+        report.simulator_steps = self._count_simulator_steps(done, 0 if is_interrupted else self._next or count)
+        report.raw_bytes = done * self._format.step_bytes
         report.version = self._version
         self._is_broken = is_interrupted
         return report
 
     def _begin_round(self, report: CollectReport, stop: StopSign) -> bool:
         """Step all environments and choose their next actions; return False if that was interrupted."""
-        environments, policy, timings = self._environments, self._policy, report.timings
-        began = perf_counter()
+        environments, policy = self._environments, self._policy
         if self._counters:
             self._counted_before = [counter.count for counter in self._counters]
         try:
@@ -183,10 +187,9 @@ class Collector:
         finally:
             stop.may_interrupt = False
         current = self._buffer.current
-        stepped = perf_counter()
+        began = perf_counter()
         self._actions = current.action[...] = policy.act(current.observations, current.is_first)
-        timings["policy"] += perf_counter() - stepped
-        timings["environment"] += stepped - began
+        self._policy_s += perf_counter() - began
         if True in environments.is_last:
             current.action[environments.is_last] = 0  # an episode's last action is not used
         if policy.version != self._version:
@@ -213,8 +216,9 @@ class Collector:
         """Send all recorded steps, and return once everything sent is stored."""
         if self._buffer.index >= 0:
             self._send(report)
-        with _timed(report, "push"):
-            self._writer.flush(FLUSH_TIMEOUT_S)
+        began = perf_counter()
+        self._writer.flush(FLUSH_TIMEOUT_S)
+        report.timings["push"] += perf_counter() - began
 
     def _send(self, report: CollectReport) -> None:
         """Send all recorded steps, a chunk of each stream, and clear the buffer."""
@@ -224,12 +228,14 @@ class Collector:
             stop = buffer.index if is_within and k >= self._next else buffer.index + 1
             if start == stop:
                 continue
-            with _timed(report, "encode"):
-                chunk = self._cut_chunk(k, {name: array[start:stop, k] for name, array in buffer.arrays.items()})
+            began = perf_counter()
+            chunk = self._cut_chunk(k, {name: array[start:stop, k] for name, array in buffer.arrays.items()})
+            cut = perf_counter()
+            self._writer.append(chunk)
+            report.timings["encode"] += cut - began
+            report.timings["push"] += perf_counter() - cut
             self._resets += int(np.count_nonzero(buffer.arrays["is_first"][start:stop, k]))
             report.stored_bytes += len(chunk)
-            with _timed(report, "push"):
-                self._writer.append(chunk)
         buffer.clear(keep_current=is_within)
         self._sent = self._next
 
@@ -277,12 +283,3 @@ def build_collector(
         policy = RemotePolicy(ask, actor, incarnation, by_chance, settings.actors.order_timeout_s)
     log.info("actor %d, incarnation %d: environments' seeds %s", actor, incarnation, seeds)
     return Collector(environments, policy, writer, actor, incarnation)
-
-
-@contextmanager
-def _timed(report: CollectReport, name: str) -> Iterator[None]:
-    began = perf_counter()
-    try:
-        yield
-    finally:
-        report.timings[name] += perf_counter() - began

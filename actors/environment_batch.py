@@ -53,6 +53,8 @@ class StepBuffer:
     Attributes:
         arrays: every field of the format by name, (CHUNK_STEPS, K, *shape).
         index: of the current step in them, -1 before the first.
+        current: the current step.
+        is_full: whether there is no room for another step.
     """
 
     def __init__(self, step_format: StepFormat, count: int) -> None:
@@ -61,25 +63,18 @@ class StepBuffer:
         }
         observations = [spec.name for spec in step_format.spaces.observations]
         self._steps = [BatchStep(self.arrays, index, observations) for index in range(CHUNK_STEPS)]
-        self.index = -1
-        self.current = self._steps[-1]
+        self._go_to(-1)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether there is no room for another step."""
-        return self.index == CHUNK_STEPS - 1
-
-    def advance(self) -> None:
-        """Begin the next step; a full buffer is cleared first."""
-        if self.index == CHUNK_STEPS - 1:
+    def advance(self) -> BatchStep:
+        """Begin the next step and return it; a full buffer is cleared first."""
+        if self.is_full:
             self.clear()
-        self.index += 1
-        self.current = self._steps[self.index]
+        self._go_to(self.index + 1)
+        return self.current
 
     def discard_current(self) -> None:
         """Forget the current step, which was not finished; the one before it becomes the current one."""
-        self.index -= 1
-        self.current = self._steps[self.index]
+        self._go_to(self.index - 1)
 
     def set_from_here(self, name: str, number: int, k: int | slice = slice(None)) -> None:
         """Set `episode` of one environment, or `version` of all, for the current and all following steps."""
@@ -94,8 +89,12 @@ class StepBuffer:
                 array[0] = array[self.index]
         for name in _FLAGS:
             self.arrays[name][int(keep_current) :] = False
-        self.index = int(keep_current) - 1
-        self.current = self._steps[self.index]
+        self._go_to(int(keep_current) - 1)
+
+    def _go_to(self, index: int) -> None:
+        self.index = index
+        self.current = self._steps[index]
+        self.is_full = index == CHUNK_STEPS - 1
 
 
 class EnvironmentBatch:
@@ -133,9 +132,9 @@ class EnvironmentBatch:
 
     def reset(self) -> None:
         """Begin the first episode of every environment, from its seed; raises as `step` does."""
-        self.buffer.advance()
+        current = self.buffer.advance()
         for k, seed in enumerate(self._seeds):
-            self._begin_episode(k, seed)
+            self._begin_episode(k, seed, current)
 
     def step(self, actions: np.ndarray) -> None:
         """Take one step in every environment, with stored actions (K, *stored_shape).
@@ -146,12 +145,12 @@ class EnvironmentBatch:
             EnvironmentFailedError: if one of them raises an error, ends the process, or returns an invalid reward or
                 flag.
         """
-        self.buffer.advance()
+        current = self.buffer.advance()
         for k, ended in enumerate(self.is_last):
             if ended:
-                self._begin_episode(k, None)
+                self._begin_episode(k, None, current)
             else:
-                self._step_one(k, actions[k])
+                self._step_one(k, actions[k], current)
 
     def close(self) -> None:
         """Close all environments; a failure to close is a warning, and does not keep the others open."""
@@ -178,40 +177,39 @@ class EnvironmentBatch:
             f"environment '{self._settings.id}' (actor {self._actor}, environment {k}) failed {place}: {cause}"
         )
 
-    def _begin_episode(self, k: int, seed: int | None) -> None:
+    def _begin_episode(self, k: int, seed: int | None, current: BatchStep) -> None:
         self._episode[k] += 1
         self.is_last[k], self.returns[k], self.lengths[k] = False, 0.0, 0
         try:
             observation, _ = self.environments[k].reset(seed=seed)
-            self._write_observation(k, observation)
+            for name, array in current.each[k]:
+                array[...] = observation[name]
         except StepInterrupted:
             raise
         except BaseException as error:
             raise self._failure(k, f"at its reset: {describe(error)}") from error
         self.buffer.set_from_here("episode", self._episode[k], k)
-        self.buffer.current.is_first[k] = True
-        self.buffer.current.reward[k] = 0.0
+        current.is_first[k] = True
+        current.reward[k] = 0.0
 
-    def _step_one(self, k: int, action: np.ndarray) -> None:
+    def _step_one(self, k: int, action: np.ndarray, current: BatchStep) -> None:
         self.lengths[k] += 1
         try:
             observation, reward, terminated, truncated, _ = self.environments[k].step(self._to_environment(action))
+            if isinstance(reward, float):  # NumPy's float64 is one too, and takes ten times as long to compare
+                reward = float(reward)
             if type(reward) is not float or not -LARGEST <= reward <= LARGEST:
                 reward = reward_of(reward)
             if terminated is not False or truncated is not False:
                 terminated, truncated = flag_of("terminated", terminated), flag_of("truncated", truncated)
-            self._write_observation(k, observation)
+            for name, array in current.each[k]:
+                array[...] = observation[name]
         except StepInterrupted:
             raise
         except BaseException as error:
             raise self._failure(k, describe(error)) from error
         self.returns[k] += reward
-        current = self.buffer.current
         current.reward[k] = reward
         if terminated or truncated:
             self.is_last[k] = current.is_last[k] = True
             current.is_terminal[k] = terminated
-
-    def _write_observation(self, k: int, observation: dict[str, np.ndarray]) -> None:
-        for name, array in self.buffer.current.each[k]:
-            array[...] = observation[name]

@@ -38,6 +38,7 @@ from dreamfleet.actors.environments.user_code import (
     reward_of,
 )
 from dreamfleet.actors.environments.user_objects import find_function, search_working_directory
+from dreamfleet.actors.environments.wrappers import EntriesRead
 from dreamfleet.actors.spaces.action_spaces import describe_action, random_actions
 from dreamfleet.actors.spaces.entries import NamedEntries
 from dreamfleet.actors.spaces.observations import (
@@ -97,7 +98,7 @@ def make_environment(settings: EnvironmentSettings, render: bool = False) -> Env
         close_environment(env, settings.id)
         raise UserError(f"env.id '{settings.id}' could not be wrapped: {cause_of(error)}") from error
     log_entries(entries)
-    env = wrappers.TransformObservation(env, entry_reader(entries, env.observation_space), entry_space(entries))
+    env = EntriesRead(env, entry_reader(entries, env.observation_space), entry_space(entries))
     if settings.time_limit:
         env = wrappers.TimeLimit(env, settings.time_limit)
     return env

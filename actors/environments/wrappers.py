@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -9,6 +10,32 @@ import numpy as np
 
 from dreamfleet.actors.environments.user_code import flag_of, reward_of
 from dreamfleet.actors.spaces.action_spaces import null_action
+
+
+class EntriesRead(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Shows observations as pictures and vectors by name, in fewer calls for a step than `TransformObservation` makes.
+
+    Args:
+        read: turns the environment's observation into that dictionary.
+        space: of the dictionaries.
+    """
+
+    def __init__(
+        self, env: gymnasium.Env[Any, Any], read: Callable[[Any], dict[str, np.ndarray]], space: gymnasium.spaces.Dict
+    ) -> None:
+        super().__init__(env)
+        self.observation_space = space
+        self._read = read
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        return self._read(observation), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Take one step."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return self._read(observation), reward, terminated, truncated, info
 
 
 class SimulatorSteps(gymnasium.Wrapper[Any, Any, Any, Any]):

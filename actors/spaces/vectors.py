@@ -16,6 +16,7 @@ MOST_WIDTH = 1_000_000
 """A wider one-hot is refused: its first layer alone would have a weight for each number and unit."""
 TOLERANCE = 1e-5
 """Beyond a bound by this share of it (or of 1) is rounding."""
+LARGEST = np.finfo(np.float32).max
 
 
 def vector_entry(space: spaces.Space[Any], name: str, path: Path) -> Entry:
@@ -77,32 +78,34 @@ class VectorBounds:
 
     def __init__(self, space: spaces.Space[Any]) -> None:
         assert isinstance(space, spaces.Dict)
-        self._bounds: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        for name, box in space.spaces.items():
-            assert isinstance(box, spaces.Box)
-            if box.dtype == np.float32 and (np.isfinite(box.low).any() or np.isfinite(box.high).any()):
-                slack = [TOLERANCE * np.maximum(1, np.abs(bound)) for bound in (box.low, box.high)]
-                self._bounds[name] = (box.low - slack[0], box.high + slack[1])
+        self._boxes = {name: box for name, box in space.spaces.items() if box.dtype == np.float32}
+        self._bounds: dict[str, tuple[Any, Any]] = {name: _with_slack(box) for name, box in self._boxes.items()}
 
     def fault(self, name: str, vectors: np.ndarray) -> tuple[int, str] | None:
         """Return the index of the first of the vectors (T, D) that is not finite, and a clause; None if all are."""
+        low, high = self._bounds[name]
+        inside = (vectors >= low) & (vectors <= high)  # all at once, since it is asked for all that is collected
+        if inside.all():
+            return None
         fault = _not_finite(vectors)
-        if not fault and name in self._bounds:
-            self._report_outside(name, vectors)
+        if not fault:
+            t, place = (int(index) for index in np.argwhere(~inside)[0])
+            box: Any = self._boxes[name]
+            warn_once(
+                ("outside", name),
+                f"the observation '{name}' is {vectors[t, place]:.4g} at [{place}], but its space says "
+                f"{box.low[place]:.4g} to {box.high[place]:.4g}: such numbers are stored as they are",
+            )
+            self._bounds[name] = -LARGEST, LARGEST
         return fault
 
-    def _report_outside(self, name: str, vectors: np.ndarray) -> None:
-        low, high = self._bounds[name]
-        outside = (vectors < low) | (vectors > high)
-        if not outside.any():
-            return
-        t, place = (int(index) for index in np.argwhere(outside)[0])
-        warn_once(
-            ("outside", name),
-            f"the observation '{name}' is {vectors[t, place]:.4g} at [{place}], but its space says {low[place]:.4g} to "
-            f"{high[place]:.4g}: such numbers are stored as they are",
-        )
-        del self._bounds[name]
+
+def _with_slack(box: spaces.Space[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Return a box's bounds as far as what is stored may reach; all that is finite is within a bound that is not."""
+    assert isinstance(box, spaces.Box)
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = (TOLERANCE * np.maximum(1, np.abs(bound)) for bound in (box.low, box.high))
+        return np.maximum(box.low - low, -LARGEST), np.minimum(box.high + high, LARGEST)
 
 
 def check_finite(observations: dict[str, np.ndarray]) -> None:

@@ -91,8 +91,8 @@ def encode_chunk(step_format: StepFormat, key: ChunkKey, first_step: int, arrays
         bodies.append(body)
         table += [len(body) | (_COMPRESSED if is_shorter else 0), zlib.crc32(body)]
     masks = [_mask(checked[name]) for name in ("is_first", "is_last", "is_terminal")]
-    versions = [int(checked["version"].min()), int(checked["version"].max())]
-    numbers = [*key, first_step, int(checked["episode"][0]), steps, *masks, *versions]
+    versions = checked["version"].tolist()
+    numbers = [*key, first_step, int(checked["episode"][0]), steps, *masks, min(versions), max(versions)]
     header = _HEADER.pack(step_format.identity, *numbers, len(bodies))
     header += struct.pack(f"<{len(table)}I", *table)
     body_bytes = sum(map(len, bodies))
@@ -197,7 +197,7 @@ def _compressor() -> zstandard.ZstdCompressor:
 
 def _checked(field: Field, array: np.ndarray, steps: int) -> np.ndarray:
     """Return the array in C order; ValueError if it is not what its field says."""
-    if array.shape != (steps, *field.shape) or array.dtype != np.dtype(field.dtype):
+    if array.shape != (steps, *field.shape) or array.dtype != field.dtype:
         raise ValueError(
             f"'{field.name}' is {array.dtype} {array.shape}; the format wants {field.dtype} {(steps, *field.shape)}"
         )
