@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from dreamfleet.common.errors import shown
 from dreamfleet.common.settings.model import Section
 
 
@@ -69,8 +70,8 @@ class EnvironmentSettings(Section):
             if not is_named or not isinstance(arguments, dict) or (isinstance(wrapper, dict) and len(wrapper) > 1):
                 wrong = wrappers if wrapper is None else wrapper
                 raise ValueError(
-                    f"env.wrappers holds {wrong!r}, but must be a list of names and of names with arguments, such as "
-                    "[module:Class, {module:Class: {name: value}}]"
+                    f"env.wrappers holds {shown(wrong)}, but must be a list of names and of names with arguments, such "
+                    "as [module:Class, {module:Class: {name: value}}]"
                 )
         return wrappers
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from dreamfleet.common.errors import shown
 from dreamfleet.common.settings.environment import EnvironmentSettings
 from dreamfleet.common.settings.model import BehaviourSettings, LossSettings, ModelSettings, Section
 
@@ -42,7 +43,7 @@ class ActorSettings(Section):
     @classmethod
     def _count_or_auto(cls, count: Any) -> Any:
         if count != "auto" and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-            raise ValueError(f"actors.count is {count!r}, but must be a whole number of at least 1, or auto")
+            raise ValueError(f"actors.count is {shown(count)}, but must be a whole number of at least 1, or auto")
         return count
 
     @model_validator(mode="after")
@@ -82,7 +83,7 @@ class ReplaySettings(Section):
     def _gigabytes_or_auto(cls, size: Any) -> Any:
         is_number = isinstance(size, int | float) and not isinstance(size, bool)
         if size != "auto" and not (is_number and 0 <= size < math.inf):
-            raise ValueError(f"replay.cache_gb is {size!r}, but must be a number of at least 0, or auto")
+            raise ValueError(f"replay.cache_gb is {shown(size)}, but must be a number of at least 0, or auto")
         return size
 
     @field_validator("held_out_every")
@@ -152,7 +153,7 @@ class LearnerSettings(Section):
     @classmethod
     def _gpus_or_auto(cls, gpus: Any) -> Any:
         if gpus != "auto" and (isinstance(gpus, bool) or not isinstance(gpus, int) or gpus < 1):
-            raise ValueError(f"learner.gpus is {gpus!r}, but must be a whole number of at least 1, or auto")
+            raise ValueError(f"learner.gpus is {shown(gpus)}, but must be a whole number of at least 1, or auto")
         return gpus
 
     @model_validator(mode="after")

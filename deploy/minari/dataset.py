@@ -31,18 +31,6 @@ if TYPE_CHECKING:
     from minari.dataset.minari_storage import MinariStorage
 
 _ID = re.compile(r"([-\w]+/)*[-\w]+-v\d+")
-_DAMAGE = (
-    OSError,
-    KeyError,
-    ValueError,
-    TypeError,
-    IndexError,
-    AttributeError,
-    AssertionError,
-    RuntimeError,
-    MemoryError,
-)
-"""What Minari and HDF5 raise for files that are damaged."""
 
 
 class MinariDataset:
@@ -139,7 +127,7 @@ class MinariDataset:
         file = self.data / SINGLE_STEPS_FILE
         try:
             found = read_single_steps(file, self.step_format)
-        except _DAMAGE as error:
+        except Exception as error:  # noqa: BLE001 (NumPy, as below)
             raise UserError(f"{file} cannot be read: {error!r}.") from None
         if len(found) != self._metadata[GROUP].get("single_steps"):
             raise UserError(f"{file} is missing or has changed: it holds {len(found)} steps.")
@@ -151,7 +139,7 @@ class MinariDataset:
         for number in range(total):
             try:
                 episode = next(episodes)
-            except (*_DAMAGE, StopIteration) as error:
+            except Exception as error:  # noqa: BLE001 (Minari, as below)
                 raise UserError(f"{self.data}: episode {number} cannot be read: {error!r}.") from None
             yield episode
 
@@ -178,7 +166,7 @@ class MinariDataset:
             return MinariStorage.read(self.data)
         except ImportError as error:
             raise UserError(f"{self.data}: {error}.") from None
-        except (*_DAMAGE, NotImplementedError) as error:
+        except Exception as error:  # noqa: BLE001 (what Minari and HDF5 raise for damaged files is of many kinds)
             raise UserError(f"{self.data} cannot be read as a Minari dataset: {error!r}.") from None
 
     def _is_ours(self) -> bool:

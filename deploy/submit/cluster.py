@@ -26,7 +26,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from dreamfleet.common.errors import UserError
+from dreamfleet.common.errors import UserError, shown
 from dreamfleet.common.settings.presets import read_yaml
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Cluster:
             self._address = _check_address(target)
             return
         self.config = _read_cluster_file(target)
-        starts = " ".join(map(str, self.config.get("head_start_ray_commands") or []))
+        starts = " ".join(_start_commands(self.config, target))
         port = re.search(r"--dashboard-port[= ](\d+)", starts)
         self._tunnel = _Tunnel(target, int(port[1]) if port else 8265)
 
@@ -242,6 +242,13 @@ def _read_cluster_file(target: str) -> dict[str, Any]:
     if not {"cluster_name", "provider"} <= config.keys():
         raise UserError(f"file {target}: has no cluster_name or no provider: it is no file for `ray up`.")
     return config
+
+
+def _start_commands(config: dict[str, Any], target: str) -> list[str]:
+    commands = config.get("head_start_ray_commands") or []
+    if not isinstance(commands, list) or not all(isinstance(command, str) for command in commands):
+        raise UserError(f"file {target}: head_start_ray_commands is {shown(commands)}, but must be a list of commands.")
+    return commands
 
 
 def _check_address(address: str) -> str:

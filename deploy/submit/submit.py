@@ -59,7 +59,7 @@ def submit(
     entry = None if follow or stop else EntryPoint.of(arguments, working_dir)
     with _exit_on_signals(), Cluster(target) as cluster:
         if entry:
-            return _run(cluster, entry, working_dir, on or _learner_resource(cluster))
+            return _run(cluster, entry, working_dir, on or learner_resource(cluster))
         job = Job(cluster, follow or stop or "")
         try:
             details = job.details()
@@ -153,12 +153,17 @@ def _ending(job: Job, details: JobDetails) -> str:
     return f"{job.id} was stopped." if details.status == "STOPPED" else f"{job.id} succeeded."
 
 
-def _learner_resource(cluster: Cluster) -> str:
+def _declares_learner(kind: Any) -> bool:
+    resources = kind.get("resources") if isinstance(kind, dict) else None
+    return isinstance(resources, dict) and bool(resources.get("learner"))
+
+
+def learner_resource(cluster: Cluster) -> str:
     """Return "learner" where the cluster file declares that resource, but not for the head."""
     types = cluster.config.get("available_node_types")
     if not isinstance(types, dict):
         return ""
-    declare = {name for name, kind in types.items() if (kind or {}).get("resources", {}).get("learner")}
+    declare = {name for name, kind in types.items() if _declares_learner(kind)}
     return "learner" if declare and cluster.config.get("head_node_type") not in declare else ""
 
 

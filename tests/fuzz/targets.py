@@ -35,6 +35,7 @@ from dreamfleet.deploy.plan.rates import rates_of_run
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.state import read_state
 from dreamfleet.deploy.submit.cluster import Cluster
+from dreamfleet.deploy.submit.submit import learner_resource
 from dreamfleet.deploy.sweep.sweep import make_cells
 from dreamfleet.deploy.sweep.sweep_file import read_sweep
 from dreamfleet.learner.checkpoints.files import DamagedCheckpointError, parse_facts
@@ -133,7 +134,7 @@ def _read_preset(data: bytes, folder: Path) -> int:
 def _read_cluster(data: bytes, folder: Path) -> int:
     file = folder / "cluster.yaml"
     file.write_bytes(data)
-    attempt(lambda: Cluster(str(file)))
+    attempt(lambda: learner_resource(Cluster(str(file))))
     return 0
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 import zstandard
 from make_chunks import counting_format, cut, make_stream
 
@@ -22,6 +23,8 @@ from dreamfleet.common.settings.resolve import resolve
 from dreamfleet.deploy.monitoring.run_status import read_run_status
 from dreamfleet.deploy.monitoring.status import describe
 from dreamfleet.deploy.run_directory import RunDirectory
+from dreamfleet.deploy.submit.cluster import Cluster
+from dreamfleet.deploy.submit.submit import learner_resource
 from dreamfleet.learner.checkpoints.files import DamagedCheckpointError
 from dreamfleet.learner.checkpoints.store import CheckpointStore
 from dreamfleet.replay.manifest import DamagedManifestError, Manifest
@@ -180,6 +183,42 @@ def test_a_manifest_whose_link_lacks_a_number(tmp_path: Path, place: int) -> Non
     (tmp_path / "manifest.json").write_text(f'{{"manifest":{inner},"crc32":{zlib.crc32(inner.encode())}}}')
     with pytest.raises(DamagedManifestError) if place != 1 else nullcontext():
         assert Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("commands", [True, "ray start", [1], {"a": "b"}, 3.5])
+def test_a_cluster_file_whose_commands_are_no_list(tmp_path: Path, commands: Any) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text(yaml.safe_dump({"cluster_name": "x", "provider": {}, "head_start_ray_commands": commands}))
+    with pytest.raises(UserError, match=r"head_start_ray_commands is .*, but must be a list of commands"):
+        Cluster(str(file))
+
+
+@pytest.mark.parametrize("types", [{"a": 3}, {"a": [1]}, {"a": {"resources": True}}, {"a": None}, [1]])
+def test_a_cluster_file_whose_node_types_are_odd(tmp_path: Path, types: Any) -> None:
+    """None of them declares a resource for the learner."""
+    file = tmp_path / "cluster.yaml"
+    file.write_text(yaml.safe_dump({"cluster_name": "x", "provider": {}, "available_node_types": types}))
+    assert learner_resource(Cluster(str(file))) == ""
+
+
+@pytest.mark.parametrize("setting", ["env.wrappers", "actors.count", "replay.cache_gb", "learner.gpus"])
+def test_a_wrong_value_of_any_length_is_a_short_sentence(setting: str) -> None:
+    with pytest.raises(UserError, match="but must be") as caught:
+        resolve(flags=[(setting, json.dumps({"a": list(range(5000))}))])
+    assert len(str(caught.value)) < 500
+
+
+def test_minari_spaces_that_do_not_fit_their_type(tmp_path: Path) -> None:
+    """Minari raises an OverflowError there, which is one of many."""
+    from dreamfleet.actors.spaces.entries import NamedEntries
+    from dreamfleet.deploy.minari.dataset import MinariDataset
+
+    box = {"type": "Box", "dtype": "uint8", "shape": [1], "low": [0], "high": [355]}
+    text = {"observation_space": json.dumps(box), "action_space": json.dumps(box), "minari_version": "0.5.4"}
+    counts = {"total_steps": 3, "total_episodes": 1, "data_format": "hdf5"}
+    (tmp_path / "metadata.json").write_text(json.dumps(text | counts))
+    with pytest.raises(UserError, match="cannot be read as a Minari dataset: OverflowError"):
+        MinariDataset(tmp_path, NamedEntries())
 
 
 def test_a_checkpoint_that_was_renamed(tmp_path: Path) -> None:
