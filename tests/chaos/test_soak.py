@@ -17,7 +17,7 @@ from dreamfleet.replay.report import verify
 
 NewRun = Callable[..., ChaosRun]
 ENDLESS = {"env_steps": 10_000_000}
-SOAK_S = float(os.environ.get("DREAMFLEET_SOAK_S", "480"))
+SOAK_S = int(os.environ.get("DREAMFLEET_SOAK_S", "480"))
 GROWN_MB = 12.0
 """A process may be this much larger after the soak than after its first minute: allocators and caches fill."""
 
