@@ -9,7 +9,7 @@ The wrappers, from the inside out, Gymnasium's own wherever it has one:
     RepeatAction        env.action_repeat: rewards are summed, and the end of an episode ends the repeat
                         (Atari: AtariPreprocessing in place of these two)
     AddRenderObservation   env.observe: the rendered picture, drawn once for each repeat
-    TransformObservation   a Dict of images (H, W, C) uint8 and vectors (D,) float32; env.image_size, env.grey
+    EntriesRead         a Dict of images (H, W, C) uint8 and vectors (D,) float32; env.image_size, env.grey
     TimeLimit           env.time_limit: in environment steps, that is, after the repeat
 """
 
