@@ -163,7 +163,7 @@ def learner_resource(cluster: Cluster) -> str:
     types = cluster.config.get("available_node_types")
     if not isinstance(types, dict):
         return ""
-    declare = {name for name, kind in types.items() if _declares_learner(kind)}
+    declare = [name for name, kind in types.items() if _declares_learner(kind)]
     return "learner" if declare and cluster.config.get("head_node_type") not in declare else ""
 
 

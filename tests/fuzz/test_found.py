@@ -201,6 +201,15 @@ def test_a_cluster_file_whose_node_types_are_odd(tmp_path: Path, types: Any) -> 
     assert learner_resource(Cluster(str(file))) == ""
 
 
+def test_a_cluster_file_whose_head_is_no_name(tmp_path: Path) -> None:
+    """It is not the node type that declares the resource."""
+    file = tmp_path / "cluster.yaml"
+    types = {"a": {"resources": {"learner": 1}}}
+    text = {"cluster_name": "x", "provider": {}, "available_node_types": types, "head_node_type": []}
+    file.write_text(yaml.safe_dump(text))
+    assert learner_resource(Cluster(str(file))) == "learner"
+
+
 @pytest.mark.parametrize("setting", ["env.wrappers", "actors.count", "replay.cache_gb", "learner.gpus"])
 def test_a_wrong_value_of_any_length_is_a_short_sentence(setting: str) -> None:
     with pytest.raises(UserError, match="but must be") as caught:
