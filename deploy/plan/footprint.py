@@ -87,6 +87,17 @@ class Footprint:
         """Bytes in the object store of the learner's node at most: prefetched batches, and what is in flight."""
         return (batches_ahead(settings) + 1) * self.compressed_batch + self.in_flight(actors)
 
+    def inference(self, settings: Settings, actors: int) -> float:
+        """Bytes of the process that acts for all actors: two versions of the weights, and what it acts on.
+
+        That is a state and an observation of each environment, and with a planner a state of each candidate.
+        """
+        model, behaviour = settings.model, settings.behaviour
+        z = model.stochastic * (model.classes if model.latent == "categorical" else 1)
+        state = 4 * (model.deterministic * model.gru_layers + z)
+        futures = behaviour.candidates if behaviour.kind == "planner" else 1
+        return 2 * self.model.weights + actors * settings.actors.environments * (futures * state + 4 * self.raw_step)
+
     def disk(self, settings: Settings) -> float:
         """Bytes of a run's directory at most: the replay's budget and the checkpoints.
 

@@ -164,11 +164,20 @@ def _memory_rows(settings: Settings, footprint: Footprint, actors: int) -> list[
         ("weights, one version", model.weights, "once on each node with actors"),
         ("learner's batches", footprint.learner_batches(settings), f"a batch is {compressed} compressed, {raw} raw"),
         (_training_row(settings), training, f"{model.parameters:,} parameters; an estimate"),
+        *_inference_row(settings, footprint, actors),
         ("replay's index", footprint.index(settings), "when the replay is full"),
         ("replay's decoded steps", footprint.cache(settings), cached),
         ("replay and checkpoints on disk", footprint.disk(settings), f"a step is {raw_step}, {stored_step} stored"),
     ]
     return [("memory and disk", "at most", ""), *((name, format_bytes(size), text) for name, size, text in sizes)]
+
+
+def _inference_row(settings: Settings, footprint: Footprint, actors: int) -> list[tuple[str, float, str]]:
+    if settings.actors.inference == "local":
+        return []
+    acted_for = counted(actors * settings.actors.environments, "environment")
+    text = f"weights twice, and what {acted_for} show; a GPU's own context comes on top"
+    return [("inference, on its device", footprint.inference(settings, actors), text)]
 
 
 def _training_row(settings: Settings) -> str:

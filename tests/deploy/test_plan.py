@@ -131,6 +131,24 @@ def test_memory_and_disk_are_what_was_worked_out_by_hand() -> None:
     assert SIZES.model.training() == 16e6 + 13e6
 
 
+def test_the_memory_of_central_inference_is_a_row_of_its_own() -> None:
+    """Weights twice; of each of 4 × 2 environments a state of 230 numbers and an observation; of a planner more."""
+    learned = {"inference": "central"}, {"kind": "actor_critic"}
+    searching = {"inference": "central"}, {"kind": "planner", "candidates": 500}
+    for (actors, behaviour), states in ((learned, 1), (searching, 500)):
+        settings = SETTINGS.model_copy(
+            update={
+                "actors": SETTINGS.actors.model_copy(update=actors),
+                "behaviour": SETTINGS.behaviour.model_copy(update=behaviour),
+            }
+        )
+        expected = 2 * 2_000_000 + 8 * (states * 4 * 230 + 4 * 4000)
+        assert SIZES.inference(settings, actors=4) == expected
+        lines = "\n".join(describe(settings, SIZES, rates(6.0)))
+        assert "inference, on its device" in lines
+    assert "inference, on its device" not in "\n".join(describe(SETTINGS, SIZES, rates(6.0)))
+
+
 @pytest.mark.parametrize(("order", "mean"), [(32, 32), (64, 64), (65, 32.5), (100, 50), (1, 1)])
 def test_the_mean_chunk_follows_from_the_order(order: int, mean: float) -> None:
     """An order's steps are cut into chunks of 64 and a rest."""
