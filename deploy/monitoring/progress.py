@@ -55,6 +55,11 @@ class Progress:
         self._readings.clear()
         self._first = None
 
+    def training_begins(self) -> None:
+        """Begin the window anew: rates of the prefill, with no updates in it, would have hours seem to be left."""
+        self._readings.clear()
+        self.read()
+
     def read(self) -> None:
         """Take a reading and forget those that are older than the window."""
         now, roster = time.monotonic(), self._fleet.roster

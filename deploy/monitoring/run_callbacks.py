@@ -82,6 +82,8 @@ class RunCallbacks(Callbacks):
     def on_updates(self, fleet: FleetState, report: Any) -> None:
         """Keep the order's metrics for the next row."""
         _log_records(report.log_records)
+        if self.progress and not self.first_metrics:
+            self.progress.training_begins()
         self.first_metrics = self.first_metrics or dict(report.metrics)
         self.last_metrics = dict(report.metrics) or self.last_metrics
         seconds = sum(report.timings.values()) or 1.0

@@ -31,6 +31,24 @@ def test_what_a_checkpoint_brings_is_no_rate(monkeypatch: Any) -> None:
     assert progress.overall()["updates_per_s"] == 5.0
 
 
+def test_the_prefill_is_in_no_rate_of_training(monkeypatch: Any) -> None:
+    """In its 30 seconds there was one order of updates: at that rate hours would be left."""
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    learner = SimpleNamespace(idle_until=lambda time_s: 0.0)
+    ledger = SimpleNamespace(env_steps=0, updates=0)
+    fleet = SimpleNamespace(ledger=ledger, roster=SimpleNamespace(actors=[], learner=learner))
+    progress = Progress(cast("Any", fleet))
+    progress.read()
+    now, ledger.env_steps, ledger.updates = 130.0, 1000, 4
+    progress.training_begins()
+    now, ledger.env_steps, ledger.updates = 132.0, 1020, 12
+    progress.read()
+    rates = progress.rates()
+    assert (rates["env_steps_per_s"], rates["updates_per_s"]) == (10.0, 4.0)
+    assert progress.overall()["updates_per_s"] == pytest.approx(12 / 32)
+
+
 class Terminal(io.StringIO):
     """A terminal that keeps what stands in each of its lines once all was written."""
 
