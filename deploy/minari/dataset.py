@@ -97,7 +97,8 @@ class MinariDataset:
         try:
             return StepFormat(Spaces.from_json(self._metadata[GROUP]["spaces"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{self.data / METADATA_FILE}: '{GROUP}': 'spaces' cannot be read: {error!r}.") from None
+            place = f"{self.data / METADATA_FILE}: '{GROUP}'"
+            raise UserError(f"{place}: 'spaces' cannot be read: {shown(error)}.") from None
 
     def episodes(self) -> Iterator[StoredEpisode]:
         """Yield all episodes and parts of episodes, in the order of their places.
@@ -128,7 +129,7 @@ class MinariDataset:
         try:
             found = read_single_steps(file, self.step_format)
         except Exception as error:  # noqa: BLE001 (NumPy, as below)
-            raise UserError(f"{file} cannot be read: {error!r}.") from None
+            raise UserError(f"{file} cannot be read: {shown(error)}.") from None
         if len(found) != self._metadata[GROUP].get("single_steps"):
             raise UserError(f"{file} is missing or has changed: it holds {len(found)} steps.")
         return sorted(found, key=lambda episode: episode.place)
@@ -140,7 +141,7 @@ class MinariDataset:
             try:
                 episode = next(episodes)
             except Exception as error:  # noqa: BLE001 (Minari, as below)
-                raise UserError(f"{self.data}: episode {number} cannot be read: {error!r}.") from None
+                raise UserError(f"{self.data}: episode {number} cannot be read: {shown(error)}.") from None
             yield episode
 
     def _open(self) -> MinariStorage:
@@ -167,7 +168,7 @@ class MinariDataset:
         except ImportError as error:
             raise UserError(f"{self.data}: {error}.") from None
         except Exception as error:  # noqa: BLE001 (what Minari and HDF5 raise for damaged files is of many kinds)
-            raise UserError(f"{self.data} cannot be read as a Minari dataset: {error!r}.") from None
+            raise UserError(f"{self.data} cannot be read as a Minari dataset: {shown(error)}.") from None
 
     def _is_ours(self) -> bool:
         """Whether dreamfleet wrote it and all episodes are still there."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dreamfleet.common.errors import UserError
+from dreamfleet.common.errors import UserError, shown
 from dreamfleet.common.experience.spaces import ObservationSpec
 from dreamfleet.common.model.distributions import StateDistribution
 from dreamfleet.common.model.rssm import State
@@ -159,7 +159,7 @@ class DreamSession:
         try:
             steps = [(step["action"], bool(step["samples"]), int(step["futures"])) for step in take["steps"]]
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"this is no take of a dream: {error!r}") from None
+            raise UserError(f"this is no take of a dream: {shown(error)}") from None
         for action, samples, futures in steps[: MOST_STEPS - 1]:
             self._samples, self._futures = samples, checked_futures(futures)
             self._imagine(self._chosen(action))
@@ -293,7 +293,7 @@ def start_of_take(take: Any) -> tuple[Mapping[str, Any], int, int, bool]:
         futures, samples = checked_futures(take["futures"]), bool(take["samples"])
         is_start = isinstance(start, Mapping) and isinstance(take["steps"], Sequence)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"this is no take of a dream: {error!r}") from None
+        raise UserError(f"this is no take of a dream: {shown(error)}") from None
     if not is_start or seed < 0:
         raise UserError("this is no take of a dream: it has no start, no seed, or no steps")
     return start, seed, futures, samples

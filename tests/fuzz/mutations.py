@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
 from typing import Any
 
 from hypothesis import strategies as st
@@ -119,8 +118,3 @@ def json_texts(document: Any) -> st.SearchStrategy[bytes]:
 
 def _dump(document: Any) -> bytes:
     return json.dumps(document).encode()
-
-
-def sealed(document: Any, seal: Callable[[bytes], bytes]) -> st.SearchStrategy[bytes]:
-    """Return changed documents as texts inside what makes their checksum right."""
-    return changed_documents(document).map(lambda changed: seal(_dump(changed)))

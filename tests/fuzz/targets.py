@@ -459,9 +459,9 @@ def _good_minari() -> dict[str, bytes]:
 @st.composite
 def _minari(draw: st.DrawFn) -> dict[str, bytes]:
     files = dict(_good_minari())
-    name = draw(st.sampled_from([name for name in sorted(files) if name.endswith(".json")]))
-    document = json.loads(files[name])
-    files[name] = draw(json_texts(document))
+    name = draw(st.sampled_from(sorted(files)))
+    is_document = name.endswith(".json")
+    files[name] = draw(json_texts(json.loads(files[name])) if is_document else changed_bytes(files[name]))
     return files
 
 
