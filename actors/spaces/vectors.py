@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 
 from dreamfleet.actors.spaces.entries import Convert, Entry, Path, bounds_in_words, shape_in_words
-from dreamfleet.common.errors import UserError
+from dreamfleet.common.errors import UserError, shown
 from dreamfleet.common.experience.spaces import ObservationSpec
 from dreamfleet.common.process_log import warn_once
 
@@ -157,7 +157,7 @@ def _choice_converter(space: spaces.Space[Any], name: str) -> Convert:
 
     def convert(value: Any) -> np.ndarray:
         if not space.contains(value):
-            raise ValueError(f"the observation '{name}' is {value!r}, which is not in {space}")
+            raise ValueError(f"the observation '{name}' is {shown(value)}, which is not in {space}")
         return np.asarray(spaces.flatten(space, value), np.float32)
 
     return convert

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dreamfleet.common.errors import shown
+
 ActionKind = Literal["discrete", "multi_discrete", "box", "mixed"]
 
 
@@ -137,7 +139,7 @@ class Spaces:
             spaces = Spaces(observations, ActionSpec(**data["action"]))
             is_possible = _is_possible(spaces)
         except (TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-            raise ValueError(f"these are no spaces: {error!r}") from error
+            raise ValueError(f"these are no spaces: {shown(error)}") from error
         if not is_possible:
             raise ValueError("these are no spaces: a name, type, shape or bound is not possible")
         return spaces

@@ -177,7 +177,7 @@ class MinariDataset:
             return False
         if ours.get("format") != VERSION:
             raise UserError(
-                f"{self.data / METADATA_FILE}: '{GROUP}': format is {ours.get('format')!r}, "
+                f"{self.data / METADATA_FILE}: '{GROUP}': format is {shown(ours.get('format'))}, "
                 f"which this version does not read: it reads {VERSION}."
             )
         now = (self._storage.total_episodes, self._storage.total_steps)

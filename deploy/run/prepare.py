@@ -12,7 +12,7 @@ import yaml
 
 from dreamfleet.actors.environments.make import probe_environment
 from dreamfleet.common.acting.make_policy import make_policy
-from dreamfleet.common.errors import UserError
+from dreamfleet.common.errors import UserError, shown
 from dreamfleet.common.experience.spaces import ActionSpec, Spaces, first_difference, is_bounded, reach_of
 from dreamfleet.common.process_log import LogRecord
 from dreamfleet.common.settings.resolve import leaves, resolve
@@ -44,7 +44,7 @@ def make_settings(*presets: str | Path, **sections: Any) -> Settings:
     for preset in presets:
         if not isinstance(preset, str | Path):
             raise UserError(
-                f"df.settings: {preset!r} is no preset: give each by itself, df.settings('dreamer_v3', ...)."
+                f"df.settings: {shown(preset)} is no preset: give each by itself, df.settings('dreamer_v3', ...)."
             )
     flags = [(path, yaml.safe_dump(value, default_flow_style=True)) for path, value in leaves(sections)]
     return resolve([str(preset) for preset in presets], flags)
@@ -61,7 +61,7 @@ def environment_id(environment: Environment) -> str:
     name = getattr(environment, "__qualname__", "")
     if not name or "<" in name:
         raise UserError(
-            f"environment {environment!r} has no name by which actors find it: give an id, or a function or class "
+            f"environment {shown(environment)} has no name by which actors find it: give an id, or a function or class "
             "that is defined at the top level of a module, a script or a notebook."
         )
     return f"{environment.__module__}:{name}"
@@ -74,9 +74,9 @@ def check_given(settings: Settings | None, callbacks: Sequence[Callbacks]) -> No
         UserError: naming it.
     """
     if not isinstance(settings, Settings | None):
-        raise UserError(f"settings={settings!r}: give what df.settings returns, such as df.settings('cartpole').")
+        raise UserError(f"settings={shown(settings)}: give what df.settings returns, such as df.settings('cartpole').")
     if not isinstance(callbacks, Sequence) or not all(isinstance(one, Callbacks) for one in callbacks):
-        raise UserError(f"callbacks={callbacks!r}: give a list of objects whose classes derive from df.Callbacks.")
+        raise UserError(f"callbacks={shown(callbacks)}: give a list of objects whose classes derive from df.Callbacks.")
 
 
 def directory_of(directory: str | Path | None, label: Environment) -> RunDirectory:

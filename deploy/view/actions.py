@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dreamfleet.common.errors import UserError
+from dreamfleet.common.errors import UserError, shown
 from dreamfleet.common.experience.spaces import ActionSpec
 
 
@@ -21,7 +21,7 @@ def checked_action(spec: ActionSpec, action: Any) -> np.ndarray:
     except (TypeError, ValueError):
         array = np.full(1, np.nan)
     if array.shape != spec.stored_shape or not np.isfinite(array).all():
-        raise UserError(f"{action!r} is no action of this environment, which acts by {spec.in_words}")
+        raise UserError(f"{shown(action)} is no action of this environment, which acts by {spec.in_words}")
     flat = array.reshape(-1)
     chosen, reals = flat[: len(spec.choices)], flat[len(spec.choices) :]
     for number, (choice, options) in enumerate(zip(chosen, spec.choices, strict=True)):

@@ -276,7 +276,7 @@ def checked_futures(futures: Any) -> int:
         UserError: if it is none of `FUTURES`.
     """
     if futures not in FUTURES or isinstance(futures, bool):
-        raise UserError(f"{futures!r} futures cannot be shown: there may be {', '.join(map(str, FUTURES))}")
+        raise UserError(f"{shown(futures)} futures cannot be shown: there may be {', '.join(map(str, FUTURES))}")
     return int(futures)
 
 
@@ -288,7 +288,8 @@ def start_of_take(take: Any) -> tuple[Mapping[str, Any], int, int, bool]:
     """
     try:
         if take["format"] != TAKE_FORMAT:
-            raise UserError(f"a take of format {take['format']!r} cannot be opened: this version knows {TAKE_FORMAT}")
+            found = shown(take["format"])
+            raise UserError(f"a take of format {found} cannot be opened: this version knows {TAKE_FORMAT}")
         start, seed = take["start"], int(take["seed"])
         futures, samples = checked_futures(take["futures"]), bool(take["samples"])
         is_start = isinstance(start, Mapping) and isinstance(take["steps"], Sequence)
