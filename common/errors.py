@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -24,6 +25,17 @@ def shown(value: object, most: int = 200) -> str:
     """Return a value as Python writes it, cut where it would be longer than a sentence bears."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}…"
+
+
+OBSTACLES = (PermissionError, IsADirectoryError, NotADirectoryError)
+"""What reading or writing raises where something stands in the way that its user can move."""
+
+
+def obstacle_in_words(error: OSError) -> str:
+    """Return which file cannot be read or written and why, without a full stop."""
+    reason = {errno.EISDIR: "it is a folder", errno.ENOTDIR: "a part of its path is a file"}
+    why = reason.get(error.errno or 0, "permission denied")
+    return f"{error.filename or 'a file'} may not be read or written: {why}"
 
 
 class RunFailedError(Exception):

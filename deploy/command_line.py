@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from dreamfleet.common.errors import RunFailedError, UserError
+from dreamfleet.common.errors import OBSTACLES, RunFailedError, UserError, obstacle_in_words
 
 if TYPE_CHECKING:
     import argparse
@@ -27,9 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except RunFailedError:  # the log has said why, on the terminal too
         return 1
-    except PermissionError as error:
-        what = error.filename or "a file"
-        print(f"dreamfleet: {what} may not be read or written: permission denied.", file=sys.stderr)
+    except OBSTACLES as error:
+        print(f"dreamfleet: {obstacle_in_words(error)}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ndreamfleet: interrupted.", file=sys.stderr)

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from dreamfleet import __version__
-from dreamfleet.common.errors import RunFailedError, UserError
+from dreamfleet.common.errors import OBSTACLES, RunFailedError, UserError, obstacle_in_words
 from dreamfleet.common.lock import DirectoryLock
 from dreamfleet.common.process_log import logged_once
 from dreamfleet.common.settings.resolve import changes
@@ -173,7 +173,7 @@ def open_session(spec: RunSpec) -> Iterator[Session]:
 @contextmanager
 def _logged_failures(spec: RunSpec) -> Iterator[None]:
     try:
-        with _full_disks_named(spec):
+        with _refusing_disks_named(spec):
             yield
     except UserError as error:
         log.error("%s", error, extra={"only_to_file": True})  # noqa: TRY400 (the command line prints it)
@@ -206,10 +206,12 @@ def _logged_threads() -> Iterator[None]:
 
 
 @contextmanager
-def _full_disks_named(spec: RunSpec) -> Iterator[None]:
-    """Have a disk that is full end the run as other failures do, whatever file did not fit."""
+def _refusing_disks_named(spec: RunSpec) -> Iterator[None]:
+    """Have a disk that is full, or a file's place that is taken, end the run as other failures do."""
     try:
         yield
+    except OBSTACLES as error:
+        raise RunFailedError(obstacle_in_words(error)) from error
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise

@@ -16,7 +16,7 @@ import numpy as np
 
 from dreamfleet.actors.collector import EpisodeResult
 from dreamfleet.actors.evaluator import Evaluation
-from dreamfleet.common.errors import UserError
+from dreamfleet.common.errors import OBSTACLES, UserError, obstacle_in_words
 from dreamfleet.common.formatting import counted, format_bytes, format_duration
 from dreamfleet.common.video import write_webm
 from dreamfleet.deploy.fleet.fleet_state import FleetState
@@ -82,6 +82,8 @@ def _dream_lines(run: RunDirectory) -> list[str]:
         dream = dream_of(run)
     except UserError as error:
         return [f"dream        none: {error}"]
+    except OBSTACLES as error:
+        return [f"dream        none: {obstacle_in_words(error)}."]
     return [f"dream        {dream.describe()}", *(f"             {file}" for file in dream.files)]
 
 

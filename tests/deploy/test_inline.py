@@ -24,6 +24,7 @@ from dreamfleet.actors.environments.make import probe_environment
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.schema import Settings
+from dreamfleet.deploy.command_line import main
 from dreamfleet.deploy.fleet.fleet import Fleet
 from dreamfleet.deploy.fleet.fleet_config import FleetConfig
 from dreamfleet.deploy.fleet.fleet_state import Callbacks, FleetState
@@ -292,6 +293,21 @@ def test_a_finished_run_goes_on_when_more_steps_are_wanted(copy: Path) -> None:
     assert f"replay: {STEPS} env steps" in log
     assert f"train.env_steps: {STEPS} → {STEPS + 100}" in log
     assert_complete(copy, settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("train.log", 2), ("metrics.jsonl", 1), ("dream/dream.png", 0), ("dream/error.json", 0)]
+)
+def test_a_folder_where_a_file_belongs_is_a_sentence(
+    copy: Path, name: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ends the run, but not one that is done and whose dream alone cannot be written."""
+    (copy / name).unlink(missing_ok=True)
+    (copy / name).mkdir(parents=True)
+    assert main(["train", "--run", str(copy), "--inline", "--train.env_steps", str(STEPS + 20)]) == code
+    captured = capsys.readouterr()
+    assert f"{copy / name} may not be read or written: it is a folder" in captured.out + captured.err
+    assert "Traceback" not in captured.out + captured.err
 
 
 @pytest.mark.parametrize(
