@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +40,26 @@ def local_node() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = was_possible
         for name in ours:
             del os.environ[name]
+
+
+@contextmanager
+def sigterm_kept() -> Iterator[None]:
+    """Within, `ray.init` leaves SIGTERM to whoever has it.
+
+    Ray's own handler ends the process at once, without a checkpoint and with exit code 15, also in the seconds that
+    Ray takes to start. If the function goes, a SIGTERM within these seconds does so again; at the end it is taken back.
+    Ray's library takes the signal too, as it connects, and aborts: that moment, a fraction of a second, is left to it.
+    """
+    utils: Any = ray._private.utils
+    name, kept = "set_sigterm_handler", signal.getsignal(signal.SIGTERM)
+    rays = getattr(utils, name, None)
+    setattr(utils, name, lambda _: None)
+    try:
+        yield
+    finally:
+        setattr(utils, name, rays)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, kept)
 
 
 def have_started(actors: Sequence[Any]) -> list[bool]:

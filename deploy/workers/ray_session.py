@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import signal
 import stat
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +16,7 @@ from ray.exceptions import RayError
 
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.deploy.workers.ray_internals import local_node, send_output_to
+from dreamfleet.deploy.workers.ray_internals import local_node, send_output_to, sigterm_kept
 from dreamfleet.deploy.workers.ray_output import OutputRouter
 
 START_TRIALS = 3
@@ -85,23 +83,20 @@ def start_ray(settings: Settings, address: str | None, asked_to_stop: Callable[[
         RunFailedError: if Ray does not start.
         UserError: if the cluster cannot be joined.
     """
-    on_sigterm = signal.getsignal(signal.SIGTERM)
     send_output_to(OutputRouter())
     try:
-        if address:
-            ray.init(address=address, logging_level=logging.ERROR)
-        else:
-            # One logical CPU for each actor and rank of the learner: the system's scheduler shares out the real ones.
-            count = settings.actors.count
-            actors = max(1, (os.cpu_count() or 1) - 1) if count == "auto" else count
-            start_local_ray(actors + settings.learner.cpu_ranks, asked_to_stop, logging_level=logging.ERROR)
+        with sigterm_kept():
+            if address:
+                ray.init(address=address, logging_level=logging.ERROR)
+            else:
+                # A logical CPU for each actor and rank of the learner: the system's scheduler shares out the real ones.
+                count = settings.actors.count
+                actors = max(1, (os.cpu_count() or 1) - 1) if count == "auto" else count
+                start_local_ray(actors + settings.learner.cpu_ranks, asked_to_stop, logging_level=logging.ERROR)
     except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
         if address:
             raise UserError(f"flag --address: {_why_not_joined(address, error)}") from None
         raise RunFailedError(f"Ray did not start: {error}") from error
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there, which leaves without a checkpoint
 
 
 def _why_not_joined(address: str, error: BaseException) -> str:

@@ -139,7 +139,13 @@ def test_signals_end_a_run_at_every_phase(new_run: NewRun, number: signal.Signal
             break
         run.signal(number, to_group=number == signal.SIGINT)
         begun = time.monotonic()
-        assert run.end() in {0, 128 + number, -number}, run.printed  # the last: Python was still importing
+        code = run.end()
+        if (
+            "*** SIGTERM received" in run.printed
+        ):  # by Ray's library, in the moment between its start and `ray.init`'s end
+            assert code == -signal.SIGABRT, run.printed
+        else:
+            assert code in {0, 128 + number, -number}, run.printed  # the last: Python was still importing
         assert time.monotonic() - begun < 45, run.printed
         assert "Traceback" not in run.printed, run.printed
     run.start()
