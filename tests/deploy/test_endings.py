@@ -142,7 +142,11 @@ def test_the_totals_of_the_start_before_hold_until_there_are_newer_ones(tmp_path
 def test_ctrl_c_in_the_first_second_is_no_traceback(tmp_path: Path, after_s: float) -> None:
     """While Python imports, nothing is there to be stopped in order: one line, and the shell's code for it."""
     arguments = ["train", "--preset", "quickstart", "--inline", "--run", "run"]
-    code = f"from dreamfleet.deploy.command_line import main; print(1, flush=True); raise SystemExit(main({arguments}))"
+    code = (
+        "from dreamfleet.deploy import command_line as c; run = c._run\n"
+        "c._run = lambda arguments: print(1, flush=True) or run(arguments)\n"  # within main
+        f"raise SystemExit(c.main({arguments}))"
+    )
     process = subprocess.Popen(  # noqa: S603
         [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
