@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dreamfleet.actors.environments.make import describe_spaces, make_environment
-from dreamfleet.actors.environments.user_code import LARGEST, close_environment, describe, flag_of, reward_of
+from dreamfleet.actors.environments.user_code import close_environment, describe, flag_of, reward_of
 from dreamfleet.actors.spaces.action_spaces import action_converter
-from dreamfleet.actors.spaces.vectors import VectorBounds
+from dreamfleet.actors.spaces.vectors import LARGEST, VectorBounds
 from dreamfleet.common.experience.steps import CHUNK_STEPS, StepFormat
 from dreamfleet.common.settings.environment import EnvironmentSettings
 from dreamfleet.common.stop_sign import StepInterrupted

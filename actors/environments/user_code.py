@@ -17,14 +17,12 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import gymnasium
 import numpy as np
 
+from dreamfleet.actors.spaces.vectors import LARGEST
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.formatting import shorten
 
 if TYPE_CHECKING:
     from dreamfleet.common.torch_state import TorchState
-
-LARGEST = float(np.finfo(np.float32).max)
-"""The largest reward that can be stored."""
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -16,7 +16,8 @@ MOST_WIDTH = 1_000_000
 """A wider one-hot is refused: its first layer alone would have a weight for each number and unit."""
 TOLERANCE = 1e-5
 """Beyond a bound by this share of it (or of 1) is rounding."""
-LARGEST = np.finfo(np.float32).max
+LARGEST = float(np.finfo(np.float32).max)
+"""The largest number that can be stored."""
 
 
 def vector_entry(space: spaces.Space[Any], name: str, path: Path) -> Entry:
@@ -125,7 +126,7 @@ def _not_finite(vectors: np.ndarray) -> tuple[int, str] | None:
     if finite.all():
         return None
     t = int(np.argmin(finite))
-    limit = f" (float32 holds up to {np.finfo(np.float32).max:.2g})" if np.isinf(vectors[t]).any() else ""
+    limit = f" (float32 holds up to {LARGEST:.2g})" if np.isinf(vectors[t]).any() else ""
     return t, f"is not finite{limit}: {vectors[t]}"
 
 

@@ -13,40 +13,46 @@ import pytest
 from dreamfleet.deploy.monitoring.progress import BAR_WIDTH, Console, Progress, open_log
 
 
-def test_what_a_checkpoint_brings_is_no_rate(monkeypatch: Any) -> None:
+class Counted:
+    """A run's counters and clock, set by the test, and the progress that reads them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **counters: int) -> None:
+        self.now = 100.0
+        monkeypatch.setattr("time.monotonic", lambda: self.now)
+        self.ledger = SimpleNamespace(**counters)
+        learner = SimpleNamespace(idle_until=lambda time_s: 0.0)
+        fleet = SimpleNamespace(ledger=self.ledger, roster=SimpleNamespace(actors=[], learner=learner))
+        self.progress = Progress(cast("Any", fleet))
+        self.progress.read()
+
+    def set(self, now: float, **counters: int) -> None:
+        """Have this much time passed, and these counters reached."""
+        self.now = now
+        vars(self.ledger).update(counters)
+
+
+def test_what_a_checkpoint_brings_is_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     """A resumed run begins with its updates; they were not made within the seconds that its learner took to start."""
-    now = 100.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
-    learner = SimpleNamespace(idle_until=lambda time_s: 0.0)
-    ledger = SimpleNamespace(env_steps=500, updates=0)
-    fleet = SimpleNamespace(ledger=ledger, roster=SimpleNamespace(actors=[], learner=learner))
-    progress = Progress(cast("Any", fleet))
-    progress.read()
-    now, ledger.updates = 110.0, 4000
-    progress.begin_anew()
-    progress.read()
-    now, ledger.updates = 120.0, 4050
-    progress.read()
-    assert progress.rates()["updates_per_s"] == 5.0
-    assert progress.overall()["updates_per_s"] == 5.0
+    run = Counted(monkeypatch, env_steps=500, updates=0)
+    run.set(110.0, updates=4000)
+    run.progress.begin_anew()
+    run.progress.read()
+    run.set(120.0, updates=4050)
+    run.progress.read()
+    assert run.progress.rates()["updates_per_s"] == 5.0
+    assert run.progress.overall()["updates_per_s"] == 5.0
 
 
-def test_the_prefill_is_in_no_rate_of_training(monkeypatch: Any) -> None:
+def test_the_prefill_is_in_no_rate_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """In its 30 seconds there was one order of updates: at that rate hours would be left."""
-    now = 100.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
-    learner = SimpleNamespace(idle_until=lambda time_s: 0.0)
-    ledger = SimpleNamespace(env_steps=0, updates=0)
-    fleet = SimpleNamespace(ledger=ledger, roster=SimpleNamespace(actors=[], learner=learner))
-    progress = Progress(cast("Any", fleet))
-    progress.read()
-    now, ledger.env_steps, ledger.updates = 130.0, 1000, 4
-    progress.training_begins()
-    now, ledger.env_steps, ledger.updates = 132.0, 1020, 12
-    progress.read()
-    rates = progress.rates()
+    run = Counted(monkeypatch, env_steps=0, updates=0)
+    run.set(130.0, env_steps=1000, updates=4)
+    run.progress.training_begins()
+    run.set(132.0, env_steps=1020, updates=12)
+    run.progress.read()
+    rates = run.progress.rates()
     assert (rates["env_steps_per_s"], rates["updates_per_s"]) == (10.0, 4.0)
-    assert progress.overall()["updates_per_s"] == pytest.approx(12 / 32)
+    assert run.progress.overall()["updates_per_s"] == pytest.approx(12 / 32)
 
 
 class Terminal(io.StringIO):
