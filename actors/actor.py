@@ -19,6 +19,7 @@ from dreamfleet.actors.evaluator import EvaluationReport, evaluate_weights
 from dreamfleet.actors.inference_client import AsksByName
 from dreamfleet.actors.last_words import announce_exits
 from dreamfleet.common.acting.policy import PublishedWeights
+from dreamfleet.common.acting.ray_weights import fetch_weights
 from dreamfleet.common.process_log import WorkerLog
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.replay.ray_replay import RayChunkWriter
@@ -96,7 +97,7 @@ class ActorProcess:
         Raises:
             UserError: if the environment cannot be made.
         """
-        flat = ray.get(weights.handle, timeout=WEIGHTS_TIMEOUT_S)
+        flat = fetch_weights(weights, WEIGHTS_TIMEOUT_S)
         report = evaluate_weights(self._settings, weights.version, flat)
         return dataclasses.replace(report, log_records=self._log.take())
 
@@ -117,7 +118,7 @@ class ActorProcess:
             self._collector.adopt(weights.version, np.empty(0, np.float32))  # they act elsewhere
             return True
         try:
-            self._collector.adopt(weights.version, ray.get(weights.handle, timeout=WEIGHTS_TIMEOUT_S))
+            self._collector.adopt(weights.version, fetch_weights(weights, WEIGHTS_TIMEOUT_S))
         except (ObjectLostError, GetTimeoutError):
             return False
         return True

@@ -19,6 +19,7 @@ from dreamfleet.actors.inference import (
     InferenceReport,
 )
 from dreamfleet.common.acting.policy import PublishedWeights
+from dreamfleet.common.acting.ray_weights import fetch_weights_beside
 from dreamfleet.common.acting.remote_policy import Answer, Question
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.process_log import WorkerLog
@@ -58,7 +59,7 @@ class InferenceProcess:
         """Act with these weights from the next batch on; return False if they cannot be fetched."""
         async with self._adopting:
             try:
-                flat = await asyncio.wait_for(asyncio.wrap_future(weights.handle.future()), WEIGHTS_TIMEOUT_S)
+                flat = await fetch_weights_beside(weights, WEIGHTS_TIMEOUT_S)
             except (ObjectLostError, TimeoutError):
                 return False
             if self._inference is not None:

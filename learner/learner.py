@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dreamfleet.common.acting.policy import PublishedWeights
@@ -51,7 +50,6 @@ class Learner:
         run_directory: checkpoints lie in its folder `checkpoints`.
         prefetch: whether batches are fetched ahead, in threads, and what leaves a GPU does so beside the updates.
         busy_cores: cores of this machine that actors keep busy.
-        put: where the flat weights are published; it returns their handle, such as an object reference.
         join: where several ranks share the batches, returns them once the device is known (see `learner/ranks.py`).
         sharing: ranks on this machine, which share its cores.
 
@@ -69,7 +67,6 @@ class Learner:
         prefetch: bool,
         busy_cores: int = 0,
         set_to: TorchThreads | None = None,
-        put: Callable[[np.ndarray], Any] = np.asarray,
         join: Callable[[torch.device], Ranks] = lambda _: ALONE,
         sharing: int = 1,
     ) -> None:
@@ -102,7 +99,7 @@ class Learner:
             free_cores=(usable_cores() - busy_cores) // sharing,
             ranks=self.ranks,
         )
-        self._publisher = WeightsPublisher(self.agent.acting_parameters, put, lanes[1])
+        self._publisher = WeightsPublisher(self.agent.acting_parameters, lanes[1])
         self._held_out = HeldOutSequences(replay, step_format, settings, hardware)
         self._lane = lanes[2]
         self._checkpoints = RunCheckpoints(

@@ -20,7 +20,7 @@ from dreamfleet.learner.hardware import TorchThreads
 from dreamfleet.learner.learner import Learner
 from dreamfleet.learner.pictures.comparison import Pictures
 from dreamfleet.learner.ranks import ALONE, OtherRankError, Ranks
-from dreamfleet.learner.reports import Restored, TrainReport
+from dreamfleet.learner.reports import Parted, Restored, TrainReport, part_weights
 from dreamfleet.learner.saving import SavedCheckpoint
 from dreamfleet.replay.ray_replay import RayReplay
 from dreamfleet.replay.sharded import ShardedReplay
@@ -51,7 +51,9 @@ ONLY = Seat()
 
 @ray.remote(concurrency_groups={"health": 1})  # type: ignore[call-overload]  # missing in Ray's overloads
 class LearnerProcess:
-    """A `Learner` in a process of its own, whose weights go to Ray's object store; its orders are the learner's.
+    """A `Learner` in a process of its own; its orders are the learner's.
+
+    Those that may bring weights have two values, see `part_weights`.
 
     Args:
         spaces: as `Spaces.to_json` gives them.
@@ -73,7 +75,7 @@ class LearnerProcess:
         self._log = WorkerLog.install()
         shards = ShardedReplay([RayReplay(server) for server in replay], settings.seed, "learner: replay")
         directory = Path(run_directory)
-        self._arguments = (settings, Spaces.from_json(spaces), shards, directory, True, busy_cores, set_to, ray.put)
+        self._arguments = (settings, Spaces.from_json(spaces), shards, directory, True, busy_cores, set_to)
         self._timeout_s = settings.learner.order_timeout_s
         self._seat = seat
         self._opening = threading.Lock()
@@ -129,17 +131,20 @@ class LearnerProcess:
         address: str = LOOPBACK if self._seat.are_together else ray.util.get_node_ip_address()
         return address
 
-    def restore(self) -> Restored:
+    @ray.method(num_returns=2)
+    def restore(self) -> Parted[Restored]:
         """See `Learner.restore`; what was logged meanwhile is among the decisions."""
         restored = self._learner.restore()
-        return restored._replace(decisions=[*restored.decisions, *(text for _, text in self._log.take())])
+        decisions = [*restored.decisions, *(text for _, text in self._log.take())]
+        return part_weights(restored._replace(decisions=decisions))
 
     def prepare(self) -> list[LogRecord]:
         """See `Learner.prepare`; return what this process logged meanwhile."""
         self._learner.prepare()
         return self._log.take()
 
-    def train(self, updates: int) -> TrainReport:
+    @ray.method(num_returns=2)
+    def train(self, updates: int) -> Parted[TrainReport]:
         """See `Learner.train`."""
         try:
             report = self._learner.train(updates)
@@ -148,19 +153,22 @@ class LearnerProcess:
         except Exception:
             self._learner.ranks.close()  # else the others would wait for this one
             raise
-        return dataclasses.replace(report, log_records=self._log.take())
+        return part_weights(dataclasses.replace(report, log_records=self._log.take()))
 
-    def save(self, facts: dict[str, Any]) -> SavedCheckpoint:
+    @ray.method(num_returns=2)
+    def save(self, facts: dict[str, Any]) -> Parted[SavedCheckpoint]:
         """See `Learner.save`."""
-        return self._learner.save(facts)
+        return part_weights(self._learner.save(facts))
 
-    def start_saving(self, facts: dict[str, Any]) -> SavedCheckpoint | None:
+    @ray.method(num_returns=2)
+    def start_saving(self, facts: dict[str, Any]) -> Parted[SavedCheckpoint | None]:
         """See `Learner.start_saving`."""
-        return self._learner.start_saving(facts)
+        return part_weights(self._learner.start_saving(facts))
 
-    def finish_saving(self) -> list[SavedCheckpoint]:
+    @ray.method(num_returns=2)
+    def finish_saving(self) -> Parted[list[SavedCheckpoint]]:
         """See `Learner.finish_saving`."""
-        return self._learner.finish_saving()
+        return part_weights(self._learner.finish_saving())
 
     def record_evaluation(self, updates: int, found: dict[str, Any]) -> bool:
         """See `Learner.record_evaluation`."""

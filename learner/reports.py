@@ -1,13 +1,20 @@
-"""What a learner answers: the report of a train order, and what it was restored to."""
+"""What a learner answers: the report of a train order, what it was restored to, and the weights in either."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
 
 from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.process_log import LogRecord
 from dreamfleet.learner.saving import SavedCheckpoint
+
+Answer = TypeVar("Answer")
+Parted = tuple[Answer, dict[int, np.ndarray]]
+"""An answer, and the flat weights that came with it, by version."""
 
 
 @dataclass(frozen=True)
@@ -49,3 +56,36 @@ class Restored(NamedTuple):
     decisions: list[str]
     facts: dict[str, Any] | None
     is_prepared: bool = True
+
+
+def change_weights(answer: Any, change: Callable[[PublishedWeights], PublishedWeights]) -> Any:
+    """Return a learner's answer with other published weights in place of those in it, if there are any."""
+    if isinstance(answer, PublishedWeights):
+        return change(answer)
+    if isinstance(answer, SavedCheckpoint):
+        return answer._replace(weights=change(answer.weights))
+    if isinstance(answer, list):
+        return [change_weights(each, change) for each in answer]
+    if isinstance(answer, Restored):
+        return answer._replace(published=change(answer.published))
+    if isinstance(answer, TrainReport):
+        published, saved = change_weights(answer.published, change), change_weights(answer.saved, change)
+        return replace(answer, published=published, saved=saved)
+    return answer
+
+
+def part_weights(answer: Answer) -> Parted[Answer]:
+    """Return a learner's answer with weights that have no handle, and the flat weights themselves by version.
+
+    On Ray these are two values of a call, so that the answer is small, and the weights are an object that is owned by
+    who gave the order: they outlive the learner. (What a process puts into the store itself, and names in an answer, it
+    keeps a record of for good.)
+    """
+    parted: dict[int, np.ndarray] = {}
+
+    def part(weights: PublishedWeights) -> PublishedWeights:
+        if weights.handle is not None:  # as other ranks than the first have it
+            parted[weights.version] = weights.handle
+        return replace(weights, handle=None)
+
+    return change_weights(answer, part), parted

@@ -26,7 +26,6 @@ import numpy as np
 from dreamfleet.actors.environment_batch import EnvironmentFailedError
 from dreamfleet.actors.evaluator import play_episodes
 from dreamfleet.common.acting.make_policy import make_policy
-from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.fleet.fleet import Fleet
@@ -172,7 +171,7 @@ def _run(spec: RunSpec, callbacks: Sequence[Callbacks], inline: bool, address: s
             # The settings are written once the checkpoint is found to fit them.
             write = partial(run.write, settings, spec.spaces)
             written = RunCallbacks(settings, writer, session.console, session.state, write)
-            weights = PublishedWeights(spec.weights[0], pool.publish(spec.weights[1])) if spec.weights else None
+            weights = pool.publish(*spec.weights) if spec.weights else None
             fleet = Fleet(
                 pool,
                 FleetConfig.of(settings, spec.learns, inline),

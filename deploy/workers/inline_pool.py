@@ -222,9 +222,9 @@ class InlinePool:
         """Return nothing: there is nobody else to lose."""
         return ""
 
-    def publish(self, flat: np.ndarray) -> np.ndarray:
+    def publish(self, version: int, flat: np.ndarray) -> PublishedWeights:
         """Return the weights themselves."""
-        return flat
+        return PublishedWeights(version, flat)
 
     def close(self) -> None:
         """Close environments and replay, and leave the process as it was found."""

@@ -1,7 +1,8 @@
 """The learner's ranks as one worker: what concerns all goes to all, and rank 0's answer counts once all have answered.
 
-See `learner/ranks.py` for what they share. Where one fails the others fail of it, sooner or later: what is reported is
-the failure of the one that does not blame another. The fleet then ends all of them, and starts all anew.
+Mostly there is one. See `learner/ranks.py` for what they share. Where one fails the others fail of it, sooner or later:
+what is reported is the failure of the one that does not blame another. The fleet then ends all of them, and starts all
+anew.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ray.exceptions import RayTaskError
 
 from dreamfleet.common.process_log import LogRecord
 from dreamfleet.learner.ranks import OtherRankError
+from dreamfleet.learner.reports import change_weights
 
 FOR_ALL = ("restore", "prepare", "train", "finish", "ping")
 """Orders to all ranks; others, such as saving and drawing, are for rank 0, and the others meet it at the next."""
@@ -36,11 +38,13 @@ class LearnerRanks:
 
     def give(self, method: str, *arguments: Any) -> Future[Any]:
         """Give an order to those that it concerns; return the future of the answer."""
-        if method not in FOR_ALL:
-            found: Future[Any] = getattr(self.handles[0], method).remote(*arguments).future()
-            return found
-        given = [getattr(handle, method).remote(*arguments).future() for handle in self.handles]
-        return JointAnswer(given, partial(_join, method)).future
+        handles = self.handles if method in FOR_ALL else self.handles[:1]
+        given = [getattr(handle, method).remote(*arguments) for handle in handles]
+        weights = None
+        if isinstance(given[0], list):  # a method that may answer with weights: they are a value of their own
+            weights = given[0][1]
+            given = [answer for answer, _ in given]
+        return JointAnswer([answer.future() for answer in given], partial(_join, method, weights)).future
 
     def finish_early(self) -> None:
         """Have all end their train orders after the same update."""
@@ -96,10 +100,16 @@ class JointAnswer:
                 if each.done() and (error := each.exception()) is not None
             }
             if not errors:
-                self.future.set_result(self._join([each.result() for each in self._given]))
+                try:
+                    joined = self._join([each.result() for each in self._given])
+                except Exception as error:  # noqa: BLE001 (in a thread of Ray's it would be lost, and the order unanswered)
+                    self.future.set_exception(error)
+                else:
+                    self.future.set_result(joined)
                 return
             culprit = min(errors, key=lambda number: _blame(errors[number]))
-            log.warning("of the learner's %d ranks, rank %d failed", len(self._given), culprit)
+            if len(self._given) > 1:
+                log.warning("of the learner's %d ranks, rank %d failed", len(self._given), culprit)
             self.future.set_exception(errors[culprit])
 
 
@@ -110,9 +120,10 @@ def _blame(error: BaseException) -> int:
     return 2 if isinstance(error.cause, OtherRankError) else 1
 
 
-def _join(method: str, answers: list[Any]) -> Any:
-    """Return rank 0's answer, with what all ranks logged."""
+def _join(method: str, weights: Any, answers: list[Any]) -> Any:
+    """Return rank 0's answer, with the reference to its weights and what all ranks logged."""
     first, *others = answers
+    first = change_weights(first, lambda found: dataclasses.replace(found, handle=weights))
     if method == "train":
         records = [record for number, each in enumerate(others, 1) for record in _named(number, each.log_records)]
         return dataclasses.replace(first, log_records=[*first.log_records, *records])

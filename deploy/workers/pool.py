@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.formatting import shorten
 from dreamfleet.replay.interface import ExperienceReplay
 
@@ -122,8 +123,8 @@ class Pool(Protocol):
     def fault(self) -> str:
         """Return why no worker can be reached or replaced any more, in a sentence; nothing while all is well."""
 
-    def publish(self, flat: np.ndarray) -> Any:
-        """Return the handle of flat weights for orders to actors."""
+    def publish(self, version: int, flat: np.ndarray) -> PublishedWeights:
+        """Return flat weights as orders to actors name them."""
 
     def close(self) -> None:
         """End all workers and the replay, in order."""

@@ -18,6 +18,8 @@ from ray.exceptions import RayError
 
 from dreamfleet.actors.actor import ActorProcess
 from dreamfleet.actors.environments.user_objects import SentCode
+from dreamfleet.common.acting.policy import PublishedWeights
+from dreamfleet.common.acting.ray_weights import put_weights
 from dreamfleet.common.errors import RunFailedError
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.experience.steps import StepFormat
@@ -170,7 +172,7 @@ class RayPool:
                 Seat(number, count, together, handles[0] if handles else None),
             )
             handles.append(handle)
-        return Worker("learner", handles[0] if count == 1 else LearnerRanks(handles))
+        return Worker("learner", LearnerRanks(handles))
 
     def _learner_variables(self, set_to: TorchThreads | None) -> dict[str, str]:
         """Return the environment variables of a learner's process: ranks on one machine share its cores."""
@@ -200,10 +202,7 @@ class RayPool:
 
     def finish_early(self, worker: Worker) -> None:
         """Have the learner end its train orders after the update it is at."""
-        if isinstance(worker.target, LearnerRanks):
-            worker.target.finish_early()
-        else:
-            worker.target.finish_early.remote()
+        worker.target.finish_early()
 
     def give(self, worker: Worker, method: str, *arguments: Any) -> Future[Any]:
         """Give an order and return its future, which comes out of `wait` once it is done."""
@@ -269,10 +268,9 @@ class RayPool:
         """Have an autoscaling cluster grow so that it holds this many actors; it knows its own limits."""
         request_resources(bundles=[self._placement.actor_bundle()] * actors)
 
-    def publish(self, flat: np.ndarray) -> Any:
-        """Put flat weights into the object store, and hold them there."""
-        self._published = ray.put(flat)
-        return self._published
+    def publish(self, version: int, flat: np.ndarray) -> PublishedWeights:
+        """Put flat weights into the object store, where they last as long as they are held here."""
+        return put_weights(version, flat)
 
     def close(self) -> None:
         """Close the replay and leave Ray, which ends all that this process started."""

@@ -18,17 +18,18 @@ from dreamfleet.actors.actor import ActorProcess
 from dreamfleet.actors.environment_batch import EnvironmentFailedError
 from dreamfleet.actors.environments.make import probe_environment
 from dreamfleet.common.acting.policy import PublishedWeights
+from dreamfleet.common.acting.ray_weights import put_weights
 from dreamfleet.common.experience.chunk import decode_chunk
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.schema import Settings
 
 
 class Owner:
-    """Puts weights, as the learner does: they die with it."""
+    """Puts weights, which die with it."""
 
     def put(self, version: int) -> PublishedWeights:
         """Return weights of this version."""
-        return PublishedWeights(version, ray.put(np.zeros(100_000, np.float32)))
+        return put_weights(version, np.zeros(100_000, np.float32))
 
 
 def counting(**kwargs: Any) -> Settings:

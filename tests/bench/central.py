@@ -14,6 +14,7 @@ import ray
 from dreamfleet.actors.inference_process import InferenceProcess
 from dreamfleet.common.acting.agent_networks import AgentNetworks, flatten
 from dreamfleet.common.acting.policy import PublishedWeights
+from dreamfleet.common.acting.ray_weights import put_weights
 from dreamfleet.common.settings.resolve import resolve
 from dreamfleet.common.settings.schema import Settings
 from tests.bench.agents import SPACES, picture_spaces
@@ -85,7 +86,7 @@ def _play(
     published: list[tuple[int, float]] = []
 
     def publish() -> tuple[PublishedWeights, Any]:
-        weights = PublishedWeights(len(published), ray.put(flat))
+        weights = put_weights(len(published), flat)
         published.append((weights.version, time.time()))
         return weights, process.adopt.remote(weights) if process else None
 

@@ -13,6 +13,7 @@ import ray
 from dreamfleet.actors.collector import Collector, build_collector
 from dreamfleet.actors.inference_client import AsksByName
 from dreamfleet.common.acting.policy import Policy, PublishedWeights
+from dreamfleet.common.acting.ray_weights import fetch_weights
 from dreamfleet.common.settings.schema import Settings
 
 ORDER_STEPS = 64
@@ -96,7 +97,7 @@ class Actors:
             if self._weights is not weights:
                 weights: Any = self._weights  # type: ignore[no-redef]
                 nothing = np.empty(0, np.float32)
-                flat = nothing if self._is_central else ray.get(weights.handle, timeout=TIMEOUT_S)
+                flat = nothing if self._is_central else fetch_weights(weights, TIMEOUT_S)
                 collector.adopt(weights.version, flat)
             collector.collect(ORDER_STEPS, self)  # type: ignore[arg-type]
 

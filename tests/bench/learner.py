@@ -15,6 +15,7 @@ from dreamfleet.actors.environments.make import probe_environment
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.settings.resolve import resolve
 from dreamfleet.common.settings.schema import Settings
+from dreamfleet.deploy.workers.learner_ranks import LearnerRanks
 from dreamfleet.deploy.workers.ray_pool import KEEP_MEMORY
 from dreamfleet.learner.process import LearnerProcess
 from dreamfleet.learner.reports import TrainReport
@@ -75,39 +76,40 @@ def _preset(bench: Bench, preset: str) -> Iterator[Row]:
         learner = _start(settings, spaces, server, bench.scratch / f"run-{preset}")
         orders = _train(learner, bench.choose(5, 2), publish_every)
         checkpoint = _save(learner)
-        ray.kill(learner)
+        learner.kill()
     shape = f"{size}×{length} of {'×'.join(map(str, spaces.images[0].shape))}"
     yield from _rows(preset, shape, orders)
     yield Row(NAME, f"a checkpoint, {preset}", checkpoint)
 
 
-def _start(settings: Settings, spaces: Spaces, server: Any, run_directory: Path) -> Any:
+def _start(settings: Settings, spaces: Spaces, server: Any, run_directory: Path) -> LearnerRanks:
     """Return a learner's process, started as `RayPool` does, that has published its first weights."""
     has_gpu = ray.cluster_resources().get("GPU", 0) >= 1
     variables = {"OMP_NUM_THREADS": str(settings.learner.threads)} | ({} if has_gpu else KEEP_MEMORY)
     learner_class: Any = LearnerProcess
     options = {"num_cpus": 1, "num_gpus": int(has_gpu), "runtime_env": {"env_vars": variables}}
     run_directory.mkdir()
-    learner = learner_class.options(**options).remote(settings, spaces.to_json(), [server], str(run_directory))
-    for decision in ray.get(learner.restore.remote(), timeout=_TIMEOUT_S).decisions:
+    handle = learner_class.options(**options).remote(settings, spaces.to_json(), [server], str(run_directory))
+    learner = LearnerRanks([handle])
+    for decision in learner.give("restore").result(_TIMEOUT_S).decisions:
         say(f"{NAME}: {decision}")
     return learner
 
 
-def _train(learner: Any, orders: int, publish_every: int) -> list[Order]:
+def _train(learner: LearnerRanks, orders: int, publish_every: int) -> list[Order]:
     """Return for each order the seconds per update; warm up first."""
-    ray.get(learner.train.remote(1), timeout=_TIMEOUT_S)
+    learner.give("train", 1).result(_TIMEOUT_S)
     begun = time.perf_counter()
-    ray.get(learner.train.remote(1), timeout=_TIMEOUT_S)
+    learner.give("train", 1).result(_TIMEOUT_S)
     updates = max(1, min(_MOST_UPDATES, round(_ORDER_S / (time.perf_counter() - begun))))
     say(f"{NAME}: {orders} orders of {updates} updates")
-    under_way = [learner.train.remote(updates) for _ in range(min(_QUEUED_ORDERS, orders))]
+    under_way = [learner.give("train", updates) for _ in range(min(_QUEUED_ORDERS, orders))]
     found, begun = [], time.perf_counter()
     for number in range(orders):
-        report = ray.get(under_way.pop(0), timeout=_TIMEOUT_S)
+        report = under_way.pop(0).result(_TIMEOUT_S)
         ended = time.perf_counter()
         if number + _QUEUED_ORDERS < orders:
-            under_way.append(learner.train.remote(updates))
+            under_way.append(learner.give("train", updates))
         found.append(_per_update(report, ended - begun, updates, publish_every))
         begun = ended
     return found
@@ -121,12 +123,12 @@ def _per_update(report: TrainReport, took_s: float, updates: int, publish_every:
     return Order((took_s - report.timings["publish"]) / updates + spent["publish"], spent, hidden)
 
 
-def _save(learner: Any) -> str:
+def _save(learner: LearnerRanks) -> str:
     """Have a checkpoint written, and return how long training stands still for it, and when it is on the disk."""
     begun = time.perf_counter()
-    ray.get(learner.start_saving.remote({"held_out_loss": None}), timeout=_TIMEOUT_S)
+    learner.give("start_saving", {"held_out_loss": None}).result(_TIMEOUT_S)
     stands_s = time.perf_counter() - begun
-    ray.get(learner.finish_saving.remote(), timeout=_TIMEOUT_S)
+    learner.give("finish_saving").result(_TIMEOUT_S)
     written_s = time.perf_counter() - begun
     return f"training stands still for {1000 * stands_s:.3g} ms, it is on the disk after {1000 * written_s:.3g} ms"
 

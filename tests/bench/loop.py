@@ -14,6 +14,7 @@ import ray
 
 from dreamfleet.actors.collector import CollectReport
 from dreamfleet.common.acting.policy import PublishedWeights
+from dreamfleet.common.acting.ray_weights import put_weights
 from dreamfleet.deploy.fleet.fleet import Fleet
 from dreamfleet.deploy.fleet.fleet_config import ORDERS_QUEUED, FleetConfig
 from dreamfleet.deploy.fleet.ledger import Ledger, TrainRatio
@@ -124,7 +125,7 @@ def _calling(actors: int, orders: int) -> Iterator[Row]:
     say(f"{NAME}: Ray's calls to {actors} actors")
     pool = _Calls()
     workers = [Worker(f"actor {number}", _Idler.remote()) for number in range(actors)]  # type: ignore[attr-defined]
-    weights = PublishedWeights(0, ray.put(np.zeros(1000, np.float32)))
+    weights = put_weights(0, np.zeros(1000, np.float32))
     _order_about(pool, workers, weights, orders // 10)  # does not count: processes start
     sizes = _sizes()
     begun, begun_processor = time.perf_counter(), time.process_time()

@@ -9,22 +9,19 @@ import numpy as np
 import ray
 
 from dreamfleet.common.acting.policy import PublishedWeights
+from dreamfleet.common.acting.ray_weights import fetch_weights
 
 TIMEOUT_S = 60.0
 
 
 @ray.remote
 class Publisher:
-    """Publishes weights as `Learner` does: one object per version, kept by its owner until the next."""
+    """Publishes weights as `LearnerProcess` does: they are a value of its answer."""
 
-    def __init__(self) -> None:
-        self._published: PublishedWeights | None = None
-
-    def publish(self, version: int, values: int) -> PublishedWeights:
-        """Put that number of float32 values into the object store, and return the version with its reference."""
-        flat = np.full(values, version, np.float32)
-        self._published = PublishedWeights(version, ray.put(flat))
-        return self._published
+    @ray.method(num_returns=2)
+    def publish(self, version: int, values: int) -> tuple[int, dict[int, np.ndarray]]:
+        """Return the version, and apart from it that number of float32 values."""
+        return version, {version: np.full(values, version, np.float32)}
 
 
 @ray.remote
@@ -39,7 +36,7 @@ class Holder:
         """Adopt the weights and return the seconds that fetching and copying took."""
         begun = time.perf_counter()
         if weights.version > self._version:
-            self._held = np.array(ray.get(weights.handle, timeout=TIMEOUT_S))
+            self._held = np.array(fetch_weights(weights, TIMEOUT_S))
             self._version = weights.version
         if self._held[-1] != self._version:
             raise ValueError(f"the weights of version {self._version} hold {self._held[-1]}")

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from dreamfleet.common.acting.policy import PublishedWeights
 from tests.bench.measure import Bench, say
 from tests.bench.ray_session import joined_ray
 from tests.bench.report import Row
@@ -18,10 +19,10 @@ from tests.bench.weight_holders import TIMEOUT_S, Holder, Publisher, received_by
 
 NAME = "weights"
 METHOD = """
-One process publishes a flat float32 array of 12 MB (three million acting parameters) with one `ray.put` per version;
-the driver hands its reference to all actors, in a list of (version, reference) as the fleet loop does, and each fetches
-it when newer and copies it. The actors are small processes that do nothing else, spread over the nodes in turn,
-beginning with others than the publisher's. Time: from the order to publish until the last actor has answered that it
+One process publishes a flat float32 array of 12 MB (three million acting parameters) as a value of its answer to
+each order; the driver hands its reference to all actors, with the version, as the fleet loop does, and each fetches it
+when newer and copies it. The actors are small processes that do nothing else, spread over the nodes in turn, beginning
+with others than the publisher's. Time: from the order to publish until the last actor has answered that it
 holds the version, at the driver. Bytes: what the interface of each node received (all traffic of the node, Ray's own
 included) per version, beside the size of one copy; on a single node nothing travels.
 """
@@ -79,7 +80,8 @@ def _publishing(bench: Bench, publisher: Any, holders: list[Any], nodes: list[Pl
 def _publish(publisher: Any, holders: list[Any], version: int) -> tuple[float, list[float]]:
     """Return the seconds until all have a new version, and those that each one's fetch took."""
     begun = time.perf_counter()
-    weights = ray.get(publisher.publish.remote(version, VALUES), timeout=TIMEOUT_S)
+    answer, values = publisher.publish.remote(version, VALUES)
+    weights = PublishedWeights(ray.get(answer, timeout=TIMEOUT_S), values)
     fetched: list[float] = ray.get([holder.adopt.remote(weights) for holder in holders], timeout=TIMEOUT_S)
     return time.perf_counter() - begun, fetched
 

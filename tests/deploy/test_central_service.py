@@ -21,6 +21,7 @@ from dreamfleet.actors.inference_client import AsksByName
 from dreamfleet.actors.inference_process import InferenceProcess
 from dreamfleet.common.acting.agent_networks import AgentNetworks, flatten
 from dreamfleet.common.acting.policy import PublishedWeights
+from dreamfleet.common.acting.ray_weights import put_weights
 from dreamfleet.common.acting.remote_policy import InferenceLostError, Question, RetiredError
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.experience.steps import StepFormat
@@ -122,7 +123,7 @@ def start(processes: list[Any], name: str) -> Any:
 
 
 def weights_of(version: int) -> PublishedWeights:
-    return PublishedWeights(version, ray.put(flatten(AgentNetworks(BOX, small_settings()).acting_parameters())))
+    return put_weights(version, flatten(AgentNetworks(BOX, small_settings()).acting_parameters()))
 
 
 def question(actor: int = 0, incarnation: int = 0) -> Question:

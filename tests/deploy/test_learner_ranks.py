@@ -54,6 +54,15 @@ def test_the_answer_is_there_once_all_have_answered() -> None:
     assert answer.result(timeout=0) == ["first", "second"]
 
 
+def test_answers_that_cannot_be_joined_are_an_error() -> None:
+    """It is raised where the answer is wanted; the order is not left without one."""
+    given: list[Future[Any]] = [Future()]
+    answer = JointAnswer(given, lambda answers: [*answers[0]]).future
+    given[0].set_result(None)
+    with pytest.raises(TypeError, match="NoneType"):
+        answer.result(timeout=0)
+
+
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 @pytest.mark.parametrize(
     "error",

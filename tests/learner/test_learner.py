@@ -12,7 +12,6 @@ from moving_square import play_square, square_format, square_replay
 from small_runs import learner_on, small_settings
 
 from dreamfleet.common.acting.agent_networks import flatten
-from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.experience.spaces import ActionSpec, Spaces
 from dreamfleet.common.settings.schema import ReplaySettings
@@ -136,36 +135,33 @@ def test_staleness_counts_updates_since_the_acting_weights(tmp_path: Path) -> No
 # Publishing ----------------------------------------------------------------------------------------------------------
 
 
-def publishing(replay: Replay, directory: Path, every: int) -> tuple[Learner, list[np.ndarray]]:
-    """Return a learner that publishes every so often, and where its weights go."""
-    put: list[np.ndarray] = []
-
-    def handle_of(flat: np.ndarray) -> str:
-        put.append(flat)
-        return f"object {len(put)}"
-
-    settings = small_settings(learner={"publish_every": every})
-    return Learner(settings, SPACES, replay, directory, prefetch=False, put=handle_of), put
+def publishing(replay: Replay, directory: Path, every: int) -> Learner:
+    """Return a learner that publishes every so often."""
+    return Learner(small_settings(learner={"publish_every": every}), SPACES, replay, directory, prefetch=False)
 
 
 def test_the_first_weights_are_published_at_the_start(replay: Replay, tmp_path: Path) -> None:
     """Actors have weights before the first update, and after a restart those that were restored."""
-    first, _ = publishing(replay, tmp_path, 16)
-    assert first.restore()[:2] == (0, PublishedWeights(0, "object 1"))
+    first = publishing(replay, tmp_path, 16)
+    restored = first.restore()
+    assert restored.updates == restored.published.version == 0
     first.train(2)
-    assert first.save({})[1] == PublishedWeights(2, "object 2")
-    second, _ = publishing(replay, tmp_path, 16)
-    assert second.restore()[:2] == (2, PublishedWeights(2, "object 1"))
+    saved = first.save({}).weights
+    assert saved.version == 2
+    assert not np.array_equal(saved.handle, restored.published.handle)
+    again = publishing(replay, tmp_path, 16).restore()
+    assert again.updates == again.published.version == 2
+    assert np.array_equal(again.published.handle, saved.handle)
 
 
 def test_weights_are_published_once_per_so_many_updates(replay: Replay, tmp_path: Path) -> None:
     """An order that passes a multiple of `publish_every` publishes once, at its end; the others publish nothing."""
-    learner, put = publishing(replay, tmp_path, 4)
+    learner = publishing(replay, tmp_path, 4)
     learner.restore()
     published = [learner.train(updates).published for updates in (2, 2, 2, 2, 2, 10)]
     assert [weights and weights.version for weights in published] == [None, 4, None, 8, None, 20]
-    assert len(put) == 4
-    assert np.array_equal(put[-1], flatten(learner.agent.acting_parameters()))
+    assert published[-1]
+    assert np.array_equal(published[-1].handle, flatten(learner.agent.acting_parameters()))
 
 
 # What must not be trained on -----------------------------------------------------------------------------------------

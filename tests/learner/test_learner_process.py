@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from make_chunks import cut
 from moving_square import play_square, square_format
 from patience import PATIENCE_S
+from ray.exceptions import RayError
 from small_runs import small_settings
 
+from dreamfleet.common.acting.ray_weights import fetch_weights
 from dreamfleet.common.settings.schema import ReplaySettings
+from dreamfleet.deploy.workers.learner_ranks import LearnerRanks
 from dreamfleet.learner.process import LearnerProcess
 from dreamfleet.replay.ray_replay import RayReplay, start_replay_servers
 from dreamfleet.replay.shards import ShardPlan
@@ -32,34 +34,38 @@ def test_a_killed_learner_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     for record in cut(square_format(), play_square(20, 40, seed=1)):
         replay.append(record)
 
-    def start() -> object:
-        return LearnerProcess.options(num_cpus=0).remote(  # type: ignore[attr-defined]
+    def start() -> LearnerRanks:
+        handle = LearnerProcess.options(num_cpus=0).remote(  # type: ignore[attr-defined]
             settings, square_format().spaces.to_json(), [server], str(tmp_path)
         )
+        return LearnerRanks([handle])
 
-    def ask(learner: object, method: str, *arguments: object) -> object:
-        return ray.get(getattr(learner, method).remote(*arguments), timeout=PATIENCE_S)
+    def ask(learner: LearnerRanks, method: str, *arguments: object) -> Any:
+        return learner.give(method, *arguments).result(PATIENCE_S)
 
     first = start()
-    updates, published, decisions, *_ = ask(first, "restore")  # type: ignore[misc]
+    updates, published, decisions, *_ = ask(first, "restore")
     assert updates == published.version == 0
     assert any("device" in decision for decision in decisions)
-    assert ask(first, "train", 3).published is None  # type: ignore[attr-defined]
-    saved, kept = ask(first, "save", {"env_steps": 400})  # type: ignore[misc]
+    assert ask(first, "train", 3).published is None
+    saved, kept = ask(first, "save", {"env_steps": 400})
     assert saved["updates"] == kept.version == 3
     assert saved["held_out_loss"] > 0
     report: Any = ask(first, "train", 3)
     assert report.published.version == report.updates == 6
-    weights = np.array(ray.get(report.published.handle, timeout=PATIENCE_S))
+    weights = np.array(fetch_weights(report.published, PATIENCE_S))
     pictures = ask(first, "draw_pictures")
-    assert pictures.still.dtype == np.uint8  # type: ignore[attr-defined]
+    assert pictures.still.dtype == np.uint8
 
-    os.kill(ask(first, "ping"), signal.SIGKILL)  # type: ignore[arg-type]
+    os.kill(ask(first, "ping"), signal.SIGKILL)
+    with pytest.raises(RayError):
+        ask(first, "train", 1)
+    assert np.array_equal(fetch_weights(report.published, PATIENCE_S), weights), "they outlive the learner"
     second = start()
-    updates, published, *_ = ask(second, "restore")  # type: ignore[misc]
+    updates, published, *_ = ask(second, "restore")
     assert updates == published.version == 3
     again: Any = ask(second, "train", 3)
     assert again.metrics == report.metrics
-    assert np.array_equal(ray.get(again.published.handle, timeout=PATIENCE_S), weights)
-    ray.kill(second)
+    assert np.array_equal(fetch_weights(again.published, PATIENCE_S), weights)
+    second.kill()
     replay.close()

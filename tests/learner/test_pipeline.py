@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -131,20 +132,14 @@ def test_weights_are_published_as_they_were_and_come_with_a_later_report(late: L
     late.learner.close()
 
 
-def test_what_publishing_raises_is_raised_once(late: LateLearner) -> None:
-    """An object store that is full fails the next order, and the version after it is published."""
-    parameters, puts = late.learner.agent.acting_parameters, [MemoryError("full"), None]
-
-    def put(flat: np.ndarray) -> np.ndarray:
-        error = puts.pop(0)
-        if error:
-            raise error
-        return flat
-
-    publisher = WeightsPublisher(parameters, put, late.publishing)
-    publisher.begin(1)
-    assert publisher.take() is None
-    late.publishing.catch_up()
+def test_what_publishing_raises_is_raised_once(late: LateLearner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that could not leave the device fail the next order, and the version after them is published."""
+    publisher = WeightsPublisher(late.learner.agent.acting_parameters, late.publishing)
+    with monkeypatch.context() as full:
+        full.setattr(late.publishing, "to_host", Mock(side_effect=MemoryError("full")))
+        publisher.begin(1)
+        assert publisher.take() is None
+        late.publishing.catch_up()
     with pytest.raises(MemoryError, match="full"):
         publisher.take()
     assert publisher.publish(2).version == 2

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,11 @@ from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.errors import RunFailedError
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.experience.steps import StepFormat
+from dreamfleet.common.process_log import LogRecord
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.learner.hardware import TorchThreads
+from dreamfleet.learner.reports import Restored, TrainReport, part_weights
+from dreamfleet.learner.saving import SavedCheckpoint
 from dreamfleet.replay.compressed_batch import decompress
 from dreamfleet.replay.ray_replay import RayReplay
 from dreamfleet.replay.sharded import ShardedReplay
@@ -61,44 +63,43 @@ class CheckingLearner:
         self._format = StepFormat(Spaces.from_json(spaces))
         self._checkpoint = Path(run_directory) / "checkpoint.json"
         self._updates = 0
-        self._published: PublishedWeights | None = None
         self._trained_on: set[tuple[float, float]] = set()
         self._held_out: set[tuple[float, float]] = set()
 
+    @ray.method(num_returns=2)
     def restore(self) -> Any:
         """Go on from the checkpoint, if there is one."""
         if self._checkpoint.exists():
             self._updates = json.loads(self._checkpoint.read_text())["updates"]
-        return SimpleNamespace(
-            updates=self._updates, published=self._publish(), decisions=[], facts=None, is_prepared=True
-        )
+        return part_weights(Restored(self._updates, self._publish(), [], None))
 
+    @ray.method(num_returns=2)
     def train(self, updates: int) -> Any:
         """Sample this many batches and check them."""
         for _ in range(updates):
             self._updates += 1
             self._check(self._updates)
             time.sleep(UPDATE_S)
-        published = self._publish()
-        return SimpleNamespace(
-            updates=self._updates, metrics={}, timings={}, log_records=[], published=published, saved=[]
-        )
+        return part_weights(TrainReport(self._updates, {}, {}, published=self._publish()))
 
-    def save(self, facts: dict[str, Any]) -> tuple[dict[str, Any], PublishedWeights | None]:
+    @ray.method(num_returns=2)
+    def save(self, facts: dict[str, Any]) -> Any:
         """Write down the number of updates, and of the steps seen of each kind."""
         seen = {"trained_on": len(self._trained_on), "held_out": len(self._held_out)}
         written = {**facts, **seen, "updates": self._updates}
         unfinished = self._checkpoint.with_suffix(".tmp")
         unfinished.write_text(json.dumps(written))
         unfinished.rename(self._checkpoint)
-        return written, self._published
+        return part_weights(SavedCheckpoint(written, self._publish()))
 
-    def start_saving(self, facts: dict[str, Any]) -> tuple[dict[str, Any], PublishedWeights | None]:
+    @ray.method(num_returns=2)
+    def start_saving(self, facts: dict[str, Any]) -> Any:
         """Write it at once."""
         return self.save(facts)
 
-    def finish(self) -> None:
+    def finish(self) -> list[LogRecord]:
         """There is nothing to wait for."""
+        return []
 
     def draw_pictures(self) -> None:
         """Draw nothing."""
@@ -113,8 +114,7 @@ class CheckingLearner:
         return os.getpid()
 
     def _publish(self) -> PublishedWeights:
-        self._published = PublishedWeights(self._updates, ray.put(self._weights()))
-        return self._published
+        return PublishedWeights(self._updates, self._weights())
 
     def _weights(self) -> np.ndarray:
         if self._settings.behaviour.kind == "random":

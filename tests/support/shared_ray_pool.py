@@ -20,6 +20,7 @@ from dreamfleet.deploy.fleet.fleet_state import Callbacks, FleetState
 from dreamfleet.deploy.fleet.worker_slot import WorkerSlot
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.workers import ray_pool
+from dreamfleet.deploy.workers.learner_ranks import LearnerRanks
 from dreamfleet.deploy.workers.pool import Worker
 
 STEPS_AFTER_PLOT = 301
@@ -68,7 +69,9 @@ class SharedRayPool(ray_pool.RayPool):
 
     def kill_process(self, worker: Worker) -> None:
         """SIGKILL a worker's process."""
-        os.kill(ray.get(worker.target.ping.remote(), timeout=PATIENCE_S), signal.SIGKILL)
+        handles = worker.target.handles if isinstance(worker.target, LearnerRanks) else [worker.target]
+        for handle in handles:
+            os.kill(ray.get(handle.ping.remote(), timeout=PATIENCE_S), signal.SIGKILL)
 
     def kill_replay(self) -> None:
         """SIGKILL the replay server's process."""

@@ -186,8 +186,8 @@ class SimulatedPool:
     def fault(self) -> str:
         return self.fault_at(self.now)
 
-    def publish(self, flat: Any) -> Any:
-        return flat
+    def publish(self, version: int, flat: Any) -> PublishedWeights:
+        return PublishedWeights(version, flat)
 
     def retire(self, actor: int, incarnation: int) -> int:
         self.retired.append((actor, incarnation))
