@@ -95,9 +95,9 @@ class StepBuffer:
         self._go_to(int(keep_current) - 1)
 
     def _go_to(self, index: int) -> None:
-        self.index = index
+        self.index: int = index
         self.current = self._steps[index]
-        self.is_full = index == _LAST_INDEX
+        self.is_full: bool = index == _LAST_INDEX
 
 
 class EnvironmentBatch:

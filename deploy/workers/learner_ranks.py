@@ -39,12 +39,10 @@ class LearnerRanks:
     def give(self, method: str, *arguments: Any) -> Future[Any]:
         """Give an order to those that it concerns; return the future of the answer."""
         handles = self.handles if method in FOR_ALL else self.handles[:1]
-        given = [getattr(handle, method).remote(*arguments) for handle in handles]
-        weights = None
-        if isinstance(given[0], list):  # a method that may answer with weights: they are a value of their own
-            weights = given[0][1]
-            given = [answer for answer, _ in given]
-        return JointAnswer([answer.future() for answer in given], partial(_join, method, weights)).future
+        values = [getattr(handle, method).remote(*arguments) for handle in handles]
+        parted = [each if isinstance(each, list) else [each] for each in values]  # see `part_weights`
+        futures = [_answer(*each) for each in parted]
+        return JointAnswer(futures, partial(_join, method, parted[0][1:])).future
 
     def finish_early(self) -> None:
         """Have all end their train orders after the same update."""
@@ -120,10 +118,24 @@ def _blame(error: BaseException) -> int:
     return 2 if isinstance(error.cause, OtherRankError) else 1
 
 
-def _join(method: str, weights: Any, answers: list[Any]) -> Any:
-    """Return rank 0's answer, with the reference to its weights and what all ranks logged."""
+def _answer(answer: Any, weights: Any = None) -> Future[Any]:
+    """Return the future of an order's answer, given the references to that and to its weights, if it may have some."""
+
+    def look(done: Future[Any]) -> None:
+        if done.exception() is not None:
+            weights.future()  # has the same error, of which Ray would complain on the terminal if nobody saw it
+
+    future: Future[Any] = answer.future()
+    if weights is not None:
+        future.add_done_callback(look)
+    return future
+
+
+def _join(method: str, weights: list[Any], answers: list[Any]) -> Any:
+    """Return rank 0's answer, with the reference to its weights, if there may be some, and what all ranks logged."""
     first, *others = answers
-    first = change_weights(first, lambda found: dataclasses.replace(found, handle=weights))
+    if weights:
+        first = change_weights(first, lambda found: dataclasses.replace(found, handle=weights[0]))
     if method == "train":
         records = [record for number, each in enumerate(others, 1) for record in _named(number, each.log_records)]
         return dataclasses.replace(first, log_records=[*first.log_records, *records])

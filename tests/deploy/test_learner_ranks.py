@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from patience import PATIENCE_S
 from ray.exceptions import RayActorError, RayTaskError
 from shared_ray_pool import SharedRayPool, Unscheduled
 
+from dreamfleet.common.acting.policy import PublishedWeights
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings.schema import LearnerSettings, Settings
 from dreamfleet.deploy.fleet.fleet import Fleet
@@ -29,6 +31,7 @@ from dreamfleet.deploy.workers.learner_ranks import JointAnswer, LearnerRanks
 from dreamfleet.deploy.workers.placement import Node, Placement, count_ranks
 from dreamfleet.learner.batches import NotFiniteLossError
 from dreamfleet.learner.ranks import OtherRankError
+from dreamfleet.learner.reports import TrainReport
 
 HEAD = Node("aa" * 28, "10.0.0.1", {"CPU": 8.0, "GPU": 2.0})
 OTHER = Node("bb" * 28, "10.0.0.2", {"CPU": 8.0, "GPU": 4.0})
@@ -60,6 +63,39 @@ def test_answers_that_cannot_be_joined_are_an_error() -> None:
     answer = JointAnswer(given, lambda answers: [*answers[0]]).future
     given[0].set_result(None)
     with pytest.raises(TypeError, match="NoneType"):
+        answer.result(timeout=0)
+
+
+class Value:
+    """Stands in for a reference to a value of a call."""
+
+    def __init__(self) -> None:
+        self.found: Future[Any] = Future()
+        self.was_seen = False
+
+    def future(self) -> Future[Any]:
+        self.was_seen = True
+        return self.found
+
+
+def test_weights_are_the_second_value_of_an_order() -> None:
+    """Versions in the first rank's answer are given the reference to the second value, which is not fetched."""
+    values = [[Value(), Value()], [Value(), Value()]]
+    ranks = LearnerRanks([SimpleNamespace(train=SimpleNamespace(remote=lambda _, pair=pair: pair)) for pair in values])
+    answer = ranks.give("train", 3)
+    for answered, _ in values:
+        answered.found.set_result(TrainReport(3, {}, {}, published=PublishedWeights(3, None)))
+    assert answer.result(timeout=0).published == PublishedWeights(3, values[0][1])
+    assert not any(weights.was_seen for _, weights in values)
+
+
+def test_the_error_of_an_order_is_seen_at_both_its_values() -> None:
+    """Ray complains of errors that nobody saw, on the terminal."""
+    pair = [Value(), Value()]
+    answer = LearnerRanks([SimpleNamespace(save=SimpleNamespace(remote=lambda _: pair))]).give("save", {})
+    pair[0].found.set_exception(failed(UserError("the disk is full")))
+    assert pair[1].was_seen
+    with pytest.raises(RayTaskError):
         answer.result(timeout=0)
 
 
