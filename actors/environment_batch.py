@@ -70,10 +70,8 @@ class StepBuffer:
         """Begin the next step and return it; a full buffer is cleared first."""
         if self.is_full:
             self.clear()
-        self.index = index = self.index + 1
-        self.is_full = index == _LAST_INDEX
-        self.current = current = self._steps[index]
-        return current
+        self._go_to(self.index + 1)
+        return self.current
 
     def discard_current(self) -> None:
         """Forget the current step, which was not finished; the one before it becomes the current one."""
@@ -95,9 +93,9 @@ class StepBuffer:
         self._go_to(int(keep_current) - 1)
 
     def _go_to(self, index: int) -> None:
-        self.index: int = index
+        self.index = index
         self.current = self._steps[index]
-        self.is_full: bool = index == _LAST_INDEX
+        self.is_full = index == _LAST_INDEX
 
 
 class EnvironmentBatch:
