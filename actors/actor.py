@@ -111,7 +111,7 @@ class ActorProcess:
         return os.getpid()
 
     def _adopt(self, weights: PublishedWeights) -> bool:
-        """Adopt weights if they are newer; return False if they cannot be fetched, as after the learner's death."""
+        """Adopt weights if they are newer; return False if they cannot be fetched, as when their node is lost."""
         if weights.version <= self._collector.version:
             return True
         if self._ask:

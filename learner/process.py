@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
@@ -20,7 +21,7 @@ from dreamfleet.learner.hardware import TorchThreads
 from dreamfleet.learner.learner import Learner
 from dreamfleet.learner.pictures.comparison import Pictures
 from dreamfleet.learner.ranks import ALONE, OtherRankError, Ranks
-from dreamfleet.learner.reports import Parted, Restored, TrainReport, part_weights
+from dreamfleet.learner.reports import Answer, Restored, TrainReport, WeightsCounter
 from dreamfleet.learner.saving import SavedCheckpoint
 from dreamfleet.replay.ray_replay import RayReplay
 from dreamfleet.replay.sharded import ShardedReplay
@@ -49,11 +50,11 @@ class Seat:
 ONLY = Seat()
 
 
-@ray.remote(concurrency_groups={"health": 1})  # type: ignore[call-overload]  # missing in Ray's overloads
+@ray.remote(concurrency_groups={"health": 1, "weights": 1})  # type: ignore[call-overload]  # missing in Ray's overloads
 class LearnerProcess:
     """A `Learner` in a process of its own; its orders are the learner's.
 
-    Those that may bring weights have two values, see `part_weights`.
+    The weights in their answers are fetched by calls of their own, see `WeightsCounter`.
 
     Args:
         spaces: as `Spaces.to_json` gives them.
@@ -81,6 +82,7 @@ class LearnerProcess:
         self._opening = threading.Lock()
         self._meeting: tuple[Any, int, str] | None = None
         self._built: Learner | None = None
+        self._counter = WeightsCounter()
 
     @property
     def _learner(self) -> Learner:
@@ -131,44 +133,47 @@ class LearnerProcess:
         address: str = LOOPBACK if self._seat.are_together else ray.util.get_node_ip_address()
         return address
 
-    @ray.method(num_returns=2)
-    def restore(self) -> Parted[Restored]:
+    def restore(self) -> Restored:
         """See `Learner.restore`; what was logged meanwhile is among the decisions."""
-        restored = self._learner.restore()
-        decisions = [*restored.decisions, *(text for _, text in self._log.take())]
-        return part_weights(restored._replace(decisions=decisions))
+        restored = self._part(lambda learner: learner.restore())
+        return restored._replace(decisions=[*restored.decisions, *(text for _, text in self._log.take())])
 
     def prepare(self) -> list[LogRecord]:
         """See `Learner.prepare`; return what this process logged meanwhile."""
         self._learner.prepare()
         return self._log.take()
 
-    @ray.method(num_returns=2)
-    def train(self, updates: int) -> Parted[TrainReport]:
+    def train(self, updates: int) -> TrainReport:
         """See `Learner.train`."""
         try:
-            report = self._learner.train(updates)
+            report = self._part(lambda learner: learner.train(updates))
         except (NotFiniteLossError, OtherRankError):  # which all ranks raise, or which has cut them off from each other
             raise
         except Exception:
             self._learner.ranks.close()  # else the others would wait for this one
             raise
-        return part_weights(dataclasses.replace(report, log_records=self._log.take()))
+        return dataclasses.replace(report, log_records=self._log.take())
 
-    @ray.method(num_returns=2)
-    def save(self, facts: dict[str, Any]) -> Parted[SavedCheckpoint]:
+    def save(self, facts: dict[str, Any]) -> SavedCheckpoint:
         """See `Learner.save`."""
-        return part_weights(self._learner.save(facts))
+        return self._part(lambda learner: learner.save(facts))
 
-    @ray.method(num_returns=2)
-    def start_saving(self, facts: dict[str, Any]) -> Parted[SavedCheckpoint | None]:
+    def start_saving(self, facts: dict[str, Any]) -> SavedCheckpoint | None:
         """See `Learner.start_saving`."""
-        return part_weights(self._learner.start_saving(facts))
+        return self._part(lambda learner: learner.start_saving(facts))
 
-    @ray.method(num_returns=2)
-    def finish_saving(self) -> Parted[list[SavedCheckpoint]]:
+    def finish_saving(self) -> list[SavedCheckpoint]:
         """See `Learner.finish_saving`."""
-        return part_weights(self._learner.finish_saving())
+        return self._part(lambda learner: learner.finish_saving())
+
+    @ray.method(concurrency_group="weights", num_returns=2)
+    def weights(self) -> tuple[None, dict[int, np.ndarray]]:
+        """Return the flat weights of the next answer that may have some; the first value says that they are there."""
+        return None, self._counter.fetch()
+
+    def _part(self, order: Callable[[Learner], Answer]) -> Answer:
+        """Carry out an order; only the first rank's weights are fetched."""
+        return order(self._learner) if self._seat.number else self._counter.part(lambda: order(self._learner))
 
     def record_evaluation(self, updates: int, found: dict[str, Any]) -> bool:
         """See `Learner.record_evaluation`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -13,8 +14,6 @@ from dreamfleet.common.process_log import LogRecord
 from dreamfleet.learner.saving import SavedCheckpoint
 
 Answer = TypeVar("Answer")
-Parted = tuple[Answer, dict[int, np.ndarray]]
-"""An answer, and the flat weights that came with it, by version."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +73,8 @@ def change_weights(answer: Any, change: Callable[[PublishedWeights], PublishedWe
     return answer
 
 
-def part_weights(answer: Answer) -> Parted[Answer]:
-    """Return a learner's answer with weights that have no handle, and the flat weights themselves by version.
-
-    On Ray these are two values of a call, so that the answer is small, and the weights are an object that is owned by
-    who gave the order: they outlive the learner. (What a process puts into the store itself, and names in an answer, it
-    keeps a record of for good.)
-    """
+def part_weights(answer: Answer) -> tuple[Answer, dict[int, np.ndarray]]:
+    """Return an answer whose weights have no handle, and the flat weights themselves by version."""
     parted: dict[int, np.ndarray] = {}
 
     def part(weights: PublishedWeights) -> PublishedWeights:
@@ -89,3 +83,28 @@ def part_weights(answer: Answer) -> Parted[Answer]:
         return replace(weights, handle=None)
 
     return change_weights(answer, part), parted
+
+
+class WeightsCounter:
+    """Where the weights of a process's answers wait for the calls that fetch them: one for each answer, in its order.
+
+    On Ray they are the value of a call of their own. So a thread copies them into the object store during the next
+    order; they are owned by who gave the order, and outlive the learner; and the answer itself is small. (Of an object
+    that a process puts there itself, and names in an answer, Ray keeps a record for good.)
+    """
+
+    def __init__(self) -> None:
+        self._parted: SimpleQueue[dict[int, np.ndarray]] = SimpleQueue()
+
+    def part(self, order: Callable[[], Answer]) -> Answer:
+        """Carry out an order, and return its answer without the weights; what it raises comes without any."""
+        parted: dict[int, np.ndarray] = {}
+        try:
+            answer, parted = part_weights(order())
+        finally:
+            self._parted.put(parted)
+        return answer
+
+    def fetch(self) -> dict[int, np.ndarray]:
+        """Return the flat weights of the next answer by version, once it is there."""
+        return self._parted.get()

@@ -19,9 +19,10 @@ class PublishedWeights:
 
     Attributes:
         version: number of updates that they have seen.
-        handle: the flat array, or on Ray a reference to it (`ray_weights.py`). Ray fetches only those references that
-            are arguments themselves. In here it stays a reference: whoever has this version already fetches nothing,
-            and weights that are lost do not lose the order that names them.
+        handle: the flat array, or on Ray a reference to what holds it (`ray_weights.py`); None on its way, between a
+            learner's process and `LearnerRanks`. Ray fetches only those references that are arguments themselves. In
+            here it stays a reference: whoever has this version already fetches nothing, and weights that are lost do
+            not lose the order that names them.
     """
 
     version: int

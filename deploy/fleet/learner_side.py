@@ -216,7 +216,7 @@ class LearnerSide:
 
     def _offer(self, weights: PublishedWeights) -> None:
         """Have actors act with these weights, unless newer ones came earlier: a checkpoint takes longer to write."""
-        if self._state.weights is None or weights.version >= self._state.weights.version:
+        if self._state.weights is None or weights.version > self._state.weights.version:
             self._state.weights = weights
 
     def _take_started_saving(self, answer: Any) -> None:

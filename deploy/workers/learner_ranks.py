@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import ray
@@ -24,6 +25,9 @@ from dreamfleet.learner.reports import change_weights
 
 FOR_ALL = ("restore", "prepare", "train", "finish", "ping")
 """Orders to all ranks; others, such as saving and drawing, are for rank 0, and the others meet it at the next."""
+WITH_WEIGHTS = ("restore", "train", "save", "start_saving", "finish_saving")
+"""Orders whose answers may have weights. These are the value of a call of their own (see `learner/reports.py`), and
+stay where they are until somebody acts with them: what comes back with the answer is a reference."""
 GRACE_S = 5.0
 """After the first failure the others have this long to say what they know of it: its cause may be theirs."""
 
@@ -39,10 +43,12 @@ class LearnerRanks:
     def give(self, method: str, *arguments: Any) -> Future[Any]:
         """Give an order to those that it concerns; return the future of the answer."""
         handles = self.handles if method in FOR_ALL else self.handles[:1]
-        values = [getattr(handle, method).remote(*arguments) for handle in handles]
-        parted = [each if isinstance(each, list) else [each] for each in values]  # see `part_weights`
-        futures = [_answer(*each) for each in parted]
-        return JointAnswer(futures, partial(_join, method, parted[0][1:])).future
+        given = [getattr(handle, method).remote(*arguments).future() for handle in handles]
+        weights = None
+        if method in WITH_WEIGHTS:
+            are_there, weights = self.handles[0].weights.remote()
+            given[0] = JointAnswer([given[0], are_there.future()], itemgetter(0), are_ranks=False).future
+        return JointAnswer(given, partial(_join, method, weights)).future
 
     def finish_early(self) -> None:
         """Have all end their train orders after the same update."""
@@ -56,7 +62,7 @@ class LearnerRanks:
 
 
 class JointAnswer:
-    """One future for the answers of all ranks to one order.
+    """One future for several: the answers of all ranks to one order.
 
     Attributes:
         future: done when all have answered, or, if one has failed, `GRACE_S` later at the latest: then with the
@@ -65,12 +71,16 @@ class JointAnswer:
     Args:
         given: the ranks' futures, rank 0's first.
         join: makes one answer of all.
+        are_ranks: else they are of one process, and its own failure is all that there is to say.
     """
 
-    def __init__(self, given: Sequence[Future[Any]], join: Callable[[list[Any]], Any]) -> None:
+    def __init__(
+        self, given: Sequence[Future[Any]], join: Callable[[list[Any]], Any], *, are_ranks: bool = True
+    ) -> None:
         self.future: Future[Any] = Future()
         self._given = list(given)
         self._join = join
+        self._are_ranks = are_ranks
         self._changing = threading.Lock()
         self._grace: threading.Timer | None = None
         for future in self._given:
@@ -92,22 +102,23 @@ class JointAnswer:
                 return
             if self._grace:
                 self._grace.cancel()
+            given, self._given = self._given, []  # else they and this would hold each other, and with them the weights
             errors = {
                 number: error
-                for number, each in enumerate(self._given)
+                for number, each in enumerate(given)
                 if each.done() and (error := each.exception()) is not None
             }
             if not errors:
                 try:
-                    joined = self._join([each.result() for each in self._given])
+                    joined = self._join([each.result() for each in given])
                 except Exception as error:  # noqa: BLE001 (in a thread of Ray's it would be lost, and the order unanswered)
                     self.future.set_exception(error)
                 else:
                     self.future.set_result(joined)
                 return
             culprit = min(errors, key=lambda number: _blame(errors[number]))
-            if len(self._given) > 1:
-                log.warning("of the learner's %d ranks, rank %d failed", len(self._given), culprit)
+            if self._are_ranks and len(given) > 1:
+                log.warning("of the learner's %d ranks, rank %d failed", len(given), culprit)
             self.future.set_exception(errors[culprit])
 
 
@@ -118,24 +129,10 @@ def _blame(error: BaseException) -> int:
     return 2 if isinstance(error.cause, OtherRankError) else 1
 
 
-def _answer(answer: Any, weights: Any = None) -> Future[Any]:
-    """Return the future of an order's answer, given the references to that and to its weights, if it may have some."""
-
-    def look(done: Future[Any]) -> None:
-        if done.exception() is not None:
-            weights.future()  # has the same error, of which Ray would complain on the terminal if nobody saw it
-
-    future: Future[Any] = answer.future()
-    if weights is not None:
-        future.add_done_callback(look)
-    return future
-
-
-def _join(method: str, weights: list[Any], answers: list[Any]) -> Any:
+def _join(method: str, weights: Any, answers: list[Any]) -> Any:
     """Return rank 0's answer, with the reference to its weights, if there may be some, and what all ranks logged."""
     first, *others = answers
-    if weights:
-        first = change_weights(first, lambda found: dataclasses.replace(found, handle=weights[0]))
+    first = change_weights(first, lambda found: dataclasses.replace(found, handle=weights))
     if method == "train":
         records = [record for number, each in enumerate(others, 1) for record in _named(number, each.log_records)]
         return dataclasses.replace(first, log_records=[*first.log_records, *records])

@@ -19,12 +19,12 @@ from tests.bench.weight_holders import TIMEOUT_S, Holder, Publisher, received_by
 
 NAME = "weights"
 METHOD = """
-One process publishes a flat float32 array of 12 MB (three million acting parameters) as a value of its answer to
-each order; the driver hands its reference to all actors, with the version, as the fleet loop does, and each fetches it
-when newer and copies it. The actors are small processes that do nothing else, spread over the nodes in turn, beginning
-with others than the publisher's. Time: from the order to publish until the last actor has answered that it
-holds the version, at the driver. Bytes: what the interface of each node received (all traffic of the node, Ray's own
-included) per version, beside the size of one copy; on a single node nothing travels.
+One process publishes a flat float32 array of 12 MB (three million acting parameters) as the value of a call; the driver
+hands its reference to all actors, with the version, as the fleet loop does, and each fetches it when newer and copies
+it. The actors are small processes that do nothing else, spread over the nodes in turn, beginning with others than the
+publisher's. Time: from the order to publish until the last actor has answered that it holds the version, at the driver.
+Bytes: what the interface of each node received (all traffic of the node, Ray's own included) per version, beside the
+size of one copy; on a single node nothing travels.
 """
 VALUES = 3_000_000
 _ACTORS = (1, 4, 16, 64)

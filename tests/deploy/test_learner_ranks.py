@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -71,32 +73,61 @@ class Value:
 
     def __init__(self) -> None:
         self.found: Future[Any] = Future()
-        self.was_seen = False
+        self.was_fetched = False
 
     def future(self) -> Future[Any]:
-        self.was_seen = True
+        self.was_fetched = True
         return self.found
 
 
-def test_weights_are_the_second_value_of_an_order() -> None:
-    """Versions in the first rank's answer are given the reference to the second value, which is not fetched."""
-    values = [[Value(), Value()], [Value(), Value()]]
-    ranks = LearnerRanks([SimpleNamespace(train=SimpleNamespace(remote=lambda _, pair=pair: pair)) for pair in values])
-    answer = ranks.give("train", 3)
-    for answered, _ in values:
-        answered.found.set_result(TrainReport(3, {}, {}, published=PublishedWeights(3, None)))
-    assert answer.result(timeout=0).published == PublishedWeights(3, values[0][1])
-    assert not any(weights.was_seen for _, weights in values)
+class Handle:
+    """Stands in for that of a learner's process that is given one train order."""
+
+    def __init__(self) -> None:
+        answer, are_there, held = self.answer, self.are_there, self.held = Value(), Value(), Value()
+        self.train = SimpleNamespace(remote=lambda _: answer)
+        self.weights = SimpleNamespace(remote=lambda: [are_there, held])
 
 
-def test_the_error_of_an_order_is_seen_at_both_its_values() -> None:
-    """Ray complains of errors that nobody saw, on the terminal."""
-    pair = [Value(), Value()]
-    answer = LearnerRanks([SimpleNamespace(save=SimpleNamespace(remote=lambda _: pair))]).give("save", {})
-    pair[0].found.set_exception(failed(UserError("the disk is full")))
-    assert pair[1].was_seen
-    with pytest.raises(RayTaskError):
+def test_an_answer_comes_once_its_weights_are_there() -> None:
+    """The version in the first rank's answer is given the reference to them; they are not fetched."""
+    handles = [Handle(), Handle()]
+    answer = LearnerRanks(handles).give("train", 3)
+    for handle in handles:
+        handle.answer.found.set_result(TrainReport(3, {}, {}, published=PublishedWeights(3, None)))
+    assert not answer.done()
+    handles[0].are_there.found.set_result(None)
+    assert answer.result(timeout=0).published == PublishedWeights(3, handles[0].held)
+    assert not handles[0].held.was_fetched
+    assert not handles[1].are_there.was_fetched
+
+
+def test_a_process_that_dies_before_its_weights_are_there_has_not_answered(caplog: pytest.LogCaptureFixture) -> None:
+    """The order fails, though it was carried out; a learner of one process has no ranks to speak of."""
+    handle = Handle()
+    answer = LearnerRanks([handle]).give("train", 3)
+    handle.answer.found.set_result(TrainReport(3, {}, {}, published=PublishedWeights(3, None)))
+    handle.are_there.found.set_exception(RayActorError())
+    with pytest.raises(RayActorError):
         answer.result(timeout=0)
+    assert not caplog.records
+
+
+def test_answers_hold_no_weights_that_nobody_has() -> None:
+    """They go with the last who lets go of them, and do not wait for Python's collector of cycles."""
+    gc.collect()
+    gc.disable()
+    try:
+        handle = Handle()
+        held = weakref.ref(handle.held)
+        answer = LearnerRanks([handle]).give("train", 3)
+        handle.are_there.found.set_result(None)
+        handle.answer.found.set_result(TrainReport(3, {}, {}, published=PublishedWeights(3, None)))
+        assert answer.result(timeout=0).published.handle is held()
+        del handle, answer
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])

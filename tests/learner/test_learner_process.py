@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from make_chunks import cut
 from moving_square import play_square, square_format
 from patience import PATIENCE_S
@@ -27,7 +28,8 @@ from dreamfleet.replay.shards import ShardPlan
 @pytest.mark.usefixtures("local_ray")
 def test_a_killed_learner_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     """Weights are published at the start and every so often; after SIGKILL a new process ends where the old one was."""
-    settings = small_settings(learner={"publish_every": 4, "threads": 1})
+    # So wide that its weights are an object of the store: what has less than 100 kB travels within answers.
+    settings = small_settings(model={"deterministic": 128}, learner={"publish_every": 4, "threads": 1})
     plan = ShardPlan(tmp_path / "replay", ReplaySettings(capacity_gb=0.1, held_out_every=5), seed=1)
     (server,) = start_replay_servers([plan], square_format(), 8)
     replay = RayReplay(server)
@@ -54,13 +56,15 @@ def test_a_killed_learner_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     report: Any = ask(first, "train", 3)
     assert report.published.version == report.updates == 6
     weights = np.array(fetch_weights(report.published, PATIENCE_S))
+    assert weights.nbytes > 200_000
     pictures = ask(first, "draw_pictures")
     assert pictures.still.dtype == np.uint8
 
     os.kill(ask(first, "ping"), signal.SIGKILL)
     with pytest.raises(RayError):
         ask(first, "train", 1)
-    assert np.array_equal(fetch_weights(report.published, PATIENCE_S), weights), "they outlive the learner"
+    elsewhere = ray.remote(fetch_weights).options(num_cpus=0).remote(report.published, PATIENCE_S)
+    assert np.array_equal(ray.get(elsewhere, timeout=PATIENCE_S), weights), "they outlive the learner"
     second = start()
     updates, published, *_ = ask(second, "restore")
     assert updates == published.version == 3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dreamfleet.common.acting.policy import PublishedWeights
-from dreamfleet.learner.reports import Answer, Restored, TrainReport, change_weights, part_weights
+from dreamfleet.learner.reports import Answer, Restored, TrainReport, WeightsCounter, change_weights, part_weights
 from dreamfleet.learner.saving import SavedCheckpoint
 
 
@@ -38,3 +38,14 @@ def test_an_answer_and_its_weights_are_parted_and_joined(answer: Answer, version
     assert "array" not in repr(left)
     joined = change_weights(left, lambda found: PublishedWeights(found.version, parted.get(found.version)))
     assert repr(joined) == repr(answer)
+
+
+def test_each_answer_has_its_weights_fetched_in_its_turn() -> None:
+    """An order that raises, and an answer without weights, have none; the calls stay in step with the orders."""
+    counter = WeightsCounter()
+    assert counter.part(lambda: SAVED).weights == PublishedWeights(2, None)
+    with pytest.raises(ZeroDivisionError):
+        counter.part(lambda: TrainReport(1 // 0, {}, {}))
+    assert counter.part(lambda: TrainReport(3, {}, {})).updates == 3
+    counter.part(lambda: Restored(4, weights(4), [], None))
+    assert [list(counter.fetch()) for _ in range(4)] == [[2], [], [], [4]]

@@ -20,7 +20,7 @@ from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.process_log import LogRecord
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.learner.hardware import TorchThreads
-from dreamfleet.learner.reports import Restored, TrainReport, part_weights
+from dreamfleet.learner.reports import Restored, TrainReport, WeightsCounter
 from dreamfleet.learner.saving import SavedCheckpoint
 from dreamfleet.replay.compressed_batch import decompress
 from dreamfleet.replay.ray_replay import RayReplay
@@ -34,7 +34,7 @@ class BadSequenceError(RunFailedError):
     """A sequence was sampled that the promises of the service exclude."""
 
 
-@ray.remote(concurrency_groups={"health": 1})
+@ray.remote(concurrency_groups={"health": 1, "weights": 1})
 class CheckingLearner:
     """Stands where `LearnerProcess` stands, on streams of `faulty_environment:make`.
 
@@ -63,37 +63,45 @@ class CheckingLearner:
         self._format = StepFormat(Spaces.from_json(spaces))
         self._checkpoint = Path(run_directory) / "checkpoint.json"
         self._updates = 0
+        self._counter = WeightsCounter()
         self._trained_on: set[tuple[float, float]] = set()
         self._held_out: set[tuple[float, float]] = set()
 
-    @ray.method(num_returns=2)
-    def restore(self) -> Any:
+    @ray.method(concurrency_group="weights", num_returns=2)
+    def weights(self) -> tuple[None, dict[int, np.ndarray]]:
+        """Return the flat weights of the next answer."""
+        return None, self._counter.fetch()
+
+    def restore(self) -> Restored:
         """Go on from the checkpoint, if there is one."""
         if self._checkpoint.exists():
             self._updates = json.loads(self._checkpoint.read_text())["updates"]
-        return part_weights(Restored(self._updates, self._publish(), [], None))
+        return self._counter.part(lambda: Restored(self._updates, self._publish(), [], None))
 
-    @ray.method(num_returns=2)
-    def train(self, updates: int) -> Any:
+    def train(self, updates: int) -> TrainReport:
         """Sample this many batches and check them."""
+        return self._counter.part(lambda: self._train(updates))
+
+    def _train(self, updates: int) -> TrainReport:
         for _ in range(updates):
             self._updates += 1
             self._check(self._updates)
             time.sleep(UPDATE_S)
-        return part_weights(TrainReport(self._updates, {}, {}, published=self._publish()))
+        return TrainReport(self._updates, {}, {}, published=self._publish())
 
-    @ray.method(num_returns=2)
-    def save(self, facts: dict[str, Any]) -> Any:
+    def save(self, facts: dict[str, Any]) -> SavedCheckpoint:
         """Write down the number of updates, and of the steps seen of each kind."""
+        return self._counter.part(lambda: self._save(facts))
+
+    def _save(self, facts: dict[str, Any]) -> SavedCheckpoint:
         seen = {"trained_on": len(self._trained_on), "held_out": len(self._held_out)}
         written = {**facts, **seen, "updates": self._updates}
         unfinished = self._checkpoint.with_suffix(".tmp")
         unfinished.write_text(json.dumps(written))
         unfinished.rename(self._checkpoint)
-        return part_weights(SavedCheckpoint(written, self._publish()))
+        return SavedCheckpoint(written, self._publish())
 
-    @ray.method(num_returns=2)
-    def start_saving(self, facts: dict[str, Any]) -> Any:
+    def start_saving(self, facts: dict[str, Any]) -> SavedCheckpoint:
         """Write it at once."""
         return self.save(facts)
 
