@@ -77,6 +77,11 @@ class Footprint:
         allowed = AUTO_SHARE * free if wanted == "auto" else 1e9 * wanted
         return min(allowed, steps * self.raw_step)
 
+    def decoded_share(self, settings: Settings) -> float:
+        """The share of the replay's steps that it keeps decoded once it is full; `auto` is taken to find the memory."""
+        steps = min(settings.train.env_steps, settings.replay.capacity_steps)
+        return min(1.0, self.cache(settings) / (steps * self.raw_step))
+
     def in_flight(self, actors: int) -> float:
         """Bytes of two versions of the weights, and of what the actors have sent and the replay not yet stored."""
         from dreamfleet.replay.ray_replay import IN_FLIGHT

@@ -29,7 +29,9 @@ BENCH_STORED_STEP = 760
 APPENDED_STEPS_PER_S = 73_000
 """Steps that one replay shard stored a second, from 16 actors."""
 SAMPLED_STEPS_PER_S = 75_900
-"""Steps that one reader drew from one shard and decoded a second: 74.1 batches of 16×64; of 50×50 it was more."""
+"""Steps that one reader drew from one shard and decompressed a second: 74.1 batches of 16×64; of 50×50 it was more."""
+DECODED_STEPS_PER_S = 320_000
+"""Likewise of steps that the replay keeps decoded: docs/results/replay-cache-2026-11-29.md, 3.2 ms a batch of 16×64."""
 
 ORDERS_PER_S = 1_000
 """Orders that the driver's loop gives and takes a second: an assumption, from Ray's 1,400 calls/s on two slow cores."""
@@ -40,7 +42,7 @@ _REMEDIES = {
     "gradients between ranks": "GPUs with NVLink, or fewer of them (learner.gpus)",
     "the learner": "faster GPUs or more (learner.gpus), or a smaller train.ratio for more experience in the same time",
     "storing in the replay": "more shards (replay.shards)",
-    "sampling from the replay": "a machine with faster cores for the learner",
+    "sampling from the replay": "a greater replay.cache_gb, or a machine with faster cores for the learner",
     "network of 1 Gbit/s": _NETWORK,
     "network of 10 Gbit/s": _NETWORK,
     "the disk": "a local SSD, or fewer checkpoints (records.checkpoint_every)",
@@ -110,7 +112,9 @@ def limits(
     one, shards = flow(settings, footprint, 1.0), settings.replay.shards
     written = one.bytes_per_s["replay → disk"] + one.bytes_per_s["checkpoints → disk"]
     appended = shards * APPENDED_STEPS_PER_S * min(1.0, BENCH_STORED_STEP / footprint.stored_step)
-    sampled = SAMPLED_STEPS_PER_S * min(1.0, BENCH_RAW_STEP / footprint.raw_step)
+    decoded = footprint.decoded_share(settings)
+    sampled = min(1.0, BENCH_RAW_STEP / footprint.raw_step)
+    sampled /= decoded / DECODED_STEPS_PER_S + (1 - decoded) / SAMPLED_STEPS_PER_S
     sampled_updates = sampled / TrainRatio.of(settings).replayed_per_update
     collected = {
         "the actors": (actors * steps_per_actor, f"{actors} × {number(steps_per_actor)} env steps/s"),
@@ -121,7 +125,10 @@ def limits(
         collected[f"network of {gigabits} Gbit/s"] = (sent, f"{sent:,.0f} env steps/s into the learner's node")
     disk = f"{DISK_BYTES_PER_S / 1e6:.0f} MB/s of replay and checkpoints (assumed)"
     carried = {name: (fed_updates(settings, steps), because) for name, (steps, because) in collected.items()} | {
-        "sampling from the replay": (sampled_updates, f"{sampled:,.0f} steps/s decompressed by one reader (benchmark)"),
+        "sampling from the replay": (
+            sampled_updates,
+            f"{sampled:,.0f} steps/s by one reader, {1 - decoded:.0%} of them to be decompressed (benchmark)",
+        ),
         "the disk": (DISK_BYTES_PER_S / written, disk),
         "the driver's loop": (ORDERS_PER_S / one.orders_per_s, f"{ORDERS_PER_S:,} orders/s (assumed)"),
     }
