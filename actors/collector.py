@@ -147,13 +147,12 @@ class Collector:
             if self._next == 0 and not self._begin_round(report, stop):
                 is_interrupted = True
                 break
-            first, left = self._next, steps - done
-            end = count if left >= count - first else first + left
+            recorded = min(count - self._next, steps - done)
             if True in is_last:
-                self._report_episodes(first, end, report)
-            done += end - first
-            self._next = end = end if end < count else 0
-            if buffer.is_full and not end:
+                self._report_episodes(self._next, self._next + recorded, report)
+            done += recorded
+            self._next = (self._next + recorded) % count
+            if buffer.is_full and not self._next:
                 self._send(report)
         report.steps = done
         self._send_all(report)

@@ -18,7 +18,6 @@ from dreamfleet.common.settings.environment import EnvironmentSettings
 from dreamfleet.common.stop_sign import StepInterrupted
 
 _FLAGS = ("is_first", "is_last", "is_terminal")
-_LAST_INDEX = CHUNK_STEPS - 1
 
 
 class EnvironmentFailedError(RuntimeError):
@@ -95,7 +94,7 @@ class StepBuffer:
     def _go_to(self, index: int) -> None:
         self.index = index
         self.current = self._steps[index]
-        self.is_full = index == _LAST_INDEX
+        self.is_full = index == CHUNK_STEPS - 1
 
 
 class EnvironmentBatch:
@@ -147,12 +146,11 @@ class EnvironmentBatch:
                 flag.
         """
         current = self.buffer.advance()
-        chosen = actions.tolist() if actions.ndim == 1 else actions  # one by one, NumPy takes longer to make them ints
         for k, ended in enumerate(self.is_last):
             if ended:
                 self._begin_episode(k, None, current)
             else:
-                self._step_one(k, chosen[k], current)
+                self._step_one(k, actions[k], current)
 
     def close(self) -> None:
         """Close all environments; a failure to close is a warning, and does not keep the others open."""

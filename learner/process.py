@@ -21,7 +21,7 @@ from dreamfleet.learner.hardware import TorchThreads
 from dreamfleet.learner.learner import Learner
 from dreamfleet.learner.pictures.comparison import Pictures
 from dreamfleet.learner.ranks import ALONE, OtherRankError, Ranks
-from dreamfleet.learner.reports import Answer, Restored, TrainReport, WeightsCounter
+from dreamfleet.learner.reports import Answer, Restored, TrainReport, WeightsOutbox
 from dreamfleet.learner.saving import SavedCheckpoint
 from dreamfleet.replay.ray_replay import RayReplay
 from dreamfleet.replay.sharded import ShardedReplay
@@ -54,7 +54,7 @@ ONLY = Seat()
 class LearnerProcess:
     """A `Learner` in a process of its own; its orders are the learner's.
 
-    The weights in their answers are fetched by calls of their own, see `WeightsCounter`.
+    The weights in their answers are fetched by calls of their own, see `WeightsOutbox`.
 
     Args:
         spaces: as `Spaces.to_json` gives them.
@@ -82,7 +82,7 @@ class LearnerProcess:
         self._opening = threading.Lock()
         self._meeting: tuple[Any, int, str] | None = None
         self._built: Learner | None = None
-        self._counter = WeightsCounter()
+        self._outbox = WeightsOutbox()
 
     @property
     def _learner(self) -> Learner:
@@ -169,11 +169,11 @@ class LearnerProcess:
     @ray.method(concurrency_group="weights", num_returns=2)
     def weights(self) -> tuple[None, dict[int, np.ndarray]]:
         """Return the flat weights of the next answer that may have some; the first value says that they are there."""
-        return None, self._counter.fetch()
+        return None, self._outbox.fetch()
 
     def _part(self, order: Callable[[Learner], Answer]) -> Answer:
         """Carry out an order; only the first rank's weights are fetched."""
-        return order(self._learner) if self._seat.number else self._counter.part(lambda: order(self._learner))
+        return order(self._learner) if self._seat.number else self._outbox.part(lambda: order(self._learner))
 
     def record_evaluation(self, updates: int, found: dict[str, Any]) -> bool:
         """See `Learner.record_evaluation`."""

@@ -85,7 +85,7 @@ def part_weights(answer: Answer) -> tuple[Answer, dict[int, np.ndarray]]:
     return change_weights(answer, part), parted
 
 
-class WeightsCounter:
+class WeightsOutbox:
     """Where the weights of a process's answers wait for the calls that fetch them: one for each answer, in its order.
 
     On Ray they are the value of a call of their own. So a thread copies them into the object store during the next

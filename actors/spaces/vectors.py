@@ -18,7 +18,6 @@ TOLERANCE = 1e-5
 """Beyond a bound by this share of it (or of 1) is rounding."""
 LARGEST = float(np.finfo(np.float32).max)
 """The largest number that can be stored."""
-_FLOAT32 = np.dtype(np.float32)
 
 
 def vector_entry(space: spaces.Space[Any], name: str, path: Path) -> Entry:
@@ -28,13 +27,10 @@ def vector_entry(space: spaces.Space[Any], name: str, path: Path) -> Entry:
     is_flat = len(shape) == 1
 
     def convert(value: Any) -> np.ndarray:
-        if type(value) is np.ndarray and value.dtype is _FLOAT32:  # the usual case: asking costs less than converting
-            vector = value
-        else:
-            try:
-                vector = np.asarray(value, np.float32)
-            except (TypeError, ValueError, OverflowError):
-                vector = _number_array(value, name, shape).astype(np.float32)
+        try:
+            vector = np.asarray(value, np.float32)
+        except (TypeError, ValueError, OverflowError):
+            vector = _number_array(value, name, shape).astype(np.float32)
         if vector.shape != shape:
             raise ValueError(f"the observation '{name}' has the shape {vector.shape}, but the space says {shape}")
         return vector if is_flat else vector.reshape(size)

@@ -16,7 +16,7 @@ TIMEOUT_S = 60.0
 
 @ray.remote
 class Publisher:
-    """Publishes weights as `LearnerProcess` does: they are a value of its answer."""
+    """Publishes weights as `LearnerProcess` does: they are a value of a call, apart from the first."""
 
     @ray.method(num_returns=2)
     def publish(self, version: int, values: int) -> tuple[int, dict[int, np.ndarray]]:

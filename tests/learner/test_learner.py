@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -157,8 +158,10 @@ def test_the_first_weights_are_published_at_the_start(replay: Replay, tmp_path: 
 def test_weights_are_published_once_per_so_many_updates(replay: Replay, tmp_path: Path) -> None:
     """An order that passes a multiple of `publish_every` publishes once, at its end; the others publish nothing."""
     learner = publishing(replay, tmp_path, 4)
+    begin = learner._publisher.begin = Mock(wraps=learner._publisher.begin)  # type: ignore[method-assign]
     learner.restore()
     published = [learner.train(updates).published for updates in (2, 2, 2, 2, 2, 10)]
+    assert begin.call_count == 4
     assert [weights and weights.version for weights in published] == [None, 4, None, 8, None, 20]
     assert published[-1]
     assert np.array_equal(published[-1].handle, flatten(learner.agent.acting_parameters()))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dreamfleet.common.acting.policy import PublishedWeights
-from dreamfleet.learner.reports import Answer, Restored, TrainReport, WeightsCounter, change_weights, part_weights
+from dreamfleet.learner.reports import Answer, Restored, TrainReport, WeightsOutbox, change_weights, part_weights
 from dreamfleet.learner.saving import SavedCheckpoint
 
 
@@ -42,10 +42,10 @@ def test_an_answer_and_its_weights_are_parted_and_joined(answer: Answer, version
 
 def test_each_answer_has_its_weights_fetched_in_its_turn() -> None:
     """An order that raises, and an answer without weights, have none; the calls stay in step with the orders."""
-    counter = WeightsCounter()
-    assert counter.part(lambda: SAVED).weights == PublishedWeights(2, None)
+    outbox = WeightsOutbox()
+    assert outbox.part(lambda: SAVED).weights == PublishedWeights(2, None)
     with pytest.raises(ZeroDivisionError):
-        counter.part(lambda: TrainReport(1 // 0, {}, {}))
-    assert counter.part(lambda: TrainReport(3, {}, {})).updates == 3
-    counter.part(lambda: Restored(4, weights(4), [], None))
-    assert [list(counter.fetch()) for _ in range(4)] == [[2], [], [], [4]]
+        outbox.part(lambda: TrainReport(1 // 0, {}, {}))
+    assert outbox.part(lambda: TrainReport(3, {}, {})).updates == 3
+    outbox.part(lambda: Restored(4, weights(4), [], None))
+    assert [list(outbox.fetch()) for _ in range(4)] == [[2], [], [], [4]]

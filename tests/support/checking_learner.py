@@ -20,7 +20,7 @@ from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.process_log import LogRecord
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.learner.hardware import TorchThreads
-from dreamfleet.learner.reports import Restored, TrainReport, WeightsCounter
+from dreamfleet.learner.reports import Restored, TrainReport, WeightsOutbox
 from dreamfleet.learner.saving import SavedCheckpoint
 from dreamfleet.replay.compressed_batch import decompress
 from dreamfleet.replay.ray_replay import RayReplay
@@ -63,24 +63,24 @@ class CheckingLearner:
         self._format = StepFormat(Spaces.from_json(spaces))
         self._checkpoint = Path(run_directory) / "checkpoint.json"
         self._updates = 0
-        self._counter = WeightsCounter()
+        self._outbox = WeightsOutbox()
         self._trained_on: set[tuple[float, float]] = set()
         self._held_out: set[tuple[float, float]] = set()
 
     @ray.method(concurrency_group="weights", num_returns=2)
     def weights(self) -> tuple[None, dict[int, np.ndarray]]:
         """Return the flat weights of the next answer."""
-        return None, self._counter.fetch()
+        return None, self._outbox.fetch()
 
     def restore(self) -> Restored:
         """Go on from the checkpoint, if there is one."""
         if self._checkpoint.exists():
             self._updates = json.loads(self._checkpoint.read_text())["updates"]
-        return self._counter.part(lambda: Restored(self._updates, self._publish(), [], None))
+        return self._outbox.part(lambda: Restored(self._updates, self._publish(), [], None))
 
     def train(self, updates: int) -> TrainReport:
         """Sample this many batches and check them."""
-        return self._counter.part(lambda: self._train(updates))
+        return self._outbox.part(lambda: self._train(updates))
 
     def _train(self, updates: int) -> TrainReport:
         for _ in range(updates):
@@ -91,7 +91,7 @@ class CheckingLearner:
 
     def save(self, facts: dict[str, Any]) -> SavedCheckpoint:
         """Write down the number of updates, and of the steps seen of each kind."""
-        return self._counter.part(lambda: self._save(facts))
+        return self._outbox.part(lambda: self._save(facts))
 
     def _save(self, facts: dict[str, Any]) -> SavedCheckpoint:
         seen = {"trained_on": len(self._trained_on), "held_out": len(self._held_out)}
