@@ -158,8 +158,12 @@ class ExperienceReplay(Protocol):
     def sync(self) -> None:
         """Wait until everything stored is on the disk itself, so that it survives the machine's end."""
 
-    def close(self) -> None:
-        """Sync, close all files and release the directory; end the replay's process if it has one."""
+    def close(self) -> int:
+        """Sync, close all files and release the directory; end the replay's process if it has one.
+
+        Nothing is stored any more. Return how many steps were, in all: actors that still run may have sent some since
+        the last count.
+        """
 
 
 class Shard(ExperienceReplay, Protocol):

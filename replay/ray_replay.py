@@ -149,10 +149,10 @@ class RayReplay:
     log_records = _remote(Shard.log_records)
     sync = _remote(Shard.sync)
 
-    def close(self) -> None:
+    def close(self) -> int:
         """Close the replay and end its process."""
         try:
-            self.call("close")
+            return cast("int", self.call("close"))
         finally:
             ray.kill(self._server)
 

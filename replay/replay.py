@@ -185,11 +185,11 @@ class Replay:
             with self._writing:
                 self._log.sync()
 
-    def close(self) -> None:
+    def close(self) -> int:
         """See `ExperienceReplay.close`; a second call does nothing."""
         with self._writing:
             if self._is_closed:
-                return
+                return self._log.total_steps
             self._is_closed = True
             self._sampler.close()
             if self._directory_lock:
@@ -198,6 +198,7 @@ class Replay:
                 self._log.close()
             if self._directory_lock:
                 self._directory_lock.release()
+            return self._log.total_steps
 
     def _recover(self) -> None:
         """Fill the index from the log, and drop what is too much for a capacity that became smaller."""

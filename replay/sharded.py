@@ -41,6 +41,7 @@ class ShardedReplay:
         self._name = name
         self._counters = [Counters(0, 0, 0) for _ in shards]
         self._alive = list(range(len(shards)))
+        self._is_closed = False
         self._last_loss = ""
         self._changing = threading.Lock()  # guards the counters and who is alive; never held while a shard is asked
         threads = _CALLERS * len(shards)
@@ -104,8 +105,8 @@ class ShardedReplay:
             barren |= {number for number, part in parts.items() if part is None}
 
     def counters(self) -> Counters:
-        """See `ExperienceReplay.counters`; lost shards have no valid starts."""
-        starts = self._ask_valid_starts()
+        """See `ExperienceReplay.counters`; lost shards have no valid starts, and closed ones are not asked."""
+        starts = {} if self._is_closed else self._ask_valid_starts()
         counters = list(self._counters)
         total_steps = sum(shard.total_steps for shard in counters)
         return Counters(total_steps, sum(starts.values()), max(shard.next_incarnation for shard in counters))
@@ -136,13 +137,18 @@ class ShardedReplay:
         """See `ExperienceReplay.sync`."""
         self._ask_all(lambda shard: shard.sync())
 
-    def close(self) -> None:
-        """See `ExperienceReplay.close`."""
-        if self._alive:
-            self._ask_all(lambda shard: shard.close())
+    def close(self) -> int:
+        """See `ExperienceReplay.close`; the counters have what it returns, too."""
+        self._is_closed = True
+        stored = self._ask_all(lambda shard: shard.close()) if self._alive else {}
+        with self._changing:
+            for number, steps in stored.items():
+                known = self._counters[number]
+                self._counters[number] = known._replace(total_steps=max(known.total_steps, steps))
         threads, self._threads = self._threads, None
         if threads:
             threads.shutdown(wait=False)
+        return sum(shard.total_steps for shard in self._counters)
 
     def _valid_starts(self) -> dict[int, int]:
         """Return the number of valid starts of each shard that is left; a single one is not asked."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ import numpy as np
 from dreamfleet.actors.environment_batch import EnvironmentFailedError
 from dreamfleet.actors.evaluator import play_episodes
 from dreamfleet.common.acting.make_policy import make_policy
-from dreamfleet.common.errors import UserError
+from dreamfleet.common.errors import RunFailedError, UserError
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.fleet.fleet import Fleet
 from dreamfleet.deploy.fleet.fleet_config import FleetConfig
@@ -161,7 +161,7 @@ def _run(spec: RunSpec, callbacks: Sequence[Callbacks], inline: bool, address: s
     from dreamfleet.deploy.monitoring.metrics_writer import MetricsWriter
 
     run, settings = spec.run, spec.settings
-    with open_session(spec) as session:
+    with open_session(spec) as session, ExitStack() as once_closed:
         exporter = None if inline else _exporter(spec)
         with (
             closing(open_pool(spec, session.stop, inline, address)) as pool,
@@ -180,6 +180,7 @@ def _run(spec: RunSpec, callbacks: Sequence[Callbacks], inline: bool, address: s
                 session.stop.asked,
                 weights=weights,
             )
+            once_closed.callback(_count_what_came_last, fleet, written)
             try:
                 done = fleet.run()
             finally:
@@ -195,6 +196,15 @@ def _run(spec: RunSpec, callbacks: Sequence[Callbacks], inline: bool, address: s
         else:
             (summarise_training if spec.learns else summarise_collecting)(run, done, written)
     return RunResult(run.path, ledger.env_steps, ledger.updates, written.last_metrics, stopped, code)
+
+
+def _count_what_came_last(fleet: Fleet, written: RunCallbacks) -> None:
+    """Count what actors stored until the replay was closed: where nobody could end them, they went on."""
+    counted = fleet.state.ledger.env_steps
+    with suppress(RunFailedError, OSError):  # what is lost was named before
+        fleet.recount()
+    if fleet.state.ledger.env_steps != counted:
+        written.write_last_state(fleet.state)
 
 
 def _saved_updates(run: RunDirectory) -> int:

@@ -58,13 +58,8 @@ def test_nothing_that_hangs_holds_up_the_end(tmp_path: Path, kind: str) -> None:
     stored = sum(
         describe(folder)["steps"] for folder in [run.replay, *run.replay.glob("shard-*")] if list(folder.glob("*.dfl"))
     )
-    uncounted = stored - state.counters["env_steps"]
+    assert stored == state.counters["env_steps"]
     if kind == "control":
-        actors = run.settings().actors
-        assert isinstance(actors.count, int)
-        # Without it nobody can end an actor, and what one stores between the last count and the replay's end stays.
-        assert 0 <= uncounted <= actors.count * actors.environments * actors.steps_per_order
         assert "Ray's control process (GCS)" in state.reason
     else:
-        assert uncounted == 0
         assert {death.cause for death in state.deaths.last} == {"it gave no answer for 15 s, and the run is to end"}

@@ -206,6 +206,21 @@ def test_steps_never_become_fewer(replay: ShardedReplay) -> None:
         assert broken.counters()[0] == 382
 
 
+def test_what_is_stored_until_the_end_counts(replay: ShardedReplay) -> None:
+    """Closing tells what came since the last count, a lost shard counts as it did, and the counters have it then."""
+    broken, shards = breakable(replay)
+    assert broken.counters()[0] == 382
+    shards[1].error = ReplayLostError("gone")
+    shards[2].shard.append(cut(FORMAT, make_stream(FORMAT, [64]), actor=9)[0])
+    stored = shards[2].shard.counters().total_steps - 14
+    assert stored > 0
+    assert broken.close() == 382 + stored
+    asked = [len(shard.calls) for shard in shards]
+    assert broken.counters() == (382 + stored, 0, 1)
+    assert broken.close() == 382 + stored
+    assert [len(shard.calls) for shard in shards][1:] == [asked[1], asked[2] + 1], "what is lost is not asked again"
+
+
 def test_when_no_shard_is_left_the_replay_is_lost(replay: ShardedReplay) -> None:
     """Whatever is asked for then; closing needs nothing."""
     broken, shards = breakable(replay)
