@@ -102,7 +102,7 @@ def _config(actors: int) -> FleetConfig:
     )
 
 
-class _Calls(RayPool):
+class Calls(RayPool):
     """The part of the pool on Ray that gives orders and takes answers, without a run."""
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class _Calls(RayPool):
 
 
 @ray.remote
-class _Idler:
+class Idler:
     """An actor that answers at once, with what an actor answers."""
 
     def collect(self, steps: int, weights: PublishedWeights) -> CollectReport:
@@ -123,15 +123,15 @@ class _Idler:
 def _calling(actors: int, orders: int) -> Iterator[Row]:
     """Yield what an order costs the driver on Ray."""
     say(f"{NAME}: Ray's calls to {actors} actors")
-    pool = _Calls()
-    workers = [Worker(f"actor {number}", _Idler.remote()) for number in range(actors)]  # type: ignore[attr-defined]
+    pool = Calls()
+    workers = [Worker(f"actor {number}", Idler.remote()) for number in range(actors)]  # type: ignore[attr-defined]
     weights = put_weights(0, np.zeros(1000, np.float32))
-    _order_about(pool, workers, weights, orders // 10)  # does not count: processes start
-    sizes = _sizes()
+    order_about(pool, workers, weights, orders // 10)  # does not count: processes start
+    before = sizes()
     begun, begun_processor = time.perf_counter(), time.process_time()
-    _order_about(pool, workers, weights, orders)
+    order_about(pool, workers, weights, orders)
     seconds, processor = time.perf_counter() - begun, time.process_time() - begun_processor
-    grown = {name: size - sizes[name] for name, size in _sizes().items() if name in sizes}
+    grown = {name: size - before[name] for name, size in sizes().items() if name in before}
     for worker in workers:
         pool.stop(worker)
     what = f"{actors} actors on Ray that answer at once"
@@ -143,7 +143,7 @@ def _calling(actors: int, orders: int) -> Iterator[Row]:
               f"all processes {sum(grown.values()) / 1e6:.1f} MB")  # fmt: skip
 
 
-def _sizes() -> dict[str, int]:
+def sizes() -> dict[str, int]:
     """Return the resident bytes of all processes that descend from this one, by name and id."""
     found = {}
     for process in psutil.Process().children(recursive=True):
@@ -152,7 +152,7 @@ def _sizes() -> dict[str, int]:
     return found
 
 
-def _order_about(pool: RayPool, workers: list[Worker], weights: PublishedWeights, orders: int) -> None:
+def order_about(pool: RayPool, workers: list[Worker], weights: PublishedWeights, orders: int) -> None:
     """Give this many orders, two in flight for each worker, and take the answers."""
     under_way = {pool.give(worker, "collect", _ORDER_STEPS, weights): worker for worker in workers * ORDERS_QUEUED}
     given = len(under_way)
