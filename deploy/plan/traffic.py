@@ -42,7 +42,7 @@ _REMEDIES = {
     "gradients between ranks": "GPUs with NVLink, or fewer of them (learner.gpus)",
     "the learner": "faster GPUs or more (learner.gpus), or a smaller train.ratio for more experience in the same time",
     "storing in the replay": "more shards (replay.shards)",
-    "sampling from the replay": "a greater replay.cache_gb, or a machine with faster cores for the learner",
+    "sampling from the replay": "a machine with faster cores for the learner",
     "network of 1 Gbit/s": _NETWORK,
     "network of 10 Gbit/s": _NETWORK,
     "the disk": "a local SSD, or fewer checkpoints (records.checkpoint_every)",
@@ -138,7 +138,10 @@ def limits(
         carried["gradients between ranks"] = (BETWEEN_GPUS_BYTES_PER_S / sent, because)
     if updates_per_s is not None:
         carried["the learner"] = (updates_per_s, "its own speed, while batches are there")
-    found = [Limit(name, updates, because, _REMEDIES[name]) for name, (updates, because) in carried.items()]
+    remedies = dict(_REMEDIES)
+    if decoded < 1:
+        remedies["sampling from the replay"] = f"a greater replay.cache_gb, or {remedies['sampling from the replay']}"
+    found = [Limit(name, updates, because, remedies[name]) for name, (updates, because) in carried.items()]
     return sorted(found, key=lambda limit: limit.updates_per_s)
 
 

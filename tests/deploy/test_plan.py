@@ -99,6 +99,9 @@ def test_steps_that_are_kept_decoded_are_sampled_faster() -> None:
     found = by_name["sampling from the replay"]
     assert found.updates_per_s == pytest.approx(2 / (1 / 320_000 + 1 / 75_900) / 200)
     assert "50% of them to be decompressed" in found.because
+    assert found.remedy == "a greater replay.cache_gb, or a machine with faster cores for the learner"
+    (whole,) = (limit for limit in limits(SETTINGS, SIZES, 4, 30.0, None) if limit.name == found.name)
+    assert whole.remedy == "a machine with faster cores for the learner"
 
 
 def test_ranks_send_each_other_their_gradients_and_each_needs_memory() -> None:
