@@ -228,6 +228,9 @@ class BehaviourSettings(Section):
     """Maximum global norm of the actor's and of the critic's gradients; not used with `learner.clipping adaptive`."""
     ensemble: int = Field(8, ge=2)
     """With `explore`, predictors of the next state whose disagreement is the reward; each is as large as the critic."""
+    explorer_entropy: float = Field(0.0, ge=0)
+    """With `explore`, what the explorer's entropy weighs beside `entropy`: 0.1 keeps it from making up its mind before
+    the predictors have learnt anything, where actions are choices and steps are few."""
 
     @property
     def learns_actor(self) -> bool:

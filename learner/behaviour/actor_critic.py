@@ -72,6 +72,7 @@ class ActorCritic(nn.Module):
         assert actor is not None, "an actor–critic needs behaviour.kind actor_critic or explore"
         behaviour = self._settings = settings.behaviour
         self.actor, self._explores = actor, explores
+        self._entropy = behaviour.entropy + (behaviour.explorer_entropy if explores else 0.0)
         self.critic = Critic(agent.world_model.feature_width, settings)
         self.slow = self.critic.slow_copy() if behaviour.slow_critic != "none" else None
         self.normaliser = ReturnNormaliser() if behaviour.normalise_returns else None
@@ -172,13 +173,12 @@ class ActorCritic(nn.Module):
         self, agent: AgentNetworks, features: Tensor, actions: Tensor, outlook: Outlook, advantage: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the actor's loss, and the mean entropy of its policy, both scalars."""
-        scale = self._settings.entropy
         # Through the model the actor's gradient is in the returns: this pass is for the entropy, if that counts.
-        with torch.set_grad_enabled(not self.through_model or scale > 0):
+        with torch.set_grad_enabled(not self.through_model or self._entropy > 0):
             policy = agent.policy(features[:, :-1], self._explores)
             entropy = _entropy(policy)  # (N, H)
         objective = outlook.returns if self.through_model else reinforce_objective(policy.log_prob(actions), advantage)
-        loss = policy_loss(objective, outlook.weight, entropy, scale)
+        loss = policy_loss(objective, outlook.weight, entropy, self._entropy)
         return loss, entropy.mean()
 
     def _replay_value_loss(self, states: State, batch: Mapping[str, Tensor], ahead: Tensor) -> Tensor:

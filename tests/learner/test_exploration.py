@@ -178,6 +178,30 @@ def test_the_explorers_reward_is_the_disagreement_and_the_tasks_the_heads(preset
     assert task.metrics["return/mean"].item() == pytest.approx(found[1][0].mean().item())
 
 
+@pytest.mark.parametrize(("preset", "action"), [(V3, CHOICE), (V1, BOX)])
+def test_the_explorers_entropy_weighs_more_by_a_setting_and_the_tasks_does_not(preset: str, action: ActionSpec) -> None:
+    """Its loss is less by that weight times the mean of what each state's entropy counts; the actor's is as it was."""
+    found = []
+    for added in (0.0, 0.5):
+        torch.manual_seed(0)
+        trial = Trial(changed(settings_of(preset), behaviour={"explorer_entropy": added}), action)
+        torch.manual_seed(1)
+        _, imagined, losses, batch, _ = explored(trial)
+        model = trial.agent.world_model
+        assert trial.actor_critic is not None
+        states = model.dynamics.initial(6).map(lambda part: torch.zeros(2, 3, *part.shape[1:]))
+        torch.manual_seed(2)
+        task = trial.actor_critic.losses(trial.agent, imagined, states, batch)
+        goes_on = torch.full((6, 3), trial.settings.behaviour.discount)
+        if model.continuation is not None:
+            goes_on = model.predict_continue(imagined.features).mean.detach()
+        found.append((losses.policy.item(), task.policy.item(), losses.metrics["explore/policy/entropy"].item()))
+    weight = discount_weights(goes_on, preset == V3).mean().item()
+    (without, task_without, entropy), (with_it, task_with, _) = found
+    assert without - with_it == pytest.approx(0.5 * weight * entropy, rel=0.05)  # weights and entropies vary a little
+    assert task_with == task_without
+
+
 @pytest.mark.parametrize(("preset", "action"), [(V3, CHOICE), (V3, MIXED), (V1, BOX)])
 def test_what_explores_teaches_the_model_nothing(preset: str, action: ActionSpec) -> None:
     """The ensemble's and the critic's loss reach these alone, and a replayed value loss there is none."""
