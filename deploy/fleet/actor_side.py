@@ -25,7 +25,7 @@ class ActorSide:
     @property
     def may_collect(self) -> bool:
         """Whether the learner has less than two orders' worth of updates allowed and not yet made."""
-        return self._state.ledger.backlog < ORDERS_QUEUED * self._state.config.updates_per_order
+        return self._state.ledger.coming_backlog < ORDERS_QUEUED * self._state.config.updates_per_order
 
     def give_orders(self) -> None:
         """Have actors collect as long as they may; everyone gets one order before anyone gets two."""

@@ -148,7 +148,7 @@ class Ledger:
     @property
     def updates_allowed(self) -> int:
         """Updates that may have been made by now; 0 until the replay holds a whole sequence."""
-        return self.ratio.updates_allowed(self.env_steps) if self.valid_starts else 0
+        return self._allowed_by(self.env_steps)
 
     @property
     def backlog(self) -> int:
@@ -156,6 +156,15 @@ class Ledger:
         return self.updates_allowed - self.updates - self.ordered_updates
 
     @property
+    def coming_backlog(self) -> int:
+        """The backlog as it will be once the replay is asked for its count: with what was answered since."""
+        allowed = self._allowed_by(self.env_steps + self.uncounted_steps)
+        return allowed - self.updates - self.ordered_updates
+
+    @property
     def steps_left(self) -> int:
         """Environment steps that are neither stored nor ordered."""
         return self.ratio.env_steps - self.env_steps - self.ordered_steps - self.uncounted_steps
+
+    def _allowed_by(self, env_steps: int) -> int:
+        return self.ratio.updates_allowed(env_steps) if self.valid_starts else 0

@@ -104,6 +104,13 @@ def test_what_an_actor_stored_before_it_was_lost_is_not_collected_again(order: i
     assert pool.total_steps == fleet.ledger.env_steps == RATIO.env_steps
 
 
+@pytest.mark.parametrize("counters_every_s", [0.1, 1.0])
+def test_collecting_runs_no_further_ahead_where_the_replay_is_seldom_asked(counters_every_s: float) -> None:
+    """What quick actors have answered counts, though the replay was not asked since: `RatioCallbacks` holds."""
+    fleet = run(SimulatedPool(seconds_per_step=0.001, counters_every_s=counters_every_s))
+    assert fleet.ledger.updates == RATIO.updates
+
+
 def test_a_hung_actor_is_replaced() -> None:
     """An actor that gives no answer within its time is stopped and replaced."""
     pool = SimulatedPool(lose=lambda actor, order: "hung" if order == 4 else "")
