@@ -162,8 +162,8 @@ export class Dream {
     this.slider.value = header.index;
     this.position.textContent = `${header.index} of ${header.last}`;
     this.place.dataset.index = header.index;
-    this.pictures.draw(header, pictures).then(() => {
-      this.place.dataset.drawn = header.index;
+    this.pictures.draw(header, pictures).then((isDrawn) => {
+      if (isDrawn) this.place.dataset.drawn = header.index;
       this.frame ??= requestAnimationFrame(() => { this.frame = undefined; this.drawFigures(); });   // after the picture
     });
   }

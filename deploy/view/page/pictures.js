@@ -12,10 +12,11 @@ export class Pictures {
     this.asked = 0;
   }
 
+  // Resolves to whether they were drawn: not if later ones were ready earlier.
   async draw(header, blobs) {
     const number = ++this.asked;
     const bitmaps = await Promise.all(blobs.map((blob) => createImageBitmap(blob)));
-    if (number < this.drawn) return;
+    if (number < this.drawn) return false;
     this.drawn = number;
     const seen = new Set();
     header.images.forEach((image, at) => {
@@ -29,6 +30,7 @@ export class Pictures {
       bitmap.close();
     });
     for (const [key, { figure }] of this.figures) figure.hidden = !seen.has(key);
+    return true;
   }
 
   canvases(key, image, tiles) {
