@@ -26,7 +26,7 @@ import numpy as np
 from dreamfleet.actors.environment_batch import EnvironmentFailedError
 from dreamfleet.actors.evaluator import play_episodes
 from dreamfleet.common.acting.make_policy import make_policy
-from dreamfleet.common.errors import RunFailedError, UserError
+from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.fleet.fleet import Fleet
 from dreamfleet.deploy.fleet.fleet_config import FleetConfig
@@ -201,7 +201,9 @@ def _run(spec: RunSpec, callbacks: Sequence[Callbacks], inline: bool, address: s
 def _count_what_came_last(fleet: Fleet, written: RunCallbacks) -> None:
     """Count what actors stored until the replay was closed: where nobody could end them, they went on."""
     counted = fleet.state.ledger.env_steps
-    with suppress(RunFailedError, OSError):  # what is lost was named before
+    with suppress(
+        Exception
+    ):  # where closing failed the replay cannot be asked, and that failure is what is to be heard
         fleet.recount()
     if fleet.state.ledger.env_steps != counted:
         written.write_last_state(fleet.state)

@@ -102,7 +102,7 @@ def _config(actors: int) -> FleetConfig:
     )
 
 
-class Calls(RayPool):
+class _Calls(RayPool):
     """The part of the pool on Ray that gives orders and takes answers, without a run."""
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class Calls(RayPool):
 
 
 @ray.remote
-class Idler:
+class _Idler:
     """An actor that answers at once, with what an actor answers."""
 
     def collect(self, steps: int, weights: PublishedWeights) -> CollectReport:
@@ -123,9 +123,7 @@ class Idler:
 def _calling(actors: int, orders: int) -> Iterator[Row]:
     """Yield what an order costs the driver on Ray."""
     say(f"{NAME}: Ray's calls to {actors} actors")
-    pool = Calls()
-    workers = [Worker(f"actor {number}", Idler.remote()) for number in range(actors)]  # type: ignore[attr-defined]
-    weights = put_weights(0, np.zeros(1000, np.float32))
+    pool, workers, weights = start_calls(actors)
     order_about(pool, workers, weights, orders // 10)  # does not count: processes start
     before = sizes()
     begun, begun_processor = time.perf_counter(), time.process_time()
@@ -141,6 +139,12 @@ def _calling(actors: int, orders: int) -> Iterator[Row]:
     control = sum(size for name, size in grown.items() if name.startswith("gcs_server"))
     yield Row(NAME, f"growth of Ray's control process in {orders:,} orders, {what}", f"{control / 1e6:.1f} MB",
               f"all processes {sum(grown.values()) / 1e6:.1f} MB")  # fmt: skip
+
+
+def start_calls(actors: int) -> tuple[RayPool, list[Worker], PublishedWeights]:
+    """Return a pool with this many actors that answer at once, and weights for their orders."""
+    workers = [Worker(f"actor {number}", _Idler.remote()) for number in range(actors)]  # type: ignore[attr-defined]
+    return _Calls(), workers, put_weights(0, np.zeros(1000, np.float32))
 
 
 def sizes() -> dict[str, int]:

@@ -10,12 +10,9 @@ import argparse
 import time
 from collections import Counter
 
-import numpy as np
 import psutil
 
-from dreamfleet.common.acting.ray_weights import put_weights
-from dreamfleet.deploy.workers.pool import Worker
-from tests.bench.loop import Calls, Idler, order_about, sizes
+from tests.bench.loop import order_about, sizes, start_calls
 from tests.bench.ray_session import local_ray
 
 ORDERS_AT_A_TIME = 500
@@ -29,17 +26,15 @@ def main() -> None:
     parser.add_argument("--actors", type=int, default=2)
     given = parser.parse_args()
     with local_ray():
-        pool = Calls()
-        workers = [Worker(f"actor {number}", Idler.remote()) for number in range(given.actors)]
-        weights = put_weights(0, np.zeros(1000, np.float32))
+        pool, workers, weights = start_calls(given.actors)
         begun, orders, due = time.monotonic(), 0, 0.0
-        while (passed := time.monotonic() - begun) < 60 * given.minutes:
+        while time.monotonic() - begun < 60 * given.minutes:
             order_about(pool, workers, weights, ORDERS_AT_A_TIME)
             orders += ORDERS_AT_A_TIME
             time.sleep(max(0.0, begun + orders / given.rate - time.monotonic()))
             if time.monotonic() >= due:
                 due = time.monotonic() + 60.0
-                say_sizes(passed, orders)
+                say_sizes(time.monotonic() - begun, orders)
         say_sizes(time.monotonic() - begun, orders)
 
 
