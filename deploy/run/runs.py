@@ -201,9 +201,8 @@ def _run(spec: RunSpec, callbacks: Sequence[Callbacks], inline: bool, address: s
 def _count_what_came_last(fleet: Fleet, written: RunCallbacks) -> None:
     """Count what actors stored until the replay was closed: where nobody could end them, they went on."""
     counted = fleet.state.ledger.env_steps
-    with suppress(
-        Exception
-    ):  # where closing failed the replay cannot be asked, and that failure is what is to be heard
+    # Where closing failed the replay cannot be asked, and that failure is what is to be heard.
+    with suppress(Exception):
         fleet.recount()
     if fleet.state.ledger.env_steps != counted:
         written.write_last_state(fleet.state)
