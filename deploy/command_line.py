@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from dreamfleet.common.errors import OBSTACLES, RunFailedError, UserError, obstacle_in_words
+from dreamfleet.deploy.import_interrupt import INTERRUPTED, imports_interrupted_at_once
 
 if TYPE_CHECKING:
     import argparse
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 bad input, 130 or 143 stopped by a signal."""
     try:
-        return _run(sys.argv[1:] if arguments is None else list(arguments))
+        with imports_interrupted_at_once():
+            return _run(sys.argv[1:] if arguments is None else list(arguments))
     except UserError as error:
         print(f"dreamfleet: {error}", file=sys.stderr)
         return 2
@@ -31,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dreamfleet: {obstacle_in_words(error)}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ndreamfleet: interrupted.", file=sys.stderr)
+        sys.stderr.write(INTERRUPTED)
         return 130
     except BrokenPipeError:
         sys.stderr.close()  # whatever read our output is gone

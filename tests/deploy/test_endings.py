@@ -15,6 +15,7 @@ from patience import PATIENCE_S, wait_until
 from simulated_pool import SimulatedPool
 
 from dreamfleet.common.errors import RunFailedError
+from dreamfleet.deploy import command_line
 from dreamfleet.deploy.fleet.fleet import Fleet
 from dreamfleet.deploy.fleet.fleet_config import FleetConfig
 from dreamfleet.deploy.fleet.ledger import Ledger, TrainRatio
@@ -157,3 +158,40 @@ def test_ctrl_c_in_the_first_second_is_no_traceback(tmp_path: Path, after_s: flo
     out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, (out, err)
     assert "Traceback" not in err, err
+
+
+def test_ctrl_c_in_an_import_ends_the_process_where_an_exception_cannot_pass(tmp_path: Path) -> None:
+    """As torch's C++, which calls Python while it is imported: what is raised there would abort or be swallowed."""
+    (tmp_path / "swallows.py").write_text(
+        "import os, signal, time\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
+        "except BaseException:\n    print('swallowed', flush=True)\n"
+    )
+    code = (
+        "from dreamfleet.deploy import command_line as c\n"
+        "c._run = lambda arguments: __import__('swallows') and 0\n"
+        "raise SystemExit(c.main(['presets']))"
+    )
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\ndreamfleet: interrupted.\n")
+
+
+def test_ctrl_c_outside_of_an_import_lets_a_command_clean_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cleaned = tmp_path / "cleaned"
+
+    def run(_: list[str]) -> int:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            cleaned.touch()
+        return 0
+
+    monkeypatch.setattr(command_line, "_run", run)
+    assert command_line.main(["presets"]) == 130
+    assert cleaned.exists()
+    assert capsys.readouterr().err == "\ndreamfleet: interrupted.\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
