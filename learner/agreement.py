@@ -4,8 +4,8 @@ Compiled kernels add up in another order and round at other places, so that no t
 may part depends on the model and its state, since a rounding may change a sampled class, and the optimisers divide each
 gradient by its own size. So it is measured: a second eager update, from weights that are changed by one unit in the
 last place of the arithmetic, parts from the first by as much as rounding does. Another way may part from it by
-`FACTOR` times as much, and always by `TOLERANCE`. A gradient that is missing, doubled or of another batch is off by
-about as much as it is large.
+`FACTOR` times as much, and always by `TOLERANCE`; but by no more than `MOST`, since a gradient that is missing, doubled
+or of another batch is off by about as much as it is large.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch import Tensor
 FACTOR = 8.0
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 """By the type of the products: of a tensor's change by its norm, of a metric by 1 + its size."""
+MOST = 0.7
+"""Of a tensor's size; by twice as much as rounding, where this takes it further than a third of its size."""
 FEW = 64
 """Tensors with fewer numbers are compared together: of a few one cannot say how far rounding may take them."""
 
@@ -58,10 +60,18 @@ class Changes(Mapping[str, Tensor]):
         return len(self._after)
 
 
-def change_differences(
-    eager: Mapping[str, Tensor], disturbed: Mapping[str, Tensor], found: Mapping[str, Tensor], tolerance: float
+def tensor_differences(
+    verb: str,
+    eager: Mapping[str, Tensor],
+    disturbed: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    tolerance: float,
 ) -> list[str]:
-    """Return a phrase for each parameter, moment and buffer whose change by the update is off; see `Changes`."""
+    """Return a phrase for each gradient, or each parameter's, moment's and buffer's change, that is off.
+
+    Args:
+        verb: what the tensors are found to do or be otherwise.
+    """
     phrases = []
     for name, group in _groups(eager).items():
         wanted, other, value = (
@@ -69,9 +79,10 @@ def change_differences(
         )
         size, noise = wanted.norm().item(), (other - wanted).norm().item()
         gap, allowed = (value - wanted).norm().item(), tolerance * size + FACTOR * noise
+        allowed = min(allowed, max(MOST * size, 2.0 * noise))
         if not gap <= allowed:
             share = f"{gap / size:.2g} of its size" if size else "and eagerly not at all"
-            phrases.append(f"{name} changes otherwise, by {share}, where {allowed / (size or 1.0):.2g} is allowed")
+            phrases.append(f"{name} {verb} otherwise, by {share}, where {allowed / (size or 1.0):.2g} is allowed")
     return phrases
 
 

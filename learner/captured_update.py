@@ -10,6 +10,7 @@ the same numbers as that; it may not be seeded while capturing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -53,13 +54,17 @@ class CudaGraph:
         Raises:
             Exception: what broke it off; torch's own error, that the capture is not valid, follows from that.
         """
-        outside = torch.cuda.current_stream()
+        outside, pool = torch.cuda.current_stream(), torch.cuda.graph_pool_handle()
         try:
-            with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(self._graph, pool, self._stream, capture_error_mode="thread_local"):
                 return compute()
         except Exception as error:
             # torch leaves its own stream the current one and, before 2.13, a generator that refuses to draw.
             torch.cuda.set_stream(outside)
+            # And an allocator that takes the capture for one that goes on: it would never give memory back again.
+            with suppress(RuntimeError):  # if the capture itself could be ended, this was done, and is refused
+                torch._C._cuda_endAllocateToPool(outside.device_index, pool)
+                torch._C._cuda_releasePool(outside.device_index, pool)
             generator = torch.cuda.default_generators[outside.device_index]
             generator.graphsafe_set_state(generator.clone_state())
             if isinstance(error.__context__, Exception):

@@ -46,6 +46,8 @@ class Gradients:
     on. Parameters without a gradient are passed over.
 
     Attributes:
+        parameters: those that have one.
+        views: of the vector, one for each of them.
         vector: (N,).
         message: (N + extra,): the vector, and room behind it for what several ranks tell each other with it.
     """
@@ -58,9 +60,9 @@ class Gradients:
         self.message = found[0].new_empty(size + extra)
         self.vector = self.message[:size]
         parts = self.vector.split([gradient.numel() for gradient in found])
-        views = [part.as_strided(p.shape, p.stride()) for part, p in zip(parts, self.parameters, strict=True)]
-        torch._foreach_copy_(views, found)
-        for parameter, view in zip(self.parameters, views, strict=True):
+        self.views = [part.as_strided(p.shape, p.stride()) for part, p in zip(parts, self.parameters, strict=True)]
+        torch._foreach_copy_(self.views, found)
+        for parameter, view in zip(self.parameters, self.views, strict=True):
             parameter.grad = view
 
 

@@ -176,7 +176,8 @@ def usable_cores() -> int:
 def compile_region(function: Callable[_Given, _Returned], backend: str = "inductor") -> Callable[_Given, _Returned]:
     """Return a function that is compiled as a whole when it is first called, for the shapes of that call.
 
-    Random numbers are torch's own: the same seed draws the same numbers as eagerly.
+    Random numbers are torch's own: the same seed draws the same numbers as eagerly. The backward pass is compiled
+    without autocast, as an eager one is made: under the forward pass's, products kept from it would be rounded.
 
     Args:
         function: of tensors on the device, with no side effects other than on buffers.
@@ -187,4 +188,5 @@ def compile_region(function: Callable[_Given, _Returned], backend: str = "induct
     options: dict[str, str | int | bool | Callable[..., object]] | None = None
     if backend == "inductor":
         options = {"fallback_random": True, "triton.cudagraphs": False}
+    torch._functorch.config.backward_pass_autocast = "off"  # noqa: S105 (no password)
     return torch.compile(function, fullgraph=True, dynamic=False, backend=backend, options=options)

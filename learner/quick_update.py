@@ -15,8 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dreamfleet.learner.agreement import TOLERANCE, Changes, change_differences, metric_differences
+from dreamfleet.learner.agreement import TOLERANCE, Changes, metric_differences, tensor_differences
 from dreamfleet.learner.captured_update import CapturedUpdate, CudaGraph, Graph
+from dreamfleet.learner.clipping import Gradients
 from dreamfleet.learner.hardware import Hardware, Mode
 from dreamfleet.learner.losses import Losses
 from dreamfleet.learner.ranks import ALONE, Ranks
@@ -29,11 +30,19 @@ _DIFFERENCES_NAMED = 3
 
 
 class Made(NamedTuple):
-    """What came of an update: metrics by name, and whether it and all before it were finite; all on the device."""
+    """What came of an update, all of it on the device.
+
+    Attributes:
+        names: of the metrics.
+        values: of the metrics.
+        sound: whether this update and all before it were finite.
+        gradients: as they were clipped; a graph's are overwritten by its next update.
+    """
 
     names: list[str]
     values: Tensor
     sound: Tensor
+    gradients: Gradients
 
 
 class QuickUpdate:
@@ -157,7 +166,15 @@ class QuickUpdate:
 
     def _try(self, before: Taken, make: Callable[[], Made]) -> _Trial:
         made = make()
-        return _Trial(made, made.values.tolist(), before, self._state.take())
+        found = dict(zip(map(id, made.gradients.parameters), made.gradients.views, strict=True))
+        gradients = {
+            f"{name}: gradient": found[id(tensor)].to("cpu", copy=True)
+            if id(tensor) in found
+            else torch.zeros(tensor.shape)
+            for name, tensor in self._state.tensors().items()
+            if isinstance(tensor, torch.nn.Parameter) and tensor.requires_grad
+        }
+        return _Trial(made, made.values.tolist(), gradients, before, self._state.take())
 
     def _any(self, flag: bool) -> bool:
         """Return whether a flag holds on any rank."""
@@ -174,10 +191,11 @@ class QuickUpdate:
 
 
 class _Trial(NamedTuple):
-    """An update of the first batch: what came of it, its metrics' values, and the states before and after it."""
+    """An update of the first batch: what came of it; metrics' values and gradients; the states before and after it."""
 
     made: Made
     values: list[float]
+    gradients: dict[str, Tensor]
     before: Taken
     after: Taken
 
@@ -191,7 +209,9 @@ def _differences(eager: _Trial, disturbed: _Trial, quick: _Trial, tolerance: flo
     if eager.made.names != quick.made.names:
         return [f"its metrics are {', '.join(quick.made.names)}"]
     of_metrics = metric_differences(eager.made.names, eager.values, disturbed.values, quick.values, tolerance)
-    return of_metrics + change_differences(eager.changes(), disturbed.changes(), quick.changes(), tolerance)
+    of_gradients = tensor_differences("is", eager.gradients, disturbed.gradients, quick.gradients, tolerance)
+    of_changes = tensor_differences("changes", eager.changes(), disturbed.changes(), quick.changes(), tolerance)
+    return of_metrics + of_gradients + of_changes
 
 
 def _shapes(batch: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:

@@ -43,7 +43,7 @@ class Message:
         if numbers.is_cuda:
             pinned = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
             self._numbers = pinned.copy_(numbers, non_blocking=True)
-            self._event = torch.cuda.Event()
+            self._event = torch.cuda.Event(blocking=True)  # else the host would spin, on a core that the actors want
             self._event.record()
 
     def read(self) -> Told:

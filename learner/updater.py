@@ -42,7 +42,7 @@ class HostFlag:
         self._flag, self._event = flag, None
         if flag.is_cuda:
             self._flag = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(flag, non_blocking=True)
-            self._event = torch.cuda.Event()
+            self._event = torch.cuda.Event(blocking=True)  # else the host would spin, on a core that the actors want
             self._event.record()
 
     def __bool__(self) -> bool:
@@ -198,7 +198,8 @@ class Updater:
             gradients.vector.masked_fill_(~self._sound, 0.0)
             self._step()
         metrics |= found
-        return Made(list(metrics), torch.stack([value.float() for value in metrics.values()]), self._sound)
+        values = torch.stack([value.float() for value in metrics.values()])
+        return Made(list(metrics), values, self._sound, gradients)
 
     def _clip(self, gradients: Gradients) -> dict[str, Tensor]:
         """Clip the gradients in place, and return their norms as metrics."""

@@ -18,7 +18,7 @@ from dreamfleet.common.experience.spaces import ActionSpec
 from dreamfleet.common.settings.schema import LearnerSettings
 from dreamfleet.learner import updater as updater_module
 from dreamfleet.learner.agreement import Changes
-from dreamfleet.learner.hardware import Mode, choose_hardware
+from dreamfleet.learner.hardware import Mode, choose_hardware, compile_region
 from dreamfleet.replay.replay import Replay
 
 pytestmark = pytest.mark.numeric
@@ -34,9 +34,12 @@ ALL = [
     ("dreamer_v2", BOX),
     ("dreamer_v1", BOX),
     ("planet", BOX),
+    ("small", BOX),
+    ("seed", BOX),
     ("dreamer_v3+decoder_free", CHOICE),
     ("dreamer_v3+explore", CHOICE),
 ]
+SEEING = [case for case in ALL if case[1] is not MIXED and "explore" not in case[0]]
 SLOWEST = pytest.mark.skipif(
     not os.environ.get("DREAMFLEET_COMPILE_ALL"), reason="the compiler takes many minutes: set DREAMFLEET_COMPILE_ALL=1"
 )
@@ -130,6 +133,32 @@ def test_a_traced_update_is_the_eager_one(monkeypatch: pytest.MonkeyPatch, prese
     assert len(steps) == len(set(steps)), "a second variant was traced: a step was given a tensor of another kind"
 
 
+@pytest.mark.slow
+@pytest.mark.numeric(dtype="float32")
+@pytest.mark.parametrize(
+    ("preset", "action"),
+    [
+        case if case[0] in ("small", "seed", "dreamer_v3+decoder_free") else pytest.param(*case, marks=pytest.mark.long)
+        for case in SEEING
+    ],
+)
+def test_a_traced_update_of_pictures_rounds_where_the_eager_one_does(
+    monkeypatch: pytest.MonkeyPatch, preset: str, action: ActionSpec
+) -> None:
+    """In bfloat16, forward and backward: what autocast does not touch eagerly it does not touch when traced."""
+    pretend(monkeypatch, lambda region: compile_region(region, "aot_eager"))
+    modes: tuple[Mode, Mode] = ("eager", "compiled")
+    eager, traced = (Trial(settings_of(preset), action, mode, bfloat16=True, sees=True) for mode in modes)
+    traced.prepare()
+    traced.updater._quick._is_checked = True  # the check's own update would be the last one, whose gradients are kept
+    eager.update()
+    traced.update()
+    assert traced.updater.mode == "compiled", "it gave way to eager updates"
+    found = traced.gradients()
+    for name, gradient in eager.gradients().items():  # Dreamer V3's weights are cast before the loop: 0.2 %
+        assert (found[name] - gradient).norm() <= 4e-3 * gradient.norm(), name
+
+
 @pytest.mark.long
 @pytest.mark.hangs_after(900)  # the compiler took 91 s on two cores that much else shared
 @pytest.mark.skipif(not HAS_CPP, reason="no C++ compiler, which torch.compile needs on a CPU")
@@ -155,12 +184,13 @@ def test_a_gpus_update_is_the_eager_one(preset: str, action: ActionSpec, mode: M
 @pytest.mark.slow
 @pytest.mark.gpu
 @pytest.mark.numeric(dtype="float32")
+@pytest.mark.parametrize("sees", [False, True])
 @pytest.mark.parametrize(("preset", "action"), ALL)
-def test_lower_precision_is_captured_too(preset: str, action: ActionSpec) -> None:
+def test_lower_precision_is_captured_too(preset: str, action: ActionSpec, sees: bool) -> None:
     """In bfloat16, as a GPU's runs are; its roundings differ, so that only the loss is held to the eager one."""
     settings = settings_of(preset)
-    eager = Trial(settings, action, "eager", "cuda", bfloat16=True)
-    captured = Trial(settings, action, "captured", "cuda", bfloat16=True)
+    eager = Trial(settings, action, "eager", "cuda", bfloat16=True, sees=sees)
+    captured = Trial(settings, action, "captured", "cuda", bfloat16=True, sees=sees)
     for _ in range(UPDATES):
         assert captured.update()["loss/total"] == pytest.approx(eager.update()["loss/total"], rel=0.05)
     assert captured.updater.mode == "captured", "it gave way to eager updates"

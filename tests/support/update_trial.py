@@ -56,6 +56,8 @@ class Trial:
         mode: how its updates are to be made.
         device: where.
         bfloat16: in which arithmetic.
+        is_insisted: whether they are made so also where that gives other results.
+        sees: whether it sees a picture, and no vector.
     """
 
     def __init__(
@@ -66,10 +68,14 @@ class Trial:
         device: str = "cpu",
         bfloat16: bool = False,
         is_insisted: bool = False,
+        sees: bool = False,
     ) -> None:
         torch.manual_seed(0)
         self.device, self.action, self.settings = torch.device(device), action, settings
-        self.networks = make_networks(Spaces((ObservationSpec("state", (4,), "float32"),), action), settings)
+        side = 64 if settings.model.encoder == "planet" else 16
+        picture, vector = ObservationSpec("image", (side, side, 3), "uint8"), ObservationSpec("state", (4,), "float32")
+        self._observation = picture if sees else vector
+        self.networks = make_networks(Spaces((self._observation,), action), settings)
         # Heads that begin at zero would make returns of nothing, and what learns from these could not be compared.
         for network in self.networks.all.values():
             for parameter in network.parameters():
@@ -90,7 +96,7 @@ class Trial:
         """Make the next update if it is finite; forget that it was not, so that the one after it is made."""
         self.made += 1
         torch.manual_seed(self.made)
-        batch = {name: value.to(self.device) for name, value in make_batch(self.action, length).items()}
+        batch = self._batch(length)
         if broken:
             batch["reward"][0, 1] = torch.nan
         update = self.updater.update(self.made, batch, Stopwatch())
@@ -101,14 +107,18 @@ class Trial:
     def prepare(self) -> None:
         """Compile and capture."""
         with torch.random.fork_rng(devices=[]):
-            batch = make_batch(self.action, T)
-        self.updater.prepare({name: value.to(self.device) for name, value in batch.items()})
+            batch = self._batch(T)
+        self.updater.prepare(batch)
 
     def resume(self) -> None:
         """Load what a checkpoint of this moment would hold, and prepare anew."""
         optimiser = self.updater.optimiser
         load_moments(optimiser, copy.deepcopy(optimiser.state_dict()))
         self.prepare()
+
+    def _batch(self, length: int) -> dict[str, Tensor]:
+        batch = make_batch(self.action, length, self._observation)
+        return {name: value.to(self.device) for name, value in batch.items()}
 
     def gradients(self) -> dict[str, Tensor]:
         """Return the last update's gradients, clipped."""
@@ -124,14 +134,16 @@ class Trial:
         return {name: value.clone() for name, value in self.updater._state.tensors().items()}
 
 
-def make_batch(action: ActionSpec, length: int) -> dict[str, Tensor]:
+def make_batch(action: ActionSpec, length: int, observation: ObservationSpec) -> dict[str, Tensor]:
     """Return sequences of noise, in torch's default type; with the last one's last step another episode begins."""
     choices = torch.randint(2, (B, length, 2))
     of_kind = {"box": torch.rand(B, length, 2), "mixed": torch.cat([choices, torch.rand(B, length, 2)], -1)}
     first, last = (torch.zeros(B, length, dtype=torch.bool) for _ in range(2))
     first[:, 0] = first[-1, -1] = last[-1, -2] = True
+    shape = (B, length, *observation.shape)
+    seen = torch.randn(shape) if observation.dtype == "float32" else torch.randint(256, shape, dtype=torch.uint8)
     return {
-        "state": torch.randn(B, length, 4),
+        observation.name: seen,
         "action": of_kind.get(action.kind, torch.randint(3, (B, length), dtype=torch.int32)),
         "reward": torch.randn(B, length),
         "is_first": first,
@@ -171,3 +183,4 @@ class StandInGraph:
         again = self._compute()
         self._made.values.copy_(again.values)
         self._made.sound.copy_(again.sound)
+        self._made.gradients.vector.copy_(again.gradients.vector)
