@@ -231,6 +231,15 @@ def check_gpu(
     )
 
 
+def check_compiler(facts: MachineFacts) -> Finding:
+    """Check that a GPU's updates can be compiled; without that they are eager, and wait for the host."""
+    text = f"{' and '.join(facts['compiler_lacks'])} missing, without which updates are eager, and slower"
+    remedy = "install it (Debian, Ubuntu: apt install gcc python3-dev), or set learner.compile to off"
+    return first_case(
+        "compiler", "all that torch.compile needs is there", (bool(facts["compiler_lacks"]), "warning", text, remedy)
+    )
+
+
 def check_environment(name: str, facts: Mapping[str, Any], usual_step_s: float | None) -> Finding:
     """Check how one environment was built, stepped and rendered, against the nodes' median step (None: one node)."""
     if facts["error"]:
@@ -281,9 +290,11 @@ def check_learner_machine(
     ranks = learner.most_ranks(have) if learner.gpus == "auto" and learner.device != "cpu" else learner.ranks
     training = footprint.model.training(ranks) if footprint else None
     disk = check_disk(facts, settings, footprint)
-    gpu = check_gpu(facts, learner.device, training, ray_gpus, ranks, elsewhere)
+    gpu = [check_gpu(facts, learner.device, training, ray_gpus, ranks, elsewhere)]
+    if learner.device != "cpu" and facts["torch_sees_gpu"] and learner.compile != "off":
+        gpu.append(check_compiler(facts))
     if not footprint or training is None:
-        return [disk, gpu]
+        return [disk, *gpu]
     needed = footprint.object_store(settings, actors)
     on_cpu = learner.device == "cpu" or not facts["torch_sees_gpu"]
     memory = footprint.learner_batches(settings) + footprint.index(settings) + needed
@@ -295,5 +306,5 @@ def check_learner_machine(
         check_store(store, needed, "batches, chunks and weights"),
         check_memory(facts, memory, users),
         disk,
-        gpu,
+        *gpu,
     ]

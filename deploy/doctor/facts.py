@@ -6,12 +6,14 @@ import only the standard library before they know what is installed there, and r
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import resource
 import shutil
 import stat
 import subprocess
 import sys
+import sysconfig
 import time
 import zlib
 from importlib import metadata
@@ -39,7 +41,8 @@ class MachineFacts(TypedDict):
 
     `versions` are of python, ray, torch and dreamfleet, "" where there is none; `code` is a checksum of dreamfleet's
     files. `token_mode` is the mode of the token's file, -1 if there is none. `disk_free`, `disk_writable` are of the
-    run's directory or of the nearest one above that exists. `torch_sees_gpu` is None where there is no GPU to see.
+    run's directory or of the nearest one above that exists. `torch_sees_gpu` is None where there is no GPU to see;
+    `compiler_lacks` names what compiling for one would need and is not there.
     """
 
     versions: dict[str, str]
@@ -59,6 +62,7 @@ class MachineFacts(TypedDict):
     disk_writable: bool
     gpus: list[Gpu]
     torch_sees_gpu: bool | None
+    compiler_lacks: list[str]
 
 
 def machine_facts(directory: str) -> MachineFacts:
@@ -90,6 +94,7 @@ def machine_facts(directory: str) -> MachineFacts:
         "disk_writable": nearest.is_dir() and os.access(nearest, os.W_OK),
         "gpus": gpus,
         "torch_sees_gpu": _torch_sees_gpu() if gpus else None,
+        "compiler_lacks": _compiler_lacks() if gpus else [],
     }
 
 
@@ -213,3 +218,12 @@ def _torch_sees_gpu() -> bool:
     except ImportError:
         return False
     return bool(torch.cuda.is_available())
+
+
+def _compiler_lacks() -> list[str]:
+    """Return what torch.compile needs for a GPU and is not here; its Triton builds what talks to the driver."""
+    has_c = any(shutil.which(name) for name in (os.environ.get("CC", ""), "gcc", "clang") if name)
+    has_headers = Path(sysconfig.get_paths()["include"], "Python.h").exists()
+    has_triton = importlib.util.find_spec("triton") is not None
+    needs = {"a C compiler": has_c, "Python's headers (Python.h)": has_headers, "the package triton": has_triton}
+    return [name for name, is_there in needs.items() if not is_there]

@@ -46,7 +46,7 @@ HEALTHY: dict[str, Any] = {
     "shm_total": int(8 * GB), "shm_free": int(8 * GB), "memory_total": int(32 * GB), "memory_free": int(30 * GB),
     "token_path": "/home/ray/.ray/auth_token", "token_mode": 0o600,
     "disk_path": "/data", "disk_free": int(100 * GB), "disk_used": 0, "disk_writable": True,
-    "gpus": [], "torch_sees_gpu": None,
+    "gpus": [], "torch_sees_gpu": None, "compiler_lacks": [],
 }  # fmt: skip
 
 
@@ -234,6 +234,20 @@ def test_the_learners_machine_has_a_finding_for_each_thing() -> None:
     few = checks.check_learner_machine(SETTINGS, facts(), None, 4 * GB, 2, 3, None)
     assert subjects(few) == ["disk", "GPU"]
     assert "2 GB" in few[0].text, "the replay's budget alone"
+
+
+def test_a_gpu_wants_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one updates are eager, which is several times as slow; nothing is said where none is wanted."""
+    lacks = ["a C compiler", "Python's headers (Python.h)"]
+    gpu = facts(gpus=[A_GPU], torch_sees_gpu=True, compiler_lacks=lacks)
+    (*_, compiler) = checks.check_learner_machine(SETTINGS, gpu, None, 4 * GB, 2, 3, 1.0)
+    found(compiler, "warning", "a C compiler and Python's headers (Python.h) missing")
+    for learner in ({"compile": "off"}, {"device": "cpu"}):
+        settings = SETTINGS.model_copy(update={"learner": SETTINGS.learner.model_copy(update=learner)})
+        assert subjects(checks.check_learner_machine(settings, gpu, None, 4 * GB, 2, 3, 1.0)) == ["disk", "GPU"]
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    assert "a C compiler" in facts_module._compiler_lacks()
 
 
 def answer(number: int, resources: dict[str, float], **changed: Any) -> NodeAnswer:
