@@ -18,12 +18,14 @@ import torch
 
 from dreamfleet.common.settings.resolve import resolve
 from dreamfleet.learner.updater import Updater
+from tests.bench import central
 from tests.bench.gpu import __main__ as command_line
-from tests.bench.gpu import devices, learning, speed, trains, trial
+from tests.bench.gpu import devices, learning, parity, speed, trains, trial
 from tests.bench.gpu.findings import Findings, Recorder, read_findings
 from tests.bench.gpu.job import Job
 from tests.bench.gpu.page import Page, Result
 from tests.bench.gpu.schedule import NAMED, PARTS, Part, run_parts
+from tests.bench.report import Row
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON_PATH = os.pathsep.join([str(ROOT), str(ROOT / ".pkg")])
@@ -170,6 +172,29 @@ def test_kernels_are_listed(tmp_path: Path) -> None:
         assert milliseconds == sorted(milliseconds, reverse=True)
         assert len(rows) == 30
     assert len(found.tables) == 2
+
+
+def test_ways_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eager, captured and compiled, and what a learner does by itself; the tests that need a GPU have a test below."""
+    monkeypatch.setattr(parity, "_run_tests", lambda _: [])
+    for name in ("prepare", "check_way"):  # as if they had been captured and compiled
+        monkeypatch.setattr(trial.Trial, name, lambda _: None)
+    found = measure_dry("parity", tmp_path)
+    ((_, *rows),) = found.tables.values()
+    assert [row[1] for row in rows] == ["eager, again", "captured", "compiled"]
+    assert rows[0][2:5] == ["0.0e+00"] * 3
+    assert any(note.startswith("Left to itself") for note in found.notes)
+
+
+def test_processes_are_measured_as_by_the_other_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows are the part's."""
+    rows = [Row("central", "size_1m, 1 actor", "10 steps/s", "age 3 ms"), Row("central", "size_1m, 16 actors", "9")]
+    monkeypatch.setattr(central, "measure", lambda bench: rows if bench.quick else [])
+    found = measure_dry("central", tmp_path)
+    assert found.tables["central"][1:] == [
+        ["size_1m, 1 actor", "10 steps/s", "age 3 ms"],
+        ["size_1m, 16 actors", "9", ""],
+    ]
 
 
 @pytest.mark.parametrize(("part", "title"), [("presets", "updates of"), ("counted", "operations of")])

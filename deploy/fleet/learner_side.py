@@ -178,6 +178,7 @@ class LearnerSide:
         for callback in self._callbacks:
             callback.on_start(state, answer.decisions)
         if not answer.is_prepared:  # an order of its own: actors have the weights meanwhile, and it has its own limit
+            log.info("the learner compiles its updates, which takes a minute or so; the first update comes after it")
             self._give(self._learner, "prepare", then=self._take_log)
 
     def _compare_with_replay(self, facts: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -36,6 +36,8 @@ is hidden are seconds in threads (fetching: of all threads together) and on the 
 are fetched beside the updates, and the rest is done in line. A checkpoint is without the measuring of its loss.
 """
 PRESETS = ("quickstart", "seed", "planet")
+ON_A_GPU = ("dreamer_v3+size_12m",)
+"""What a CPU would take minutes for, several presets joined by +."""
 _TIMEOUT_S = 600
 _ORDER_S = 2.0
 _MOST_UPDATES = 200
@@ -58,22 +60,23 @@ class Order(NamedTuple):
 def measure(bench: Bench) -> Iterator[Row]:
     """Yield the figures of training, preset by preset."""
     with local_ray():
-        for preset in PRESETS:
-            yield from _preset(bench, preset)
+        has_gpu = ray.cluster_resources().get("GPU", 0) >= 1
+        for preset in [*(ON_A_GPU if has_gpu else ()), *PRESETS]:
+            yield from _preset(bench, preset.split("+"))
 
 
-def _preset(bench: Bench, preset: str) -> Iterator[Row]:
-    """Yield how fast one preset's learner is, how its time divides, and how long it waits."""
-    publish_every = resolve([preset]).learner.publish_every
+def _preset(bench: Bench, presets: Sequence[str]) -> Iterator[Row]:
+    """Yield how fast a learner with these presets is, how its time divides, and how long it waits."""
+    preset, publish_every = " ".join(presets), resolve(presets).learner.publish_every
     flags = [("learner.publish_every", "1"), ("learner.threads", str(len(os.sched_getaffinity(0))))]
     flags += [("learner.batch_size", _QUICK_BATCH)] if bench.quick else []
-    settings = resolve([preset], flags)
+    settings = resolve(presets, flags)
     size, length = settings.learner.batch_size, settings.learner.sequence_length
     spaces = probe_environment(settings.env)
     recording = bench.recording.dressed_as(spaces)
-    with replay_server(bench.scratch / f"replay-{preset}", recording, length, 2, settings.replay) as server:
+    with replay_server(bench.scratch / f"replay-{presets[0]}", recording, length, 2, settings.replay) as server:
         say(f"{NAME}: starting the learner of {preset}")
-        learner = _start(settings, spaces, server, bench.scratch / f"run-{preset}")
+        learner = _start(settings, spaces, server, bench.scratch / f"run-{presets[0]}")
         orders = _train(learner, bench.choose(5, 2), publish_every)
         checkpoint = _save(learner)
         learner.kill()
@@ -91,8 +94,12 @@ def _start(settings: Settings, spaces: Spaces, server: Any, run_directory: Path)
     run_directory.mkdir()
     handle = learner_class.options(**options).remote(settings, spaces.to_json(), [server], str(run_directory))
     learner = LearnerRanks([handle])
-    for decision in learner.give("restore").result(_TIMEOUT_S).decisions:
+    restored = learner.give("restore").result(_TIMEOUT_S)
+    for decision in restored.decisions:
         say(f"{NAME}: {decision}")
+    if not restored.is_prepared:
+        for record in learner.give("prepare").result(_TIMEOUT_S):
+            say(f"{NAME}: {record}")
     return learner
 
 

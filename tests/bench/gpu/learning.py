@@ -27,6 +27,14 @@ _TO_END_S = 30.0
 _TO_DREAM_S = 25.0
 _HEADINGS = ("seconds", "env steps", "updates", "updates/s", "env steps/s", "return", "loss", "KL", "reconstruction")
 _ROWS = 12
+_SHARES = {
+    "learner/wait_fraction": "waiting for batches",
+    "learner/transfer_fraction": "waiting for their copies",
+    "learner/forward_backward_fraction": "giving the device its work",
+    "learner/confirm_fraction": "waiting for the device",
+    "learner/publish_fraction": "publishing",
+}
+"""What a learner spends its time on, by metric."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ def measure(job: Job, recorder: Recorder) -> None:
         command = [sys.executable, "-m", "dreamfleet", "train", *_flags(job, task, inline), "--run", str(run)]
         recorder.note(f"{task.name}, on {device.type}: `{' '.join(['dreamfleet', *command[3:-2]])}`.")
         for_training_s = job.left_s() - (0 if job.dry else _TO_END_S + _TO_DREAM_S)
-        code, output = call(command, for_training_s)
+        code, output = call(command, for_training_s, _TO_END_S)
         rows = read_metrics(run)
         _draw(job, recorder, task, rows)
         if code:
@@ -114,6 +122,10 @@ def _draw(job: Job, recorder: Recorder, task: Task, rows: Sequence[dict[str, flo
         rates = [row["fleet/updates_per_s"], row["fleet/env_steps_per_s"]]
         cells = [row["run_seconds"], row["env_steps"], row["updates"], *rates, *shown]
         recorder.row(task.name, _HEADINGS, ["" if cell is None else f"{cell:.4g}" for cell in cells])
+    shares = {name: [row[name] for row in trained if name in row] for name in _SHARES}
+    divided = ", ".join(f"{_SHARES[name]} {np.median(found):.1%}" for name, found in shares.items() if found)
+    if divided:
+        recorder.note(f"Shares of the learner's time, medians: {divided}.")
     for name, kept, field, along, colour in (
         ("return", points, "episode/return", "env_steps", BLUE),
         ("loss", trained, "loss/total", "updates", ORANGE),
