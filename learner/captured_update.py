@@ -10,7 +10,7 @@ the same numbers as that; it may not be seeded while capturing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -83,12 +83,20 @@ class CapturedUpdate(Generic[Made]):
         compute: the update, from a batch on the device; it reads nothing back to the host, and everything else that it
             reads or changes stays where it is.
         batch: of the usual shapes. The update is made from it some times.
+        rehearsing: within what it is made before it is recorded; see `Ranks`.
     """
 
-    def __init__(self, compute: Callable[[Mapping[str, Tensor]], Made], batch: Mapping[str, Tensor], graph: Graph):
+    def __init__(
+        self,
+        compute: Callable[[Mapping[str, Tensor]], Made],
+        batch: Mapping[str, Tensor],
+        graph: Graph,
+        rehearsing: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._batch = {name: value.clone() for name, value in batch.items()}
         self._graph = graph
-        graph.warm_up(lambda: compute(self._batch))
+        with rehearsing():
+            graph.warm_up(lambda: compute(self._batch))
         self._made = graph.capture(lambda: compute(self._batch))
 
     def make(self, batch: Mapping[str, Tensor]) -> Made:

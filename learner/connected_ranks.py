@@ -52,6 +52,7 @@ class ConnectedRanks(Ranks):
         self._stopping = torch.zeros((), device=device)
         self._told = torch.zeros(self.extra, device=device)
         self._has_gradient: tuple[list[bool], list[bool]] | None = None  # here, and on any rank
+        self._rehearsed: list[bool] | None = None
         interface = interface_of(address)
         for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if interface else ():
             os.environ.setdefault(variable, interface)  # else they take what this machine's name resolves to
@@ -91,10 +92,10 @@ class ConnectedRanks(Ranks):
         everything = list(parameters)
         own = [parameter.grad is not None for parameter in everything]
         if self._has_gradient is None:
-            flags = torch.tensor(own, dtype=torch.uint8)
-            with _other_rank_errors():
-                dist.all_reduce(flags, dist.ReduceOp.MAX)
-            self._has_gradient = own, flags.bool().tolist()
+            if _rehearsal.is_on:
+                self._rehearsed = own  # told in the next `agree`
+                return
+            self._has_gradient = own, self._on_any(own)
         usual, of_any = self._has_gradient
         if own != usual:
             raise RuntimeError(f"rank {self.number} has gradients for other parameters than at its first update")
@@ -113,15 +114,40 @@ class ConnectedRanks(Ranks):
         extra.zero_()
         extra[0] = self._stopping
         extra[1 + self.number] = ~(torch.isfinite(total) & torch.isfinite(gradients).all())
-        with _other_rank_errors():
-            dist.all_reduce(message)
-        gradients.div_(self.count)
+        if not _rehearsal.is_on:
+            with _other_rank_errors():
+                dist.all_reduce(message)
+            gradients.div_(self.count)
         self._told.copy_(extra)
         return total.masked_fill(extra[1:].any(), torch.nan)
 
     def listen(self) -> Message | None:
         """See `Ranks.listen`."""
         return Message(self._told.clone())
+
+    def agree(self, flag: bool) -> bool:
+        """See `Ranks.agree`."""
+        found = bool(self.mean(torch.tensor(float(flag), device=self._told.device)) > 0)
+        if self._rehearsed is not None and not found:
+            self._has_gradient, self._rehearsed = (self._rehearsed, self._on_any(self._rehearsed)), None
+        return found
+
+    @contextmanager
+    def rehearsing(self) -> Iterator[None]:
+        """See `Ranks.rehearsing`."""
+        _rehearsal.is_on = True
+        try:
+            yield
+        finally:
+            _rehearsal.is_on = False
+
+    def _on_any(self, own: list[bool]) -> list[bool]:
+        """Return which of this rank's flags hold on any rank."""
+        flags = torch.tensor(own, dtype=torch.uint8)
+        with _other_rank_errors():
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
+        found: list[bool] = flags.bool().tolist()
+        return found
 
     def ask_to_stop(self) -> None:
         """See `Ranks.ask_to_stop`."""
@@ -174,9 +200,20 @@ def _other_rank_errors() -> Iterator[None]:
 # What is told in the midst of a loss: operations of torch, which a compiler takes as they are -------------------------
 
 
+class _Rehearsal:
+    """Whether this process rehearses; of the process, since a backward pass has threads of its own."""
+
+    is_on = False
+
+
+_rehearsal = _Rehearsal()
+
+
 @torch.library.custom_op("dreamfleet::mean_over_ranks", mutates_args=())
 def _mean_over_ranks(x: Tensor) -> Tensor:
     summed = x.clone(memory_format=torch.contiguous_format)
+    if _rehearsal.is_on:
+        return summed
     with _other_rank_errors():
         dist.all_reduce(summed)
     return summed.div_(dist.get_world_size())
@@ -199,6 +236,8 @@ _mean_over_ranks.register_autograd(_mean_backward)
 
 @torch.library.custom_op("dreamfleet::gather_from_ranks", mutates_args=())
 def _gather_from_ranks(x: Tensor, count: int) -> Tensor:
+    if _rehearsal.is_on:
+        return torch.cat([x] * count)
     gathered = x.new_empty((count * x.shape[0], *x.shape[1:]))
     with _other_rank_errors():
         dist.all_gather(list(gathered.chunk(count)), x.contiguous())

@@ -81,26 +81,38 @@ class QuickUpdate:
         if self.mode == "eager":
             return
         self._shapes, self._is_checked, self._captured = _shapes(batch), False, None
-        before, begun, has_failed = self._state.take(), time.perf_counter(), False
-        _LOG.info("Compiling the update's steps; that takes a minute or so.")
+        before = self._state.take()
         try:
-            torch.compiler.reset()  # what an earlier run in this process compiled counts as a variant of the same
-            losses = self._losses = self._compile()
-            watch = Stopwatch()
-            self._make(losses, batch, watch)
-            _LOG.info("Compiled, in %.0f s.", time.perf_counter() - begun)
+            self._together(self._compile_steps, batch)
             if self.mode == "captured":
-                begun = time.perf_counter()
-                compute = self._make
-                self._captured = CapturedUpdate(lambda static: compute(losses, static, watch), batch, self._graph())
-                _LOG.info("Captured the update as one graph, in %.1f s.", time.perf_counter() - begun)
-        except Exception as error:  # noqa: BLE001 (compilers raise anything; an error of the update itself comes again)
-            has_failed = True
-            self._give_up(f"that failed: {_short(error)}")
+                self._together(self._capture, batch)
         finally:
             self._state.put_back(before)
-        if self._any(has_failed) and not has_failed:
-            self._give_up("that failed on another rank")
+
+    def _together(self, step: Callable[[Mapping[str, Tensor]], None], batch: Mapping[str, Tensor]) -> None:
+        """Take a step of preparing; what fails on one rank is given up by all."""
+        reason = ""
+        try:
+            step(batch)
+        except Exception as error:  # noqa: BLE001 (compilers raise anything; an error of the update itself comes again)
+            reason = f"that failed: {_short(error)}"
+        if self._ranks.agree(bool(reason)):
+            self._give_up(reason or "that failed on another rank")
+
+    def _compile_steps(self, batch: Mapping[str, Tensor]) -> None:
+        begun = time.perf_counter()
+        _LOG.info("Compiling the update's steps; that takes a minute or so.")
+        torch.compiler.reset()  # what an earlier run in this process compiled counts as a variant of the same
+        self._losses = self._compile()
+        with self._ranks.rehearsing():
+            self._make(self._losses, batch, Stopwatch())
+        _LOG.info("Compiled, in %.0f s.", time.perf_counter() - begun)
+
+    def _capture(self, batch: Mapping[str, Tensor]) -> None:
+        begun, make, losses, watch = time.perf_counter(), self._make, self._losses, Stopwatch()
+        graph, rehearsing = self._graph(), self._ranks.rehearsing
+        self._captured = CapturedUpdate(lambda static: make(losses, static, watch), batch, graph, rehearsing)
+        _LOG.info("Captured the update as one graph, in %.1f s.", time.perf_counter() - begun)
 
     def takes(self, batch: Mapping[str, Tensor]) -> bool:
         """Return whether this batch has the usual shapes, which the first one sets: another had to be compiled anew."""
@@ -109,14 +121,18 @@ class QuickUpdate:
         return self.mode != "eager" and _shapes(batch) == self._shapes
 
     def make(self, batch: Mapping[str, Tensor], stopwatch: Stopwatch) -> Made | None:
-        """Make an update of a batch that it takes; None if that failed, and then nothing has changed."""
+        """Make an update of a batch that it takes; None if that failed, and then nothing has changed.
+
+        Raises:
+            Exception: what failed, if there are other ranks: they have begun theirs, and wait for this one's.
+        """
         if not self._is_checked:
             return self._make_and_check(batch, stopwatch)
         drawn = random_states(self._hardware.device)
         try:
             return self._make_quickly(batch, stopwatch)
-        except Exception as error:  # noqa: BLE001 (see `prepare`)
-            self._give_up(f"that failed: {_short(error)}")
+        except Exception as error:  # noqa: BLE001 (see `_together`)
+            self._give_up_alone(error)
         set_random_states(self._hardware.device, drawn)
         return None
 
@@ -132,8 +148,8 @@ class QuickUpdate:
         before = self._state.take()
         try:
             return self._check(before, batch, stopwatch)
-        except Exception as error:  # noqa: BLE001 (see `prepare`)
-            self._give_up(f"that failed: {_short(error)}")
+        except Exception as error:  # noqa: BLE001 (see `_together`)
+            self._give_up_alone(error)
         self._state.put_back(before)
         return None
 
@@ -150,7 +166,7 @@ class QuickUpdate:
         quick = self._try(before, lambda: self._make_quickly(batch, Stopwatch()))
         self._is_checked = True
         differences = _differences(eager, disturbed, quick, TOLERANCE[precision])
-        if self._any(bool(differences)) and not differences:
+        if self._ranks.agree(bool(differences)) and not differences:
             differences = ["what another rank says"]
         if not differences:
             _LOG.info("The first %s update agrees with an eager one of the same batch, to rounding.", self.mode)
@@ -176,11 +192,12 @@ class QuickUpdate:
         }
         return _Trial(made, made.values.tolist(), gradients, before, self._state.take())
 
-    def _any(self, flag: bool) -> bool:
-        """Return whether a flag holds on any rank."""
-        if self._ranks.is_alone:
-            return flag
-        return bool(self._ranks.mean(torch.tensor(float(flag), device=self._hardware.device)) > 0)
+    def _give_up_alone(self, error: Exception) -> None:
+        """Give up after an error that other ranks do not know of; with any of them, raise it."""
+        if not self._ranks.is_alone:
+            error.add_note("Of several ranks none goes on alone; learner.compile off makes updates eagerly.")
+            raise error
+        self._give_up(f"that failed: {_short(error)}")
 
     def _give_up(self, reason: str) -> None:
         """Make no more updates this way, and free what was made for it."""

@@ -11,7 +11,8 @@ same order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,6 +114,18 @@ class Ranks:
     def listen(self) -> Message | None:
         """Return what was told with the last average, on its way to the host; None if there is nobody to tell it."""
         return None
+
+    def agree(self, flag: bool) -> bool:
+        """Return whether a flag holds on any rank; the host waits for all of them."""
+        return flag
+
+    @contextmanager
+    def rehearsing(self) -> Iterator[None]:
+        """Have `mean`, `gather` and `average` tell nobody, and compute as if all ranks were this one.
+
+        So one rank can fail in an update whose results are thrown away, and no other waits for it.
+        """
+        yield
 
     def ask_to_stop(self) -> None:
         """Have all ranks make no further update after one of the next two; may be called from another thread."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rank_work import compare_compiled, learn, lose_the_other, resume, tell, train_on_parts
+from rank_work import compare_compiled, fail_alone, learn, lose_the_other, resume, tell, train_on_parts
 from two_ranks import on_ranks
 
 from dreamfleet.learner.ranks import ALONE
@@ -77,6 +77,23 @@ def test_what_is_told_within_a_loss_can_be_compiled() -> None:
     for found in on_ranks(compare_compiled, ["dreamer_v2", "dreamer_v3"]):
         for preset, rows in found.items():
             np.testing.assert_allclose(rows["compiled"], rows["eager"], rtol=1e-3, atol=1e-4, err_msg=preset)
+
+
+def test_what_fails_on_one_rank_while_preparing_is_given_up_by_all() -> None:
+    """The other does not wait in the midst of an update for one that will not come."""
+    first, second = on_ranks(fail_alone, "preparing", timeout_s=20.0)
+    assert first["failure"] == second["failure"] == ""
+    assert first["mode"] == second["mode"] == "eager"
+    assert first["made"] == second["made"]
+    assert len(first["made"]) == 2
+
+
+def test_what_fails_on_one_rank_later_ends_both() -> None:
+    """None goes on alone: the fleet begins again, and the error says how to do without compiling."""
+    first, second = on_ranks(fail_alone, "first", timeout_s=20.0)
+    assert "no answer from another rank" in first["failure"]
+    assert "no such kernel" in second["failure"]
+    assert "learner.compile off makes updates eagerly" in second["failure"]
 
 
 def test_ranks_tell_each_other() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -163,6 +165,39 @@ def compare_compiled(ranks: Ranks, presets: list[str]) -> dict[str, dict[str, An
             assert updater.mode == mode
             found[preset][mode] = rows
     return found
+
+
+def fail_alone(ranks: Ranks, when: str) -> dict[str, Any]:
+    """Make two updates whose compiled losses fail on rank 1, `preparing` or in the `first`; return what came of it."""
+    calls, fails_at = [], {"preparing": 1, "first": 2}[when]
+
+    def compile_(region: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*given: Any) -> Any:
+            if region.__name__ == "_behaviour_losses":
+                calls.append(region)
+                if not ranks.is_first and len(calls) == fails_at:
+                    raise RuntimeError("no such kernel")
+            return region(*given)
+
+        return run
+
+    updater_module.compile_region = compile_  # type: ignore[assignment]
+    settings = resolve(["dreamer_v3", "debug"], [("learner.batch_size", "4"), ("learner.sequence_length", "2")])
+    torch.manual_seed(0)
+    networks = make_networks(SPACES["other"], settings)
+    hardware = Hardware(torch.device("cpu"), bfloat16=False, threads=1, decisions=(), mode="compiled")
+    updater = Updater(networks, settings, hardware, ranks)
+    batch = random_batch(networks.agent.world_model.spaces, 2, 2, seed=ranks.number)
+    batch["is_last"] = batch["is_terminal"].clone()
+    made, failure = [], ""
+    try:
+        for number in range(1, 3):
+            torch.manual_seed(number)
+            made.append(ranks.mean(updater.update(number, batch, Stopwatch()).values).tolist())
+    except (RuntimeError, OtherRankError) as error:
+        failure = "".join(traceback.format_exception_only(error))
+        ranks.close()  # as the learner's process does
+    return {"made": made, "mode": updater.mode, "failure": failure}
 
 
 def tell(ranks: Ranks) -> dict[str, Any]:
