@@ -8,12 +8,14 @@ from unittest.mock import Mock, call
 
 import pytest
 import torch
+import torch.distributed as dist
 from update_trial import BOX, CHOICE, StandInGraph, Trial, settings_of
 
 from dreamfleet.common.settings.resolve import resolve
 from dreamfleet.learner import updater as updater_module
 from dreamfleet.learner.agreement import Changes, metric_differences, tensor_differences
 from dreamfleet.learner.captured_update import CudaGraph
+from dreamfleet.learner.connected_ranks import ConnectedRanks, open_store
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +125,30 @@ def test_an_eager_trial_without_room_gives_way(
     assert trial.updater.mode == "eager"
     assert graph.calls == ["warm up", "capture"]
     assert "CUDA out of memory" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("preset", ["dreamer_v3", "dreamer_v2"])
+def test_what_ranks_tell_is_part_of_the_graph(preset: str, device: str) -> None:
+    """One rank, which tells itself by torch.distributed, makes the update that one without it makes."""
+    store, _ = open_store("127.0.0.1")
+    on = torch.device(device, 0) if device == "cuda" else torch.device(device)
+    ranks = ConnectedRanks(0, 1, store, "127.0.0.1", on, timeout_s=60.0)
+    try:
+        eager, trial = (
+            Trial(settings_of(preset), CHOICE, device=device),
+            Trial(settings_of(preset), CHOICE, "captured", device, ranks=ranks),
+        )
+        if device == "cpu":
+            trial.updater._quick._graph = StandInGraph
+        trial.prepare()
+        assert ranks._has_gradient is not None, "which parameters have a gradient is not told within a graph"
+        for _ in range(3):
+            assert trial.update() == pytest.approx(eager.update(), rel=1e-4, abs=1e-5)
+        assert trial.updater.mode == "captured", "it gave way to eager updates"
+    finally:
+        dist.destroy_process_group()
 
 
 class BrokenGraph:

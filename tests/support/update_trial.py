@@ -15,6 +15,7 @@ from dreamfleet.learner.behaviour.networks import make_networks
 from dreamfleet.learner.hardware import Hardware, Mode
 from dreamfleet.learner.optimiser import load_moments
 from dreamfleet.learner.quick_update import Made
+from dreamfleet.learner.ranks import ALONE, Ranks
 from dreamfleet.learner.stopwatch import Stopwatch
 from dreamfleet.learner.updater import Update, Updater
 
@@ -58,6 +59,7 @@ class Trial:
         bfloat16: in which arithmetic.
         is_insisted: whether they are made so also where that gives other results.
         sees: whether it sees a picture, and no vector.
+        ranks: that it is one of.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Trial:
         bfloat16: bool = False,
         is_insisted: bool = False,
         sees: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         torch.manual_seed(0)
         self.device, self.action, self.settings = torch.device(device), action, settings
@@ -83,7 +86,7 @@ class Trial:
                     torch.nn.init.normal_(parameter, std=0.3)
         self.agent, self.actor_critic, self.exploration = self.networks.to(self.device)
         hardware = Hardware(self.device, bfloat16, 1, (), mode, is_insisted)
-        self.updater = Updater(self.networks, settings, hardware)
+        self.updater = Updater(self.networks, settings, hardware, ranks)
         self.made = 0
 
     def update(self, length: int = T, broken: bool = False) -> dict[str, float]:
