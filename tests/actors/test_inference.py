@@ -49,8 +49,8 @@ def weights_of(settings: Settings, spaces: Spaces, seed: int = 0) -> np.ndarray:
     return flatten(agent.acting_parameters())
 
 
-def central_of(settings: Settings, spaces: Spaces, threads: int = 1) -> CentralPolicy:
-    central = CentralPolicy(settings, ActingModel(settings, spaces, explores=True, threads=threads))
+def central_of(settings: Settings, spaces: Spaces, threads: int = 1, device: str = "cpu") -> CentralPolicy:
+    central = CentralPolicy(settings, ActingModel(settings, spaces, explores=True, device=device, threads=threads))
     central.adopt(1, weights_of(settings, spaces))
     return central
 
@@ -111,6 +111,20 @@ def test_every_environment_gets_the_actions_of_local_acting(kind: str, action: A
         found, expected = np.stack(player.actions), player.locally(settings, spaces, acted)
         assert np.array_equal(found, expected) if action is DISCRETE else agree(found, expected)
     assert one.versions == [1] * 4 + [9] * 4
+
+
+@pytest.mark.gpu
+@pytest.mark.numeric
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("action", [DISCRETE, BOX, MIXED], ids=["discrete", "box", "mixed"])
+def test_a_gpu_gives_the_actions_of_local_acting(kind: str, action: ActionSpec) -> None:
+    """In float64, with the same random numbers, which are drawn on the host."""
+    settings, spaces = settings_of(kind), spaces_of(action)
+    central, player = central_of(settings, spaces, device="cuda"), Played(0, 0, 3)
+    for _ in range(8):
+        answer(central, player)
+    expected = player.locally(settings, spaces, [weights_of(settings, spaces)] * 8)
+    assert agree(np.stack(player.actions), expected)
 
 
 def test_who_joins_or_leaves_changes_nothing_for_the_others_and_leaves_nothing() -> None:
