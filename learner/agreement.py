@@ -5,7 +5,8 @@ may part depends on the model and its state, since a rounding may change a sampl
 gradient by its own size. So it is measured: a second eager update, from weights that are changed by one unit in the
 last place of the arithmetic, parts from the first by as much as rounding does. Another way may part from it by
 `FACTOR` times as much, and always by `TOLERANCE`; but by no more than `MOST`, since a gradient that is missing, doubled
-or of another batch is off by about as much as it is large.
+or of another batch is off by about as much as it is large. Where rounding alone takes a tensor half as far as that,
+such an error cannot be told from it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ FACTOR = 8.0
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 """By the type of the products: of a tensor's change by its norm, of a metric by 1 + its size."""
 MOST = 0.7
-"""Of a tensor's size; by twice as much as rounding, where this takes it further than a third of its size."""
+"""Of a tensor's size; or by twice as much as rounding, where this takes it further than a third of its size."""
 FEW = 64
 """Tensors with fewer numbers are compared together: of a few one cannot say how far rounding may take them."""
 
@@ -78,12 +79,30 @@ def tensor_differences(
             torch.cat([of[member].flatten() for member in group]) for of in (eager, disturbed, found)
         )
         size, noise = wanted.norm().item(), (other - wanted).norm().item()
-        gap, allowed = (value - wanted).norm().item(), tolerance * size + FACTOR * noise
-        allowed = min(allowed, max(MOST * size, 2.0 * noise))
+        gap, allowed = (value - wanted).norm().item(), _allowed(size, noise, tolerance)
         if not gap <= allowed:
             share = f"{gap / size:.2g} of its size" if size else "and eagerly not at all"
             phrases.append(f"{name} {verb} otherwise, by {share}, where {allowed / (size or 1.0):.2g} is allowed")
     return phrases
+
+
+def norm_differences(
+    eager: Sequence[float], disturbed: Sequence[float], found: Sequence[float], tolerance: float
+) -> list[str]:
+    """Return a phrase if gradients differ in their norms before clipping, which may have made them alike."""
+    if len(eager) != len(found):
+        return [f"{len(found)} gradients were clipped, eagerly {len(eager)}"]
+    off = []
+    for wanted, other, value in zip(eager, disturbed, found, strict=True):
+        gap, allowed = abs(value - wanted), _allowed(wanted, abs(other - wanted), tolerance)
+        if not gap <= allowed:
+            off.append(f"one of {value:.3g} where {wanted:.3g} ± {allowed:.2g} is right")
+    return [f"{len(off)} of {len(eager)} gradients have another norm before clipping, {off[0]}"] if off else []
+
+
+def _allowed(size: float, noise: float, tolerance: float) -> float:
+    """Return how far something of this size may be off, if rounding alone takes it so far as `noise`."""
+    return min(tolerance * size + FACTOR * noise, max(MOST * size, 2.0 * noise))
 
 
 def _groups(state: Mapping[str, Tensor]) -> dict[str, list[str]]:

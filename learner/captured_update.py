@@ -10,7 +10,7 @@ the same numbers as that; it may not be seeded while capturing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -77,30 +77,30 @@ class CudaGraph:
 
 
 class CapturedUpdate(Generic[Made]):
-    """An update that is recorded when this is made, and repeated for batches of the same shapes.
+    """An update that is warmed up, then captured, and then repeated for batches of the same shapes.
 
     Args:
         compute: the update, from a batch on the device; it reads nothing back to the host, and everything else that it
             reads or changes stays where it is.
         batch: of the usual shapes. The update is made from it some times.
-        rehearsing: within what it is made before it is recorded; see `Ranks`.
     """
 
-    def __init__(
-        self,
-        compute: Callable[[Mapping[str, Tensor]], Made],
-        batch: Mapping[str, Tensor],
-        graph: Graph,
-        rehearsing: Callable[[], AbstractContextManager[None]] = nullcontext,
-    ) -> None:
+    def __init__(self, compute: Callable[[Mapping[str, Tensor]], Made], batch: Mapping[str, Tensor], graph: Graph):
         self._batch = {name: value.clone() for name, value in batch.items()}
-        self._graph = graph
-        with rehearsing():
-            graph.warm_up(lambda: compute(self._batch))
-        self._made = graph.capture(lambda: compute(self._batch))
+        self._compute, self._graph = compute, graph
+        self._made: Made | None = None
+
+    def warm_up(self) -> None:
+        """Make the update as often as is needed before it is captured."""
+        self._graph.warm_up(lambda: self._compute(self._batch))
+
+    def capture(self) -> None:
+        """Record it; see `Graph`."""
+        self._made = self._graph.capture(lambda: self._compute(self._batch))
 
     def make(self, batch: Mapping[str, Tensor]) -> Made:
         """Make an update and return what came of it, which the next one overwrites."""
+        assert self._made is not None, "it was not captured"
         for name, value in self._batch.items():
             value.copy_(batch[name], non_blocking=True)
         self._graph.replay()

@@ -50,12 +50,14 @@ class Gradients:
         views: of the vector, one for each of them.
         vector: (N,).
         message: (N + extra,): the vector, and room behind it for what several ranks tell each other with it.
+        norms: of each tensor before it was clipped by itself, None if none was.
     """
 
     def __init__(self, parameters: Iterable[Tensor], extra: int = 0) -> None:
         self.parameters = [parameter for parameter in parameters if parameter.grad is not None]
         assert self.parameters, "no parameter has a gradient"
         found = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        self.norms: Tensor | None = None
         size = sum(gradient.numel() for gradient in found)
         self.message = found[0].new_empty(size + extra)
         self.vector = self.message[:size]
@@ -112,7 +114,7 @@ def clip_adaptively(
     rows = parts or {}
     weights = [part for weight in gradients.parameters for part in _split(weight, rows.get(weight))]
     sizes = [weight.numel() for weight in weights]
-    norms = torch.stack(torch._foreach_norm(gradients.vector.split(sizes)))
+    norms = gradients.norms = torch.stack(torch._foreach_norm(gradients.vector.split(sizes)))
     limits = clip * torch.stack(torch._foreach_norm(weights)).clamp(min=floor)
     factors = (limits / norms).clamp(max=1.0)  # a norm of 0 gives infinity, which is clamped to 1
     of_each = [factor.expand(size) for factor, size in zip(factors.unbind(), sizes, strict=True)]

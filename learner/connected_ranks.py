@@ -84,7 +84,7 @@ class ConnectedRanks(Ranks):
         return found
 
     def complete(self, parameters: Iterable[Tensor]) -> None:
-        """See `Ranks.complete`; which parameters have a gradient is told once, at the first update.
+        """See `Ranks.complete`; which parameters have a gradient is told at the first update, or after a rehearsal.
 
         Raises:
             RuntimeError: if it changes.
@@ -128,8 +128,9 @@ class ConnectedRanks(Ranks):
     def agree(self, flag: bool) -> bool:
         """See `Ranks.agree`."""
         found = bool(self.mean(torch.tensor(float(flag), device=self._told.device)) > 0)
-        if self._rehearsed is not None and not found:
-            self._has_gradient, self._rehearsed = (self._rehearsed, self._on_any(self._rehearsed)), None
+        own, self._rehearsed = self._rehearsed, None
+        if own is not None and not found:  # on all ranks alike, since none has failed
+            self._has_gradient = own, self._on_any(own)
         return found
 
     @contextmanager

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, ParamSpec, TypeVar
 
 import torch
+import torch._functorch.config as aot_settings
 
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings.schema import LearnerSettings
@@ -188,5 +189,6 @@ def compile_region(function: Callable[_Given, _Returned], backend: str = "induct
     options: dict[str, str | int | bool | Callable[..., object]] | None = None
     if backend == "inductor":
         options = {"fallback_random": True, "triton.cudagraphs": False}
-    torch._functorch.config.backward_pass_autocast = "off"  # noqa: S105 (no password)
+    if hasattr(aot_settings, "backward_pass_autocast"):  # not in torch 2.6 and 2.7
+        aot_settings.backward_pass_autocast = "off"  # noqa: S105 (no password)
     return torch.compile(function, fullgraph=True, dynamic=False, backend=backend, options=options)

@@ -15,18 +15,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dreamfleet.learner.agreement import TOLERANCE, Changes, metric_differences, tensor_differences
+from dreamfleet.learner.agreement import TOLERANCE, Changes, metric_differences, norm_differences, tensor_differences
 from dreamfleet.learner.captured_update import CapturedUpdate, CudaGraph, Graph
 from dreamfleet.learner.clipping import Gradients
 from dreamfleet.learner.hardware import Hardware, Mode
 from dreamfleet.learner.losses import Losses
-from dreamfleet.learner.ranks import ALONE, Ranks
+from dreamfleet.learner.ranks import ALONE, OtherRankError, Ranks
 from dreamfleet.learner.stopwatch import Stopwatch
 from dreamfleet.learner.update_state import Taken, UpdateState, random_states, set_random_states
 
 _LOG = logging.getLogger(__name__)
 _LONGEST_REASON = 300
 _DIFFERENCES_NAMED = 3
+
+
+class LoneFailureError(Exception):
+    """A quick update failed on one of several ranks, which may not go on eagerly while the others wait for it."""
 
 
 class Made(NamedTuple):
@@ -36,13 +40,13 @@ class Made(NamedTuple):
         names: of the metrics.
         values: of the metrics.
         sound: whether this update and all before it were finite.
-        gradients: as they were clipped; a graph's are overwritten by its next update.
+        gradients: as they were clipped, unless they were let go; a graph's are overwritten by its next update.
     """
 
     names: list[str]
     values: Tensor
     sound: Tensor
-    gradients: Gradients
+    gradients: Gradients | None
 
 
 class QuickUpdate:
@@ -81,23 +85,32 @@ class QuickUpdate:
         if self.mode == "eager":
             return
         self._shapes, self._is_checked, self._captured = _shapes(batch), False, None
+        steps = [self._compile_steps]
+        steps += [self._warm_up, self._capture] if self.mode == "captured" else []
+        steps += [] if self._ranks.is_alone else [self._rehearse_eagerly]
         before = self._state.take()
         try:
-            self._together(self._compile_steps, batch)
-            if self.mode == "captured":
-                self._together(self._capture, batch)
+            for step in steps:
+                if not self._together(step, batch):
+                    break
         finally:
             self._state.put_back(before)
 
-    def _together(self, step: Callable[[Mapping[str, Tensor]], None], batch: Mapping[str, Tensor]) -> None:
-        """Take a step of preparing; what fails on one rank is given up by all."""
+    def _together(self, step: Callable[[Mapping[str, Tensor]], None], batch: Mapping[str, Tensor]) -> bool:
+        """Take a step of preparing, and return whether it went well; what fails on one rank is given up by all."""
         reason = ""
         try:
             step(batch)
+        except OtherRankError:
+            raise
         except Exception as error:  # noqa: BLE001 (compilers raise anything; an error of the update itself comes again)
             reason = f"that failed: {_short(error)}"
-        if self._ranks.agree(bool(reason)):
+            if not self._ranks.is_alone:
+                _LOG.info("Preparing %s updates failed on this rank: %s", self.mode, reason)  # should none answer now
+        has_failed = self._ranks.agree(bool(reason))
+        if has_failed:
             self._give_up(reason or "that failed on another rank")
+        return not has_failed
 
     def _compile_steps(self, batch: Mapping[str, Tensor]) -> None:
         begun = time.perf_counter()
@@ -108,11 +121,24 @@ class QuickUpdate:
             self._make(self._losses, batch, Stopwatch())
         _LOG.info("Compiled, in %.0f s.", time.perf_counter() - begun)
 
+    def _warm_up(self, batch: Mapping[str, Tensor]) -> None:
+        make, losses, watch = self._make, self._losses, Stopwatch()
+        self._captured = CapturedUpdate(lambda static: make(losses, static, watch), batch, self._graph())
+        with self._ranks.rehearsing():
+            self._captured.warm_up()
+
     def _capture(self, batch: Mapping[str, Tensor]) -> None:
-        begun, make, losses, watch = time.perf_counter(), self._make, self._losses, Stopwatch()
-        graph, rehearsing = self._graph(), self._ranks.rehearsing
-        self._captured = CapturedUpdate(lambda static: make(losses, static, watch), batch, graph, rehearsing)
+        assert self._captured is not None
+        begun = time.perf_counter()
+        if not self._ranks.is_alone:  # NCCL connects at a first use, for which all have to be there: not in a capture
+            self._make(self._losses, batch, Stopwatch())
+        self._captured.capture()
         _LOG.info("Captured the update as one graph, in %.1f s.", time.perf_counter() - begun)
+
+    def _rehearse_eagerly(self, batch: Mapping[str, Tensor]) -> None:
+        """Try whether an eager update has room beside the quick one: the check makes two with all ranks."""
+        with self._ranks.rehearsing():
+            self._make(None, batch, Stopwatch())
 
     def takes(self, batch: Mapping[str, Tensor]) -> bool:
         """Return whether this batch has the usual shapes, which the first one sets: another had to be compiled anew."""
@@ -124,7 +150,7 @@ class QuickUpdate:
         """Make an update of a batch that it takes; None if that failed, and then nothing has changed.
 
         Raises:
-            Exception: what failed, if there are other ranks: they have begun theirs, and wait for this one's.
+            LoneFailureError: if it failed and there are other ranks.
         """
         if not self._is_checked:
             return self._make_and_check(batch, stopwatch)
@@ -182,21 +208,26 @@ class QuickUpdate:
 
     def _try(self, before: Taken, make: Callable[[], Made]) -> _Trial:
         made = make()
-        found = dict(zip(map(id, made.gradients.parameters), made.gradients.views, strict=True))
-        gradients = {
-            f"{name}: gradient": found[id(tensor)].to("cpu", copy=True)
-            if id(tensor) in found
-            else torch.zeros(tensor.shape)
+        gradients = made.gradients
+        assert gradients is not None
+        found = dict(zip(map(id, gradients.parameters), gradients.views, strict=True))
+        own = {
+            f"{name}: gradient": found.get(id(tensor), torch.zeros_like(tensor)).to("cpu", copy=True)
             for name, tensor in self._state.tensors().items()
             if isinstance(tensor, torch.nn.Parameter) and tensor.requires_grad
         }
-        return _Trial(made, made.values.tolist(), gradients, before, self._state.take())
+        unclipped = [] if gradients.norms is None else gradients.norms.tolist()
+        return _Trial(made._replace(gradients=None), made.values.tolist(), own, unclipped, before, self._state.take())
 
     def _give_up_alone(self, error: Exception) -> None:
-        """Give up after an error that other ranks do not know of; with any of them, raise it."""
-        if not self._ranks.is_alone:
-            error.add_note("Of several ranks none goes on alone; learner.compile off makes updates eagerly.")
+        """Give up after an error that other ranks do not know of; with any of them, raise."""
+        if isinstance(error, OtherRankError):
             raise error
+        if not self._ranks.is_alone:
+            raise LoneFailureError(
+                f"a {self.mode} update failed on this rank, and the others have begun theirs: {_short(error)}; "
+                "learner.compile off makes updates eagerly"
+            ) from error
         self._give_up(f"that failed: {_short(error)}")
 
     def _give_up(self, reason: str) -> None:
@@ -208,11 +239,21 @@ class QuickUpdate:
 
 
 class _Trial(NamedTuple):
-    """An update of the first batch: what came of it; metrics' values and gradients; the states before and after it."""
+    """An update of the first batch.
+
+    Attributes:
+        made: what came of it.
+        values: of the metrics.
+        gradients: by name, as they were clipped.
+        norms: of each gradient before it was clipped by itself, if it was.
+        before: the state before it.
+        after: the state after it.
+    """
 
     made: Made
     values: list[float]
     gradients: dict[str, Tensor]
+    norms: list[float]
     before: Taken
     after: Taken
 
@@ -226,9 +267,10 @@ def _differences(eager: _Trial, disturbed: _Trial, quick: _Trial, tolerance: flo
     if eager.made.names != quick.made.names:
         return [f"its metrics are {', '.join(quick.made.names)}"]
     of_metrics = metric_differences(eager.made.names, eager.values, disturbed.values, quick.values, tolerance)
+    of_norms = norm_differences(eager.norms, disturbed.norms, quick.norms, tolerance)
     of_gradients = tensor_differences("is", eager.gradients, disturbed.gradients, quick.gradients, tolerance)
     of_changes = tensor_differences("changes", eager.changes(), disturbed.changes(), quick.changes(), tolerance)
-    return of_metrics + of_gradients + of_changes
+    return of_metrics + of_gradients + of_norms + of_changes
 
 
 def _shapes(batch: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:

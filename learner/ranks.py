@@ -116,14 +116,17 @@ class Ranks:
         return None
 
     def agree(self, flag: bool) -> bool:
-        """Return whether a flag holds on any rank; the host waits for all of them."""
+        """Return whether a flag holds on any rank; the host waits for all of them.
+
+        What `complete` would have told in a rehearsal is told with it, unless the flag holds.
+        """
         return flag
 
     @contextmanager
     def rehearsing(self) -> Iterator[None]:
         """Have `mean`, `gather` and `average` tell nobody, and compute as if all ranks were this one.
 
-        So one rank can fail in an update whose results are thrown away, and no other waits for it.
+        So one rank can fail in an update whose results are thrown away, and no other waits for it in its midst.
         """
         yield
 

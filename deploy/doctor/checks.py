@@ -233,11 +233,11 @@ def check_gpu(
 
 def check_compiler(facts: MachineFacts) -> Finding:
     """Check that a GPU's updates can be compiled; without that they are eager, and wait for the host."""
-    text = f"{' and '.join(facts['compiler_lacks'])} missing, without which updates are eager, and slower"
-    remedy = "install it (Debian, Ubuntu: apt install gcc python3-dev), or set learner.compile to off"
-    return first_case(
-        "compiler", "all that torch.compile needs is there", (bool(facts["compiler_lacks"]), "warning", text, remedy)
-    )
+    lacks = facts["compiler_lacks"]
+    text = f"{' and '.join(lacks)} missing, without which updates are eager, and slower"
+    remedy = "install what is missing (Debian, Ubuntu: apt install gcc python3-dev; pip install triton), or set "
+    missing: Case = (bool(lacks), "warning", text, f"{remedy}learner.compile to off")
+    return first_case("compiler", "all that torch.compile needs is there", missing)
 
 
 def check_environment(name: str, facts: Mapping[str, Any], usual_step_s: float | None) -> Finding:

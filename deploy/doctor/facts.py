@@ -222,7 +222,7 @@ def _torch_sees_gpu() -> bool:
 
 def _compiler_lacks() -> list[str]:
     """Return what torch.compile needs for a GPU and is not here; its Triton builds what talks to the driver."""
-    has_c = any(shutil.which(name) for name in (os.environ.get("CC", ""), "gcc", "clang") if name)
+    has_c = any(map(shutil.which, [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]))
     has_headers = Path(sysconfig.get_paths()["include"], "Python.h").exists()
     has_triton = importlib.util.find_spec("triton") is not None
     needs = {"a C compiler": has_c, "Python's headers (Python.h)": has_headers, "the package triton": has_triton}

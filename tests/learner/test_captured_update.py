@@ -13,7 +13,7 @@ from update_trial import BOX, CHOICE, StandInGraph, Trial, settings_of
 
 from dreamfleet.common.settings.resolve import resolve
 from dreamfleet.learner import updater as updater_module
-from dreamfleet.learner.agreement import Changes, metric_differences, tensor_differences
+from dreamfleet.learner.agreement import Changes, metric_differences, norm_differences, tensor_differences
 from dreamfleet.learner.captured_update import CudaGraph
 from dreamfleet.learner.connected_ranks import ConnectedRanks, open_store
 
@@ -130,7 +130,7 @@ def test_an_eager_trial_without_room_gives_way(
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("preset", ["dreamer_v3", "dreamer_v2"])
-def test_what_ranks_tell_is_part_of_the_graph(preset: str, device: str) -> None:
+def test_what_ranks_tell_is_part_of_the_graph(monkeypatch: pytest.MonkeyPatch, preset: str, device: str) -> None:
     """One rank, which tells itself by torch.distributed, makes the update that one without it makes."""
     store, _ = open_store("127.0.0.1")
     on = torch.device(device, 0) if device == "cuda" else torch.device(device)
@@ -140,10 +140,16 @@ def test_what_ranks_tell_is_part_of_the_graph(preset: str, device: str) -> None:
             Trial(settings_of(preset), CHOICE, device=device),
             Trial(settings_of(preset), CHOICE, "captured", device, ranks=ranks),
         )
+        told: list[str] = []
         if device == "cpu":
-            trial.updater._quick._graph = StandInGraph
+            graph = StandInGraph()
+            trial.updater._quick._graph = lambda: graph
+            monkeypatch.setattr(dist, "all_reduce", lambda *_: told.append(graph.calls[-1] if graph.calls else ""))
         trial.prepare()
         assert ranks._has_gradient is not None, "which parameters have a gradient is not told within a graph"
+        if device == "cpu":
+            assert told.count("warm up") == 1, "but for the agreement, nothing is told before the capture"
+            assert told.count("capture") >= 2, "in the capture it is, besides its agreement"
         for _ in range(3):
             assert trial.update() == pytest.approx(eager.update(), rel=1e-4, abs=1e-5)
         assert trial.updater.mode == "captured", "it gave way to eager updates"
@@ -247,6 +253,7 @@ def _forget_model(found: Any) -> Any:
     return found[0].detach().requires_grad_(), *found[1:]
 
 
+@pytest.mark.parametrize("begins_at_zero", [False, True])
 @pytest.mark.parametrize(
     ("region", "wrong"),
     [
@@ -257,7 +264,11 @@ def _forget_model(found: Any) -> Any:
     ],
 )
 def test_a_wrong_gradient_is_seen_through_roundings(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, region: str, wrong: Callable[[Any], Any]
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    region: str,
+    wrong: Callable[[Any], Any],
+    begins_at_zero: bool,
 ) -> None:
     """In bfloat16, at a first update by the preset's own optimiser, which makes whole steps of signs."""
     settings = resolve(["dreamer_v3", "debug"], [("learner.batch_size", "2"), ("learner.sequence_length", "3")])
@@ -266,7 +277,7 @@ def test_a_wrong_gradient_is_seen_through_roundings(
         "compile_region",
         lambda own: (lambda *given: wrong(own(*given))) if own.__name__ == region else own,
     )
-    trial = Trial(settings, CHOICE, "compiled", bfloat16=True, sees=True)
+    trial = Trial(settings, CHOICE, "compiled", bfloat16=True, sees=True, begins_at_zero=begins_at_zero)
     trial.update()
     assert trial.updater.mode == "eager"
     assert "the first one is not the eager one of the same batch" in caplog.text
@@ -302,6 +313,18 @@ def test_other_roundings_are_no_difference(monkeypatch: pytest.MonkeyPatch, pres
         trial.update()
         assert quick.mode == "compiled", "it gave way to eager updates"
         quick._is_checked = False
+
+
+def test_where_rounding_goes_far_twice_that_is_allowed() -> None:
+    """And no more: of a norm too, whose tensors clipping may have made alike."""
+    eager, disturbed = {"model.w": torch.ones(100)}, {"model.w": 1.6 * torch.ones(100)}
+    for found, is_off in ((2.1, False), (2.3, True)):
+        assert bool(tensor_differences("is", eager, disturbed, {"model.w": found * torch.ones(100)}, 0.05)) is is_off
+        assert bool(norm_differences([1.0], [1.6], [found], 0.05)) is is_off
+    (phrase,) = norm_differences([1.0, 3.0], [1.01, 3.0], [2.0, 3.0], 0.05)
+    assert phrase == "1 of 2 gradients have another norm before clipping, one of 2 where 1 ± 0.13 is right"
+    assert norm_differences([1.0], [1.0], [], 0.05) == ["0 gradients were clipped, eagerly 1"]
+    assert norm_differences([1.0], [1.0], [float("nan")], 0.05)
 
 
 def test_differences_are_named_only_beyond_rounding() -> None:

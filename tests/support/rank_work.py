@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -15,6 +13,7 @@ from moving_square import square_format, square_replay
 from random_batch import random_batch
 from small_runs import small_settings
 from torch import Tensor
+from update_trial import StandInGraph
 
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.settings.resolve import resolve
@@ -24,6 +23,7 @@ from dreamfleet.learner.behaviour.networks import make_networks
 from dreamfleet.learner.connected_ranks import ConnectedRanks
 from dreamfleet.learner.hardware import Hardware, Mode, compile_region
 from dreamfleet.learner.learner import Learner
+from dreamfleet.learner.quick_update import LoneFailureError
 from dreamfleet.learner.ranks import OtherRankError, Ranks
 from dreamfleet.learner.stopwatch import Stopwatch
 from dreamfleet.learner.updater import Updater
@@ -168,36 +168,61 @@ def compare_compiled(ranks: Ranks, presets: list[str]) -> dict[str, dict[str, An
 
 
 def fail_alone(ranks: Ranks, when: str) -> dict[str, Any]:
-    """Make two updates whose compiled losses fail on rank 1, `preparing` or in the `first`; return what came of it."""
-    calls, fails_at = [], {"preparing": 1, "first": 2}[when]
+    """Make two updates, eagerly and then captured, where something fails on rank 1; return what came of the latter.
 
-    def compile_(region: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*given: Any) -> Any:
-            if region.__name__ == "_behaviour_losses":
-                calls.append(region)
-                if not ranks.is_first and len(calls) == fails_at:
-                    raise RuntimeError("no such kernel")
-            return region(*given)
+    Args:
+        when: `compile`, `warm_up`, `capture`, `make_room`, or `update` for the first update itself.
+    """
+    assert isinstance(ranks, ConnectedRanks)
+    expected, eager = _make_two(ranks, "eager")
+    ranks._has_gradient = None
+    fails = ("" if ranks.is_first else when) or "never"
+    failure = ""
+    try:
+        made, updater = _make_two(ranks, "captured", fails)
+    except (LoneFailureError, OtherRankError) as error:
+        failure = f"{type(error).__name__}: {error}"
+        ranks.close()  # as the learner's process does
+        return {"failure": failure}
+    same = all(torch.equal(eager.state[name], value) for name, value in updater.state.items())
+    return {"failure": failure, "mode": updater.mode, "is_as_eager": made == expected and same}
 
-        return run
 
-    updater_module.compile_region = compile_  # type: ignore[assignment]
+class _Ended(NamedTuple):
+    """How an updater ended: how it makes updates, and parameters, moments and buffers."""
+
+    mode: str
+    state: dict[str, Tensor]
+
+
+def _make_two(ranks: Ranks, mode: Mode, fails: str = "never") -> tuple[list[list[float]], _Ended]:
+    """Return the metrics of two updates with this rank's part of a batch, and how the updater ended."""
+
+    def fail_at(step: str) -> None:
+        if fails == step:
+            raise RuntimeError(f"no {step} here")
+
+    updater_module.compile_region = lambda region: fail_at("compile") or region  # type: ignore[assignment]
     settings = resolve(["dreamer_v3", "debug"], [("learner.batch_size", "4"), ("learner.sequence_length", "2")])
     torch.manual_seed(0)
     networks = make_networks(SPACES["other"], settings)
-    hardware = Hardware(torch.device("cpu"), bfloat16=False, threads=1, decisions=(), mode="compiled")
+    hardware = Hardware(torch.device("cpu"), bfloat16=False, threads=1, decisions=(), mode=mode)
     updater = Updater(networks, settings, hardware, ranks)
+    quick, graph = updater._quick, StandInGraph()
+    for step in ("warm_up", "capture"):
+        real = getattr(graph, step)
+        setattr(graph, step, lambda compute, step=step, real=real: fail_at(step) or real(compute))
+    quick._graph = lambda: graph
+    room, check = quick._rehearse_eagerly, quick._check
+    quick._rehearse_eagerly = lambda batch: fail_at("make_room") or room(batch)  # type: ignore[method-assign]
+    quick._check = lambda *given: fail_at("update") or check(*given)  # type: ignore[method-assign]
     batch = random_batch(networks.agent.world_model.spaces, 2, 2, seed=ranks.number)
     batch["is_last"] = batch["is_terminal"].clone()
-    made, failure = [], ""
-    try:
-        for number in range(1, 3):
-            torch.manual_seed(number)
-            made.append(ranks.mean(updater.update(number, batch, Stopwatch()).values).tolist())
-    except (RuntimeError, OtherRankError) as error:
-        failure = "".join(traceback.format_exception_only(error))
-        ranks.close()  # as the learner's process does
-    return {"made": made, "mode": updater.mode, "failure": failure}
+    made = []
+    for number in range(1, 3):
+        torch.manual_seed(number)
+        made.append(updater.update(number, batch, Stopwatch()).values.tolist())
+    return made, _Ended(updater.mode, {name: value.clone() for name, value in updater._state.tensors().items()})
 
 
 def tell(ranks: Ranks) -> dict[str, Any]:

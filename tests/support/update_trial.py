@@ -60,6 +60,7 @@ class Trial:
         is_insisted: whether they are made so also where that gives other results.
         sees: whether it sees a picture, and no vector.
         ranks: that it is one of.
+        begins_at_zero: whether heads do that begin at zero; else what learns from returns of nothing has no gradient.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Trial:
         is_insisted: bool = False,
         sees: bool = False,
         ranks: Ranks = ALONE,
+        begins_at_zero: bool = False,
     ) -> None:
         torch.manual_seed(0)
         self.device, self.action, self.settings = torch.device(device), action, settings
@@ -79,10 +81,9 @@ class Trial:
         picture, vector = ObservationSpec("image", (side, side, 3), "uint8"), ObservationSpec("state", (4,), "float32")
         self._observation = picture if sees else vector
         self.networks = make_networks(Spaces((self._observation,), action), settings)
-        # Heads that begin at zero would make returns of nothing, and what learns from these could not be compared.
         for network in self.networks.all.values():
             for parameter in network.parameters():
-                if parameter.ndim > 1 and not parameter.any():
+                if parameter.ndim > 1 and not parameter.any() and not begins_at_zero:
                     torch.nn.init.normal_(parameter, std=0.3)
         self.agent, self.actor_critic, self.exploration = self.networks.to(self.device)
         hardware = Hardware(self.device, bfloat16, 1, (), mode, is_insisted)
@@ -186,4 +187,8 @@ class StandInGraph:
         again = self._compute()
         self._made.values.copy_(again.values)
         self._made.sound.copy_(again.sound)
+        assert self._made.gradients is not None
+        assert again.gradients is not None
         self._made.gradients.vector.copy_(again.gradients.vector)
+        if self._made.gradients.norms is not None and again.gradients.norms is not None:
+            self._made.gradients.norms.copy_(again.gradients.norms)
