@@ -79,25 +79,17 @@ def test_what_is_told_within_a_loss_can_be_compiled() -> None:
             np.testing.assert_allclose(rows["compiled"], rows["eager"], rtol=1e-3, atol=1e-4, err_msg=preset)
 
 
-@pytest.mark.parametrize("step", ["compile", "warm_up", pytest.param("capture", marks=pytest.mark.long), "make_room"])
-def test_what_fails_on_one_rank_while_preparing_is_given_up_by_all(step: str) -> None:
-    """The other does not wait in the midst of an update for one that will not come; both go on eagerly."""
-    for found in on_ranks(fail_alone, step, timeout_s=20.0):
-        assert found == {"failure": "", "mode": "eager", "is_as_eager": True}
-
-
-def test_what_fails_on_one_rank_later_ends_both() -> None:
-    """None goes on alone: the fleet begins again, and the error says how to do without compiling."""
-    first, second = on_ranks(fail_alone, "update", timeout_s=20.0)
-    assert first["failure"].startswith("OtherRankError: no answer from another rank")
-    assert second["failure"].startswith("LoneFailureError: a captured update failed on this rank")
-    assert "RuntimeError: no update here; learner.compile off makes updates eagerly" in second["failure"]
-
-
-def test_two_ranks_capture_what_they_tell() -> None:
-    """With a graph that stands in: metrics and parameters are those of eager updates."""
-    for found in on_ranks(fail_alone, "never", timeout_s=20.0):
-        assert found == {"failure": "", "mode": "captured", "is_as_eager": True}
+def test_what_fails_on_one_rank_leaves_none_waiting() -> None:
+    """While preparing both give it up and go on eagerly; later both end, and the error says how to do without."""
+    steps = ["compile", "warm_up", "capture", "make_room", "never", "update"]
+    both = on_ranks(fail_alone, steps, timeout_s=20.0)
+    for found in both:
+        for step in steps[:-1]:
+            assert found[step] == {"mode": "captured" if step == "never" else "eager", "is_as_eager": True}, step
+    first, second = (found["update"]["failure"] for found in both)
+    assert first.startswith("OtherRankError: no answer from another rank")
+    assert second.startswith("LoneFailureError: a captured update failed on this rank")
+    assert "RuntimeError: no update here; learner.compile off makes updates eagerly" in second
 
 
 def test_ranks_tell_each_other() -> None:

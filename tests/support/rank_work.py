@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -167,25 +168,25 @@ def compare_compiled(ranks: Ranks, presets: list[str]) -> dict[str, dict[str, An
     return found
 
 
-def fail_alone(ranks: Ranks, when: str) -> dict[str, Any]:
-    """Make two updates, eagerly and then captured, where something fails on rank 1; return what came of the latter.
+def fail_alone(ranks: Ranks, steps: list[str]) -> dict[str, dict[str, Any]]:
+    """Make two updates, eagerly and then captured, where a step fails on rank 1; return by step what came of it.
 
     Args:
-        when: `compile`, `warm_up`, `capture`, `make_room`, or `update` for the first update itself.
+        steps: some of `compile`, `warm_up`, `capture`, `make_room` and `never`, and at last `update`, the first itself.
     """
     assert isinstance(ranks, ConnectedRanks)
+    found: dict[str, dict[str, Any]] = {}
     expected, eager = _make_two(ranks, "eager")
-    ranks._has_gradient = None
-    fails = ("" if ranks.is_first else when) or "never"
-    failure = ""
-    try:
-        made, updater = _make_two(ranks, "captured", fails)
-    except (LoneFailureError, OtherRankError) as error:
-        failure = f"{type(error).__name__}: {error}"
-        ranks.close()  # as the learner's process does
-        return {"failure": failure}
-    same = all(torch.equal(eager.state[name], value) for name, value in updater.state.items())
-    return {"failure": failure, "mode": updater.mode, "is_as_eager": made == expected and same}
+    for step in steps:
+        try:
+            made, ended = _make_two(ranks, "captured", "never" if ranks.is_first else step)
+        except (LoneFailureError, OtherRankError) as error:
+            ranks.close()  # as the learner's process does
+            found[step] = {"failure": f"{type(error).__name__}: {error}"}
+        else:
+            same = all(torch.equal(eager.state[name], value) for name, value in ended.state.items())
+            found[step] = {"mode": ended.mode, "is_as_eager": made == expected and same}
+    return found
 
 
 class _Ended(NamedTuple):
@@ -197,6 +198,8 @@ class _Ended(NamedTuple):
 
 def _make_two(ranks: Ranks, mode: Mode, fails: str = "never") -> tuple[list[list[float]], _Ended]:
     """Return the metrics of two updates with this rank's part of a batch, and how the updater ended."""
+    assert isinstance(ranks, ConnectedRanks)
+    ranks._has_gradient = None
 
     def fail_at(step: str) -> None:
         if fails == step:
@@ -209,9 +212,15 @@ def _make_two(ranks: Ranks, mode: Mode, fails: str = "never") -> tuple[list[list
     hardware = Hardware(torch.device("cpu"), bfloat16=False, threads=1, decisions=(), mode=mode)
     updater = Updater(networks, settings, hardware, ranks)
     quick, graph = updater._quick, StandInGraph()
-    for step in ("warm_up", "capture"):
-        real = getattr(graph, step)
-        setattr(graph, step, lambda compute, step=step, real=real: fail_at(step) or real(compute))
+    warm_up, capture = graph.warm_up, graph.capture
+
+    def record(compute: Callable[[], Any]) -> Any:
+        fail_at("capture")
+        with ranks.rehearsing():  # a real graph tells nobody while it is recorded
+            return capture(compute)
+
+    graph.warm_up = lambda compute: fail_at("warm_up") or warm_up(compute)  # type: ignore[method-assign]
+    graph.capture = record  # type: ignore[method-assign]
     quick._graph = lambda: graph
     room, check = quick._rehearse_eagerly, quick._check
     quick._rehearse_eagerly = lambda batch: fail_at("make_room") or room(batch)  # type: ignore[method-assign]
