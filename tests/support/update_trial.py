@@ -23,6 +23,7 @@ B, T = 2, 3
 CHOICE = ActionSpec("discrete", (3,))
 BOX = ActionSpec("box", (2,), (-1.0, -1.0), (1.0, 3.0), (2,))
 MIXED = ActionSpec("mixed", (2, 3), (-1.0, 0.0), (1.0, float("inf")))
+VECTOR = ObservationSpec("state", (4,), "float32")
 
 
 def settings_of(preset: str) -> Settings:
@@ -78,8 +79,7 @@ class Trial:
         torch.manual_seed(0)
         self.device, self.action, self.settings = torch.device(device), action, settings
         side = 64 if settings.model.encoder == "planet" else 16
-        picture, vector = ObservationSpec("image", (side, side, 3), "uint8"), ObservationSpec("state", (4,), "float32")
-        self._observation = picture if sees else vector
+        self._observation = ObservationSpec("image", (side, side, 3), "uint8") if sees else VECTOR
         self.networks = make_networks(Spaces((self._observation,), action), settings)
         for network in self.networks.all.values():
             for parameter in network.parameters():
@@ -138,7 +138,7 @@ class Trial:
         return {name: value.clone() for name, value in self.updater._state.tensors().items()}
 
 
-def make_batch(action: ActionSpec, length: int, observation: ObservationSpec) -> dict[str, Tensor]:
+def make_batch(action: ActionSpec, length: int, observation: ObservationSpec = VECTOR) -> dict[str, Tensor]:
     """Return sequences of noise, in torch's default type; with the last one's last step another episode begins."""
     choices = torch.randint(2, (B, length, 2))
     of_kind = {"box": torch.rand(B, length, 2), "mixed": torch.cat([choices, torch.rand(B, length, 2)], -1)}
