@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from dreamfleet.common import memory
 from dreamfleet.common.formatting import counted
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.deploy.doctor import checks, facts
+from dreamfleet.deploy.doctor import checks, facts, learner_machine
 from dreamfleet.deploy.doctor.checks import Finding, Section, first_case
 from dreamfleet.deploy.workers.placement import LEARNER_RESOURCE, Node, choose_home, list_nodes, room_for_actors
 from dreamfleet.deploy.workers.ray_internals import token_mode
@@ -115,7 +115,7 @@ class ClusterReport:
         if node is self._home:
             here = node.resources.get("GPU", 0.0)
             elsewhere = sum(answer.node.resources.get("GPU", 0.0) for answer in self._answers) - here
-            return checks.check_learner_machine(
+            return learner_machine.check_learner_machine(
                 self._settings, machine, self._footprint, store, actors, self._actors, here, elsewhere
             )
         if self._footprint is None:

@@ -16,7 +16,7 @@ from typing import Any
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.formatting import ARROW, counted, table
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.deploy.doctor import checks
+from dreamfleet.deploy.doctor import checks, learner_machine
 from dreamfleet.deploy.doctor.checks import Section
 from dreamfleet.deploy.doctor.facts import environment_facts, machine_facts
 from dreamfleet.deploy.workers.address import check_address
@@ -79,7 +79,7 @@ def examine_machine(settings: Settings, directory: str) -> Section:
         *([checks.check_token_file(facts, ray_is_up=False)] if has_token else []),
         checks.check_files(facts, raised=True),
         checks.check_cores(facts["cores"], actors),
-        *checks.check_learner_machine(settings, facts, footprint, store, actors, actors, ray_gpus=None),
+        *learner_machine.check_learner_machine(settings, facts, footprint, store, actors, actors, ray_gpus=None),
         checks.check_environment(settings.env.id, environment, None),
         *model_findings,
     ]

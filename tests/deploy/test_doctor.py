@@ -20,6 +20,7 @@ from dreamfleet.deploy.doctor.checks import Finding, Section
 from dreamfleet.deploy.doctor.cluster import ClusterReport, NodeAnswer, ask_nodes, examine_cluster
 from dreamfleet.deploy.doctor.doctor import describe, doctor, examine_machine, try_environment
 from dreamfleet.deploy.doctor.facts import MachineFacts, environment_facts, machine_facts
+from dreamfleet.deploy.doctor.learner_machine import check_gpu, check_learner_machine
 from dreamfleet.deploy.plan.footprint import Footprint, ModelSizes
 from dreamfleet.deploy.workers.placement import Node
 
@@ -131,7 +132,7 @@ def test_gpu(
     device: str, gpus: Any, sees: Any, training: float | None, ray_gpus: float | None, level: str, part: str
 ) -> None:
     """Found by the driver, seen by torch, known to Ray, and big enough for the model."""
-    found(checks.check_gpu(facts(gpus=gpus, torch_sees_gpu=sees), device, training, ray_gpus), level, part)
+    found(check_gpu(facts(gpus=gpus, torch_sees_gpu=sees), device, training, ray_gpus), level, part)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +149,11 @@ def test_gpu(
 def test_several_gpus(gpus: Any, ray_gpus: float | None, elsewhere: float, level: str, part: str) -> None:
     """As many as there are ranks, at best all of them on the learner's node."""
     sees = True if gpus else None
-    found(checks.check_gpu(facts(gpus=gpus, torch_sees_gpu=sees), "auto", 1e9, ray_gpus, 4, elsewhere), level, part)
+    found(
+        check_gpu(facts(gpus=gpus, torch_sees_gpu=sees), "auto", 1e9, ray_gpus, 4, elsewhere),
+        level,
+        part,
+    )
 
 
 @pytest.mark.parametrize(
@@ -225,13 +230,13 @@ def subjects(findings: Sequence[Finding]) -> list[str]:
 
 def test_the_learners_machine_has_a_finding_for_each_thing() -> None:
     """Without sizes, disk and GPU alone."""
-    whole = checks.check_learner_machine(SETTINGS, facts(), SIZES, 4 * GB, 2, 3, None)
+    whole = check_learner_machine(SETTINGS, facts(), SIZES, 4 * GB, 2, 3, None)
     assert subjects(whole) == ["/dev/shm", "object store", "memory", "disk", "GPU"]  # noqa: S108
     assert "2 actors" in whole[2].text
     nothing_kept = SETTINGS.model_copy(update={"replay": SETTINGS.replay.model_copy(update={"cache_gb": 0.0})})
-    without = checks.check_learner_machine(nothing_kept, facts(), SIZES, 4 * GB, 2, 3, None)
+    without = check_learner_machine(nothing_kept, facts(), SIZES, 4 * GB, 2, 3, None)
     assert without[2].text != whole[2].text, "what the replay keeps decoded is counted"
-    few = checks.check_learner_machine(SETTINGS, facts(), None, 4 * GB, 2, 3, None)
+    few = check_learner_machine(SETTINGS, facts(), None, 4 * GB, 2, 3, None)
     assert subjects(few) == ["disk", "GPU"]
     assert "2 GB" in few[0].text, "the replay's budget alone"
 
@@ -240,11 +245,14 @@ def test_a_gpu_wants_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without one updates are eager, which is several times as slow; nothing is said where none is wanted."""
     lacks = ["a C compiler", "Python's headers (Python.h)"]
     gpu = facts(gpus=[A_GPU], torch_sees_gpu=True, compiler_lacks=lacks)
-    (*_, compiler) = checks.check_learner_machine(SETTINGS, gpu, None, 4 * GB, 2, 3, 1.0)
+    (*_, compiler) = check_learner_machine(SETTINGS, gpu, None, 4 * GB, 2, 3, 1.0)
     found(compiler, "warning", "a C compiler and Python's headers (Python.h) missing")
     for learner in ({"compile": "off"}, {"device": "cpu"}):
         settings = SETTINGS.model_copy(update={"learner": SETTINGS.learner.model_copy(update=learner)})
-        assert subjects(checks.check_learner_machine(settings, gpu, None, 4 * GB, 2, 3, 1.0)) == ["disk", "GPU"]
+        assert subjects(check_learner_machine(settings, gpu, None, 4 * GB, 2, 3, 1.0)) == [
+            "disk",
+            "GPU",
+        ]
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)
     assert "a C compiler" in facts_module._compiler_lacks()
