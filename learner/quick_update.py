@@ -212,7 +212,9 @@ class QuickUpdate:
         assert gradients is not None
         found = dict(zip(map(id, gradients.parameters), gradients.views, strict=True))
         own = {
-            f"{name}: gradient": found.get(id(tensor), torch.zeros_like(tensor)).to("cpu", copy=True)
+            f"{name}: gradient": found[id(tensor)].to("cpu", copy=True)
+            if id(tensor) in found
+            else torch.zeros(tensor.shape, dtype=tensor.dtype)
             for name, tensor in self._state.tensors().items()
             if isinstance(tensor, torch.nn.Parameter) and tensor.requires_grad
         }
