@@ -13,9 +13,11 @@ from command_runs import ROOT, Command, write_workshop
 from patience import PATIENCE_S
 
 from dreamfleet.deploy.run_directory import RunDirectory
+from dreamfleet.deploy.workers.ray_internals import local_node
 from dreamfleet.replay.report import describe, verify
 
 PYTHON_PATH = os.pathsep.join([str(ROOT / ".pkg"), str(ROOT / "tests" / "support")])
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -25,9 +27,10 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([PYTHON_PATH, str(tmp_path)]))
-    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    yield started
-    started.shutdown()
+    with local_node():  # on loopback: nodes take the address of a local Ray of this process, if an earlier test has one
+        started = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        yield started
+        started.shutdown()
 
 
 @pytest.mark.ray
@@ -37,7 +40,7 @@ def test_auto_follows_a_real_cluster(cluster: Any, tmp_path: Path) -> None:
     write_workshop(tmp_path)
     command = Command(
         tmp_path, "train", "--preset", "tiny.yaml", "--run", "run", "--train.env_steps", "1000000", "--actors.count",
-        "auto", "--address", cluster.address, **QUIET,
+        "auto", "--address", cluster.address, **QUIET, **LOOPBACK,
     )  # fmt: skip
     try:
         command.wait_for("room for 1 actors on 1 nodes; all of it is used")
