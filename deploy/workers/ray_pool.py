@@ -275,6 +275,7 @@ class RayPool:
     def close(self) -> None:
         """Close the replay and leave Ray, which ends all that this process started."""
         self._control.close()
+        self._watch.close()
         try:
             if not self._control.is_silent:
                 self._close_environments()

@@ -21,13 +21,17 @@ from dreamfleet.replay.ray_replay import RayReplay
 
 END_S = 10.0
 """Once the run is to end, and all that was silent is ended, the replay has so long to answer what it is asked."""
+SILENT_S = 30.0
+"""A server that is silent for so long is frozen: the call on its way is answered after `WATCH_S`, whatever it is at."""
+_LOOK_S = 1.0
 
 
 class ReplayWatch:
     """Has a call on its way to each server at all times, which the server answers after seconds and never twice.
 
     The answer is the process's id: a call that fails, or one that another process answers, tells of a death. So does
-    nothing else: all other calls are made again by Ray, unseen.
+    nothing else: all other calls are made again by Ray, unseen. A server that leaves it unanswered is killed, by a
+    thread, since who would ask for `changes` may itself be waiting for that server.
 
     Args:
         servers: handles of `ReplayServer`s.
@@ -46,8 +50,15 @@ class ReplayWatch:
         self._pids = [0] * len(self._servers)
         self._answers: SimpleQueue[tuple[int, int, Future[Any]]] = SimpleQueue()  # with the process that was asked
         self._down: set[int] = set()
+        self._watched: list[Future[Any] | None] = [None] * len(self._servers)
+        self._closed = threading.Event()
         for number in range(len(self._servers)):
             self._ask(number, "watch")
+        threading.Thread(target=self._look_for_frozen, name="replay watch", daemon=True).start()
+
+    def close(self) -> None:
+        """Kill no more servers for their silence."""
+        self._closed.set()
 
     def changes(self) -> list[ReplayChange]:
         """Return which processes died, and which are up again, since the last call."""
@@ -98,10 +109,31 @@ class ReplayWatch:
         _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=within_s)
         for reference in silent:
             number = asked[reference]
-            # Not left to the call on its way, which may fail a second later than the run comes to its end.
-            self._answers.put((number, self._pids[number], _no_answer_for(within_s)))
-            if not _kill(self._pids[number]):  # a frozen process of another machine: Ray's own way takes longer
-                ray.kill(self._servers[number], no_restart=False)
+            self._end(number, f"it gave no answer for {within_s:.0f} s, and the run is to end")
+
+    def _look_for_frozen(self) -> None:
+        """Kill each server whose call on its way is unanswered for `SILENT_S`, as seen by looks at it once a second.
+
+        Looks are counted, not time: after a pause of the whole machine, or of this process, an answer may be close.
+        """
+        looked_at, looks = list(self._watched), [0] * len(self._watched)
+        while not self._closed.wait(_LOOK_S):
+            for number, call in enumerate(self._watched):
+                is_silent = call is looked_at[number] and call is not None and not call.done()
+                looks[number] = looks[number] + 1 if is_silent else 0
+                looked_at[number] = call
+                if looks[number] * _LOOK_S >= SILENT_S:
+                    looks[number] = 0
+                    self._end(number, f"it gave no answer for {SILENT_S:.0f} s")
+
+    def _end(self, number: int, why: str) -> None:
+        """Kill a server that is silent; Ray starts another.
+
+        That it is dead is not left to the call on its way, which may fail a second later than the run comes to its end.
+        """
+        self._answers.put((number, self._pids[number], _no_answer(why)))
+        if not _kill(self._pids[number]):  # a frozen process of another machine: Ray's own way takes longer
+            ray.kill(self._servers[number], no_restart=False)
 
     def _unseen(self, number: int, who: str, before: int) -> list[ReplayChange]:
         """Return a death that no call of ours met, if another process answers."""
@@ -115,13 +147,14 @@ class ReplayWatch:
     def _ask(self, number: int, method: str) -> None:
         future: Future[Any] = getattr(self._servers[number], method).remote().future()
         asked = self._pids[number]
+        self._watched[number] = future if method == "watch" else None  # opening a directory may take long
         future.add_done_callback(lambda done: self._answers.put((number, asked, done)))
 
 
-def _no_answer_for(within_s: float) -> Future[Any]:
+def _no_answer(why: str) -> Future[Any]:
     """Return the answer of a process that gives none."""
     answer: Future[Any] = Future()
-    answer.set_exception(TimeoutError(f"it gave no answer for {within_s:.0f} s, and the run is to end"))
+    answer.set_exception(TimeoutError(why))
     return answer
 
 

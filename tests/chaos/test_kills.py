@@ -118,10 +118,10 @@ def test_frozen_processes_are_waited_for_or_replaced(new_run: NewRun, role: str)
         process.resume()
     run.wait_for_more("updates", 2)
     run.wait_for_more("steps", 6)
-    if role == "actor":
-        for process in run.freeze(role)[:1]:
-            run.wait_for(lambda process=process: not process.is_running(), "its replacement")  # type: ignore[misc]
-        run.wait_for_more("steps", 6)
+    for process in run.freeze(role)[:1]:
+        run.wait_for(lambda process=process: not process.is_running(), "its replacement")  # type: ignore[misc]
+    run.wait_for_more("updates", 2)
+    run.wait_for_more("steps", 6)
     run.stop()
     run.check(is_complete=False)
 

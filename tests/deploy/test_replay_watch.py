@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -67,6 +68,42 @@ def test_a_server_killed_for_its_silence_is_named_at_once_and_once(
     assert watch.changes() == [], "the old process's call fails late, and tells of nothing new"
     server.watch.calls[2].set_exception(ConnectionError("reset by peer"))
     assert [bool(change.cause) for change in watch.changes()] == [True], "the new process dies"
+
+
+def test_a_frozen_server_is_killed_though_nobody_asks(
+    process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay_watch, "SILENT_S", 0.2)
+    monkeypatch.setattr(replay_watch, "_LOOK_S", 0.05)
+    server = Server()
+    watch = ReplayWatch([server], [], None)
+    server.watch.calls[0].set_result(process.pid)
+    assert watch.changes() == []
+    process.send_signal(signal.SIGSTOP)
+    assert process.wait(10.0) == -signal.SIGKILL, "though who would ask for changes waits for the server"
+    server.watch.calls[1].set_exception(ConnectionError("reset by peer"))
+    (change,) = watch.changes()
+    assert change == ReplayChange("replay", "it gave no answer for 0 s")
+    server.health.calls[-1].set_result(process.pid + 1)
+    assert watch.changes() == [ReplayChange("replay")]
+    watch.close()
+
+
+def test_a_server_that_opens_its_directory_or_is_not_asked_again_is_not_killed(
+    process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay_watch, "SILENT_S", 0.2)
+    monkeypatch.setattr(replay_watch, "_LOOK_S", 0.05)
+    opening, unasked = Server(), Server()
+    watch = ReplayWatch([opening, unasked], [], None)
+    opening.watch.calls[0].set_exception(ConnectionError("reset by peer"))
+    unasked.watch.calls[0].set_result(process.pid)  # and the answer is not taken, as while the run waits for something
+    opening.health.calls.clear()
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.6)
+    unasked.watch.calls[0] = Future()
+    assert len(watch.changes()) == 1, "one death, and no silence"
+    watch.close()
 
 
 def test_a_death_that_only_the_call_on_its_way_tells_of(process: subprocess.Popen[bytes]) -> None:
