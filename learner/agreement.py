@@ -30,9 +30,12 @@ def metric_differences(
     names: Sequence[str], eager: Sequence[float], disturbed: Sequence[float], found: Sequence[float], tolerance: float
 ) -> list[str]:
     """Return a phrase for each metric, losses and gradient norms among them, that is off."""
+    scales = [1.0 + abs(wanted) for wanted in eager]
+    noises = [_gap(other, wanted) / scale for other, wanted, scale in zip(disturbed, eager, scales, strict=True)]
+    usual = _usual(noises)
     phrases = []
-    for name, wanted, other, value in zip(names, eager, disturbed, found, strict=True):
-        allowed = tolerance * (1.0 + abs(wanted)) + FACTOR * _gap(other, wanted)
+    for name, wanted, value, scale, noise in zip(names, eager, found, scales, noises, strict=True):
+        allowed = scale * (tolerance + FACTOR * max(noise, usual))
         if not _gap(value, wanted) <= allowed:  # a gap that is not a number is none that is allowed
             phrases.append(f"{name} is {value:.6g}, eagerly {wanted:.6g} ± {allowed:.2g}")
     return phrases
@@ -86,23 +89,36 @@ def tensor_differences(
     return phrases
 
 
-def norm_differences(
-    eager: Sequence[float], disturbed: Sequence[float], found: Sequence[float], tolerance: float
-) -> list[str]:
-    """Return a phrase if gradients differ in their norms before clipping, which may have made them alike."""
+def norm_differences(eager: Sequence[float], disturbed: Sequence[float], found: Sequence[float]) -> list[str]:
+    """Return a phrase if gradients differ in their norms before clipping, which may have made them alike.
+
+    Only by `MOST`: where single numbers part by less, the tensors tell more surely whether that is rounding.
+    """
     if len(eager) != len(found):
         return [f"{len(found)} gradients were clipped, eagerly {len(eager)}"]
     off = []
     for wanted, other, value in zip(eager, disturbed, found, strict=True):
-        gap, allowed = abs(value - wanted), _allowed(wanted, abs(other - wanted), tolerance)
-        if not gap <= allowed:
+        allowed = _most(wanted, abs(other - wanted))
+        if not abs(value - wanted) <= allowed:
             off.append(f"one of {value:.3g} where {wanted:.3g} ± {allowed:.2g} is right")
     return [f"{len(off)} of {len(eager)} gradients have another norm before clipping, {off[0]}"] if off else []
 
 
 def _allowed(size: float, noise: float, tolerance: float) -> float:
-    """Return how far something of this size may be off, if rounding alone takes it so far as `noise`."""
-    return min(tolerance * size + FACTOR * noise, max(MOST * size, 2.0 * noise))
+    """Return how far a tensor of this size may be off, if rounding alone takes it so far as `noise`."""
+    return min(tolerance * size + FACTOR * noise, _most(size, noise))
+
+
+def _most(size: float, noise: float) -> float:
+    return max(MOST * size, 2.0 * noise)
+
+
+def _usual(noises: Sequence[float]) -> float:
+    """Return the upper quartile of how far rounding takes single numbers.
+
+    One of them may hardly move by chance, where another rounding moves it as far as the rest; a tensor's many do not.
+    """
+    return sorted(noises)[3 * (len(noises) - 1) // 4] if noises else 0.0
 
 
 def _groups(state: Mapping[str, Tensor]) -> dict[str, list[str]]:

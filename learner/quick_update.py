@@ -1,7 +1,8 @@
-"""Updates with compiled steps or as one captured graph, which give way to eager ones where they fail or differ.
+"""Updates as one captured graph or with compiled steps, which give way, the one to the other and both to eager ones.
 
 What nobody could try on a card is not trusted on it: the first batch's update is made eagerly too, from the same state
-and with the same random numbers, and compared (`agreement.py`).
+and with the same random numbers, and compared (`agreement.py`). What fails or differs is given up, and the next best
+way is tried: compiled steps without the graph, then none of both.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class QuickUpdate:
     """The quick way to make updates with batches of the shapes that it was prepared for.
 
     Attributes:
-        mode: how it makes them; `eager` where that was asked for, or nothing else works or agrees.
+        mode: how it makes them: as was asked for, or the next best way that works and agrees; at last `eager`.
 
     Args:
         make: makes an update with losses, or eagerly with None.
@@ -84,20 +85,28 @@ class QuickUpdate:
         """Compile and capture the update with a batch of the usual shapes, and put everything back that it changed."""
         if self.mode == "eager":
             return
-        self._shapes, self._is_checked, self._captured = _shapes(batch), False, None
-        steps = [self._compile_steps]
-        steps += [self._warm_up, self._capture] if self.mode == "captured" else []
-        steps += [] if self._ranks.is_alone else [self._rehearse_eagerly]
+        self._shapes, self._is_checked = _shapes(batch), False
+        self._losses = self._captured = None
         before = self._state.take()
         try:
-            for step in steps:
-                if not self._together(step, batch):
-                    break
+            self._together(self._compile_steps, batch, "eager")
+            for step in (self._warm_up, self._capture):
+                if self.mode == "captured":
+                    self._together(step, batch)
+            if not self._ranks.is_alone:
+                while self.mode != "eager" and not self._together(self._rehearse_eagerly, batch):
+                    pass  # each way that is given up makes room
         finally:
             self._state.put_back(before)
 
-    def _together(self, step: Callable[[Mapping[str, Tensor]], None], batch: Mapping[str, Tensor]) -> bool:
-        """Take a step of preparing, and return whether it went well; what fails on one rank is given up by all."""
+    def _together(
+        self, step: Callable[[Mapping[str, Tensor]], None], batch: Mapping[str, Tensor], otherwise: Mode | None = None
+    ) -> bool:
+        """Take a step of preparing, and return whether it went well; what fails on one rank is given up by all.
+
+        Args:
+            otherwise: the way to go on in if it failed on any rank, unless the next best.
+        """
         reason = ""
         try:
             step(batch)
@@ -109,7 +118,7 @@ class QuickUpdate:
                 _LOG.info("Preparing %s updates failed on this rank: %s", self.mode, reason)  # should none answer now
         has_failed = self._ranks.agree(bool(reason))
         if has_failed:
-            self._give_up(reason or "that failed on another rank")
+            self._step_down(reason or "that failed on another rank", otherwise)
         return not has_failed
 
     def _compile_steps(self, batch: Mapping[str, Tensor]) -> None:
@@ -158,7 +167,7 @@ class QuickUpdate:
         try:
             return self._make_quickly(batch, stopwatch)
         except Exception as error:  # noqa: BLE001 (see `_together`)
-            self._give_up_alone(error)
+            self._step_down_alone(error)
         set_random_states(self._hardware.device, drawn)
         return None
 
@@ -175,7 +184,7 @@ class QuickUpdate:
         try:
             return self._check(before, batch, stopwatch)
         except Exception as error:  # noqa: BLE001 (see `_together`)
-            self._give_up_alone(error)
+            self._step_down_alone(error)
         self._state.put_back(before)
         return None
 
@@ -202,7 +211,7 @@ class QuickUpdate:
         if self._hardware.is_insisted:
             _LOG.warning("The first %s update is not the eager one of the same batch: %s.", self.mode, what)
             return quick.made
-        self._give_up(f"the first one is not the eager one of the same batch: {what}")
+        self._step_down(f"the first one is not the eager one of the same batch: {what}")
         state.put_back(eager.after)
         return eager.made
 
@@ -221,8 +230,8 @@ class QuickUpdate:
         unclipped = [] if gradients.norms is None else gradients.norms.tolist()
         return _Trial(made._replace(gradients=None), made.values.tolist(), own, unclipped, before, self._state.take())
 
-    def _give_up_alone(self, error: Exception) -> None:
-        """Give up after an error that other ranks do not know of; with any of them, raise."""
+    def _step_down_alone(self, error: Exception) -> None:
+        """Step down after an error that other ranks do not know of; with any of them, raise."""
         if isinstance(error, OtherRankError):
             raise error
         if not self._ranks.is_alone:
@@ -230,12 +239,16 @@ class QuickUpdate:
                 f"a {self.mode} update failed on this rank, and the others have begun theirs: {_short(error)}; "
                 "learner.compile off makes updates eagerly"
             ) from error
-        self._give_up(f"that failed: {_short(error)}")
+        self._step_down(f"that failed: {_short(error)}")
 
-    def _give_up(self, reason: str) -> None:
-        """Make no more updates this way, and free what was made for it."""
-        mode, self.mode = self.mode, "eager"
-        self._losses = self._captured = None
+    def _step_down(self, reason: str, to: Mode | None = None) -> None:
+        """Make no more updates this way, free what was made for it, and go on in the next best way, to be checked."""
+        mode, self.mode = self.mode, to or ("compiled" if self.mode == "captured" else "eager")
+        self._captured, self._is_checked = None, False
+        if self.mode == "compiled":
+            _LOG.warning("Updates go on with compiled steps alone, and not captured as one graph, since %s", reason)
+            return
+        self._losses = None
         torch.compiler.reset()
         _LOG.warning("Updates go on eagerly, as with learner.compile off, and not %s, since %s", mode, reason)
 
@@ -269,7 +282,7 @@ def _differences(eager: _Trial, disturbed: _Trial, quick: _Trial, tolerance: flo
     if eager.made.names != quick.made.names:
         return [f"its metrics are {', '.join(quick.made.names)}"]
     of_metrics = metric_differences(eager.made.names, eager.values, disturbed.values, quick.values, tolerance)
-    of_norms = norm_differences(eager.norms, disturbed.norms, quick.norms, tolerance)
+    of_norms = norm_differences(eager.norms, disturbed.norms, quick.norms)
     of_gradients = tensor_differences("is", eager.gradients, disturbed.gradients, quick.gradients, tolerance)
     of_changes = tensor_differences("changes", eager.changes(), disturbed.changes(), quick.changes(), tolerance)
     return of_metrics + of_gradients + of_norms + of_changes

@@ -28,7 +28,7 @@ BUDGETS = {"planet": 1160, "dreamer_v1": 3050, "dreamer_v2": 2320, "dreamer_v3":
 BUDGETS |= {"dreamer_v3+decoder_free": 5390, "dreamer_v3+explore": 8100}
 """Operations of an update on sequences of `LENGTH`, without views: 5 % above what was counted.
 
-Operations over many tensors count for each, and norms as a CPU takes them apart: a GPU has fewer kernels.
+Norms are counted as a CPU takes them apart: a GPU has fewer kernels.
 """
 
 
@@ -64,7 +64,11 @@ def make_batch(updater: Updater, sequences: int, length: int) -> dict[str, Tenso
 
 
 class Counter(TorchDispatchMode):
-    """Counts operations, without views and without those that only make a tensor."""
+    """Counts operations, without views and without those that only make a tensor.
+
+    One over lists of tensors (`torch._foreach_*`) counts once, but for each tensor where a GPU takes them one by one:
+    if lists are of different shapes, strides or types at a place (torch's `can_use_fast_route`).
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +76,12 @@ class Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         is_kernel = function.namespace == "aten" and not (function.is_view or "detach" in str(function))
-        self.count += is_kernel and "empty" not in str(function)
+        if is_kernel and "empty" not in str(function):
+            lists = [each for each in args if isinstance(each, list | tuple) and each and isinstance(each[0], Tensor)]
+            is_slow = "_foreach" in str(function) and any(
+                len({(one.shape, one.stride(), one.dtype) for one in place}) > 1 for place in zip(*lists, strict=False)
+            )
+            self.count += len(lists[0]) if is_slow else 1
         return function(*args, **(kwargs or {}))
 
 
@@ -86,6 +95,15 @@ def count_operations(preset: str, action: ActionSpec, length: int) -> int:
         with Counter() as counter:
             updater.update(2, batch, Stopwatch())
     return counter.count
+
+
+def test_operations_over_many_tensors_count_as_a_gpu_takes_them() -> None:
+    """At once where they are alike, and one by one where each is multiplied by a number that is a tensor."""
+    tensors, factors = [torch.ones(2, number) for number in range(1, 6)], [torch.ones(()) for _ in range(5)]
+    for others, kernels in ((tensors, 1), (torch.ones(()), 1), (factors, 5)):
+        with Counter() as counter:
+            torch._foreach_mul_(tensors, others)
+        assert counter.count == kernels
 
 
 @pytest.mark.parametrize(("preset", "budget"), BUDGETS.items())

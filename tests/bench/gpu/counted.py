@@ -9,8 +9,8 @@ from tests.learner.test_device_update import BOX, CHOICE, LENGTH, count_operatio
 
 METHOD = """
 Under fake tensors, which have shapes and no values, at each preset's own length of sequences: operations without views,
-each over many tensors counted for each, and norms as a CPU takes them apart. A GPU has fewer kernels than that. Beside
-it the same at 16 steps, which a test holds to a budget.
+those over lists of tensors once where a GPU takes them at once, and norms as a CPU takes them apart. A GPU has fewer
+kernels than that. Beside it the same at 16 steps, which a test holds to a budget.
 """
 PRESETS = ("dreamer_v3", "dreamer_v2", "dreamer_v1", "planet", "small")
 
