@@ -31,7 +31,7 @@ from dreamfleet.deploy.plan.footprint import (
     mean_chunk_steps,
     model_sizes,
 )
-from dreamfleet.deploy.plan.plan import describe
+from dreamfleet.deploy.plan.plan import _suppose_gpus, describe
 from dreamfleet.deploy.plan.rates import Known, Rates, fit_update_time, measure_actor, measure_updates, rates_of_run
 from dreamfleet.deploy.plan.traffic import (
     Speeds,
@@ -102,6 +102,17 @@ def test_steps_that_are_kept_decoded_are_sampled_faster() -> None:
     assert found.remedy == "a greater replay.cache_gb, or a machine with faster cores for the learner"
     (whole,) = (limit for limit in limits(SETTINGS, SIZES, 4, 30.0, None) if limit.name == found.name)
     assert whole.remedy == "a machine with faster cores for the learner"
+
+
+def test_all_gpus_are_those_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` is planned as a number, which a sentence names; as many as divide the batch."""
+    every = SETTINGS.model_copy(update={"learner": SETTINGS.learner.model_copy(update={"gpus": "auto"})})
+    for have, ranks in ((0, 1), (2, 2), (4, 2), (5, 5)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda have=have: have)
+        supposed, sentence = _suppose_gpus(every)
+        assert supposed.learner.gpus == supposed.learner.ranks == ranks
+        assert sentence.startswith(f"learner.gpus auto is planned as {ranks}, ")
+    assert _suppose_gpus(SETTINGS) == (SETTINGS, "")
 
 
 def test_ranks_send_each_other_their_gradients_and_each_needs_memory() -> None:

@@ -7,13 +7,24 @@ import signal
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
+from moving_square import square_format
 from patience import PATIENCE_S, wait_until
+from small_runs import small_settings
 
-from dreamfleet.learner.batches import staleness, write_arrays
+from dreamfleet.learner import update_loop
+from dreamfleet.learner.batches import TrainingBatches, staleness, write_arrays
+from dreamfleet.learner.lane import HiddenWork, Lane
 from dreamfleet.learner.prefetcher import Prefetcher, threads_wanted
+from dreamfleet.learner.ranks import Ranks
+from dreamfleet.learner.stopwatch import Stopwatch
+from dreamfleet.learner.update_loop import UpdateLoop
+from dreamfleet.replay.compressed_batch import decompress
+from dreamfleet.replay.replay import Replay
 
 
 class NotYetError(Exception):
@@ -31,6 +42,30 @@ def test_batches_come_in_order_whatever_the_threads_do() -> None:
     ahead = Prefetcher(fetch, depth=4, first_number=7, threads=3)
     assert [ahead.next() for _ in range(40)] == list(range(7, 47))
     ahead.close()
+
+
+def test_each_rank_draws_batches_and_noise_of_its_own(
+    replay: Replay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of update k, rank r of N has the sequences of batch k·N + r, and random numbers seeded with k and r."""
+
+    class Third(Ranks):
+        number, count = 2, 3
+
+    seeds: list[tuple[object, ...]] = []
+    monkeypatch.setattr(update_loop, "seed_torch", lambda *given: seeds.append(given))
+    settings = small_settings(learner={"batch_size": 6}).learner
+    lane, hidden = Lane(torch.device("cpu"), HiddenWork()), HiddenWork()
+    for ahead in (False, True):
+        batches = TrainingBatches(replay, square_format(), settings, ahead, lane, hidden, ranks=Third())
+        loop = UpdateLoop(Mock(), batches, lane, hidden, Third(), seed=7, directory=tmp_path)
+        for update in (1, 2, 3):
+            made = loop._make_next(Stopwatch())
+            wanted = decompress(replay.sample(3 * update + 2, 2), square_format())
+            assert all(np.array_equal(made.batch.arrays[name], value) for name, value in wanted.items())
+        batches.close()
+        assert seeds == [(7, "update", update, 2) for update in (1, 2, 3)]
+        seeds.clear()
 
 
 def test_it_fetches_ahead_and_no_further_than_asked() -> None:

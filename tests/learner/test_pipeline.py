@@ -16,7 +16,7 @@ from dreamfleet.common.acting.agent_networks import flatten
 from dreamfleet.common.errors import UserError
 from dreamfleet.learner import learner as learner_module
 from dreamfleet.learner import saving
-from dreamfleet.learner.batches import Batch
+from dreamfleet.learner.batches import Batch, NotFiniteLossError
 from dreamfleet.learner.checkpoints.store import CheckpointStore
 from dreamfleet.learner.lane import HiddenWork, Lane
 from dreamfleet.learner.publishing import WeightsPublisher
@@ -109,6 +109,40 @@ def test_the_memory_of_batches_is_a_ring(replay: Replay, tmp_path: Path, monkeyp
     learner.close()
     assert not held
     assert 3 <= len(made) <= 5
+
+
+def test_a_batch_that_is_not_finite_is_saved_while_the_next_one_is_under_way(
+    replay: Replay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is known an update late: the file has its own arrays, neither update has changed anything, both come again."""
+    plain = LateLearner(replay, tmp_path / "plain", monkeypatch).learner
+    expected = [plain.train(4).metrics, plain.train(3).metrics]
+    plain.close()
+    late = LateLearner(replay, tmp_path / "late", monkeypatch)
+    (tmp_path / "late").mkdir()
+    fetch, is_broken = learner_module.TrainingBatches.fetch, True
+
+    def fetch_broken(self: learner_module.TrainingBatches, number: int) -> Batch:
+        batch = fetch(self, number)
+        if number == 5 and is_broken:
+            late.batches.follow(late.batches.mark())
+            batch.on_host["reward"][1, 2] = np.nan
+            batch.upload()
+        return batch
+
+    monkeypatch.setattr(learner_module.TrainingBatches, "fetch", fetch_broken)
+    assert late.learner.train(4).metrics == expected[0]
+    before = late.weights()
+    with pytest.raises(NotFiniteLossError, match="update 5 was not made"):
+        late.learner.train(3)
+    assert np.array_equal(late.weights(), before)
+    wanted = decompress(replay.sample(5, 4), square_format())
+    with np.load(tmp_path / "late" / "bad_batch-5.npz", allow_pickle=False) as saved:
+        assert np.isnan(saved["reward"][1, 2])
+        assert np.array_equal(saved["image"], wanted["image"])
+    is_broken = False
+    assert late.learner.train(3).metrics == expected[1]
+    late.learner.close()
 
 
 # Publishing ----------------------------------------------------------------------------------------------------------
