@@ -81,9 +81,13 @@ class QuickUpdate:
         self._captured: CapturedUpdate[Made] | None = None
         self._is_checked = False
 
+    @property
+    def _is_eager(self) -> bool:
+        return self.mode == "eager"
+
     def prepare(self, batch: Mapping[str, Tensor]) -> None:
         """Compile and capture the update with a batch of the usual shapes, and put everything back that it changed."""
-        if self.mode == "eager":
+        if self._is_eager:
             return
         self._shapes, self._is_checked = _shapes(batch), False
         self._losses = self._captured = None
@@ -94,7 +98,7 @@ class QuickUpdate:
                 if self.mode == "captured":
                     self._together(step, batch)
             if not self._ranks.is_alone:
-                while self.mode != "eager" and not self._together(self._rehearse_eagerly, batch):
+                while not (self._is_eager or self._together(self._rehearse_eagerly, batch)):
                     pass  # each way that is given up makes room
         finally:
             self._state.put_back(before)
@@ -151,9 +155,9 @@ class QuickUpdate:
 
     def takes(self, batch: Mapping[str, Tensor]) -> bool:
         """Return whether this batch has the usual shapes, which the first one sets: another had to be compiled anew."""
-        if self.mode != "eager" and self._shapes is None:
+        if not self._is_eager and self._shapes is None:
             self.prepare(batch)
-        return self.mode != "eager" and _shapes(batch) == self._shapes
+        return not self._is_eager and _shapes(batch) == self._shapes
 
     def make(self, batch: Mapping[str, Tensor], stopwatch: Stopwatch) -> Made | None:
         """Make an update of a batch that it takes; None if that failed, and then nothing has changed.

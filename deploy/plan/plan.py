@@ -65,7 +65,7 @@ def plan(
 
 
 def _suppose_gpus(settings: Settings) -> tuple[Settings, str]:
-    """Return the settings with a number for `learner.gpus auto`, by this machine's GPUs, and a sentence that says so."""
+    """Return the settings with a number for `learner.gpus auto`, by this machine's, and a sentence that says so."""
     learner = settings.learner
     if learner.gpus != "auto" or learner.device == "cpu":
         return settings, ""
