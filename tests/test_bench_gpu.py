@@ -343,7 +343,10 @@ def test_tests_that_need_a_gpu_are_taken_down(tmp_path: Path) -> None:
 
 def test_real_runs_have_settings_that_fit() -> None:
     """What is only run on a GPU: presets and flags are resolved here."""
-    commands = [[*(f for p in run.presets for f in ("--preset", p)), *run.flags] for run in trains._runs(dry=False)]
+    commands = [
+        [*(f for p in run.presets for f in ("--preset", p)), *run.flags]
+        for run in trains._runs(dry=False, has_ray=True)
+    ]
     job = Job(Path(), "", 0.0)
     commands += [learning._flags(job, task, inline=False) for task in learning.TASKS]
     for words in commands:

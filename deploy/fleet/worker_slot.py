@@ -160,6 +160,10 @@ class WorkerSlot:
         self._idle_since = now
         return unanswered
 
+    def compiling_s(self, now: float) -> float | None:
+        """Return for how long this slot's worker, a learner, has been preparing its updates; None if it does not."""
+        return now - self.orders[0].begun if self.orders and self.orders[0].method == "prepare" else None
+
     def idle_until(self, now: float) -> float:
         """Return the seconds without an order so far."""
         return self.idle_s + (now - self._idle_since if self._idle_since is not None and not self.orders else 0.0)

@@ -178,18 +178,25 @@ def test_a_learner_that_is_killed_as_it_comes_up_is_waited_for() -> None:
 
 
 def test_a_learner_may_compile_for_longer_than_an_order_may_take() -> None:
-    """It is not replaced for it, what it logged meanwhile is heard, and the run is exact."""
+    """It is not replaced for it, how long it takes can be told, what it logged is heard, and the run is exact."""
     pool = SimulatedPool(seconds_to_prepare=5 * CONFIG.learner_timeout_s)
     heard: list[str] = []
+    told_s: list[float] = []
 
     class Hears(Callbacks):
         def on_log(self, records: list[LogRecord]) -> None:
             heard.extend(text for _, text in records)
 
+        def on_turn(self, fleet: FleetState) -> None:
+            compiling_s = fleet.roster.learner.compiling_s(pool.now)
+            told_s.extend([] if compiling_s is None else [compiling_s])
+
     fleet = Fleet(pool, CONFIG, Ledger(RATIO), [Hears()], clock=pool.clock).run()
     assert fleet.ledger.updates == RATIO.updates
     assert pool.restored_from == [0]
     assert heard.count("prepared") == 1
+    assert told_s == sorted(told_s)
+    assert max(told_s) > 0.9 * pool.seconds_to_prepare
 
 
 def test_a_learner_that_cannot_work_ends_the_run_within_a_minute() -> None:

@@ -40,7 +40,7 @@ class Run:
         return f"{' '.join(self.presets)}, {'inline' if self.inline else 'on Ray'}"
 
 
-def _runs(dry: bool) -> tuple[Run, ...]:
+def _runs(dry: bool, has_ray: bool) -> tuple[Run, ...]:
     presets, flags = ("dreamer_v3", "debug"), ("--env.time_limit", "30", *_SHORT, "--train.env_steps", "400")
     if dry:
         return (Run(presets, (*flags, "--env.id", "CartPole-v1", "--records.evaluate_every", "0"), True),)
@@ -49,7 +49,7 @@ def _runs(dry: bool) -> tuple[Run, ...]:
         Run(presets, (*flags, *_EAGER), True),
         Run(presets, (*flags, *_EAGER), False),
         Run(("quickstart",), (*longer, *_EAGER), False),
-        Run(("quickstart",), longer, True),
+        Run(("quickstart",), longer, inline=not has_ray),  # as it comes
     )
 
 
@@ -57,8 +57,8 @@ def measure(job: Job, recorder: Recorder) -> None:
     """Take down how the runs ended, one by one."""
     device = job.device  # a part that needs the GPU is skipped without one
     environment = () if job.dry else _environment(recorder)
-    runs = _runs(job.dry)
     has_ray = find_spec("ray") is not None
+    runs = _runs(job.dry, has_ray)
     failed = []
     for place, run in enumerate(runs):
         if not run.inline and not has_ray:
