@@ -70,7 +70,7 @@ class ActorProcess:
 
         What a policy needs is imported before: on a busy machine that takes seconds, which are not the environment's.
         """
-        if self._settings.behaviour.kind != "random" and not self._ask:
+        if self._settings.acts_by_weights and not self._ask:
             importlib.import_module("dreamfleet.common.acting.model_policy")
         return platform.node()
 

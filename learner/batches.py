@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dreamfleet.common.acting.policy import CHANCE
 from dreamfleet.common.errors import RunFailedError
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.schema import LearnerSettings
@@ -21,8 +22,6 @@ from dreamfleet.learner.ranks import ALONE, Ranks
 from dreamfleet.replay.batch_reader import BatchReader
 from dreamfleet.replay.interface import ExperienceReplay, NotEnoughExperienceError
 
-CHANCE = -1
-"""Version of an action that no weights chose."""
 _NEVER_READ = ("episode", "version")
 """Fields that no loss reads: they do not travel to the device."""
 

@@ -138,11 +138,15 @@ class Learner:
         self._loop.finish_early()
 
     def _is_publication_due(self, made: int) -> bool:
-        """Whether this rank is to publish: a version falls due within the updates just made, or there is none yet."""
+        """Whether this rank is to publish: a version falls due within the updates just made, or there is none yet.
+
+        Where all actions are random, nobody wants more than the first, but for evaluations.
+        """
         every = self._settings.learner.publish_every
         if not self.ranks.is_first:
             return False
-        return not self._publisher.has_published or self.updates // every > (self.updates - made) // every
+        is_due = self._settings.acts_by_weights and self.updates // every > (self.updates - made) // every
+        return is_due or not self._publisher.has_published
 
     # Publishing and saving ------------------------------------------------------------------------------------------
 

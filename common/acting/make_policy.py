@@ -45,7 +45,7 @@ def make_policy(
     """
     by_chance = make_random_policy(settings, spaces, environments, seed)
     policy: Policy = by_chance
-    if settings.behaviour.kind != "random":
+    if settings.acts_by_weights:
         from dreamfleet.common.acting.model_policy import ModelPolicy  # torch, which a random actor does without
 
         policy = ModelPolicy(settings, spaces, environments, seed, explores, by_chance)

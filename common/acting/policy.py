@@ -12,6 +12,9 @@ from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ActionSpec, is_bounded, reach_of
 from dreamfleet.common.seeds import derive_seed
 
+CHANCE = -1
+"""Version of an action that no weights chose."""
+
 
 @dataclass(frozen=True)
 class PublishedWeights:
@@ -74,7 +77,7 @@ class RandomPolicy:
                 f"actors.action_weights has {len(weights)} frequencies, but the environment's action is "
                 f"{spec.in_words}: give one for each choice of a discrete action, or none."
             )
-        self.version = 0
+        self.version = CHANCE
         self._frequencies = np.array(weights) / sum(weights) if weights else None
         self._spec = spec
         self._hold = (hold_min, hold_max)
@@ -99,9 +102,8 @@ class RandomPolicy:
             left[k] -= 1
         return action
 
-    def adopt(self, version: int, weights: np.ndarray) -> None:  # noqa: ARG002
-        """Remember the version; random actions need no weights."""
-        self.version = version
+    def adopt(self, version: int, weights: np.ndarray) -> None:
+        """Do nothing: random actions need no weights, and none chose them."""
 
     def _draw(self) -> Iterator[tuple[Any, int]]:
         """Yield forever an action and the number of steps for which it is held."""

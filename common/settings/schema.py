@@ -241,9 +241,14 @@ class Settings(Section):
     records: RecordSettings = RecordSettings()
 
     @property
+    def acts_by_weights(self) -> bool:
+        """Whether published weights choose actions; else all are random."""
+        return self.behaviour.kind != "random"
+
+    @property
     def acts_centrally(self) -> bool:
         """Whether one process is to act for all actors; those that act by chance need none, and a dataset no actors."""
-        return self.actors.inference == "central" and self.behaviour.kind != "random" and not self.train.dataset
+        return self.actors.inference == "central" and self.acts_by_weights and not self.train.dataset
 
     @model_validator(mode="after")
     def _fit_together(self) -> Settings:

@@ -37,7 +37,8 @@ class ActorSide:
                     return
                 if len(slot.orders) > depth:
                     continue
-                acts = state.config.acts_at_once or ledger.env_steps >= ledger.ratio.prefill
+                is_prefilled = state.config.acts_at_once or ledger.env_steps >= ledger.ratio.prefill
+                acts = state.config.acts_by_weights and is_prefilled
                 weights = state.weights if acts else None
                 if (weights and not state.can_act) or (state.config.acts_at_once and not weights):
                     return

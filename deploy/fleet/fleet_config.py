@@ -24,6 +24,7 @@ class FleetConfig:
         give_up_after_s: how long workers of a slot may fail without any progress until it is given up.
         acts_centrally: whether one process acts for all actors.
         acts_at_once: whether a policy acts in the prefill too: the run began with what another has learnt.
+        acts_by_weights: whether weights choose actions at all; else actors are sent none.
     """
 
     actors: int | None
@@ -40,6 +41,7 @@ class FleetConfig:
     give_up_after_s: float = 600.0
     acts_centrally: bool = False
     acts_at_once: bool = False
+    acts_by_weights: bool = True
 
     @property
     def evaluator_timeout_s(self) -> float:
@@ -64,5 +66,6 @@ class FleetConfig:
             evaluation_episodes=settings.records.evaluation_episodes,
             give_up_after_s=settings.actors.give_up_after_s,
             acts_centrally=settings.acts_centrally and not inline,
-            acts_at_once=learns and bool(settings.train.from_run) and settings.behaviour.kind != "random",
+            acts_at_once=learns and bool(settings.train.from_run) and settings.acts_by_weights,
+            acts_by_weights=settings.acts_by_weights,
         )

@@ -250,7 +250,7 @@ def _conclusions(
         sentences.append(f"Beside actors and learner: {_limit(other)}")
     weights, every = footprint.model.weights, settings.learner.publish_every
     nodes = int(GIGABIT / (updates / every * weights))
-    if nodes <= 1000:
+    if settings.acts_by_weights and nodes <= 1000:
         sent = f"Weights of {format_bytes(weights)} every {every} updates"
         sentences.append(f"{sent}: 1 Gbit/s out of the learner's node serves {nodes} nodes.")
     ratio = TrainRatio.of(settings)

@@ -74,10 +74,11 @@ def flow(settings: Settings, footprint: Footprint, updates_per_s: float) -> Flow
     stored = env_steps_per_s * footprint.stored_step
     collected = settings.actors.steps_per_order * settings.actors.environments
     orders = env_steps_per_s / collected + updates_per_s / settings.learner.updates_per_order
+    published = footprint.model.weights / settings.learner.publish_every if settings.acts_by_weights else 0.0
     edges = {
         "actors → replay": stored,
         "replay → learner (within a node)": updates_per_s * footprint.compressed_batch,
-        "learner → each node with actors": updates_per_s / settings.learner.publish_every * footprint.model.weights,
+        "learner → each node with actors": updates_per_s * published,
         "replay → disk": stored,
         "checkpoints → disk": updates_per_s / settings.records.checkpoint_every * footprint.model.checkpoint,
     }

@@ -71,7 +71,7 @@ class Agent:
         directory = RunDirectory(Path(run)).existing()
         settings, spaces = directory.settings(), directory.spaces()
         weights = None
-        if settings.behaviour.kind != "random":
+        if settings.acts_by_weights:
             weights = load_acting_weights(directory.checkpoints, settings, checkpoint)
         return Agent(settings, spaces, weights, environments, seed, explores)
 

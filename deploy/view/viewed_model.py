@@ -70,7 +70,7 @@ class ViewedModel:
         for module in self._model.modules():
             if isinstance(module, DoublingConv2d):
                 module.keep_kernels()
-        self.has_policy = self.settings.behaviour.kind != "random"
+        self.has_policy = self.settings.acts_by_weights
 
     @property
     def has_value(self) -> bool:

@@ -88,7 +88,7 @@ class ViewedRun:
             "has_value": bool(model and model.has_value),
             "has_continue": bool(model and model.has_continue),
             "has_policy": bool(model and model.has_policy),
-            "dream_horizon": self.settings.behaviour.horizon if self.settings.behaviour.kind != "random" else None,
+            "dream_horizon": self.settings.behaviour.horizon if self.settings.acts_by_weights else None,
         }
 
     # Sessions -------------------------------------------------------------------------------------------------------

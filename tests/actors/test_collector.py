@@ -16,6 +16,7 @@ from dreamfleet.actors.collector import (
     environment_seeds,
 )
 from dreamfleet.actors.environment_batch import EnvironmentFailedError
+from dreamfleet.common.acting.policy import CHANCE
 from dreamfleet.common.experience.chunk import ChunkHeader, decode_chunk, parse_header
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.schema import Settings
@@ -160,11 +161,11 @@ def test_every_step_records_the_version_that_chose_its_action() -> None:
     """Weights adopted between two orders act from the next step chosen on; the report names them."""
     collector, shelf = counting(2)
     collector.collect(5)
-    collector.adopt(9, np.zeros(1, np.float32))
+    collector._policy.version = 9  # as of a policy that adopts weights
     report = collector.collect(5)
     assert [shelf.steps(k, StepFormat(collector.spaces))["version"].tolist() for k in range(2)] == [
-        [0, 0, 0, 9, 9],
-        [0, 0, 0, 9, 9],
+        [CHANCE, CHANCE, CHANCE, 9, 9],
+        [CHANCE, CHANCE, CHANCE, 9, 9],
     ]
     assert report.version == 9
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dreamfleet.common.acting.make_policy import make_policy
-from dreamfleet.common.acting.policy import RandomPolicy
+from dreamfleet.common.acting.policy import CHANCE, RandomPolicy
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.settings.schema import Settings
@@ -84,7 +84,7 @@ def test_the_settings_make_the_policy() -> None:
     actions = np.stack([policy.act({}, np.zeros(2, bool)) for _ in range(6)])
     assert np.array_equal(actions, draw(BOX, 6, 7, 2, (3, 3)))
     policy.adopt(5, np.zeros(1, np.float32))
-    assert policy.version == 5
+    assert policy.version == CHANCE
 
 
 def test_weighted_choices_come_as_often_as_their_weights_say() -> None:

@@ -50,6 +50,7 @@ from dreamfleet.replay.replay import Replay
 
 SETTINGS = Settings.model_validate(
     {
+        "behaviour": {"kind": "planner"},
         "actors": {"count": 4, "environments": 2, "steps_per_order": 32},
         "learner": {"batch_size": 10, "sequence_length": 20, "publish_every": 4, "updates_per_order": 5, "prefetch": 3},
         "train": {"ratio": 8.0, "env_steps": 101_000, "prefill": 1000},
@@ -70,6 +71,8 @@ def test_what_flows_is_what_was_worked_out_by_hand() -> None:
     assert list(flows.bytes_per_s.values()) == pytest.approx(
         [150 * 200, 6 * 50_000, 6 / 4 * 2_000_000, 150 * 200, 6 / 100 * 12_000_000]
     )
+    by_chance = SETTINGS.model_copy(update={"behaviour": SETTINGS.behaviour.model_copy(update={"kind": "random"})})
+    assert flow(by_chance, SIZES, 6.0).bytes_per_s["learner → each node with actors"] == 0
     assert wanted_env_steps(SETTINGS, 6.0) == 150
     assert [actors_wanted(SETTINGS, 6.0, rate) for rate in (40.0, 50.0, 1000.0)] == [4, 3, 1]
     assert fed_updates(SETTINGS, 100.0) == 4.0

@@ -62,6 +62,7 @@ def test_without_rays_control_process_nothing_is_asked_of_it_at_the_end(
     pool = RayPool.__new__(RayPool)
     parts = {
         "_control": SimpleNamespace(is_silent=is_silent, close=lambda: None),
+        "_watch": SimpleNamespace(close=lambda: None),
         "_placement": SimpleNamespace(release=lambda: done.append("places")),
         "replay": SimpleNamespace(close=lambda: done.append("replay")),
         "_close_environments": lambda: done.append("environments"),

@@ -136,9 +136,17 @@ def test_staleness_counts_updates_since_the_acting_weights(tmp_path: Path) -> No
 # Publishing ----------------------------------------------------------------------------------------------------------
 
 
-def publishing(replay: Replay, directory: Path, every: int) -> Learner:
+def publishing(replay: Replay, directory: Path, every: int, kind: str = "planner") -> Learner:
     """Return a learner that publishes every so often."""
-    return Learner(small_settings(learner={"publish_every": every}), SPACES, replay, directory, prefetch=False)
+    settings = small_settings(learner={"publish_every": every}, behaviour={"kind": kind})
+    return Learner(settings, SPACES, replay, directory, prefetch=False)
+
+
+def test_weights_that_nobody_acts_with_are_published_once(replay: Replay, tmp_path: Path) -> None:
+    """Where all actions are random."""
+    learner = publishing(replay, tmp_path, 2, "random")
+    assert learner.restore().published.version == 0
+    assert [learner.train(2).published for _ in range(3)] == [None] * 3
 
 
 def test_the_first_weights_are_published_at_the_start(replay: Replay, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class LateLearner:
             self.lanes.append(LateLane())
             return self.lanes[-1]
 
-        settings = small_settings(learner={"publish_every": publish_every})
+        settings = small_settings(learner={"publish_every": publish_every}, behaviour={"kind": "planner"})
         with monkeypatch.context() as patched:
             patched.setattr(learner_module, "make_lane", make_late)
             self.learner = learner_on(replay, directory, settings, prefetch=True)

@@ -263,7 +263,7 @@ def lose_the_other(ranks: Ranks) -> str:
 def learn(ranks: Ranks, directory: Path) -> dict[str, Any]:
     """Train, meet a batch that is not finite on rank 1, train on, save, and be stopped through rank 1."""
     with closing(square_replay(directory / f"replay-{ranks.number}", sequence_length=8)) as replay:  # the same on both
-        settings = small_settings(learner={"publish_every": 4, "batch_size": 4})
+        settings = small_settings(learner={"publish_every": 4, "batch_size": 4}, behaviour={"kind": "planner"})
         run = directory / "run"
         run.mkdir(exist_ok=True)
         learner = Learner(settings, square_format().spaces, replay, run, prefetch=True, join=lambda _: ranks)
