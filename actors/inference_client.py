@@ -8,6 +8,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from dreamfleet.common.acting.remote_policy import Answer, InferenceLostError, Question, RetiredError
+from dreamfleet.common.errors import first_line
 
 
 class AsksByName:
@@ -37,7 +38,7 @@ class AsksByName:
             raise InferenceLostError(str(error.cause)) from None
         except (RayActorError, GetTimeoutError) as error:
             self._process = None
-            raise InferenceLostError(str(error).strip().splitlines()[0]) from None
+            raise InferenceLostError(first_line(error)) from None
         return answer
 
     def _find(self) -> Any:

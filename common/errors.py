@@ -38,5 +38,10 @@ def obstacle_in_words(error: OSError) -> str:
     return f"{error.filename or 'a file'} may not be read or written: {why}"
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, without the pages that may follow; its class, if it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class RunFailedError(Exception):
     """A run that cannot continue: the sentence gives the reason; the traceback is in the log only."""

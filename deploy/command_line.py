@@ -94,9 +94,8 @@ def _collect(given: argparse.Namespace) -> int:
         raise UserError("flag --checkpoint: it is of --policy RUN, which is not given.")
     run = RunDirectory(given.out)
     policy = RunDirectory(given.policy).existing("--policy") if given.policy else None
-    flags = [*given.flags, ("actors.count", given.actors)] if given.actors else given.flags
     result = collect(
-        settings_to_collect(given.preset, flags, run, policy),
+        settings_to_collect(given.preset, given.flags, run, policy),
         directory=given.out,
         steps=given.steps,
         policy=given.policy,

@@ -10,6 +10,13 @@ def name_list(text: str) -> tuple[str, ...]:
     return tuple(map(str.strip, text.strip("[] ").split(",")))
 
 
+def checkpoint(text: str) -> str:
+    """Return which checkpoint of a run is meant."""
+    if text not in ("newest", "best") and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is neither newest, nor best, nor a number of updates")
+    return text
+
+
 def natural(text: str, least: int = 0) -> int:
     """Return a whole number, at least `least`."""
     try:

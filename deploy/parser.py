@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from dreamfleet import __version__
 from dreamfleet.common.errors import UserError, nearest
-from dreamfleet.deploy.flag_values import name_list, natural, port, positive, rate, side
+from dreamfleet.deploy.flag_values import checkpoint, name_list, natural, port, positive, rate, side
 from dreamfleet.deploy.setting_flags import read_settings, settings_help
 
 TAKE_SETTINGS = ("train", "collect", "doctor", "plan")
@@ -94,8 +94,7 @@ def _add_train(commands: Any) -> None:
         "does not explore, unless --preset explore asks for it"
     )
     _path(train, "--from", text, metavar="RUN", dest="origin")
-    text = "of --from: newest, best, or a number of updates (default: newest)"
-    train.add_argument("--checkpoint", default="newest", metavar="NAME", help=text)
+    _takes_checkpoint(train, "of --from: ")
     text = (
         "print the settings, where each comes from, and an estimate of the time from a short measurement, and exit; "
         "nothing is written"
@@ -116,10 +115,7 @@ def _add_collect(commands: Any) -> None:
         "(default: random actions)"
     )
     _path(collect, "--policy", text, metavar="RUN")
-    _takes_checkpoint(
-        collect, "of --policy; best: by evaluation return, or by held-out loss without evaluations (default: newest)"
-    )
-    collect.add_argument("--actors", metavar="COUNT", help="short for --actors.count")
+    _takes_checkpoint(collect, "of --policy: ")
     _takes_mode(collect)
 
 
@@ -185,7 +181,7 @@ def _add_eval_and_dream(commands: Any) -> None:
     evaluate.add_argument("--videos", type=natural, default=1, help="episodes to film (default: 1)")
     text = "seed of the first episode (default: 1000000)"
     evaluate.add_argument("--seed", type=natural, default=1_000_000, help=text)
-    _takes_checkpoint(evaluate, "best: by evaluation return, or by held-out loss without evaluations (default: newest)")
+    _takes_checkpoint(evaluate)
     text = "environment steps after which an episode is cut; 0: never (default: 10000)"
     evaluate.add_argument("--max-steps", type=natural, default=10_000, metavar="STEPS", help=text)
 
@@ -205,8 +201,7 @@ def _add_view(commands: Any) -> None:
     view.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help=text)
     text = "cpu, or cuda for a GPU that is free (default: cpu, which leaves the GPU to training)"
     view.add_argument("--device", default="cpu", help=text)
-    text = "newest, best, or a number of updates (default: newest)"
-    view.add_argument("--checkpoint", default="newest", metavar="NAME", help=text)
+    _takes_checkpoint(view)
     view.add_argument("--open", action="store_true", help="open the page in this machine's browser")
 
 
@@ -250,8 +245,12 @@ def _takes_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument("--preset", action="append", default=[], metavar="NAME", help=text)
 
 
-def _takes_checkpoint(command: argparse.ArgumentParser, text: str) -> None:
-    command.add_argument("--checkpoint", choices=["newest", "best"], default="newest", help=text)
+def _takes_checkpoint(command: argparse.ArgumentParser, of: str = "") -> None:
+    text = (
+        f"{of}newest, best (by evaluation return, or by held-out loss without evaluations), or a number of updates "
+        "(default: newest)"
+    )
+    command.add_argument("--checkpoint", type=checkpoint, default="newest", metavar="NAME", help=text)
 
 
 def _takes_mode(command: argparse.ArgumentParser) -> None:

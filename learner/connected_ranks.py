@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import Store, TCPStore
 
+from dreamfleet.common.errors import first_line
 from dreamfleet.learner.ranks import Message, OtherRankError, Ranks
 
 JOIN_S = 300.0
@@ -194,8 +195,7 @@ def _other_rank_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch's DistError and what gloo raises are of this class
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise OtherRankError(f"no answer from another rank: {reason}") from error
+        raise OtherRankError(f"no answer from another rank: {first_line(error)}") from error
 
 
 # What is told in the midst of a loss: operations of torch, which a compiler takes as they are -------------------------

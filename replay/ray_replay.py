@@ -22,7 +22,7 @@ from ray.exceptions import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dreamfleet.common.errors import RunFailedError, UserError
+from dreamfleet.common.errors import RunFailedError, UserError, first_line
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.process_log import LogRecord, WorkerLog
 from dreamfleet.replay.interface import ReplayLostError, Shard
@@ -172,7 +172,7 @@ class RayReplay:
                     raise ReplayLostError(sentence) from error
                 time.sleep(_RETRY_S)
             except ActorDiedError as error:
-                raise ReplayLostError(f"the replay server is gone: {_first_line(error)}") from error
+                raise ReplayLostError(f"the replay server is gone: {first_line(error)}") from error
             except RayTaskError as error:
                 raise _cause(error) from None
 
@@ -207,7 +207,7 @@ class RayChunkWriter:
         """Send a chunk; wait first while too many are on their way. Errors are those of `flush`."""
         deadline = time.monotonic() + self._timeout_s
         while len(self._sent) >= self._in_flight:
-            self._settle_one(deadline)
+            self._settle_one(deadline, self._timeout_s)
         self._send(chunk)
 
     def flush(self, timeout_s: float) -> None:
@@ -219,16 +219,18 @@ class RayChunkWriter:
         """
         deadline = time.monotonic() + timeout_s
         while self._sent:
-            self._settle_one(deadline)
+            self._settle_one(deadline, timeout_s)
 
     def _send(self, chunk: bytes) -> None:
         self._sent[self._server.append.remote(chunk)] = chunk
 
-    def _settle_one(self, deadline: float) -> None:
+    def _settle_one(self, deadline: float, limit_s: float) -> None:
         """Wait for one chunk to be acknowledged, or send it again."""
         done, _ = ray.wait(list(self._sent), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
         if not done:
-            raise ReplayLostError(f"the replay server did not acknowledge {len(self._sent)} chunks in time")
+            raise ReplayLostError(
+                f"the replay server did not acknowledge {len(self._sent)} chunks within {limit_s:.0f} s"
+            )
         chunk = self._sent.pop(done[0])
         try:
             ray.get(done[0], timeout=self._timeout_s)
@@ -236,11 +238,11 @@ class RayChunkWriter:
             raise _cause(error) from None
         except ActorDiedError as error:
             self._sent[done[0]] = chunk
-            raise ReplayLostError(f"the replay server is gone: {_first_line(error)}") from error
+            raise ReplayLostError(f"the replay server is gone: {first_line(error)}") from error
         except (RayActorError, ObjectLostError, GetTimeoutError) as error:
             self._send(chunk)
             if time.monotonic() + _RETRY_S > deadline:
-                raise ReplayLostError(f"the replay server was not restarted in time: {_first_line(error)}") from error
+                raise ReplayLostError(f"the replay server was not restarted in time: {first_line(error)}") from error
             time.sleep(_RETRY_S)
 
 
@@ -285,8 +287,3 @@ def _cause(error: RayTaskError) -> BaseException:
     """Return what the server's code raised, which callers know how to handle."""
     cause = error.cause
     return cause if isinstance(cause, BaseException) else error
-
-
-def _first_line(error: BaseException) -> str:
-    """Return a Ray error without its pages of explanation."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

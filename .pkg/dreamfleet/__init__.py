@@ -11,19 +11,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Callbacks", "Replay", "collect", "compare", "dream", "evaluate", "load", "settings", "train"]
+__all__ = [
+    "Callbacks", "Replay", "RunFailedError", "UserError", "collect", "compare", "dream", "evaluate", "load", "settings",
+    "train",
+]  # fmt: skip
 
 if TYPE_CHECKING:
+    from dreamfleet.common.errors import RunFailedError, UserError
     from dreamfleet.deploy.compare.compare import compare
     from dreamfleet.deploy.fleet.fleet_state import Callbacks
     from dreamfleet.deploy.run.loaded_run import LoadedRun as load
     from dreamfleet.deploy.run.runs import collect, dream, evaluate, train
     from dreamfleet.deploy.run.prepare import make_settings as settings
-    from dreamfleet.deploy.run.loaded_run import StoredReplay as Replay
+    from dreamfleet.deploy.run.stored_replay import StoredReplay as Replay
 
 _PLACES = {
     "Callbacks": ("deploy.fleet.fleet_state", "Callbacks"),
-    "Replay": ("deploy.run.loaded_run", "StoredReplay"),
+    "Replay": ("deploy.run.stored_replay", "StoredReplay"),
+    "RunFailedError": ("common.errors", "RunFailedError"),
+    "UserError": ("common.errors", "UserError"),
     "collect": ("deploy.run.runs", "collect"),
     "compare": ("deploy.compare.compare", "compare"),
     "dream": ("deploy.run.runs", "dream"),

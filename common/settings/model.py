@@ -67,7 +67,7 @@ class ModelSettings(Section):
     prior_layers: int = Field(1, ge=1)
     """Hidden layers of the prior; the posterior has one."""
     prior_sees_action: bool = False
-    """Whether the prior's hidden layer reads [h, a], as in the preset seed, or only h, as in PlaNet."""
+    """Whether the prior's hidden layer reads [h, a], as in the preset article, or only h, as in PlaNet."""
     std: Literal["softplus", "log_variance"] = "softplus"
     """Deviation of a Gaussian state: `softplus(x) + min_std`, or `exp(x / 2)`, at least min_std."""
     min_std: float = Field(0.1, gt=0)

@@ -13,6 +13,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dreamfleet.common import memory
+from dreamfleet.common.errors import first_line
 from dreamfleet.common.formatting import counted
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.doctor import checks, facts, learner_machine
@@ -234,7 +235,7 @@ def _take(reference: Any, answer: NodeAnswer, question: str, answer_s: float) ->
     except GetTimeoutError:
         answer.silent[question] = f"its answer did not arrive within {FETCH_S:.0f} s"
     except RayError as error:
-        answer.silent[question] = str(error).strip().splitlines()[0]
+        answer.silent[question] = first_line(error)
     return None
 
 
@@ -248,6 +249,6 @@ def _measure_distance(examiner: Any, answer: NodeAnswer) -> None:
             trips.append(time.perf_counter() - began)
             ahead.append(theirs - wall - trips[-1] / 2)
     except (RayError, GetTimeoutError) as error:
-        answer.silent["distance"] = str(error).strip().splitlines()[0]
+        answer.silent["distance"] = first_line(error)
         return
     answer.round_trip_s, answer.clock_ahead_s = statistics.median(trips), statistics.median(ahead)

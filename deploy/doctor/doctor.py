@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from dreamfleet.common.errors import UserError
+from dreamfleet.common.errors import UserError, first_line
 from dreamfleet.common.formatting import ARROW, counted, table
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.doctor import checks, learner_machine
@@ -125,8 +125,7 @@ def _examine_cluster(settings: Settings, directory: str, address: str) -> list[S
     try:
         context = ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"flag --address: no Ray cluster answers at '{address}': {reason}") from None
+        raise UserError(f"flag --address: no Ray cluster answers at '{address}': {first_line(error)}") from None
     from dreamfleet.deploy.doctor.cluster import examine_cluster
 
     try:

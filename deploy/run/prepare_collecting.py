@@ -33,7 +33,7 @@ def prepare_collecting(
     settings: Settings,
     steps: int | None,
     policy: RunDirectory | None,
-    checkpoint: str,
+    checkpoint: str | int,
     inline: bool,
     address: str | None,
 ) -> RunSpec:
@@ -101,7 +101,7 @@ def keep_all(settings: Settings, spaces: Spaces, steps: int, shards: int) -> Set
 
 
 def _weights(
-    settings: Settings, spaces: Spaces, policy: RunDirectory | None, checkpoint: str, log_records: list[LogRecord]
+    settings: Settings, spaces: Spaces, policy: RunDirectory | None, checkpoint: str | int, log_records: list[LogRecord]
 ) -> tuple[int, np.ndarray] | None:
     """Return the version and the weights that the actors act with, None for chance; say which they are.
 

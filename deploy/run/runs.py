@@ -132,7 +132,7 @@ def collect(
     *,
     steps: int | None = None,
     policy: str | Path | None = None,
-    checkpoint: str = "newest",
+    checkpoint: str | int = "newest",
     inline: bool = False,
     address: str | None = None,
 ) -> RunResult:
@@ -142,7 +142,7 @@ def collect(
         settings: those of the dataset from now on; None for those that it has, or those of the policy's run.
         steps: environment steps that it is to hold in the end; `train.env_steps` if None.
         policy: directory of a run whose learned policy acts, exploring as it did; None for chance.
-        checkpoint: of that run, "newest" or "best".
+        checkpoint: of that run: "newest", "best" or a number of updates.
 
     Raises:
         UserError: if the settings, the environment, the policy or the directory are at fault.
@@ -227,11 +227,11 @@ def evaluate(
     directory: str | Path,
     environment: Environment | None = None,
     *,
-    episodes: int = 10,
-    seed: int = 0,
-    videos: int = 0,
-    max_steps: int = 0,
-    checkpoint: str = "newest",
+    episodes: int = 5,
+    seed: int = 1_000_000,
+    videos: int = 1,
+    max_steps: int = 10_000,
+    checkpoint: str | int = "newest",
     say: Callable[[str], None] = log.info,
 ) -> EvaluationResult:
     """Play episodes with a run's policy, without exploring; write results and videos into the run.
@@ -242,7 +242,7 @@ def evaluate(
         seed: of the first episode.
         videos: how many episodes, from the first on, are filmed.
         max_steps: environment steps after which an episode is cut; 0 for never.
-        checkpoint: "newest" or "best"; a run that acts by chance needs none.
+        checkpoint: "newest", "best" or a number of updates; a run that acts by chance needs none.
         say: called with a line as each episode ends.
 
     Raises:

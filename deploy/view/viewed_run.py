@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dreamfleet.common.errors import UserError
+from dreamfleet.common.errors import UserError, first_line
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.deploy.view import run_facts
 from dreamfleet.deploy.view.dream_session import FUTURES, MOST_STEPS, DreamSession, start_of_take
@@ -219,7 +219,7 @@ def _checked_device(name: str) -> str:
     try:
         torch.zeros(0, device=name)
     except (RuntimeError, AssertionError) as error:  # AssertionError: this build of torch is for a CPU alone
-        reason = str(error).splitlines()[0][:200].rstrip(".")
+        reason = first_line(error)[:200].rstrip(".")
         reason = "there is no such device" if reason.startswith("Expected one of") else reason
         raise UserError(f"flag --device {name:.40}: torch cannot use it: {reason}; take cpu.") from None
     return name

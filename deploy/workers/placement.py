@@ -18,7 +18,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from dreamfleet import __version__
-from dreamfleet.common.errors import RunFailedError, UserError
+from dreamfleet.common.errors import RunFailedError, UserError, first_line
 from dreamfleet.common.formatting import counted
 from dreamfleet.common.settings.schema import LearnerSettings, Settings
 
@@ -251,8 +251,9 @@ class Placement:
             answer = remote.options(scheduling_strategy=self.at_home).remote(str(mark.resolve()))
             version, seen = ray.get(answer, timeout=LOOK_TIMEOUT_S)
         except (GetTimeoutError, RayError) as error:
-            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise RunFailedError(f"the learner's node {self.home.address} does not answer: {first_line}") from error
+            raise RunFailedError(
+                f"the learner's node {self.home.address} does not answer: {first_line(error)}"
+            ) from error
         finally:
             mark.unlink()
         if version != __version__:

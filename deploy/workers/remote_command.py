@@ -18,7 +18,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dreamfleet import __version__
-from dreamfleet.common.errors import RunFailedError, UserError
+from dreamfleet.common.errors import RunFailedError, UserError, first_line
 from dreamfleet.deploy.workers.placement import LOOK_TIMEOUT_S, list_nodes, look
 from dreamfleet.deploy.workers.ray_internals import have_started
 
@@ -157,8 +157,7 @@ def check_nodes(folder: Path) -> None:
         ]
         found = ray.get(answers, timeout=LOOK_TIMEOUT_S)
     except (GetTimeoutError, RayError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RunFailedError(f"a node of the cluster does not answer: {first_line}") from error
+        raise RunFailedError(f"a node of the cluster does not answer: {first_line(error)}") from error
     finally:
         mark.unlink()
     for node, (version, seen) in zip(nodes, found, strict=True):

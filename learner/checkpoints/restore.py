@@ -21,9 +21,9 @@ from dreamfleet.learner.optimiser import check_moments
 
 
 def load_world_model(
-    checkpoints: Path, settings: Settings, device: str | torch.device = "cpu", which: str = "newest"
+    checkpoints: Path, settings: Settings, device: str | torch.device = "cpu", which: str | int = "newest"
 ) -> tuple[WorldModel, dict[str, Any]]:
-    """Return the model of a run's newest or best whole checkpoint, in eval mode, and the checkpoint's facts.
+    """Return the model of one of a run's whole checkpoints, in eval mode, and the checkpoint's facts.
 
     Raises:
         UserError: if there is no checkpoint that is whole, or it is not of a model of these settings.
@@ -36,8 +36,8 @@ def load_world_model(
     return model.eval(), facts
 
 
-def load_acting_weights(checkpoints: Path, settings: Settings, which: str = "newest") -> tuple[int, np.ndarray]:
-    """Return the updates of a run's newest or best whole checkpoint, and its weights as the learner published them.
+def load_acting_weights(checkpoints: Path, settings: Settings, which: str | int = "newest") -> tuple[int, np.ndarray]:
+    """Return the updates of one of a run's whole checkpoints, and its weights as the learner published them.
 
     Raises:
         UserError: if there is none, or it is not of a model of these settings.

@@ -35,7 +35,7 @@ the device, and the device's own time is that between the first and the last ker
 is hidden are seconds in threads (fetching: of all threads together) and on the streams of copies; on a CPU only batches
 are fetched beside the updates, and the rest is done in line. A checkpoint is without the measuring of its loss.
 """
-PRESETS = ("quickstart", "seed", "planet")
+PRESETS = ("quickstart", "article", "planet")
 ON_A_GPU = ("dreamer_v3+size_12m",)
 """What a CPU would take minutes for, several presets joined by +."""
 _TIMEOUT_S = 600

@@ -112,7 +112,7 @@ def test_scientific_notation_is_a_number() -> None:
 
 def test_resolved_settings_can_be_given_back(tmp_path: Path) -> None:
     """What is written to a run's directory resolves to the same settings."""
-    settings = resolve(["seed"], [("env.kwargs", "{continuous: true}")])
+    settings = resolve(["article"], [("env.kwargs", "{continuous: true}")])
     write_settings(settings, tmp_path / "config.yaml")
     assert resolve(base=tmp_path / "config.yaml") == settings
 

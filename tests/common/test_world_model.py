@@ -53,7 +53,7 @@ def preset(*names: str) -> tuple[Spaces, Settings]:
 
 
 @pytest.mark.parametrize(
-    "names", [["quickstart"], ["seed"], ["planet"], ["dreamer_v1"], ["dreamer_v2", "debug"], ["dreamer_v3", "debug"]]
+    "names", [["quickstart"], ["article"], ["planet"], ["dreamer_v1"], ["dreamer_v2", "debug"], ["dreamer_v3", "debug"]]
 )
 def test_gradients_reach_every_parameter_of_a_preset(names: list[str]) -> None:
     """No part of a preset's model is left out of its loss, once V3's reward model has left its first zeros."""
@@ -211,8 +211,8 @@ def test_acting_parameters_are_floats_of_encoder_and_dynamics_alone() -> None:
 
 
 def test_the_seeds_model_has_as_many_parameters_as_counted_by_hand() -> None:
-    """Encoder, dynamics, decoder and reward model of the preset `seed`, layer by layer."""
-    spaces, settings = preset("seed")
+    """Encoder, dynamics, decoder and reward model of the preset `article`, layer by layer."""
+    spaces, settings = preset("article")
     conv = [(1, 32), (32, 64), (64, 128), (128, 256)]
     encoder = sum(9 * i * o + o + 2 * o for i, o in conv) - 256 + (256 * 8 * 8 + 1) * 1024
     gru = 3 * (1024 * 1024 + 1024 * 1024 + 2 * 1024)

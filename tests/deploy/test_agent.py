@@ -15,7 +15,7 @@ from dreamfleet.common.acting.agent_networks import AgentNetworks, flatten
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import ActionSpec, ObservationSpec, Spaces
 from dreamfleet.common.settings.schema import Settings
-from dreamfleet.deploy.run.loaded_run import Agent
+from dreamfleet.deploy.run.agent import Agent
 from dreamfleet.deploy.run_directory import RunDirectory
 
 PAYING_WORLD = """

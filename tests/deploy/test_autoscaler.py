@@ -99,7 +99,7 @@ def test_a_fleet_that_lacks_experience_has_its_cluster_grow(address: str, tmp_pa
     """From a head alone, the autoscaler adds the nodes that the fleet asks for, up to the cluster's own limit."""
     write_workshop(tmp_path)
     command = Command(
-        tmp_path, "collect", "--preset", "tiny.yaml", "--out", "data", "--steps", "1000000", "--actors", "auto",
+        tmp_path, "collect", "--preset", "tiny.yaml", "--out", "data", "--steps", "1000000", "--actors.count", "auto",
         "--address", address, **QUIET,
     )  # fmt: skip
     try:

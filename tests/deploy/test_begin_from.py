@@ -111,7 +111,7 @@ def test_the_library_begins_runs_so_too(explored: Path, tmp_path: Path) -> None:
         (("--model.deterministic", "48"), "is of another model: parameter "),
         (("--env.kwargs", "{picture: true, image: 16}"), "is of another environment: "),
         (("--checkpoint", "999"), "there is no checkpoint '999'"),
-        (("--checkpoint", "bst"), "flag --checkpoint is 'bst', but must be newest, best, or a number of updates."),
+        (("--checkpoint", "bst"), "argument --checkpoint: 'bst' is neither newest, nor best, nor a number of updates."),
         (("--from", "rnu"), "flag --from: rnu does not exist. Did you mean 'run'?"),
     ],
 )

@@ -109,7 +109,10 @@ def test_training_on_a_dataset_needs_no_environment(folder: Path, capsys: pytest
         ((*TRAIN, "--dataset", "."), "flag --dataset: . is neither a run nor a dataset: it holds no config.yaml."),
         ((*COLLECT[:3], "--out", "."), "flag --out: . holds files, but no run (no config.yaml)"),
         ((*COLLECT, "--steps", "0"), "argument --steps: 0 is less than 1"),
-        ((*COLLECT, "--actors", "some"), "actors.count is 'some', but must be a whole number of at least 1, or auto"),
+        (
+            (*COLLECT, "--actors.count", "some"),
+            "actors.count is 'some', but must be a whole number of at least 1, or auto",
+        ),
         ((*COLLECT, "--inline", "--address", "auto"), "flag --address: a cluster has no part in a run with --inline"),
         (("collect", "--preset", "tiny.yaml"), "the following arguments are required: --out"),
     ],
@@ -152,7 +155,7 @@ def test_nothing_collected_is_ever_dropped() -> None:
 def test_fewer_shards_asked_for_than_there_are_drop_nothing(folder: Path) -> None:
     """A dataset that has four shards and is continued with one keeps all steps: the capacity is shared by the four."""
     del folder
-    small = ("--actors", "1", "--replay.capacity_steps", "2048", "--inline", *QUICK)
+    small = ("--actors.count", "1", "--replay.capacity_steps", "2048", "--inline", *QUICK)
     assert main([*COLLECT, *small, "--steps", "300", "--replay.shards", "4"]) == 0
     assert main(["collect", "--out", "data", "--steps", "3000", "--replay.shards", "1", *small]) == 0
     assert_dataset(Path("data"), 3000)
@@ -168,7 +171,7 @@ def test_a_dataset_that_has_dropped_steps_says_so(
         return kept.model_copy(update={"replay": kept.replay.model_copy(update={"capacity_steps": 1000})})
 
     monkeypatch.setattr(prepare_collecting, "keep_all", keep_some)
-    assert main([*COLLECT, "--inline", "--steps", "1600", "--actors", "1", *QUICK]) == 0
+    assert main([*COLLECT, "--inline", "--steps", "1600", "--actors.count", "1", *QUICK]) == 0
     held = describe(folder / "data" / "replay")["steps"]
     assert held < 1600
     assert f"data holds {held} of the 1600 steps collected" in capsys.readouterr().out

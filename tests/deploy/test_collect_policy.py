@@ -58,7 +58,7 @@ def test_a_learned_policy_collects(run: Path, capsys: pytest.CaptureFixture[str]
 def test_a_dataset_of_chance_goes_on_with_a_policy(run: Path) -> None:
     """A dataset that was begun by chance can be continued with a learned policy."""
     chance = ("collect", "--out", "mixed", "--inline", "--env.id", "my_world:make", "--env.kwargs", "{length: 20}")
-    assert main([*chance, "--env.image_size", "64", "--steps", "60", "--actors", "1"]) == 0
+    assert main([*chance, "--env.image_size", "64", "--steps", "60", "--actors.count", "1"]) == 0
     assert main(["collect", "--out", "mixed", "--inline", "--steps", "100", "--policy", "run"]) == 0
     assert len(versions(run.parent / "mixed")) == 2
 

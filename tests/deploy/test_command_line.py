@@ -35,7 +35,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["trian"], ["'trian'", "Did you mean 'train'"]),
         (["train", "--trian.env_steps", "3"], ["--trian.env_steps", "Did you mean '--train.env_steps'"]),
         (["train", "--env.idd", "x"], ["env.idd", "Did you mean 'env.id'"]),
-        (["train", "--presett", "seed"], ["--presett", "Did you mean '--preset'?"]),
+        (["train", "--presett", "article"], ["--presett", "Did you mean '--preset'?"]),
         (["train", "--env.id"], ["--env.id", "a value is missing"]),
         (["train", "--env.id", "--inline"], ["--env.id", "a value is missing"]),
         (["train", "quickstart"], ["'quickstart'", "'--preset quickstart'"]),
@@ -103,7 +103,7 @@ def test_presets_are_listed_with_their_meaning(capsys: pytest.CaptureFixture[str
     """Each built-in preset has a line."""
     assert main(["presets"]) == 0
     listed = capsys.readouterr().out
-    for name in ("quickstart", "small", "seed", "planet"):
+    for name in ("quickstart", "small", "article", "planet"):
         assert f"\n{name} " in f"\n{listed}"
     begins = {re.match(r"\w+ +", line)[0] for line in listed.splitlines()}
     assert len(set(map(len, begins))) == 1, "the meanings stand below each other"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -16,8 +17,11 @@ import torch
 import dreamfleet as df
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.settings.schema import Settings
+from dreamfleet.deploy.parser import parse
 from dreamfleet.deploy.run.loaded_run import LoadedRun
 from dreamfleet.deploy.run.prepare import environment_id, make_settings
+from dreamfleet.deploy.run_directory import RunDirectory
+from dreamfleet.learner.checkpoints.store import CheckpointStore
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -120,9 +124,30 @@ def test_a_loaded_run_encodes_observes_imagines_and_decodes(folder: Path) -> Non
     assert all(np.isfinite(part).all() for part in expected.values())
 
 
-def test_a_loaded_runs_agent_acts(folder: Path) -> None:
-    """Its world model and its agent are of the same checkpoint."""
-    loaded = df.load(folder / "run", checkpoint="best")
+def test_sequences_are_those_that_are_trained_on(folder: Path) -> None:
+    """By the run's settings; a length that nothing has is refused in a sentence."""
+    replay = df.Replay(folder / "run")
+    assert replay._settings == RunDirectory(folder / "run").settings().replay
+    with pytest.raises(df.UserError, match="hold no sequence of 900 steps"):
+        replay.sequences(1, 900)
+
+
+def test_evaluating_is_the_same_from_python_and_from_the_command_line() -> None:
+    """What the function plays unasked is what the command plays."""
+    command = vars(parse(["eval", "--run", "runs/x"]))
+    for name, parameter in inspect.signature(df.evaluate).parameters.items():
+        if name in command:
+            assert command[name] == parameter.default, name
+    assert {"episodes", "seed", "videos", "max_steps", "checkpoint"} <= command.keys()
+
+
+@pytest.mark.parametrize("which", ["best", "oldest"])
+def test_a_loaded_runs_agent_acts(folder: Path, which: str) -> None:
+    """Its world model and its agent are of the same checkpoint, also where there is a newer one."""
+    numbers = CheckpointStore(folder / "run" / "checkpoints", kept=1).numbers()
+    assert len(numbers) > 1
+    loaded = df.load(folder / "run", checkpoint=min(numbers) if which == "oldest" else which)
+    assert which == "best" or loaded.updates == min(numbers)
     agent = loaded.agent(environments=2)
     assert agent.updates == loaded.updates
     actions = agent.act(np.zeros((2, 3), np.float32))

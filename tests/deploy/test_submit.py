@@ -120,12 +120,12 @@ def test_words_reach_the_command_as_they_were_given(ray: FakeDashboard, capsys: 
     ray.program("dreamfleet", f"import json, sys\njson.dump(sys.argv[1:], open({str(ray.folder / 'ran')!r}, 'w'))")
     home = ray.folder / "home"
     home.mkdir()
-    command = ["collect", "--out", "my data", "--env.id", odd, "--actors", "auto"]
+    command = ["collect", "--out", "my data", "--env.id", odd, "--actors.count", "auto"]
     line = submitted(ray, ray.address, "--", *command)["entrypoint"]
     subprocess.run(line, shell=True, check=True, env={**os.environ, "HOME": str(home)})  # noqa: S602
     ran = json.loads((ray.folder / "ran").read_text())
     data = f"{home}/dreamfleet/my data"
-    assert ran == ["collect", "--out", data, "--actors", "auto", "--address", "auto", f"--env.id={odd}"]
+    assert ran == ["collect", "--out", data, "--address", "auto", f"--env.id={odd}", "--actors.count=auto"]
     assert "my data" in capsys.readouterr().out
 
 

@@ -105,7 +105,7 @@ def test_what_cannot_be_viewed_is_one_sentence(
         for arguments, words in (
             (["nowhere"], "nowhere does not exist"),
             (["run", "--checkpoint", "7"], "there is no checkpoint '7'"),
-            (["run", "--checkpoint", "../x"], "there is no checkpoint '../x'"),
+            (["run", "--checkpoint", "../x"], "'../x' is neither newest, nor best, nor a number"),
             (["run", "--port", str(taken.getsockname()[1])], "--port 0 takes a free one."),
             (["run", "--host", "192.0.2.1"], "--host takes an address of this machine."),
             (["run", "--device", "abacus"], "--device abacus: torch cannot use it: there is no such device; take cpu."),

@@ -35,7 +35,7 @@ ALL = [
     ("dreamer_v1", BOX),
     ("planet", BOX),
     ("small", BOX),
-    ("seed", BOX),
+    ("article", BOX),
     ("dreamer_v3+decoder_free", CHOICE),
     ("dreamer_v3+explore", CHOICE),
 ]
@@ -138,7 +138,9 @@ def test_a_traced_update_is_the_eager_one(monkeypatch: pytest.MonkeyPatch, prese
 @pytest.mark.parametrize(
     ("preset", "action"),
     [
-        case if case[0] in ("small", "seed", "dreamer_v3+decoder_free") else pytest.param(*case, marks=pytest.mark.long)
+        case
+        if case[0] in ("small", "article", "dreamer_v3+decoder_free")
+        else pytest.param(*case, marks=pytest.mark.long)
         for case in SEEING
     ],
 )

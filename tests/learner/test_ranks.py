@@ -20,7 +20,7 @@ PRESETS = [
     "dreamer_v1",
     "dreamer_v2",
     "dreamer_v3",
-    "seed",
+    "article",
     "redundancy",
     "contrastive",
     "dreamer_v3+explore",

@@ -72,7 +72,7 @@ def _train(ranks: Ranks, preset: str, updates: int) -> Trained:
     flags = [(name, str(value)) for name, value in SMALL.items()]
     if preset in FREE_NATS:
         flags.append(("loss.free_nats", FREE_NATS[preset]))
-    if preset == "seed":
+    if preset == "article":
         flags += [("env.image_size", "64"), ("env.grey", "false")]
     stacked = STACKS.get(preset)
     if stacked is not None:

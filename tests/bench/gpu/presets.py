@@ -12,7 +12,7 @@ METHOD = """
 Updates of each preset at its own size of batch, on noise of 64×64×3 and a box of 6 dimensions, timed as those of
 Dreamer V3 are.
 """
-PRESETS = ("dreamer_v2", "dreamer_v1", "planet", "small", "seed")
+PRESETS = ("dreamer_v2", "dreamer_v1", "planet", "small", "article")
 _HEADINGS = ("preset", "batch", "way", "update", "host", "kernels", "launches", "memory", "first")
 
 
