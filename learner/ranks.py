@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
+
+from dreamfleet.learner.host_copy import HostCopy
 
 
 class OtherRankError(Exception):
@@ -37,21 +38,14 @@ class Told(NamedTuple):
 
 
 class Message:
-    """What was told, on its way from the device to the host: reading it waits for what it depends on alone."""
+    """What was told, on its way from the device to the host."""
 
     def __init__(self, numbers: Tensor) -> None:
-        self._numbers, self._event = numbers, None
-        if numbers.is_cuda:
-            pinned = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
-            self._numbers = pinned.copy_(numbers, non_blocking=True)
-            self._event = torch.cuda.Event(blocking=True)  # else the host would spin, on a core that the actors want
-            self._event.record()
+        self._numbers = HostCopy(numbers)
 
     def read(self) -> Told:
-        """Return it."""
-        if self._event is not None:
-            self._event.synchronize()
-        stopping, *broken = self._numbers.tolist()
+        """Return it; waits for the device."""
+        stopping, *broken = self._numbers.read().tolist()
         return Told(stopping > 0, [number for number, flag in enumerate(broken) if flag])
 
 

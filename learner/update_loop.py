@@ -116,7 +116,7 @@ class UpdateLoop:
         """
         with stopwatch("confirm"):
             told = made.update.told.read() if made.update.told else None
-            is_sound = bool(made.update.sound)
+            is_sound = made.update.sound
         if told and told.is_stopping:
             self._is_finishing.set()
         if is_sound:

@@ -27,6 +27,7 @@ from dreamfleet.learner.behaviour.returns import ReturnNormaliser
 from dreamfleet.learner.clipping import Gradients, ParameterGroup, clip_adaptively, clip_by_norm, find_parts
 from dreamfleet.learner.compiled_loops import Compile
 from dreamfleet.learner.hardware import Hardware, Mode, compile_region
+from dreamfleet.learner.host_copy import HostCopy
 from dreamfleet.learner.losses import Losses
 from dreamfleet.learner.optimiser import make_optimiser
 from dreamfleet.learner.quick_update import Made, QuickUpdate
@@ -35,37 +36,25 @@ from dreamfleet.learner.stopwatch import Stopwatch
 from dreamfleet.learner.update_state import UpdateState
 
 
-class HostFlag:
-    """A flag on the device, on its way to the host: reading it waits for what it depends on, and for nothing later."""
-
-    def __init__(self, flag: Tensor) -> None:
-        self._flag, self._event = flag, None
-        if flag.is_cuda:
-            self._flag = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(flag, non_blocking=True)
-            self._event = torch.cuda.Event(blocking=True)  # else the host would spin, on a core that the actors want
-            self._event.record()
-
-    def __bool__(self) -> bool:
-        """Return the flag."""
-        if self._event is not None:
-            self._event.synchronize()
-        return bool(self._flag)
-
-
 class Update(NamedTuple):
     """What came of an update.
 
     Attributes:
         names: of the metrics.
         values: of the metrics, on the device.
-        sound: whether this update and all before it were finite; if not, it has changed nothing.
+        flag: that of `sound`, on its way.
         told: what the ranks told each other with it, if there are several.
     """
 
     names: list[str]
     values: Tensor
-    sound: HostFlag
+    flag: HostCopy
     told: Message | None = None
+
+    @property
+    def sound(self) -> bool:
+        """Whether this update and all before it were finite; if not, it has changed nothing. Waits for the device."""
+        return bool(self.flag.read())
 
     @property
     def metrics(self) -> dict[str, Tensor]:
@@ -157,7 +146,7 @@ class Updater:
         self._ranks.begin_update()
         made = self._quick.make(batch, stopwatch) if self._quick.takes(batch) else None
         made = made or self._make(self._eager, batch, stopwatch)
-        return Update(made.names, made.values, HostFlag(made.sound.clone()), self._ranks.listen())
+        return Update(made.names, made.values, HostCopy(made.sound.clone()), self._ranks.listen())
 
     def forget_failure(self) -> None:
         """Make updates again, after one that was not finite was read."""
