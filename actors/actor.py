@@ -75,7 +75,7 @@ class ActorProcess:
         return platform.node()
 
     def collect(self, steps: int, weights: PublishedWeights | None) -> CollectReport:
-        """Adopt the weights, None before the first version, if they are newer; collect exactly this many steps.
+        """Adopt the weights, None for actions by chance, if they are newer; collect exactly this many steps.
 
         Raises:
             UserError: if the environment cannot be made.

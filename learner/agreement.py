@@ -98,7 +98,7 @@ def norm_differences(eager: Sequence[float], disturbed: Sequence[float], found: 
         return [f"{len(found)} gradients were clipped, eagerly {len(eager)}"]
     off = []
     for wanted, other, value in zip(eager, disturbed, found, strict=True):
-        allowed = _most(wanted, abs(other - wanted))
+        allowed = _most(min(wanted, value), abs(other - wanted))  # of the smaller: a half is as far off as a double
         if not abs(value - wanted) <= allowed:
             off.append(f"one of {value:.3g} where {wanted:.3g} ± {allowed:.2g} is right")
     return [f"{len(off)} of {len(eager)} gradients have another norm before clipping, {off[0]}"] if off else []

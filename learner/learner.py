@@ -140,7 +140,7 @@ class Learner:
     def _is_publication_due(self, made: int) -> bool:
         """Whether this rank is to publish: a version falls due within the updates just made, or there is none yet.
 
-        Where all actions are random, nobody wants more than the first, but for evaluations.
+        Where all actions are random nobody acts with them; checkpoints publish theirs, which may be evaluated.
         """
         every = self._settings.learner.publish_every
         if not self.ranks.is_first:

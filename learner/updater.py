@@ -5,8 +5,8 @@ parameters, moments, counts and buffers change or stay. Once it is false it stay
 either, until the host has read it, one update late (`UpdateLoop.run`).
 
 `Hardware.mode` says how updates are made: `eager`, with `compiled` steps, or these `captured` in one CUDA graph, which
-`Updater.prepare(batch)` does beforehand. What does not work here is said in the log, and updates go on eagerly:
-`Updater.mode` is what holds.
+`Updater.prepare(batch)` does beforehand. What does not work here is said in the log, and updates go on in
+the next best way: `Updater.mode` is what holds.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Updater:
 
     @property
     def mode(self) -> Mode:
-        """How updates with batches of the usual shapes are made: as the hardware says, or eagerly if that failed."""
+        """How updates of the usual shapes are made: as the hardware says, or in the next best way that works."""
         return self._quick.mode
 
     def prepare(self, batch: Mapping[str, Tensor]) -> None:

@@ -69,7 +69,7 @@ class DoublingConv2d(nn.Conv2d):
 
 
 class StridedImageDecoder(nn.Module):
-    """The seed's: two linear layers, then four transposed convolutions of 3×3, stride 2, padding 1, output padding 1.
+    """The article's: two linear layers and four transposed convolutions of 3×3, stride 2, padding 1, output padding 1.
 
     Linear to the embedding's width, ReLU, linear to 8·depth × H/16 × W/16; after each of the first three convolutions
     batch norm (optional) and ReLU; nothing after the last. Each doubles the sides.

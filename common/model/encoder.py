@@ -27,7 +27,7 @@ DREAMER_FACTORS = (2, 3, 4, 4)
 
 
 class StridedImageEncoder(nn.Module):
-    """The seed's convolutions: four of 3×3, stride 2, padding 1, then a linear layer. Each halves the sides.
+    """The article's convolutions: four of 3×3, stride 2, padding 1, then a linear layer. Each halves the sides.
 
     After each of the first three: ReLU, then batch norm (optional); after the fourth: batch norm alone.
     """

@@ -52,7 +52,7 @@ class Head(nn.Module):
 class RewardHead(Head):
     """The reward received on arriving at a state.
 
-    `unit_normal` (PlaNet) has deviation 1, `normal` (the seed) a learned log-variance, softly kept within
+    `unit_normal` (PlaNet) has deviation 1, `normal` (the article) a learned log-variance, softly kept within
     `LOG_VARIANCE_BOUND`, `two_hot` (V3) has bins.
     """
 

@@ -29,7 +29,7 @@ class ModelSettings(Section):
     """The world model: its parts and their sizes."""
 
     encoder: Literal["strided", "planet", "dreamer"] = "planet"
-    """Convolutions for pictures: `strided` (3×3, the seed's), `planet` (4×4; 64×64 only; V1, V2) or `dreamer` (V3)."""
+    """Convolutions for pictures: `strided` (3×3, the article's), `planet` (4×4, 64×64 only; V1, V2), `dreamer` (V3)."""
     depth: int = Field(32, ge=1)
     """The convolutions have 1, 2, 4 and 8 times this many channels; with `dreamer` 2, 3, 4 and 4 times."""
     convolution_activation: Literal["relu", "elu", "silu"] = "relu"

@@ -160,7 +160,7 @@ class WorkerSlot:
         self._idle_since = now
         return unanswered
 
-    def compiling_s(self, now: float) -> float | None:
+    def preparing_s(self, now: float) -> float | None:
         """Return for how long this slot's worker, a learner, has been preparing its updates; None if it does not."""
         return now - self.orders[0].begun if self.orders and self.orders[0].method == "prepare" else None
 

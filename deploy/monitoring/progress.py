@@ -153,9 +153,9 @@ class Progress:
             ]
             if ledger.updates == 0 and ledger.env_steps < ratio.prefill:
                 parts.insert(0, "prefill")
-            compiling_s = roster.learner.compiling_s(time.monotonic())
-            if compiling_s is not None:
-                parts.append(f"compiling for {format_duration(compiling_s)}")
+            preparing_s = roster.learner.preparing_s(time.monotonic())
+            if preparing_s is not None:
+                parts.append(f"compiling for {format_duration(preparing_s)}")
         if config.actors is None or roster.placed < len(roster.actors):
             parts.append(f"actors {roster.placed}/{len(roster.actors)}")
         if loss is not None:

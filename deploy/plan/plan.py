@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import Spaces
 from dreamfleet.common.formatting import counted, format_bytes, format_duration, number, table, wrap
@@ -14,7 +12,7 @@ from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.fleet.ledger import TrainRatio
 from dreamfleet.deploy.plan.acting import acting_seconds, advice
 from dreamfleet.deploy.plan.footprint import Footprint, batches_ahead, footprint_of
-from dreamfleet.deploy.plan.rates import Known, Rates, measure_actor, rates_of_run
+from dreamfleet.deploy.plan.rates import Known, Rates, measure_actor, rates_of_run, suppose_gpus
 from dreamfleet.deploy.plan.traffic import (
     GIGABIT,
     Limit,
@@ -57,25 +55,11 @@ def plan(
     rates = Rates(*(Known(value, f"--{flag}") if value is not None else None for flag, value in flags.items()))
     rates, spaces = _complete(rates, settings, RunDirectory(run).existing() if run else None)
     assert rates.compression
-    settings, supposed = _suppose_gpus(settings)
+    settings, supposed = suppose_gpus(settings)
     footprint = footprint_of(settings, spaces, rates.compression.value)
     lines = describe(settings, footprint, rates, acting_seconds(settings, spaces, footprint.model.weights))
     print("\n".join([*lines, *wrap(supposed, hang=2)] if supposed else lines))
     return 0
-
-
-def _suppose_gpus(settings: Settings) -> tuple[Settings, str]:
-    """Return the settings with a number for `learner.gpus auto`, by this machine's, and a sentence that says so."""
-    learner = settings.learner
-    if learner.gpus != "auto" or learner.device == "cpu":
-        return settings, ""
-    have = torch.cuda.device_count()
-    ranks = learner.most_ranks(have)
-    sentence = (
-        f"learner.gpus auto is planned as {ranks}, by what this machine has: {counted(have, 'GPU')}. Name the number "
-        "of the learner's machine to plan for that."
-    )
-    return settings.model_copy(update={"learner": learner.model_copy(update={"gpus": ranks})}), sentence
 
 
 def describe(settings: Settings, footprint: Footprint, rates: Rates, acting: Known | None = None) -> list[str]:

@@ -14,6 +14,7 @@ import torch
 
 from dreamfleet.common.errors import UserError
 from dreamfleet.common.experience.spaces import Spaces
+from dreamfleet.common.formatting import counted
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.run_directory import RunDirectory, read_rows
 
@@ -106,6 +107,20 @@ def measure_actor(settings: Settings, seconds: float, on_model: bool) -> tuple[S
         raise UserError(f"env.id '{settings.env.id}' failed while it was measured: {error}") from error
     finally:
         collector.close()
+
+
+def suppose_gpus(settings: Settings) -> tuple[Settings, str]:
+    """Return the settings with a number for `learner.gpus auto`, by this machine's, and a sentence that says so."""
+    learner = settings.learner
+    if learner.gpus != "auto" or learner.device == "cpu":
+        return settings, ""
+    have = torch.cuda.device_count()
+    ranks = learner.most_ranks(have)
+    sentence = (
+        f"learner.gpus auto is planned as {ranks}, by what this machine has: {counted(have, 'GPU')}. Name the number "
+        "of the learner's machine to plan for that."
+    )
+    return settings.model_copy(update={"learner": learner.model_copy(update={"gpus": ranks})}), sentence
 
 
 class UpdateTime(NamedTuple):

@@ -14,7 +14,7 @@ from dreamfleet.common.settings.resolve import leaves
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.doctor.facts import usable_cores
 from dreamfleet.deploy.plan.footprint import model_sizes
-from dreamfleet.deploy.plan.rates import measure_actor, measure_updates
+from dreamfleet.deploy.plan.rates import measure_actor, measure_updates, suppose_gpus
 from dreamfleet.deploy.plan.traffic import Speeds, Work, forecast
 from dreamfleet.deploy.run.prepare import RunSpec, action_warnings
 from dreamfleet.deploy.run.prepare_training import prepare_training
@@ -130,6 +130,8 @@ def _work_left(spec: RunSpec) -> Work:
 
 def _measure(spec: RunSpec, inline: bool, address: str | None) -> tuple[list[tuple[str, str]], Speeds | None]:
     """Return what was measured, in words and as numbers; no numbers where the model is too big to be tried here."""
+    if not inline:
+        spec = replace(spec, settings=suppose_gpus(spec.settings)[0])
     settings, rows = spec.settings, []
     actors, random_rate, model_rate = 0, 1.0, 1.0
     if not settings.train.dataset:

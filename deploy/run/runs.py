@@ -251,7 +251,7 @@ def evaluate(
     run = RunDirectory(Path(directory)).existing()
     settings = start_settings(run.settings(), environment, run)
     kind = settings.behaviour.kind
-    weights = None if kind == "random" else load_acting_weights(run.checkpoints, settings, checkpoint)
+    weights = load_acting_weights(run.checkpoints, settings, checkpoint) if settings.acts_by_weights else None
     of = f" of update {weights[0]}, without exploring" if weights else ""
     say(f"playing {episodes} episodes of {settings.env.id} with the policy '{kind}'{of}")
     try:

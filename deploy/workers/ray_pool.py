@@ -112,12 +112,13 @@ class RayPool:
             RayReplay(server, directory=plan.directory) for server, plan in zip(self._servers, plans, strict=True)
         ]
         self.replay = ShardedReplay(clients, settings.seed)
-        self._watch = ReplayWatch(self._servers, clients, logs_folder())
+        self._watch = ReplayWatch(self._servers, clients, logs_folder(), here == self._placement.home.id)
         self._control = ControlWatch(ray.get_runtime_context().gcs_address)
         self._take_back_request()
         if not self._is_local:  # on one machine there is nothing to choose
             for sentence in self._placement.decisions(len(plans), settings.actors.count):
                 log.info("cluster: %s", sentence)
+        self._watch.start()  # at last: what fails before it leaves Ray, and no thread that would still call it
 
     def _take_back_request(self) -> None:
         """Ask the autoscaler for nothing: a request stands until another is made, also after who made it was killed."""
@@ -275,7 +276,6 @@ class RayPool:
     def close(self) -> None:
         """Close the replay and leave Ray, which ends all that this process started."""
         self._control.close()
-        self._watch.close()
         try:
             if not self._control.is_silent:
                 self._close_environments()
@@ -286,6 +286,7 @@ class RayPool:
         except RunFailedError as error:
             log.warning("the replay was not closed in order, what it acknowledged is on disk: %s", error)
         finally:
+            self._watch.close()
             ray.shutdown()
 
     def _close_environments(self) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -19,73 +20,89 @@ from dreamfleet.deploy.workers.pool import ReplayChange
 from dreamfleet.deploy.workers.ray_errors import describe_exit
 from dreamfleet.replay.ray_replay import RayReplay
 
-END_S = 10.0
-"""Once the run is to end, and all that was silent is ended, the replay has so long to answer what it is asked."""
+LOOK_S = 0.5
 SILENT_S = 30.0
 """A server that is silent for so long is frozen: the call on its way is answered after `WATCH_S`, whatever it is at."""
-_LOOK_S = 1.0
+END_S = 10.0
+"""Once the run is to end, and all that was silent is ended, the replay has so long to answer what it is asked."""
+
+
+@dataclass
+class _Watched:
+    """A server, by what is known of it.
+
+    Attributes:
+        pid: of its process; 0 until it has answered.
+        call: the one on its way; None once it is lost for good, which its next caller finds out and says.
+        looks: at that call in vain.
+        is_down: whether its process died, and no other has answered.
+    """
+
+    handle: Any
+    who: str
+    pid: int = 0
+    call: Future[Any] | None = None
+    looks: int = 0
+    is_down: bool = False
+
+    def ask(self, method: str) -> None:
+        self.call, self.looks = getattr(self.handle, method).remote().future(), 0
 
 
 class ReplayWatch:
     """Has a call on its way to each server at all times, which the server answers after seconds and never twice.
 
     The answer is the process's id: a call that fails, or one that another process answers, tells of a death. So does
-    nothing else: all other calls are made again by Ray, unseen. A server that leaves it unanswered is killed, by a
-    thread, since who would ask for `changes` may itself be waiting for that server.
+    nothing else: all other calls are made again by Ray, unseen. A server that leaves it unanswered is killed, and Ray
+    starts another. All this is done by a thread: whoever wants to know of it may itself be waiting for a server.
 
     Args:
         servers: handles of `ReplayServer`s.
         clients: this process's, whose calls are cut short once the run is to end.
         logs: folder of Ray's logs on this machine.
+        are_here: whether the servers are on this machine.
 
     Attributes:
         end_by: when the run is to be at its end, by the monotonic clock; infinity until it is to end.
     """
 
-    def __init__(self, servers: Sequence[Any], clients: Sequence[RayReplay], logs: Path | None) -> None:
+    def __init__(
+        self, servers: Sequence[Any], clients: Sequence[RayReplay], logs: Path | None, are_here: bool = True
+    ) -> None:
         self.end_by = float("inf")
-        self._servers = list(servers)
         self._clients = list(clients)
         self._logs = logs
-        self._pids = [0] * len(self._servers)
-        self._answers: SimpleQueue[tuple[int, int, Future[Any]]] = SimpleQueue()  # with the process that was asked
-        self._down: set[int] = set()
-        self._watched: list[Future[Any] | None] = [None] * len(self._servers)
+        self._are_here = are_here
+        self._found: SimpleQueue[ReplayChange] = SimpleQueue()
+        self._silent_s, self._occasion = SILENT_S, ""
         self._closed = threading.Event()
-        for number in range(len(self._servers)):
-            self._ask(number, "watch")
-        threading.Thread(target=self._look_for_frozen, name="replay watch", daemon=True).start()
+        self._thread = threading.Thread(target=self._keep_looking, name="replay watch", daemon=True)
+        is_one = len(servers) == 1
+        self._watched = [
+            _Watched(handle, "replay" if is_one else f"shard {number} of the replay")
+            for number, handle in enumerate(servers)
+        ]
+        for server in self._watched:
+            server.ask("watch")
+
+    def start(self) -> None:
+        """Have a thread look twice a second."""
+        self._thread.start()
 
     def close(self) -> None:
-        """Kill no more servers for their silence."""
+        """Look no more; to be called before Ray is left."""
         self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=10 * LOOK_S)
 
     def changes(self) -> list[ReplayChange]:
         """Return which processes died, and which are up again, since the last call."""
         changes: list[ReplayChange] = []
         try:
             while True:
-                changes += self._take(*self._answers.get_nowait())
+                changes.append(self._found.get_nowait())
         except Empty:
             return changes
-
-    def _take(self, number: int, asked: int, answer: Future[Any]) -> list[ReplayChange]:
-        who = "replay" if len(self._servers) == 1 else f"shard {number} of the replay"
-        error = answer.exception()
-        if error is None:
-            before, self._pids[number] = self._pids[number], int(answer.result())
-            self._ask(number, "watch")
-            was_down = number in self._down
-            self._down.discard(number)
-            return [ReplayChange(who)] if was_down else self._unseen(number, who, before)
-        if isinstance(error, ActorDiedError):
-            return []  # for good: it is lost, which its next caller finds out and says
-        if number in self._down or asked != self._pids[number]:
-            return []  # that death is named already
-        self._down.add(number)
-        self._ask(number, "health")  # answered as soon as it is up again and has opened its directory
-        is_silent = isinstance(error, TimeoutError)
-        return [ReplayChange(who, str(error) if is_silent else self._cause(self._pids[number]))]
 
     def expect_answers(self, within_s: float) -> None:
         """Have each server killed that does not answer within this time, and calls end soon after it.
@@ -94,74 +111,65 @@ class ReplayWatch:
         """
         if self.end_by == float("inf"):
             self.end_by = time.monotonic() + within_s + END_S
+            self._silent_s, self._occasion = within_s, ", and the run is to end"
             for client in self._clients:
                 client.end_by = self.end_by
-            threading.Thread(target=self.end_silent, args=(within_s,), daemon=True).start()
 
-    def end_silent(self, within_s: float) -> None:
-        """Kill each server that does not answer within this time, as one that is frozen; Ray starts another.
+    def look(self) -> None:
+        """Take the answers that are there, and kill servers that gave none for too long.
 
-        One that is known to have died is opening its directory, and left to that.
+        Looks are counted, not time: after a pause of the whole machine an answer may be close.
         """
-        asked = {
-            server.health.remote(): number for number, server in enumerate(self._servers) if number not in self._down
-        }
-        _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=within_s)
-        for reference in silent:
-            number = asked[reference]
-            self._end(number, f"it gave no answer for {within_s:.0f} s, and the run is to end")
+        for server in self._watched:
+            if server.call is None:
+                continue
+            if server.call.done():
+                self._take(server, server.call)
+            elif not server.is_down:  # one that is down opens its directory, and is left to that
+                server.looks += 1
+                if server.looks * LOOK_S >= self._silent_s:
+                    self._end(server)
 
-    def _look_for_frozen(self) -> None:
-        """Kill each server whose call on its way is unanswered for `SILENT_S`, as seen by looks at it once a second.
+    def _keep_looking(self) -> None:
+        while not self._closed.wait(LOOK_S):
+            self.look()
 
-        Looks are counted, not time: after a pause of the whole machine, or of this process, an answer may be close.
-        """
-        looked_at, looks = list(self._watched), [0] * len(self._watched)
-        while not self._closed.wait(_LOOK_S):
-            for number, call in enumerate(self._watched):
-                is_silent = call is looked_at[number] and call is not None and not call.done()
-                looks[number] = looks[number] + 1 if is_silent else 0
-                looked_at[number] = call
-                if looks[number] * _LOOK_S >= SILENT_S:
-                    looks[number] = 0
-                    self._end(number, f"it gave no answer for {SILENT_S:.0f} s")
+    def _take(self, server: _Watched, call: Future[Any]) -> None:
+        error = call.exception()
+        if error is None:
+            before, server.pid = server.pid, int(call.result())
+            if not server.is_down and before not in {0, server.pid}:  # a death that no call of ours met
+                self._found.put(ReplayChange(server.who, self._cause(before)))
+                server.is_down = True
+            if server.is_down:
+                self._found.put(ReplayChange(server.who))
+            server.is_down = False
+            server.ask("watch")
+        elif isinstance(error, ActorDiedError) or server.is_down:
+            server.call = None
+        else:
+            self._died(server, self._cause(server.pid))
 
-    def _end(self, number: int, why: str) -> None:
-        """Kill a server that is silent; Ray starts another.
+    def _died(self, server: _Watched, cause: str) -> None:
+        self._found.put(ReplayChange(server.who, cause))
+        server.is_down = True
+        server.ask("health")  # answered as soon as it is up again and has opened its directory
 
-        That it is dead is not left to the call on its way, which may fail a second later than the run comes to its end.
-        """
-        self._answers.put((number, self._pids[number], _no_answer(why)))
-        if not _kill(self._pids[number]):  # a frozen process of another machine: Ray's own way takes longer
-            ray.kill(self._servers[number], no_restart=False)
-
-    def _unseen(self, number: int, who: str, before: int) -> list[ReplayChange]:
-        """Return a death that no call of ours met, if another process answers."""
-        if before in {0, self._pids[number]}:
-            return []
-        return [ReplayChange(who, self._cause(before)), ReplayChange(who)]
+    def _end(self, server: _Watched) -> None:
+        """Kill a server that is silent; Ray starts another."""
+        silent_s = server.looks * LOOK_S
+        if not (self._are_here and _kill(server.pid)):  # of another machine: Ray's own way takes longer
+            ray.kill(server.handle, no_restart=False)
+        self._died(server, f"it gave no answer for {silent_s:.0f} s{self._occasion}")
 
     def _cause(self, pid: int) -> str:
         return describe_exit("connection error", pid, self._logs)
 
-    def _ask(self, number: int, method: str) -> None:
-        future: Future[Any] = getattr(self._servers[number], method).remote().future()
-        asked = self._pids[number]
-        self._watched[number] = future if method == "watch" else None  # opening a directory may take long
-        future.add_done_callback(lambda done: self._answers.put((number, asked, done)))
-
-
-def _no_answer(why: str) -> Future[Any]:
-    """Return the answer of a process that gives none."""
-    answer: Future[Any] = Future()
-    answer.set_exception(TimeoutError(why))
-    return answer
-
 
 def _kill(pid: int) -> bool:
-    """Kill a process of Ray's on this machine; return False if there is none of this number."""
+    """Kill a replay's process on this machine; return False if there is none of this number."""
     try:
-        if "ray::" not in Path(f"/proc/{pid}/cmdline").read_text():
+        if not pid or "ray::ReplayServer" not in Path(f"/proc/{pid}/cmdline").read_text():
             return False
         os.kill(pid, signal.SIGKILL)
     except OSError:

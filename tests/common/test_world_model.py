@@ -210,7 +210,7 @@ def test_acting_parameters_are_floats_of_encoder_and_dynamics_alone() -> None:
     assert sum(tensor.numel() for tensor in tensors.values()) == trained + statistics
 
 
-def test_the_seeds_model_has_as_many_parameters_as_counted_by_hand() -> None:
+def test_the_articles_model_has_as_many_parameters_as_counted_by_hand() -> None:
     """Encoder, dynamics, decoder and reward model of the preset `article`, layer by layer."""
     spaces, settings = preset("article")
     conv = [(1, 32), (32, 64), (64, 128), (128, 256)]

@@ -77,6 +77,21 @@ def test_steps_and_updates_are_exact(actors: int, seconds_per_update: float) -> 
     assert pool.updates == fleet.ledger.updates == RATIO.updates == 180
 
 
+def test_actors_that_act_by_chance_are_sent_no_weights() -> None:
+    """Published ones are for evaluations alone; where weights act, orders after the prefill name them."""
+    for by_weights in (True, False):
+        versions: list[int] = []
+
+        class Notes(Callbacks):
+            def on_steps(self, fleet: FleetState, slot: WorkerSlot, report: Any) -> None:
+                versions.append(slot.version)  # noqa: B023 (called within the loop)
+
+        config = dataclasses.replace(CONFIG, acts_by_weights=by_weights)
+        Fleet(pool := SimulatedPool(), config, Ledger(RATIO), [Notes()], clock=pool.clock).run()
+        assert (max(versions) > 0) is by_weights
+        assert min(versions) == -1
+
+
 def test_learner_and_actors_both_stay_busy() -> None:
     """When a learner and its actors are well matched, the run takes little longer than the slower of the two alone."""
     pool = SimulatedPool(seconds_per_step=0.02, seconds_per_update=0.05)
@@ -188,8 +203,8 @@ def test_a_learner_may_compile_for_longer_than_an_order_may_take() -> None:
             heard.extend(text for _, text in records)
 
         def on_turn(self, fleet: FleetState) -> None:
-            compiling_s = fleet.roster.learner.compiling_s(pool.now)
-            told_s.extend([] if compiling_s is None else [compiling_s])
+            preparing_s = fleet.roster.learner.preparing_s(pool.now)
+            told_s.extend([] if preparing_s is None else [preparing_s])
 
     fleet = Fleet(pool, CONFIG, Ledger(RATIO), [Hears()], clock=pool.clock).run()
     assert fleet.ledger.updates == RATIO.updates

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from make_chunks import cut
+from moving_square import play_square, square_format
 
 import dreamfleet as df
 from dreamfleet.common.errors import UserError
@@ -22,6 +24,8 @@ from dreamfleet.deploy.run.loaded_run import LoadedRun
 from dreamfleet.deploy.run.prepare import environment_id, make_settings
 from dreamfleet.deploy.run_directory import RunDirectory
 from dreamfleet.learner.checkpoints.store import CheckpointStore
+from dreamfleet.replay.compressed_batch import decompress
+from dreamfleet.replay.replay import Replay
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -124,12 +128,30 @@ def test_a_loaded_run_encodes_observes_imagines_and_decodes(folder: Path) -> Non
     assert all(np.isfinite(part).all() for part in expected.values())
 
 
-def test_sequences_are_those_that_are_trained_on(folder: Path) -> None:
-    """By the run's settings; a length that nothing has is refused in a sentence."""
-    replay = df.Replay(folder / "run")
-    assert replay._settings == RunDirectory(folder / "run").settings().replay
-    with pytest.raises(df.UserError, match="hold no sequence of 900 steps"):
-        replay.sequences(1, 900)
+def test_sequences_are_those_that_are_trained_on(tmp_path: Path) -> None:
+    """By the run's settings: steps that it holds out are not among them; a length that nothing has is refused."""
+    settings = Settings.model_validate({"env": {"id": "x"}, "replay": {"held_out_every": 2}})
+    run = RunDirectory(tmp_path / "run")
+    run.create()
+    arrays = play_square(1, 1200, seed=0)
+    run.write(settings, square_format().spaces)
+    stored = Replay(run.replay, square_format(), settings.replay, 8, seed=0)
+    for record in cut(square_format(), {**arrays, "reward": np.arange(1200, dtype=np.float32)}):
+        stored.append(record)
+    held_out = {
+        number
+        for draw in range(40)
+        if (found := stored.sample_held_out(draw, 16, 8)) is not None
+        for number in decompress(found, square_format())["reward"].ravel().tolist()
+    }
+    stored.close()
+    replay = df.Replay(run.path)
+    drawn = {number for seed in range(8) for number in replay.sequences(32, 8, seed)["reward"].ravel().tolist()}
+    assert len(drawn) > 300
+    assert len(held_out) > 300
+    assert not drawn & held_out
+    with pytest.raises(df.UserError, match="hold no sequence of 9000 steps"):
+        replay.sequences(1, 9000)
 
 
 def test_evaluating_is_the_same_from_python_and_from_the_command_line() -> None:

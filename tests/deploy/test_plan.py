@@ -31,8 +31,16 @@ from dreamfleet.deploy.plan.footprint import (
     mean_chunk_steps,
     model_sizes,
 )
-from dreamfleet.deploy.plan.plan import _suppose_gpus, describe
-from dreamfleet.deploy.plan.rates import Known, Rates, fit_update_time, measure_actor, measure_updates, rates_of_run
+from dreamfleet.deploy.plan.plan import describe
+from dreamfleet.deploy.plan.rates import (
+    Known,
+    Rates,
+    fit_update_time,
+    measure_actor,
+    measure_updates,
+    rates_of_run,
+    suppose_gpus,
+)
 from dreamfleet.deploy.plan.traffic import (
     Speeds,
     Work,
@@ -112,10 +120,10 @@ def test_all_gpus_are_those_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> 
     every = SETTINGS.model_copy(update={"learner": SETTINGS.learner.model_copy(update={"gpus": "auto"})})
     for have, ranks in ((0, 1), (2, 2), (4, 2), (5, 5)):
         monkeypatch.setattr(torch.cuda, "device_count", lambda have=have: have)
-        supposed, sentence = _suppose_gpus(every)
+        supposed, sentence = suppose_gpus(every)
         assert supposed.learner.gpus == supposed.learner.ranks == ranks
         assert sentence.startswith(f"learner.gpus auto is planned as {ranks}, ")
-    assert _suppose_gpus(SETTINGS) == (SETTINGS, "")
+    assert suppose_gpus(SETTINGS) == (SETTINGS, "")
 
 
 def test_ranks_send_each_other_their_gradients_and_each_needs_memory() -> None:
