@@ -17,19 +17,23 @@ from patience import PATIENCE_S
 from dreamfleet.actors.actor import ActorProcess
 from dreamfleet.actors.environment_batch import EnvironmentFailedError
 from dreamfleet.actors.environments.make import probe_environment
-from dreamfleet.common.acting.policy import PublishedWeights
+from dreamfleet.common.acting.agent_networks import AgentNetworks, flatten
+from dreamfleet.common.acting.policy import CHANCE, PublishedWeights
 from dreamfleet.common.acting.ray_weights import put_weights
 from dreamfleet.common.experience.chunk import decode_chunk
 from dreamfleet.common.experience.steps import StepFormat
 from dreamfleet.common.settings.schema import Settings
 
+MODEL = {"deterministic": 64, "hidden": 64, "stochastic": 4, "vector_units": 16, "embedding": 16, "reward_units": 16}
+PLANNER = {"kind": "planner", "candidates": 4, "iterations": 1, "elites": 2, "horizon": 2}
+
 
 class Owner:
     """Puts weights, which die with it."""
 
-    def put(self, version: int) -> PublishedWeights:
+    def put(self, version: int, flat: np.ndarray) -> PublishedWeights:
         """Return weights of this version."""
-        return put_weights(version, np.zeros(100_000, np.float32))
+        return put_weights(version, flat)
 
 
 def counting(**kwargs: Any) -> Settings:
@@ -62,18 +66,20 @@ def test_newer_weights_are_adopted_and_lost_ones_leave_the_old() -> None:
     """Versions rise and never fall; weights whose owner died are counted, and collecting goes on."""
     shelf = start_shelf()
     owner = ray.remote(Owner).options(num_cpus=0).remote()
-    settings = counting(length=10)
+    settings = Settings.model_validate({**counting(length=10).model_dump(), "model": MODEL, "behaviour": PLANNER})
+    flat = flatten(AgentNetworks(probe_environment(settings.env), settings).acting_parameters())
+    assert flat.nbytes > 100_000, "else they would travel with the order"
     actor = start(shelf, settings)
-    three, two, four = (get(owner.put.remote(version)) for version in (3, 2, 4))
+    three, two, four = (get(owner.put.remote(version, flat)) for version in (3, 2, 4))
     reports = [get(actor.collect.remote(5, weights)) for weights in (None, three, two)]
     ray.kill(owner)
     wait_until_lost(four.handle)
     reports.append(get(actor.collect.remote(5, four)))
-    assert [report.version for report in reports] == [0, 3, 3, 3]
+    assert [report.version for report in reports] == [CHANCE, 3, 3, 3]
     assert [report.weights_lost for report in reports] == [0, 0, 0, 1]
     step_format = StepFormat(probe_environment(settings.env))
     chunks = [decode_chunk(step_format, record) for record in get(shelf.chunks.remote())]
-    assert np.concatenate([chunk["version"] for chunk in chunks]).tolist() == [0] * 5 + [3] * 15
+    assert np.concatenate([chunk["version"] for chunk in chunks]).tolist() == [CHANCE] * 5 + [3] * 15
     assert np.concatenate([chunk["count"][:, 2] for chunk in chunks]).tolist() == [*range(11), *range(9)]
     ray.kill(actor)
     ray.kill(shelf)

@@ -114,7 +114,11 @@ def test_counting(run_fleet: RunFleet, tmp_path: Path) -> None:
         while fleet.ledger.env_steps < 900 or len(attendant.acknowledged) < 2:
             yield
 
-    settings = settings_of(delay_s=0.001)
+    model = {"deterministic": 8, "hidden": 8, "stochastic": 4, "depth": 2, "embedding": 8, "vector_units": 8}
+    planner = {"kind": "planner", "candidates": 4, "iterations": 1, "elites": 2, "horizon": 2}
+    settings = Settings.model_validate(
+        settings_of(delay_s=0.001).model_dump() | {"model": model, "behaviour": planner}
+    )  # so that published weights act
     fleet, attendant = run_fleet(settings, see_both_at_work)
     config, ratio = FleetConfig.of(settings), fleet.ledger.ratio
     in_flight = 2 * config.actors * config.steps_per_order

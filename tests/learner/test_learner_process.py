@@ -29,7 +29,9 @@ from dreamfleet.replay.shards import ShardPlan
 def test_a_killed_learner_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     """Weights are published at the start and every so often; after SIGKILL a new process ends where the old one was."""
     # So wide that its weights are an object of the store: what has less than 100 kB travels within answers.
-    settings = small_settings(model={"deterministic": 128}, learner={"publish_every": 4, "threads": 1})
+    settings = small_settings(
+        model={"deterministic": 128}, learner={"publish_every": 4, "threads": 1}, behaviour={"kind": "planner"}
+    )
     plan = ShardPlan(tmp_path / "replay", ReplaySettings(capacity_gb=0.1, held_out_every=5), seed=1)
     (server,) = start_replay_servers([plan], square_format(), 8)
     replay = RayReplay(server)
