@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dreamfleet.common.formatting import counted
 from dreamfleet.common.process_log import LogRecord, logged_once
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.fleet.fleet_state import Callbacks, FleetState
@@ -124,7 +125,7 @@ class RunCallbacks(Callbacks):
         _log_records(report.log_records)
         mean, std = float(np.mean(report.returns)), float(np.std(report.returns))
         cut = f", {report.cut_short} cut short" if report.cut_short else ""
-        found = f"return {mean:.4g} ± {std:.3g} over {len(report.returns)} episodes{cut}"
+        found = f"return {mean:.4g} ± {std:.3g} over {counted(len(report.returns), 'episode')}{cut}"
         extremes = f"best {max(report.returns):.4g}, worst {min(report.returns):.4g}"
         log.info("evaluation at %s env steps, update %d: %s, %s", f"{env_steps:,}", report.version, found, extremes)
         if report.gif:

@@ -133,7 +133,7 @@ def _model_rows(found: RunStatus) -> Rows:
         last = found.evaluation
         mean, std = last.get("mean"), last.get("std")
         found_return = "not finite" if mean is None or std is None else f"{mean:.4g} ± {std:.3g}"
-        result = f"return {found_return} over {len(last['returns'])} episodes"
+        result = f"return {found_return} over {counted(len(last['returns']), 'episode')}"
         yield "evaluation", f"{result}, at {last['env_steps']:,} env steps, update {last['updates']:,}"
 
 

@@ -27,6 +27,7 @@ from dreamfleet.actors.environment_batch import EnvironmentFailedError
 from dreamfleet.actors.evaluator import play_episodes
 from dreamfleet.common.acting.make_policy import make_policy
 from dreamfleet.common.errors import UserError
+from dreamfleet.common.formatting import counted
 from dreamfleet.common.settings.schema import Settings
 from dreamfleet.deploy.fleet.fleet import Fleet
 from dreamfleet.deploy.fleet.fleet_config import FleetConfig
@@ -253,7 +254,7 @@ def evaluate(
     kind = settings.behaviour.kind
     weights = load_acting_weights(run.checkpoints, settings, checkpoint) if settings.acts_by_weights else None
     of = f" of update {weights[0]}, without exploring" if weights else ""
-    say(f"playing {episodes} episodes of {settings.env.id} with the policy '{kind}'{of}")
+    say(f"playing {counted(episodes, 'episode')} of {settings.env.id} with the policy '{kind}'{of}")
     try:
         found = play_episodes(
             settings.env,

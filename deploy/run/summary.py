@@ -123,7 +123,7 @@ def write_evaluation(result: EvaluationResult, found: Evaluation, is_filmed: boo
     for number, frames in enumerate(found.videos):
         write_webm(folder / f"episode-{number}.webm", frames, found.fps)
     length = f"mean length {np.mean(result.lengths):.1f}"
-    say(f"return {result.mean:.2f} ± {result.std:.2f} over {len(result.returns)} episodes, {length}")
+    say(f"return {result.mean:.2f} ± {result.std:.2f} over {counted(len(result.returns), 'episode')}, {length}")
     if is_filmed and not found.videos:
         say("no video: the environment renders no frames and shows no pictures")
     say(f"written to {folder}")
