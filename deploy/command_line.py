@@ -62,6 +62,11 @@ def _train(given: argparse.Namespace) -> int:
     flags = [*given.flags, ("train.dataset", str(given.dataset))] if given.dataset else given.flags
     if given.checkpoint != "newest" and not given.origin:
         raise UserError("flag --checkpoint: it is of --from RUN, which is not given.")
+    if run and not run.path.exists() and not (given.preset or flags or given.origin):  # most likely it is mistyped
+        try:
+            run.existing()
+        except UserError as error:
+            raise UserError(f"{error} For a new run say what it is to be: --preset NAME or --env.id ID.") from None
     if given.origin:
         from dreamfleet.deploy.run.origin import check_same_origin, settings_from
 
@@ -162,7 +167,7 @@ def _eval(given: argparse.Namespace) -> int:
     from dreamfleet.deploy.run_directory import RunDirectory
 
     RunDirectory(given.run).existing()  # said before torch is imported
-    from dreamfleet.deploy.run.runs import evaluate
+    from dreamfleet.deploy.run.evaluate import evaluate
 
     evaluate(
         given.run,

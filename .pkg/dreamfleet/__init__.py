@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from dreamfleet.deploy.compare.compare import compare
     from dreamfleet.deploy.fleet.fleet_state import Callbacks
     from dreamfleet.deploy.run.loaded_run import LoadedRun as load
-    from dreamfleet.deploy.run.runs import collect, dream, evaluate, train
+    from dreamfleet.deploy.run.evaluate import evaluate
+    from dreamfleet.deploy.run.runs import collect, dream, train
     from dreamfleet.deploy.run.prepare import make_settings as settings
     from dreamfleet.deploy.run.stored_replay import StoredReplay as Replay
 
@@ -33,11 +34,16 @@ _PLACES = {
     "collect": ("deploy.run.runs", "collect"),
     "compare": ("deploy.compare.compare", "compare"),
     "dream": ("deploy.run.runs", "dream"),
-    "evaluate": ("deploy.run.runs", "evaluate"),
+    "evaluate": ("deploy.run.evaluate", "evaluate"),
     "load": ("deploy.run.loaded_run", "LoadedRun"),
     "settings": ("deploy.run.prepare", "make_settings"),
     "train": ("deploy.run.runs", "train"),
 }
+
+
+def __dir__() -> list[str]:
+    """Return what is public, for those who complete names."""
+    return [*__all__, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,7 @@ def describe_other(value: Any) -> str:
     """Return what a value is that is no `gymnasium.Env`, and what it should be: the end of a sentence."""
     packages, kind = _packages(value), type(value).__name__
     if value is None:
-        return "nothing (None): it should return a gymnasium.Env; is a `return` missing"
+        return "nothing (None): it should return a gymnasium.Env, and a `return` may be missing"
     if isinstance(value, type):
         return f"the class {value.__name__}: it should return an environment made of it, {value.__name__}(...)"
     if isinstance(value, VectorEnv) or (hasattr(value, "num_envs") and hasattr(value, "step")):

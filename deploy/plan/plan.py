@@ -122,7 +122,11 @@ def _rate_rows(rates: Rates, acting: Known | None) -> list[tuple[str, str, str]]
         ("compression", "times"): rates.compression,
     }
     rows = [
-        (name, f"{number(known.value)} {unit}" if known else "unknown", known.source if known else "nowhere")
+        (
+            name,
+            f"{number(known.value)} {unit}" if known else "unknown",
+            known.source if known else "--updates-per-s may say it",
+        )
         for (name, unit), known in named.items()
     ]
     if acting:

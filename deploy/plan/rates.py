@@ -20,7 +20,7 @@ from dreamfleet.deploy.run_directory import RunDirectory, read_rows
 
 if TYPE_CHECKING:
     from dreamfleet.actors.collector import Collector
-    from dreamfleet.learner.hardware import Hardware
+    from dreamfleet.learner.hardware import Hardware, TorchThreads
 
 MEASURED_STEPS = 512
 """Environment steps after which measuring an actor ends, if its time is not over before."""
@@ -134,11 +134,14 @@ class UpdateTime(NamedTuple):
     updates: int
 
 
-def measure_updates(settings: Settings, spaces: Spaces, busy_cores: int, seconds: float) -> tuple[UpdateTime, Hardware]:
+def measure_updates(
+    settings: Settings, spaces: Spaces, busy_cores: int, seconds: float, set_to: TorchThreads | None = None
+) -> tuple[UpdateTime, Hardware]:
     """Return what an update takes on this machine, without compiling, on made-up batches, and on which hardware.
 
     Where several ranks are to share a batch, it is an update on the part of one of them.
-    Actors keep `busy_cores` of the machine's cores busy. For `seconds` see `fit_update_time`.
+    Actors keep `busy_cores` of the machine's cores busy. For `seconds` see `fit_update_time`, for `set_to`
+    `choose_hardware`.
 
     Raises:
         UserError: if a GPU is asked for and there is none.
@@ -148,7 +151,7 @@ def measure_updates(settings: Settings, spaces: Spaces, busy_cores: int, seconds
     with _threads(torch.get_num_threads()):
         ranks = settings.learner.ranks
         learner = settings.learner.model_copy(update={"compile": "off"})
-        hardware = choose_hardware(learner, busy_cores, sharing=ranks)
+        hardware = choose_hardware(learner, busy_cores, set_to, ranks)
         update = _updater(settings, spaces, hardware)
         return fit_update_time(update, settings.learner.batch_size // ranks, seconds), hardware
 

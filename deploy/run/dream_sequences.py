@@ -77,6 +77,9 @@ def dream_of(
     records = settings.records
     seen = records.picture_context if context is None else context
     imagined = max(1, records.picture_steps - seen) if horizon is None else horizon
+    for name, number in (("sequences", sequences), ("context", seen), ("horizon", imagined)):
+        if number < 1:
+            raise UserError(f"{name} is {number}, but must be a whole number of at least 1.")
     model, _ = load_world_model(run.checkpoints, settings)
     length = settings.learner.sequence_length
     experience, _ = run.experience(settings)

@@ -147,14 +147,15 @@ def _measure(spec: RunSpec, inline: bool, address: str | None) -> tuple[list[tup
         return [*rows, ("the learner", too_big)], None
     _print(f"measuring updates on made-up batches, for {UPDATES_S:.0f} seconds or a little more ...")
     busy = 0 if inline or address else actors
-    found, hardware = measure_updates(settings, spec.spaces, busy, UPDATES_S)
+    from dreamfleet.learner.hardware import torch_threads, wants_compiled
+
+    set_to = None if address else torch_threads()  # as a run on this machine has it
+    found, hardware = measure_updates(settings, spec.spaces, busy, UPDATES_S, set_to)
     ranks, on_cpu = settings.learner.ranks, hardware.device.type == "cpu"
     size = settings.learner.batch_size // ranks
     how = (
         f"median of {found.updates}" if found.batch == size else f"extrapolated to {size} from {found.batch} sequences"
     )
-    from dreamfleet.learner.hardware import wants_compiled
-
     eager = (
         "; without learner.compile, which makes them quicker"
         if wants_compiled(settings.learner, hardware.device)

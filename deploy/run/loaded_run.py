@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from dreamfleet.common.acting.action_encoding import encode_actions, previous_actions
+from dreamfleet.common.errors import UserError
 from dreamfleet.common.model.rssm import State
 from dreamfleet.deploy.run.agent import Agent
 from dreamfleet.deploy.run_directory import RunDirectory
@@ -54,15 +55,23 @@ class LoadedRun:
 
     @torch.no_grad()
     def encode(self, batch: Mapping[str, np.ndarray]) -> torch.Tensor:
-        """Return the embeddings (B, T, E) of observations."""
-        names = [entry.name for entry in self.spaces.observations]
-        return self.world_model.encode({name: self._tensor(batch[name]) for name in names})
+        """Return the embeddings (B, T, E) of observations.
+
+        Raises:
+            UserError: if an entry is missing, or not (B, T, …) of its shape, or a picture that is not of bytes.
+        """
+        return self.world_model.encode(
+            {
+                entry.name: self._field(batch, entry.name, entry.shape, entry.is_image)
+                for entry in self.spaces.observations
+            }
+        )
 
     @torch.no_grad()
     def observe(self, batch: Mapping[str, np.ndarray]) -> State:
         """Return the posterior states (B, T, …): each has seen the actions before it and its own observation."""
-        is_first = self._tensor(batch["is_first"])
-        encoded = encode_actions(self.spaces.action, self._tensor(batch["action"]))
+        is_first = self._field(batch, "is_first", ())
+        encoded = encode_actions(self.spaces.action, self._field(batch, "action", self.spaces.action.stored_shape))
         actions = previous_actions(encoded, is_first)
         return self.world_model.observe(self.encode(batch), actions, is_first).states
 
@@ -74,8 +83,17 @@ class LoadedRun:
             state: (B, …), of one step.
             actions: (B, H, …) as they are stored; the first is taken in `state`.
             sample: false takes the mode of each prior.
+
+        Raises:
+            UserError: if the actions are not (B, H, …) as they are stored, or the state is not of one step.
         """
-        encoded = encode_actions(self.spaces.action, self._tensor(actions))
+        if state.feature.ndim != 2:
+            raise UserError(
+                f"the state has the shape {tuple(state.feature.shape)}, and imagining begins at one step: take it with "
+                "state.map(lambda part: part[:, 3])"
+            )
+        given = self._field({"action": actions}, "action", self.spaces.action.stored_shape)
+        encoded = encode_actions(self.spaces.action, given)
         return self.world_model.imagine(state, encoded, sample)
 
     @torch.no_grad()
@@ -98,5 +116,16 @@ class LoadedRun:
             for name, value in expected.items()
         }
 
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.as_tensor(np.asarray(array), device=self._device)
+    def _field(
+        self, batch: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...], is_image: bool = False
+    ) -> torch.Tensor:
+        """Return a field (B, T, *shape) of a batch, on the device."""
+        if name not in batch:
+            raise UserError(f"the batch lacks '{name}': it has {', '.join(batch) or 'nothing'}")
+        array = np.asarray(batch[name])
+        if array.ndim != 2 + len(shape) or array.shape[2:] != shape:
+            wanted = ", ".join(["B", "T", *map(str, shape)])
+            raise UserError(f"the batch's '{name}' has the shape {array.shape}, not ({wanted})")
+        if is_image and array.dtype != np.uint8:
+            raise UserError(f"the batch's '{name}' is {array.dtype}, and pictures are bytes (uint8) from 0 to 255")
+        return torch.as_tensor(array, device=self._device)

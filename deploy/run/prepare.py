@@ -46,8 +46,17 @@ def make_settings(*presets: str | Path, **sections: Any) -> Settings:
             raise UserError(
                 f"df.settings: {shown(preset)} is no preset: give each by itself, df.settings('dreamer_v3', ...)."
             )
-    flags = [(path, yaml.safe_dump(value, default_flow_style=True)) for path, value in leaves(sections)]
+    flags = [(path, _as_yaml(path, value)) for path, value in leaves(sections)]
     return resolve([str(preset) for preset in presets], flags)
+
+
+def _as_yaml(path: str, value: Any) -> str:
+    """Return a setting's value as a flag would give it; numpy's numbers and arrays are plain ones."""
+    try:
+        plain = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+        return yaml.safe_dump(plain, default_flow_style=True)
+    except yaml.YAMLError:
+        raise UserError(f"df.settings: {path} is {shown(value)}, which is no plain number, text or list.") from None
 
 
 def environment_id(environment: Environment) -> str:

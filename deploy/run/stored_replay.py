@@ -60,8 +60,10 @@ class StoredReplay:
         By the run's settings, where there is a run: what it holds out is not among them. Each call opens the replay.
 
         Raises:
-            UserError: if no sequence is that long.
+            UserError: if no sequence is that long, or count or length is less than 1.
         """
+        if count < 1 or length < 1:
+            raise UserError(f"sequences({count}, {length}): count and length are whole numbers from 1 on.")
         replay = open_shards(self._directory, self.step_format, self._settings, length, seed, read_only=True)
         try:
             return decompress(replay.sample(0, count), self.step_format)

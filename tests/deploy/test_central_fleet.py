@@ -194,4 +194,5 @@ def test_the_start_says_that_one_process_acts_for_all() -> None:
     assert describe_actors(make_settings("dreamer_v3", actors=central)) == (
         "3, of 1 environment each; one process acts for all of them"
     )
-    assert describe_actors(make_settings("small", actors=central)) == "3, of 1 environment each"
+    by_chance = "3, of 1 environment each; actions are random (behaviour.kind), and no policy is learnt"
+    assert describe_actors(make_settings("small", actors=central)) == by_chance

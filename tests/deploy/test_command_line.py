@@ -92,6 +92,17 @@ def test_spaces_that_cannot_be_read_say_what_to_do(tmp_path: Path) -> None:
         run.spaces()
 
 
+def test_a_mistyped_run_is_no_new_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing says what a new run is to be, the nearest that there is is named."""
+    monkeypatch.chdir(tmp_path)
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/config.yaml").write_text("seed: 1\n")
+    said = complaint(capsys, "train", "--run", "runs/mien")
+    assert "runs/mien does not exist. Did you mean 'runs/mine'? For a new run say what it is to be" in said
+
+
 def test_a_folder_with_other_files_is_no_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Training refuses to write among files that are no run of its own."""
     (tmp_path / "thesis.tex").write_text("important")

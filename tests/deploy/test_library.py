@@ -255,3 +255,32 @@ def test_the_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
     exec(compile(script, "README.md", "exec"), names)  # noqa: S102 (our own README)
     assert names["result"].stopped == "every episode of an evaluation reached 475"
     assert names["ended"]
+
+
+def test_what_does_not_fit_a_loaded_run_is_a_sentence(folder: Path) -> None:
+    """Fields that are missing or of another shape, a state of several steps, another environment, numbers below 1."""
+    loaded, replay = df.load(folder / "run"), df.Replay(folder / "run")
+    batch = replay.sequences(2, 6)
+    name = loaded.spaces.observations[0].name
+    states = loaded.observe(batch)
+    for call, words in (
+        (lambda: loaded.encode({}), f"the batch lacks '{name}'"),
+        (lambda: loaded.encode({name: batch[name][0]}), f"the batch's '{name}' has the shape (6, 3), not (B, T, 3)"),
+        (lambda: loaded.observe({**batch, "action": batch["action"][..., None]}), "the batch's 'action' has the shape"),
+        (lambda: loaded.imagine(states, batch["action"]), "imagining begins at one step"),
+        (lambda: replay.sequences(0, 6), "count and length are whole numbers from 1 on"),
+        (lambda: df.dream(folder / "run", sequences=0), "sequences is 0"),
+        (lambda: df.evaluate(folder / "run", episodes=0), "episodes=0"),
+        (lambda: df.evaluate(folder / "run", "CartPole-v1"), "is of another environment"),
+    ):
+        with pytest.raises(df.UserError, match=re.escape(words)):
+            call()
+
+
+def test_numbers_of_numpy_are_settings() -> None:
+    """What is no plain value is a sentence; and all that is public can be completed."""
+    found = df.settings("cartpole", train={"env_steps": np.int64(3000)}, loss={"kl_scale": np.float32(0.5)})
+    assert (found.train.env_steps, found.loss.kl_scale) == (3000, 0.5)
+    with pytest.raises(df.UserError, match=r"df.settings: train.env_steps is <object"):
+        df.settings("cartpole", train={"env_steps": object()})
+    assert set(df.__all__) <= set(dir(df))
