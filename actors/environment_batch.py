@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dreamfleet.actors.environments.make import describe_spaces, make_environment
-from dreamfleet.actors.environments.user_code import close_environment, describe, flag_of, reward_of
+from dreamfleet.actors.environments.user_code import cause_of, close_environment, flag_of, reward_of
 from dreamfleet.actors.spaces.action_spaces import action_converter
 from dreamfleet.actors.spaces.vectors import LARGEST, VectorBounds
 from dreamfleet.common.experience.steps import CHUNK_STEPS, StepFormat
@@ -187,7 +187,7 @@ class EnvironmentBatch:
         except StepInterrupted:
             raise
         except BaseException as error:
-            raise self._failure(k, f"at its reset: {describe(error)}") from error
+            raise self._failure(k, f"at its reset: {cause_of(error)}") from error
         self.buffer.set_from_here("episode", self._episode[k], k)
         current.is_first[k] = True
         current.reward[k] = 0.0
@@ -207,7 +207,7 @@ class EnvironmentBatch:
         except StepInterrupted:
             raise
         except BaseException as error:
-            raise self._failure(k, describe(error)) from error
+            raise self._failure(k, cause_of(error)) from error
         self.returns[k] += reward
         current.reward[k] = reward
         if terminated or truncated:

@@ -15,7 +15,7 @@ import numpy as np
 from dreamfleet.actors.collector import EpisodeResult
 from dreamfleet.actors.environment_batch import EnvironmentFailedError
 from dreamfleet.actors.environments.make import Environment, describe_spaces, make_environment
-from dreamfleet.actors.environments.user_code import close_environment, describe, flag_of, reward_of
+from dreamfleet.actors.environments.user_code import cause_of, close_environment, flag_of, reward_of
 from dreamfleet.actors.spaces.action_spaces import action_converter
 from dreamfleet.actors.spaces.vectors import check_finite
 from dreamfleet.common.acting.make_policy import make_policy
@@ -197,7 +197,7 @@ def play_episodes(
                 raise
             except BaseException as error:
                 raise EnvironmentFailedError(
-                    f"environment '{settings.id}' failed in episode {number} of an evaluation: {describe(error)}"
+                    f"environment '{settings.id}' failed in episode {number} of an evaluation: {cause_of(error)}"
                 ) from error
             evaluation.episodes.append(result)
             evaluation.cut_short += cut
