@@ -175,7 +175,7 @@ def test_a_failing_environment_costs_none_of_the_steps_before() -> None:
     collector, shelf = counting(1, length=10, fail_at=100)
     with pytest.raises(
         EnvironmentFailedError,
-        match=r"actor 3, environment 0\) failed in episode 9 at step 10: .*told to.*counting_environment.py, line \d+\)",
+        match=r"actor 3, environment 0\) failed in episode 9 at step 10: .*told.*counting_environment.py, line \d+\)",
     ):
         collector.collect(200)
     assert [header.steps for header in shelf.headers(0)] == [64, 99 + 10 - 64]
