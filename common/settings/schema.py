@@ -172,6 +172,11 @@ class LearnerSettings(Section):
         return max(ranks for ranks in range(1, max(gpus, 1) + 1) if self.batch_size % ranks == 0)
 
     @property
+    def takes_all_gpus(self) -> bool:
+        """Whether the learner takes as many GPUs as there are and can share a batch evenly."""
+        return self.gpus == "auto" and self.device != "cpu"
+
+    @property
     def ranks(self) -> int:
         """The ranks asked for; 1 for `auto`, of which it is not known before there is a node."""
         return 1 if self.gpus == "auto" else self.gpus

@@ -94,7 +94,7 @@ def check_learner_machine(
     """
     learner = settings.learner
     have = len(facts["gpus"]) if ray_gpus is None else int(ray_gpus)
-    ranks = learner.most_ranks(have) if learner.gpus == "auto" and learner.device != "cpu" else learner.ranks
+    ranks = learner.most_ranks(have) if learner.takes_all_gpus else learner.ranks
     training = footprint.model.training(ranks) if footprint else None
     disk = check_disk(facts, settings, footprint)
     gpu = [check_gpu(facts, learner.device, training, ray_gpus, ranks, elsewhere)]

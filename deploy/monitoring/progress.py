@@ -145,13 +145,13 @@ class Progress:
         parts = [f"steps {ledger.env_steps:,}/{ratio.env_steps:,} ({figures['fleet/env_steps_per_s']:.0f}/s)"]
         if config.learns:
             idle = (figures["fleet/actors_wait_fraction"], figures["fleet/learner_wait_fraction"])
-            age = f"weights {figures['fleet/actor_weights_age_updates']:.0f} updates old"
             parts += [
                 f"updates {ledger.updates:,}/{ratio.updates:,} ({figures['fleet/updates_per_s']:.1f}/s)",
                 f"ratio {figures['fleet/ratio']:.1f}/{ratio.ratio:g}",
-                *([age] if config.acts_by_weights else []),
-                f"waiting: actors {idle[0]:.0%}, learner {idle[1]:.0%}",
             ]
+            if config.acts_by_weights:
+                parts.append(f"weights {figures['fleet/actor_weights_age_updates']:.0f} updates old")
+            parts.append(f"waiting: actors {idle[0]:.0%}, learner {idle[1]:.0%}")
             if ledger.updates == 0 and ledger.env_steps < ratio.prefill:
                 parts.insert(0, "prefill")
             preparing_s = roster.learner.preparing_s(time.monotonic())

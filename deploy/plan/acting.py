@@ -37,7 +37,7 @@ def acting_seconds(settings: Settings, spaces: Spaces, weights: int) -> Known | 
         weights: bytes of what acting needs.
     """
     behaviour, environments = settings.behaviour, settings.actors.environments
-    if behaviour.kind == "random":
+    if not settings.acts_by_weights:
         return None
     futures = behaviour.candidates * behaviour.iterations * behaviour.horizon if behaviour.kind == "planner" else 1
     at_least = max(weights / CORE_BYTES_PER_S, weights / 2 * futures * environments / CORE_FLOP_PER_S)

@@ -112,7 +112,7 @@ def measure_actor(settings: Settings, seconds: float, on_model: bool) -> tuple[S
 def suppose_gpus(settings: Settings) -> tuple[Settings, str]:
     """Return the settings with a number for `learner.gpus auto`, by this machine's, and a sentence that says so."""
     learner = settings.learner
-    if learner.gpus != "auto" or learner.device == "cpu":
+    if not learner.takes_all_gpus:
         return settings, ""
     have = torch.cuda.device_count()
     ranks = learner.most_ranks(have)

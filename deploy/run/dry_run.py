@@ -138,9 +138,9 @@ def _measure(spec: RunSpec, inline: bool, address: str | None) -> tuple[list[tup
         count, kind = settings.actors.count, settings.behaviour.kind
         actors = max(1, usable_cores() - 1) if isinstance(count, str) else count
         _print(f"measuring an actor, for up to {2 * ACTOR_S:.0f} seconds ...")
-        _, random, on_model = measure_actor(settings, ACTOR_S, on_model=kind != "random")
+        _, random, on_model = measure_actor(settings, ACTOR_S, on_model=settings.acts_by_weights)
         random_rate, model_rate = random.rate, on_model.rate
-        acting = f", {number(model_rate)} on the model ({kind})" if kind != "random" else ""
+        acting = f", {number(model_rate)} on the model ({kind})" if settings.acts_by_weights else ""
         rows.append(("one actor", f"{number(random_rate)} env steps/s with random actions{acting}"))
     too_big = _too_big(spec)
     if too_big:

@@ -45,6 +45,7 @@ def describe_actors(settings: Settings) -> str:
     if settings.train.dataset:
         return f"none, training on the dataset {Path(settings.train.dataset)}"
     count = "as many as there is room for" if settings.actors.count == "auto" else settings.actors.count
-    acting = "; one process acts for all of them" if settings.acts_centrally else ""
-    acting = acting if settings.acts_by_weights else "; actions are random (behaviour.kind), and no policy is learnt"
-    return f"{count}, of {counted(settings.actors.environments, 'environment')} each{acting}"
+    text = f"{count}, of {counted(settings.actors.environments, 'environment')} each"
+    if not settings.acts_by_weights:
+        return f"{text}; actions are random (behaviour.kind), and no policy is learnt"
+    return f"{text}; one process acts for all of them" if settings.acts_centrally else text

@@ -110,13 +110,13 @@ def _weights(
     """
     kind = settings.behaviour.kind
     if policy is None:
-        if kind != "random":
+        if settings.acts_by_weights:
             raise UserError(
                 f"behaviour.kind is {kind}, which acts with what a run has learned: name one with --policy RUN, or "
                 "give --behaviour.kind random."
             )
         return None
-    if kind == "random":
+    if not settings.acts_by_weights:
         raise UserError(f"flag --policy: behaviour.kind of {policy.shown} is random: there is no learned policy in it.")
     check_same_spaces(policy, spaces)
     weights = load_acting_weights(policy.checkpoints, settings, checkpoint)

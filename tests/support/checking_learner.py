@@ -125,7 +125,7 @@ class CheckingLearner:
         return PublishedWeights(self._updates, self._weights())
 
     def _weights(self) -> np.ndarray:
-        if self._settings.behaviour.kind == "random":
+        if not self._settings.acts_by_weights:
             return np.array([self._updates], np.float32)
         import torch
 
